@@ -1,0 +1,1 @@
+"""Settings, registries, errors: strings and YAML in, checked values out. Knows nothing of models or data."""

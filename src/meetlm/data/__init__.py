@@ -1,0 +1,1 @@
+"""Preference data: sources -> examples -> levels -> encoded batches. Knows no model."""

@@ -1,0 +1,49 @@
+"""What every data source is turned into. Knows no tokenizer, no model, no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Turn, ...]
+"""Plain text, or a conversation that the tokenizer's chat template will render."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an example was read: ``file`` (or hub name) and its 1-based ``line`` (row, for tables)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceExample:
+    """A pair (x, y_w, y_l) of the paper's section 3.1.
+
+    Attributes:
+        prompt: x. For plain text it ends where the completion begins (HH: after the last ``\\n\\nAssistant:``).
+        chosen: y_w, the completion alone (a string with its leading space, or assistant turns).
+        rejected: y_l, likewise.
+        group: What one prompt or post is: evaluation keeps one row a group, bootstraps resample groups.
+        origin: Where it was read.
+        rejected_prompt: The prompt of the rejected side where it differs from ``prompt``, else ``None``.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    group: str
+    origin: Origin
+    rejected_prompt: Text | None = None

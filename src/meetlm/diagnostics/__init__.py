@@ -1,0 +1,1 @@
+"""Diagnostics: what can be said of data and policies without training or sampling."""

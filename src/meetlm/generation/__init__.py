@@ -1,0 +1,1 @@
+"""Generation: the only sampler. Prompts and levels in, completions out."""

@@ -1,0 +1,1 @@
+"""Runs: a recipe executed, a folder on disk, and the way back from it."""

@@ -1,0 +1,1 @@
+"""Training: stages, one loop, checkpoints. Knows no loss formula and no method name."""
