@@ -1,0 +1,56 @@
+"""The formats preference pairs come in, by name, and the one function that reads them.
+
+A format is a pure function from a row to an example; files, splits and the hub are the business of ``rows``.
+A new format is one new file and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from meetlm.config.errors import DataError
+from meetlm.config.registry import Registry
+from meetlm.data import hh
+from meetlm.data.example import PreferenceExample
+from meetlm.data.rows import Row, find_rows
+from meetlm.data.settings import DataSettings
+
+
+def _always(row: Row, split: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Source:
+    """A format of preference data.
+
+    Attributes:
+        parse: Turns one row into an example, or raises a ``DataError`` that names the place.
+        stop: Strings at which a generated completion ends, besides the end-of-text token.
+        belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
+    """
+
+    parse: Callable[[Row], PreferenceExample]
+    stop: tuple[str, ...] = ()
+    belongs: Callable[[Row, str], bool] = _always
+
+
+SOURCES: Registry[Source] = Registry("data source")
+SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP))
+
+
+def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> list[PreferenceExample]:
+    """Read every row of a split, unfiltered and in the order of the file.
+
+    Raises:
+        ConfigError: ``settings.source`` is not a known format.
+        DataError: The data cannot be found or read, or a row is not what the format asks for.
+    """
+    source = SOURCES[settings.source]
+    found = find_rows(settings, split)
+    examples = [source.parse(row) for row in found.rows if source.belongs(row, found.split)]
+    if not examples:
+        raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
+    return examples
