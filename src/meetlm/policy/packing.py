@@ -1,0 +1,137 @@
+"""Attention over packed sequences, and the check that it may be used.
+
+``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with ``cu_seq_lens`` it attends within each
+sequence of a packed row, one call of scaled-dot-product attention a sequence and no mask; without, it is ``sdpa``.
+Flash attention takes the same arguments on CUDA. Not every architecture goes through that interface, and some have
+windows of their own, so :func:`packs_exactly` compares logits before a model is packed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+VARLEN = "meet_varlen"
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend within each sequence of a packed row.
+
+    Args:
+        module: The attention layer.
+        query: [1, H, T, d]; key and value [1, H_kv, T, d], H a multiple of H_kv.
+        key: See ``query``.
+        value: See ``query``.
+        attention_mask: Used only where nothing is packed.
+        dropout: On attention weights.
+        scaling: Of the scores; 1/sqrt(d) by default.
+        kwargs: ``cu_seq_lens_q`` [S + 1] marks the sequences; ``sliding_window`` is obeyed; the rest is for sdpa.
+
+    Returns:
+        [1, T, H, d], and no weights.
+    """
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    window = kwargs.get("sliding_window")
+    bounds = borders.tolist()
+    outputs = []
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        mask = None
+        if window is not None and end - start > window:
+            position = torch.arange(end - start, device=query.device)
+            distance = position[:, None] - position[None, :]
+            mask = (distance >= 0) & (distance < window)
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)
+
+
+def packed_arguments(cu_seq_lens: Tensor) -> dict[str, Any]:
+    """Return what a packed forward passes beside ids and positions.
+
+    The 4-D mask of one element keeps transformers from building a dense one; the attentions above do not look at it.
+    """
+    longest = int((cu_seq_lens[1:] - cu_seq_lens[:-1]).max())
+    return {
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=cu_seq_lens.device),
+    }
+
+
+@torch.no_grad()
+def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
+    """Switch ``lm`` to packed attention if packed logits equal those of sequences one by one.
+
+    Args:
+        lm: In eval mode. Left with the packed attention on success, with its own otherwise.
+        longest: Tokens of the longest sequence to check (a window shorter than this shows).
+        tolerance: Largest difference of a logit, for f32, relative to the largest logit where that is above 1.
+
+    Returns:
+        ``None`` if it packs, else why not.
+    """
+    if not getattr(lm, "_supports_attention_backend", False):
+        return f"{type(lm).__name__} does not go through transformers' AttentionInterface"
+    if lm.config._attn_implementation != "sdpa":
+        return f"its own attention is {lm.config._attn_implementation!r}, and packing is written for 'sdpa'"
+    longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
+    lengths = [min(7, longest), longest, min(5, longest)]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = lm.get_input_embeddings().num_embeddings
+    rows = [torch.randint(0, vocabulary, (1, n), generator=generator).to(lm.device) for n in lengths]
+    alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
+    own = lm.config._attn_implementation
+    flash = lm.device.type == "cuda" and is_flash_attn_2_available()
+    lm.set_attn_implementation("flash_attention_2" if flash else VARLEN)
+    borders = torch.tensor([0, *lengths], device=lm.device).cumsum(0).to(torch.int32)
+    with torch.autocast("cuda", torch.bfloat16, enabled=flash):
+        packed = lm(
+            torch.cat(rows, dim=1),
+            position_ids=torch.cat([torch.arange(n, device=lm.device) for n in lengths])[None],
+            use_cache=False,
+            logits_to_keep=(borders[1:] - 1).long(),
+            **packed_arguments(borders),
+        ).logits[0]
+    bound = 5e-2 if flash else tolerance
+    for n, one, row in zip(lengths, alone, packed.float(), strict=True):
+        gap = float((one - row).abs().max() / one.abs().max().clamp(min=1))
+        if not gap <= bound:
+            lm.set_attn_implementation(own)
+            return f"packed logits of {n} tokens differ from those alone by {gap:.2g} (bound {bound:g})"
+    return None

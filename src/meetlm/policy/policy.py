@@ -1,0 +1,118 @@
+"""The policy: one forward from a batch to the log-probs of its trained tokens.
+
+Shapes: R rows, T tokens of a row, K levels, N trained tokens, S sequences. The head runs only where a token is
+trained. Knows no loss: objectives are functions of what comes out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from meetlm.controls.base import Control
+from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
+from meetlm.data.encoding import Encoded
+from meetlm.policy.packing import packed_arguments, packs_exactly
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogps:
+    """Log-probs of trained tokens.
+
+    Attributes:
+        values: [N] f32, natural log.
+        sequence: [N] int64, the sequence of each.
+        num_sequences: S.
+    """
+
+    values: Tensor
+    sequence: Tensor
+    num_sequences: int
+
+    def sums(self) -> Tensor:
+        """Return log p(y|x, level) of each sequence, [S]."""
+        return self.values.new_zeros(self.num_sequences).index_add(0, self.sequence, self.values)
+
+    def counts(self) -> Tensor:
+        """Return the number of trained tokens of each sequence, [S]."""
+        return torch.bincount(self.sequence, minlength=self.num_sequences)
+
+
+class Policy(nn.Module):
+    """A language model that obeys a control.
+
+    Args:
+        lm: Any causal language model of transformers, in eval mode.
+        control: Built for ``lm``; attached here.
+        longest: Tokens of the longest sequence to come, for the packing check.
+
+    Attributes:
+        layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
+        why_padded: The reason, for reports; ``None`` when packed.
+    """
+
+    def __init__(self, lm: PreTrainedModel, control: Control, longest: int = 512) -> None:
+        super().__init__()
+        self.why_padded = packs_exactly(lm, longest)
+        self.layout: Layout = "packed" if self.why_padded is None else "padded"
+        self.lm, self.control = lm, control
+        control.attach(lm)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.lm.device
+
+    def forward(self, blocks: Sequence[Block], num_sequences: int) -> TokenLogps:
+        """Return the log-probs of every trained token of a batch (:class:`Batch`), differentiable."""
+        values = torch.cat([self._block(block) for block in blocks])
+        return TokenLogps(values, torch.cat([block["sequence"] for block in blocks]), num_sequences)
+
+    def _block(self, block: Block) -> Tensor:
+        ids, weights, targets = block["input_ids"], block["level_weights"], block["targets"]
+        keep = targets != IGNORE
+        self.control.weigh(weights)
+        arguments = (
+            packed_arguments(block["cu_seq_lens"])
+            if "cu_seq_lens" in block
+            else {"attention_mask": block["attention_mask"]}
+        )
+        logits = self.lm(
+            inputs_embeds=self.control.embed(ids, weights, self.lm.get_input_embeddings()),
+            position_ids=block["position_ids"],
+            use_cache=False,  # the default would silently let packed sequences see each other
+            logits_to_keep=keep,
+            **arguments,
+        ).logits
+        return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Encoded], max_tokens: int = 2048) -> tuple[Tensor, Tensor]:
+        """Return (log p(y|x, level) [S] f64, trained tokens [S]) of sequences in the order given, on the CPU.
+
+        Args:
+            sequences: Any number; they are batched by length.
+            max_tokens: Most tokens in one forward pass.
+        """
+        was_training = self.training
+        self.eval()
+        sums = torch.zeros(len(sequences), dtype=torch.float64)
+        for indices in budget(sequences, max_tokens):
+            batch = collate([sequences[i] for i in indices], self.layout)
+            logps = self(to_device(batch["blocks"], self.device), len(indices))
+            sums[indices] = logps.sums().double().cpu()
+        self.train(was_training)
+        return sums, torch.tensor([s.num_trained for s in sequences])
+
+
+def to_device(blocks: Sequence[Block], device: torch.device) -> list[Block]:
+    """Return ``blocks`` with their tensors on ``device``."""
+    moved: list[Block] = []
+    for block in blocks:
+        moved.append({name: tensor.to(device) for name, tensor in block.items()})  # type: ignore[misc, attr-defined]
+    return moved

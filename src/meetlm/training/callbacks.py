@@ -1,0 +1,83 @@
+"""What watches the loop: ``metrics.jsonl`` on disk and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Metrics(TrainerCallback):
+    """Appends a line to ``metrics.jsonl`` for each logged step: loss, loss per level, rate, tokens per second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._since = path, time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; drop lines after the step that training resumes from."""
+        self._since = time.perf_counter()
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the line."""
+        if not logs or "loss" not in logs:
+            return
+        now = time.perf_counter()
+        logs["tokens_per_second"] = logs["input_tokens"] / (now - self._since)
+        self._since = now
+        with self.path.open("a") as out:
+            out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class Progress(TrainerCallback):
+    """A tqdm bar with the loss per level and tokens per second; tqdm adds the time left."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the losses."""
+        if logs and "loss" in logs:
+            shown = {key.removeprefix("loss/"): f"{v:.3f}" for key, v in logs.items() if key.startswith("loss/")}
+            self._bar.set_postfix({**shown, "tok/s": f"{logs.get('tokens_per_second', 0):.0f}"}, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self._bar.close()

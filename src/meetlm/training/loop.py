@@ -1,0 +1,209 @@
+"""The loop: one thin subclass of ``transformers.Trainer`` that every stage of every method goes through.
+
+An item of the training set is a pair's two sequences, so both are always in the same optimizer step. The loss is the
+objective's sum over the whole accumulated batch divided by its trained tokens. A checkpoint holds what is trained
+(and optimizer, scheduler, generators, position), is written beside its place and then renamed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from meetlm.data.batch import Batch, Layout, collate
+from meetlm.data.encoding import Encoded
+from meetlm.objectives.base import OBJECTIVES
+from meetlm.policy.policy import Policy
+from meetlm.training.stage import BatchSettings, StageSettings
+
+Item = tuple[Encoded, ...]
+WEIGHTS = "model.safetensors"
+
+
+class Items(Dataset[Item]):
+    """A list as a dataset."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+
+class Collator:
+    """Items to a batch: the sequences of the first item, of the second, …."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def __call__(self, items: list[Item]) -> Batch:
+        """Return the batch of all sequences of ``items``."""
+        return collate([sequence for item in items for sequence in item], self.layout)
+
+
+class StageTrainer(Trainer):
+    """Trains a policy for one stage.
+
+    Args:
+        policy: With ``requires_grad`` set as the stage wants it.
+        items: The training set.
+        stage: Rates and length.
+        batch: Sizes, logging, checkpoints.
+        folder: Where checkpoints go.
+        seed: Of the data order and of dropout.
+        callbacks: Progress, metrics.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        items: Sequence[Item],
+        stage: StageSettings,
+        batch: BatchSettings,
+        folder: Path,
+        seed: int,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.stage, self.folder = stage, folder
+        self._objective = OBJECTIVES[stage.objective]
+        steps = stage.num_steps(len(items), batch.pairs)
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=batch.micro,
+            gradient_accumulation_steps=batch.accumulation,
+            max_steps=steps,
+            learning_rate=stage.lr,
+            lr_scheduler_type=stage.schedule,
+            warmup_steps=round(stage.warmup * steps),
+            max_grad_norm=stage.max_grad_norm,
+            seed=seed,
+            data_seed=seed,
+            bf16=policy.device.type == "cuda",  # autocast; weights, optimizer and controls stay f32
+            use_cpu=policy.device.type == "cpu",
+            report_to=list(batch.report_to) or "none",
+            logging_steps=batch.log_steps,
+            save_strategy="steps",
+            save_steps=batch.save_steps or steps,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            optim="adamw_torch",
+        )
+        super().__init__(
+            model=policy,
+            args=arguments,
+            train_dataset=Items(items),
+            data_collator=Collator(policy.layout),
+            callbacks=callbacks,
+        )
+        self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of the whole accumulated batch
+        self._loss_shifts_labels = False
+        levels = len(policy.control.levels)
+        self._level_nll = torch.zeros(levels, dtype=torch.float64)
+        self._level_tokens = torch.zeros(levels, dtype=torch.float64)
+        self._input_tokens = 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the objective's sum over this part of the batch, divided by the whole batch's trained tokens."""
+        assert not return_outputs and num_items_in_batch is not None
+        logps = model(inputs["blocks"], inputs["num_sequences"])
+        sums = logps.sums()
+        with torch.no_grad():
+            weights = inputs["weights"].double()
+            self._level_nll += (-sums.double() @ weights).cpu()
+            self._level_tokens += (logps.counts().double() @ weights).cpu()
+            self._input_tokens += inputs["num_input_tokens"]
+        loss: Tensor = self._objective(sums) / num_items_in_batch
+        return loss * self.accelerator.num_processes  # gradients are averaged over processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss per level (nats per token) and the tokens read since the last line."""
+        if "loss" in logs:
+            for k, name in enumerate(self.model.control.levels):
+                if self._level_tokens[k] > 0:
+                    logs[f"loss/{name}"] = float(self._level_nll[k] / self._level_tokens[k])
+            logs["input_tokens"] = float(self._input_tokens)
+            self._level_nll.zero_()
+            self._level_tokens.zero_()
+            self._input_tokens = 0
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW with a group for the language model and one for the control (no weight decay)."""
+        del model
+        if self.optimizer is None:
+            policy = self.model
+            kinds = {"lm": policy.lm, "control": policy.control}
+            groups = []
+            for name, module in kinds.items():
+                rate = self.stage.control_lr if name == "control" and self.stage.control_lr else self.stage.lr
+                trained = [p for p in module.parameters() if p.requires_grad]
+                decay = self.stage.weight_decay if name == "lm" else 0.0
+                if trained:
+                    groups.append({"params": trained, "lr": rate, "weight_decay": decay})
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what is trained, under its own names."""
+        assert output_dir is not None
+        state = self.model.state_dict() if state_dict is None else state_dict
+        trained = {name: state[name].contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(trained, Path(output_dir) / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load what :meth:`_save` wrote; every trained tensor must be there."""
+        del model
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint beside its place, then rename it and drop the one before."""
+        partial = self.folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.args.output_dir = str(partial)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(self.folder)
+        done = partial / f"checkpoint-{self.state.global_step}"
+        target = self.folder / done.name
+        shutil.rmtree(target, ignore_errors=True)
+        done.rename(target)
+        partial.rmdir()
+        for old in checkpoints(self.folder)[:-1]:
+            shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a stage, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+
+
+def load_trained(policy: Policy, checkpoint: Path) -> None:
+    """Load the trained tensors of a checkpoint into ``policy``.
+
+    Raises:
+        ValueError: The checkpoint holds tensors that this policy has not.
+    """
+    result = policy.load_state_dict(load_file(checkpoint / WEIGHTS), strict=False)
+    if result.unexpected_keys:
+        raise ValueError(f"{checkpoint}: not of this model: {', '.join(result.unexpected_keys[:3])}")

@@ -1,0 +1,116 @@
+"""Runs one stage: selects what is trained, trains it, and proves that the rest did not move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from meetlm.config.errors import ConfigError
+from meetlm.policy.policy import Policy
+from meetlm.training.callbacks import Metrics, Progress
+from meetlm.training.loop import Item, StageTrainer, checkpoints, load_trained
+from meetlm.training.stage import MIN_STEPS, BatchSettings, StageSettings
+
+DONE = "stage.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage did; ``stage.json`` in its folder.
+
+    Attributes:
+        steps: Optimizer steps.
+        seconds: Wall time of this call, the model's loading not counted.
+        trained_parameters: How many numbers the optimizer moved.
+        lm_sha256: Of the language model after the stage.
+    """
+
+    steps: int
+    seconds: float
+    trained_parameters: int
+    lm_sha256: str
+
+
+def run_stage(
+    policy: Policy,
+    items: Sequence[Item],
+    stage: StageSettings,
+    batch: BatchSettings,
+    folder: Path,
+    *,
+    seed: int,
+    progress: bool = True,
+) -> StageResult:
+    """Train ``policy`` in place; a finished stage is loaded, an interrupted one continues at its last checkpoint.
+
+    Args:
+        policy: To train.
+        items: Pairs of encoded sequences.
+        stage: What to train, rates, length.
+        batch: Sizes.
+        folder: The stage's folder; created.
+        seed: Of order and dropout.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ConfigError: The stage would train nothing.
+    """
+    select(policy, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = checkpoints(folder)
+    if (folder / DONE).is_file() and found:
+        load_trained(policy, found[-1])
+        return StageResult(**json.loads((folder / DONE).read_text()))
+    steps = stage.num_steps(len(items), batch.pairs)
+    if steps < MIN_STEPS:
+        warnings.warn(
+            f"stage {stage.name}: {steps} optimizer steps for {len(items)} pairs; under {MIN_STEPS} hardly move a "
+            f"control. Fewer pairs a step (batch.pairs) or the preset 'small' give more.",
+            stacklevel=2,
+        )
+    before = None if "lm" in stage.train else lm_sha256(policy.lm)
+    callbacks: list[TrainerCallback] = [Metrics(folder / "metrics.jsonl")]
+    if progress:
+        callbacks.append(Progress(stage.name))
+    started = time.perf_counter()
+    trainer = StageTrainer(policy, items, stage, batch, folder, seed, callbacks)
+    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    seconds = time.perf_counter() - started
+    policy.eval()
+    after = lm_sha256(policy.lm)
+    assert before is None or before == after, "a stage that trains the control alone moved the language model"
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    result = StageResult(trainer.state.global_step, round(seconds, 1), trained, after)
+    (folder / DONE).write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def select(policy: Policy, stage: StageSettings) -> None:
+    """Set ``requires_grad`` as the stage wants it.
+
+    Raises:
+        ConfigError: Nothing would be trained.
+    """
+    policy.lm.requires_grad_("lm" in stage.train)
+    policy.control.requires_grad_("control" in stage.train)
+    if not any(p.requires_grad for p in policy.parameters()):
+        kind = policy.control.settings.kind
+        raise ConfigError(f"stage {stage.name!r} trains nothing: train is {list(stage.train)}, control is {kind!r}")
+
+
+def lm_sha256(lm: nn.Module) -> str:
+    """Return a hash of every parameter and buffer of ``lm``, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in lm.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Stage settings: what one pass over the data trains, at which rates, for how long. Knows no method by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from meetlm.config.settings import Settings
+
+MIN_STEPS = 50
+"""A stage of fewer optimizer steps than this gives a warning: AdamW at these rates has hardly moved by then."""
+
+
+class StageSettings(Settings):
+    """One stage: five independent choices (control and data format are the run's) and their rates."""
+
+    name: str = Field(description="name of the stage's folder in the run")
+    objective: str = Field("nll", description="a registered objective")
+    train: tuple[Literal["control", "lm"], ...] = Field(description="what the optimizer moves")
+    lr: float = Field(gt=0, description="AdamW's rate, of everything trained")
+    control_lr: float | None = Field(None, gt=0, description="another rate for the control, where both are trained")
+    epochs: float = Field(5, gt=0, description="passes over the training pairs")
+    min_steps: int = Field(0, ge=0, description="more epochs than asked for where they give fewer steps than this")
+    weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
+    max_grad_norm: float = Field(1.0, gt=0, description="clipping of the gradient's norm")
+
+    def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
+        """Return the number of optimizer steps for a training set of ``num_pairs``."""
+        return max(self.min_steps, math.ceil(self.epochs * math.ceil(num_pairs / pairs_per_step)), 1)
+
+
+class BatchSettings(Settings):
+    """How many pairs make an optimizer step; the same pairs in the same order for every method."""
+
+    pairs: int = Field(64, ge=1, description="pairs in one optimizer step (64 pairs = 128 sequences, appendix A)")
+    micro_pairs: int = Field(8, ge=1, description="most pairs in one forward pass; the gradient is the same")
+    save_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps; by default at each stage's end")
+    log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
+    report_to: tuple[str, ...] = Field((), description="trackers that transformers.Trainer knows: wandb, tensorboard, …")
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes in one optimizer step."""
+        return math.ceil(self.pairs / self.micro)
+
+    @property
+    def micro(self) -> int:
+        """Pairs in one forward pass: the largest divisor of ``pairs`` that ``micro_pairs`` allows."""
+        return max(n for n in range(1, min(self.pairs, self.micro_pairs) + 1) if self.pairs % n == 0)
