@@ -12,7 +12,7 @@ from typing import Literal
 
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
-from meetlm.data import hh
+from meetlm.data import hh, pairs, summarize
 from meetlm.data.example import PreferenceExample
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
@@ -39,6 +39,8 @@ class Source:
 
 SOURCES: Registry[Source] = Registry("data source")
 SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP))
+SOURCES.register("summarize")(Source(summarize.parse, belongs=summarize.belongs))
+SOURCES.register("pairs")(Source(pairs.parse))
 
 
 def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> list[PreferenceExample]:

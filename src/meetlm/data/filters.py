@@ -1,0 +1,226 @@
+"""Which rows are trained on and evaluated on, and a report that accounts for every row that is not.
+
+Knows no tokenizer: lengths come from a function that is passed in, and leave the control out, so that every
+method trains on the same rows whatever its control costs. Nothing is repaired here, only dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from meetlm.config.errors import DataError
+from meetlm.data.example import PreferenceExample, Text
+
+Lengths = Callable[[PreferenceExample], tuple[int, int, int]]
+"""Token counts of prompt, chosen and rejected reply, without the control."""
+
+REASONS = {
+    "prompts_differ": "the two sides answer different prompts",
+    "empty_reply": "a reply is empty",
+    "identical_replies": "both replies are the same",
+    "duplicate": "the same prompt and replies stood earlier",
+    "repeated_prompt": "the prompt stood earlier",
+    "too_long": "longer than max_length",
+}
+"""Why a row is dropped, in the order of the checks: a row counts under the first that applies."""
+
+ODDITIES = {
+    "empty_prompt": "the prompt is empty",
+    "contradiction": "the same two replies stood earlier the other way round",
+}
+"""What is worth a look but is kept."""
+
+SHOWN_LINES = 5
+
+
+@dataclass
+class Tally:
+    """How many rows, and the first few of their lines."""
+
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+
+    def add(self, example: PreferenceExample) -> None:
+        """Count one more row."""
+        self.count += 1
+        if len(self.lines) < SHOWN_LINES:
+            self.lines.append(example.origin.line)
+
+
+@dataclass
+class FilterReport:
+    """The account of one filtering: ``total = kept + the dropped + beyond_limit``.
+
+    Attributes:
+        file: Where the rows come from.
+        total: Rows that came in.
+        kept: Rows that are used.
+        groups: Distinct groups (prompts, posts) among the kept.
+        beyond_limit: Rows not looked at, as the limit was reached before them.
+        dropped: A tally for each of ``REASONS`` that applied.
+        odd: A tally for each of ``ODDITIES`` among the kept.
+    """
+
+    file: str
+    total: int
+    kept: int = 0
+    groups: int = 0
+    beyond_limit: int = 0
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    odd: dict[str, Tally] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+
+        def tallies(of: dict[str, Tally]) -> dict[str, Any]:
+            return {name: {"count": tally.count, "lines": list(tally.lines)} for name, tally in of.items()}
+
+        return {
+            "file": self.file,
+            "total": self.total,
+            "kept": self.kept,
+            "groups": self.groups,
+            "beyond_limit": self.beyond_limit,
+            "dropped": tallies(self.dropped),
+            "odd": tallies(self.odd),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text for a terminal."""
+        text = [f"{self.file}: {self.kept} of {self.total} rows kept, {self.groups} distinct prompts"]
+        text += [_line("dropped", tally, REASONS[name]) for name, tally in self.dropped.items()]
+        text += [_line("kept though odd", tally, ODDITIES[name]) for name, tally in self.odd.items()]
+        if self.beyond_limit:
+            text.append(f"  not looked at: {self.beyond_limit}, beyond the limit")
+        return text
+
+
+def _line(what: str, tally: Tally, why: str) -> str:
+    more = ", …" if tally.count > len(tally.lines) else ""
+    word = "line" if tally.count == 1 else "lines"
+    return f"  {what}: {tally.count}, {why} ({word} {', '.join(map(str, tally.lines))}{more})"
+
+
+def filter_train(
+    examples: Sequence[PreferenceExample], lengths: Lengths, max_length: int, limit: int | None = None
+) -> tuple[list[PreferenceExample], FilterReport]:
+    """Keep the pairs that can be trained on, in their order.
+
+    Dropped are pairs whose sides answer different prompts, with an empty reply, with two equal replies, exact
+    duplicates, and pairs whose prompt and longer reply together exceed ``max_length``.
+
+    Args:
+        examples: What a source read.
+        lengths: Token counts without the control.
+        max_length: Most tokens of prompt and longer reply.
+        limit: Stop once this many rows are kept; later rows are not looked at.
+
+    Raises:
+        DataError: No row is left.
+    """
+    seen: set[tuple[Text, Text, Text]] = set()
+
+    def reason(example: PreferenceExample) -> str | None:
+        unfit = _unfit_pair(example)
+        if unfit:
+            return unfit
+        if _key(example) in seen:
+            return "duplicate"
+        seen.add(_key(example))
+        prompt, chosen, rejected = lengths(example)
+        return "too_long" if prompt + max(chosen, rejected) > max_length else None
+
+    return _filter(examples, reason, limit)
+
+
+def filter_eval(
+    examples: Sequence[PreferenceExample],
+    lengths: Lengths,
+    max_length: int,
+    *,
+    need_pairs: bool,
+    limit: int | None = None,
+) -> tuple[list[PreferenceExample], FilterReport]:
+    """Keep one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
+
+    Args:
+        examples: What a source read.
+        lengths: Token counts without the control; only the prompt's is used.
+        max_length: Most tokens of the prompt alone, as replies are generated.
+        need_pairs: Whether the two replies are used too (preference accuracy); then the rows that are no
+            proper pairs are dropped as in training. Generation needs prompts alone.
+        limit: Stop once this many rows are kept; later rows are not looked at.
+
+    Raises:
+        DataError: No row is left.
+    """
+    seen: set[str] = set()
+
+    def reason(example: PreferenceExample) -> str | None:
+        unfit = _unfit_pair(example) if need_pairs else None
+        if unfit:
+            return unfit
+        if example.group in seen:
+            return "repeated_prompt"
+        seen.add(example.group)
+        return "too_long" if lengths(example)[0] > max_length else None
+
+    return _filter(examples, reason, limit)
+
+
+def prompt_overlap(
+    train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]
+) -> list[PreferenceExample]:
+    """Return the rows of ``test`` whose group (prompt or post) occurs in ``train`` as well."""
+    groups = {example.group for example in train}
+    return [example for example in test if example.group in groups]
+
+
+def _filter(
+    examples: Sequence[PreferenceExample],
+    reason: Callable[[PreferenceExample], str | None],
+    limit: int | None,
+) -> tuple[list[PreferenceExample], FilterReport]:
+    report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
+    kept: list[PreferenceExample] = []
+    pairs: set[tuple[Text, Text, Text]] = set()
+    for number, example in enumerate(examples):
+        if limit is not None and len(kept) == limit:
+            report.beyond_limit = len(examples) - number
+            break
+        why = reason(example)
+        if why:
+            report.dropped.setdefault(why, Tally()).add(example)
+            continue
+        if _blank(example.prompt):
+            report.odd.setdefault("empty_prompt", Tally()).add(example)
+        if (example.prompt, example.rejected, example.chosen) in pairs:
+            report.odd.setdefault("contradiction", Tally()).add(example)
+        pairs.add(_key(example))
+        kept.append(example)
+    if not kept:
+        counts = "; ".join(f"{tally.count}: {REASONS[name]}" for name, tally in report.dropped.items())
+        raise DataError(
+            f"no usable row left of {len(examples)} ({counts or 'there were none'})", file=report.file
+        )
+    report.kept, report.groups = len(kept), len({example.group for example in kept})
+    return kept, report
+
+
+def _unfit_pair(example: PreferenceExample) -> str | None:
+    if example.rejected_prompt is not None:
+        return "prompts_differ"
+    if _blank(example.chosen) or _blank(example.rejected):
+        return "empty_reply"
+    return "identical_replies" if example.chosen == example.rejected else None
+
+
+def _key(example: PreferenceExample) -> tuple[Text, Text, Text]:
+    return example.prompt, example.chosen, example.rejected
+
+
+def _blank(text: Text) -> bool:
+    content = text if isinstance(text, str) else "".join(turn.content for turn in text)
+    return not content.strip()

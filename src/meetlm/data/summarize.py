@@ -1,0 +1,69 @@
+r"""OpenAI's ``summarize_from_feedback``, part ``comparisons``: two summaries of a post, one preferred.
+
+Reddit rows give the TL;DR prompt that the field (and TRL) uses::
+
+    SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:
+
+CNN/DM rows, told by their ``info.article``, give ``Article:\n{article}\n\nTL;DR:``. In both,
+``\n\n`` inside the post or article becomes ``\n``, as in TRL. The summaries begin with a space. One post
+stands in several rows: the group is ``info.id``.
+
+The hub's split ``validation`` holds both ``valid1`` (by which the data set's authors chose models) and
+``valid2`` (held out), and so does MEET's evaluation. OpenAI's own files mix the parts, so rows that
+name another part than the one asked for are passed over.
+"""
+
+from __future__ import annotations
+
+from meetlm.data.example import PreferenceExample
+from meetlm.data.rows import Row
+
+REDDIT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+NEWS = "Article:\n{article}\n\nTL;DR:"
+
+
+def parse(row: Row) -> PreferenceExample:
+    """Turn a row with ``info``, ``summaries`` and ``choice`` into an example.
+
+    Raises:
+        DataError: A field is missing or of another type, there are not two summaries, or ``choice`` is not 0
+            or 1.
+    """
+    info = row.inside("info")
+    summaries = row.items("summaries")
+    if len(summaries) != 2:
+        raise row.error(f"holds {len(summaries)} summaries", field="summaries", expected="two")
+    choice = row.number("choice")
+    if choice not in (0, 1):
+        raise row.error(f"is {choice}", field="choice", expected="0 or 1, the index of the better summary")
+    return PreferenceExample(
+        prompt=_prompt(info),
+        chosen=_summary(row, summaries, choice),
+        rejected=_summary(row, summaries, 1 - choice),
+        group=info.text("id"),
+        origin=row.origin,
+    )
+
+
+def belongs(row: Row, split: str) -> bool:
+    """Whether the row's own ``split`` (train, valid1, valid2; absent: yes) is part of the split asked for."""
+    own = row.fields.get("split")
+    return own is None or (own == "train") == split.startswith("train")
+
+
+def _prompt(info: Row) -> str:
+    if info.fields.get("article") is not None:
+        return NEWS.format(article=_joined(info.text("article")))
+    post = _joined(info.text("post"))
+    return REDDIT.format(subreddit=info.text("subreddit"), title=info.text("title"), post=post)
+
+
+def _joined(text: str) -> str:
+    return text.replace("\n\n", "\n")
+
+
+def _summary(row: Row, summaries: list[object], index: int) -> str:
+    summary, field = summaries[index], f"summaries[{index}]"
+    if not isinstance(summary, dict):
+        raise row.error("is not an object", field=field, expected="an object with a text")
+    return row.wrap(field, summary).text("text")
