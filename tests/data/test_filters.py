@@ -1,0 +1,162 @@
+"""What is dropped, what is kept, and whether the report accounts for every row."""
+
+from __future__ import annotations
+
+import pytest
+
+from meetlm.config.errors import DataError
+from meetlm.data.example import Origin, PreferenceExample, Turn
+from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
+
+
+def make(
+    line: int, prompt: str, chosen: str, rejected: str, other: str | None = None, group: str | None = None
+) -> PreferenceExample:
+    return PreferenceExample(prompt, chosen, rejected, group or prompt, Origin("x.jsonl", line), other)
+
+
+def letters(example: PreferenceExample) -> tuple[int, int, int]:
+    return len(example.prompt), len(example.chosen), len(example.rejected)
+
+
+ROWS = [
+    make(1, "p", " a", " b"),
+    make(2, "p", " a", " b", other="q"),
+    make(3, "p", " \n", " b"),
+    make(4, "p", " a", ""),
+    make(5, "p", " a", " a"),
+    make(6, "p", " a", " b"),
+    make(7, "p", " b", " a"),
+    make(8, "ppppp", " a", " bbbb"),
+    make(9, "ppppp", " aaaa", " bbb"),
+    make(10, "pppp", " a", " bbbbb"),
+    make(11, "", " a", " b"),
+]
+
+
+def test_train_by_hand() -> None:
+    kept, report = filter_train(ROWS, letters, max_length=10)
+    assert [example.origin.line for example in kept] == [1, 7, 8, 9, 10, 11]
+    assert report.to_dict() == {
+        "file": "x.jsonl",
+        "total": 11,
+        "kept": 6,
+        "groups": 4,
+        "beyond_limit": 0,
+        "dropped": {
+            "prompts_differ": {"count": 1, "lines": [2]},
+            "empty_reply": {"count": 2, "lines": [3, 4]},
+            "identical_replies": {"count": 1, "lines": [5]},
+            "duplicate": {"count": 1, "lines": [6]},
+        },
+        "odd": {
+            "contradiction": {"count": 1, "lines": [7]},
+            "empty_prompt": {"count": 1, "lines": [11]},
+        },
+    }
+
+
+def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
+    kept, report = filter_train(ROWS[:1] + ROWS[7:10], letters, max_length=9)
+    assert [example.origin.line for example in kept] == [1]
+    assert report.dropped["too_long"].lines == [8, 9, 10]
+
+
+def test_eval_by_hand() -> None:
+    kept, report = filter_eval(ROWS, letters, max_length=4, need_pairs=True)
+    assert [example.origin.line for example in kept] == [1, 10, 11]
+    counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
+    assert counts == {
+        "prompts_differ": (1, [2]),
+        "empty_reply": (2, [3, 4]),
+        "identical_replies": (1, [5]),
+        "repeated_prompt": (3, [6, 7, 9]),
+        "too_long": (1, [8]),
+    }
+
+
+def test_eval_without_pairs_looks_at_prompts_alone() -> None:
+    kept, report = filter_eval(ROWS[1:5] + ROWS[7:], letters, max_length=4, need_pairs=False)
+    assert [example.origin.line for example in kept] == [2, 10, 11]
+    assert {name: tally.count for name, tally in report.dropped.items()} == {
+        "repeated_prompt": 4,
+        "too_long": 1,
+    }
+
+
+def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
+    kept, _ = filter_eval(ROWS[2:6], letters, max_length=4, need_pairs=True)
+    assert [example.origin.line for example in kept] == [6]
+
+
+def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
+    rows = [
+        make(1, "p", "a", "b", group="one"),
+        make(2, "P", "a", "b", group="one"),
+        make(3, "p", "a", "b", group="two"),
+    ]
+    assert [row.origin.line for row in filter_eval(rows, letters, 9, need_pairs=True)[0]] == [1, 3]
+
+
+def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
+    looked_at = []
+
+    def lengths(example: PreferenceExample) -> tuple[int, int, int]:
+        looked_at.append(example.origin.line)
+        return letters(example)
+
+    kept, report = filter_train(ROWS, lengths, max_length=10, limit=3)
+    assert [example.origin.line for example in kept] == [1, 7, 8]
+    assert looked_at == [1, 7, 8], "rows beyond the limit are not tokenised"
+    assert report.beyond_limit == 3
+    assert report.kept + sum(tally.count for tally in report.dropped.values()) + report.beyond_limit == 11
+    assert filter_train(ROWS, letters, 10, limit=6)[1].beyond_limit == 0
+    kept, report = filter_eval(ROWS, letters, 4, need_pairs=False, limit=1)
+    assert ([example.origin.line for example in kept], report.beyond_limit) == ([1], 10)
+
+
+def test_lines_for_a_terminal() -> None:
+    rows = [
+        make(1, "p", " a", " b"),
+        *(make(n, "p", "", " b") for n in range(2, 9)),
+        make(9, "p", " b", " a"),
+    ]
+    report = filter_train([*rows, make(10, "q", " a", " b")], letters, 10, limit=2)[1]
+    assert report.lines() == [
+        "x.jsonl: 2 of 10 rows kept, 1 distinct prompts",
+        "  dropped: 7, a reply is empty (lines 2, 3, 4, 5, 6, …)",
+        "  kept though odd: 1, the same two replies stood earlier the other way round (line 9)",
+        "  not looked at: 1, beyond the limit",
+    ]
+
+
+def test_conversations_are_compared_by_their_turns() -> None:
+    ask, blank = (Turn("user", "hi"),), (Turn("assistant", " "),)
+    answer, other = (Turn("assistant", "yo"),), (Turn("assistant", "no"),)
+    rows = [
+        PreferenceExample(ask, one, two, "g", Origin("x", line))
+        for line, (one, two) in enumerate(
+            [(answer, other), (answer, other), (answer, answer), (blank, other)], 1
+        )
+    ]
+    kept, report = filter_train(rows, lambda _: (1, 1, 1), 9)
+    assert kept == rows[:1]
+    assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
+
+
+def test_no_usable_row() -> None:
+    with pytest.raises(DataError) as caught:
+        filter_train(ROWS[1:4], letters, 10)
+    assert str(caught.value) == (
+        "x.jsonl: no usable row left of 3 (1: the two sides answer different prompts; 2: a reply is empty)"
+    )
+    with pytest.raises(DataError, match="no usable row left of 1 .1: longer than max_length"):
+        filter_eval(ROWS[9:10], letters, 3, need_pairs=False)
+    with pytest.raises(DataError, match="there were none"):
+        filter_train([], letters, 10)
+
+
+def test_overlap_is_told_by_group() -> None:
+    test = [make(20, "p", "x", "y"), make(21, "new", "x", "y"), make(22, "else", "x", "y", group="ppppp")]
+    assert [row.origin.line for row in prompt_overlap(ROWS, test)] == [20, 22]
+    assert prompt_overlap(ROWS, test[1:2]) == []

@@ -1,0 +1,89 @@
+"""Transcripts of HH-RLHF: where they are split, and what the real sample holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from meetlm.config.errors import DataError
+from meetlm.data import hh
+from meetlm.data.example import Origin
+from meetlm.data.filters import filter_eval, filter_train
+from meetlm.data.rows import Row
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+
+SAMPLE = Path(__file__).parents[3] / "shared" / "data"
+QUESTION = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+
+
+def row(**fields: object) -> Row:
+    return Row(fields, Origin("x.jsonl", 7))
+
+
+def test_split_at_the_last_assistant_turn() -> None:
+    example = hh.parse(row(chosen=QUESTION + " yes", rejected=QUESTION + " no\n\nmore"))
+    assert (example.prompt, example.chosen, example.rejected) == (QUESTION, " yes", " no\n\nmore")
+    assert example.group == QUESTION and example.rejected_prompt is None
+    assert str(example.origin) == "x.jsonl:7"
+
+
+def test_an_empty_reply_stays_empty() -> None:
+    example = hh.parse(row(chosen=QUESTION, rejected=QUESTION + " no"))
+    assert (example.prompt, example.chosen) == (QUESTION, "")
+
+
+def test_sides_that_part_earlier_are_each_split_at_their_own_border() -> None:
+    other = "\n\nHuman: a\n\nAssistant: something else\n\nHuman: c\n\nAssistant:"
+    example = hh.parse(row(chosen=QUESTION + " yes", rejected=other + " no"))
+    assert (example.prompt, example.rejected_prompt) == (QUESTION, other)
+    assert (example.chosen, example.rejected) == (" yes", " no")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (
+            {"chosen": QUESTION + " yes", "rejected": "Assistant: no"},
+            "x.jsonl:7: field 'rejected': the transcript has no assistant turn; "
+            "expected '\\n\\nAssistant:' before the reply",
+        ),
+        (
+            {"chosen": QUESTION},
+            "x.jsonl:7: field 'rejected': is missing; expected a string; fields of this row: chosen",
+        ),
+        ({"chosen": [], "rejected": ""}, "x.jsonl:7: field 'chosen': is a list; expected a string"),
+        ({"chosen": None, "rejected": ""}, "x.jsonl:7: field 'chosen': is null; expected a string"),
+        (
+            {"chosen": QUESTION + "\ud800", "rejected": ""},
+            "x.jsonl:7: field 'chosen': holds half of a surrogate pair; expected valid Unicode",
+        ),
+    ],
+)
+def test_errors(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(DataError) as caught:
+        hh.parse(row(**fields))
+    assert str(caught.value) == text
+
+
+@pytest.mark.hh
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no HH-RLHF sample at {SAMPLE}")
+@pytest.mark.parametrize(
+    ("split", "total", "differ", "empty", "kept"), [("train", 1600, 3, 4, 1593), ("eval", 400, 1, 0, 399)]
+)
+def test_the_real_sample(
+    split: Literal["train", "eval"], total: int, differ: int, empty: int, kept: int
+) -> None:
+    examples = read_examples(DataSettings(source="hh", path=str(SAMPLE), subset="hh-harmless-base"), split)
+    assert len(examples) == total
+    for example in examples:
+        assert isinstance(example.prompt, str) and isinstance(example.chosen, str)
+        assert example.prompt.startswith("\n\nHuman:") and example.prompt.endswith("\n\nAssistant:")
+        assert example.chosen == "" or example.chosen[0].isspace()
+    report = filter_train(examples, lambda _: (0, 0, 0), 512)[1]
+    counts = {name: tally.count for name, tally in report.dropped.items()}
+    assert counts == {name: n for name, n in {"prompts_differ": differ, "empty_reply": empty}.items() if n}
+    assert (report.kept, report.groups) == (kept, kept)
+    assert len(filter_eval(examples, lambda _: (0, 0, 0), 512, need_pairs=False)[0]) == total
