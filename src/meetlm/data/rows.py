@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -264,9 +263,7 @@ CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 
 def _csv(file: Path) -> Iterator[Row]:
     """Rows of a CSV with a header; ``line`` is where the record starts, as an editor shows it."""
-    csv.field_size_limit(
-        min(sys.maxsize, 2**31 - 1)
-    )  # articles are longer than the 128 KiB allowed by default
+    csv.field_size_limit(2**31 - 1)  # articles are longer than the 128 KiB allowed by default
     text = _decode(file.read_bytes(), file, 1)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
