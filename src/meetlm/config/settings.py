@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from meetlm.config.errors import nearest
 
 
 class Settings(BaseModel):
-    """A frozen block of settings: unknown keys are refused, values are checked, nothing is coerced silently."""
+    """A frozen block of settings: unknown keys are refused with the nearest name, values are checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+        return value
+
+
+def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return where and what of each problem that pydantic found."""
+    found = []
+    for one in error.errors(include_url=False):
+        message = one["msg"].removeprefix("Value error, ")
+        if one["type"] != "value_error" and one["type"] != "missing":
+            message += f", got {one['input']!r}"
+        found.append((tuple(one["loc"]), message))
+    return found

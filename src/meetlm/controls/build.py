@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from transformers import PreTrainedModel
 
 import meetlm.controls.lora
 import meetlm.controls.text
 import meetlm.controls.virtual  # noqa: F401  registers its kinds
 from meetlm.config.errors import ConfigError
+from meetlm.config.settings import problems
 from meetlm.controls.base import CONTROLS, Control, ControlSettings
 
 
@@ -26,7 +27,11 @@ def parse_control(value: Any) -> ControlSettings:
         return value
     if not isinstance(value, dict) or "kind" not in value:
         raise ConfigError(f"control: expected a mapping with 'kind', one of {', '.join(CONTROLS)}")
-    return CONTROLS[value["kind"]].settings.model_validate(value)
+    try:
+        return CONTROLS[value["kind"]].settings.model_validate(value)
+    except ValidationError as error:
+        texts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
+        raise ValueError("; ".join(texts)) from error
 
 
 AnyControlSettings = Annotated[SerializeAsAny[ControlSettings], BeforeValidator(parse_control)]

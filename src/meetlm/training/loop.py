@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.encoding import Encoded
+import meetlm.objectives.nll  # noqa: F401  registers itself
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
-from meetlm.training.stage import BatchSettings, StageSettings
+from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 Item = tuple[Encoded, ...]
 WEIGHTS = "model.safetensors"
@@ -59,6 +60,7 @@ class StageTrainer(Trainer):
         policy: With ``requires_grad`` set as the stage wants it.
         items: The training set.
         stage: Rates and length.
+        optim: The optimizer's other settings.
         batch: Sizes, logging, checkpoints.
         folder: Where checkpoints go.
         seed: Of the data order and of dropout.
@@ -70,12 +72,13 @@ class StageTrainer(Trainer):
         policy: Policy,
         items: Sequence[Item],
         stage: StageSettings,
+        optim: OptimSettings,
         batch: BatchSettings,
         folder: Path,
         seed: int,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.stage, self.folder = stage, folder
+        self.stage, self.optim, self.folder = stage, optim, folder
         self._objective = OBJECTIVES[stage.objective]
         steps = stage.num_steps(len(items), batch.pairs)
         arguments = TrainingArguments(
@@ -84,9 +87,9 @@ class StageTrainer(Trainer):
             gradient_accumulation_steps=batch.accumulation,
             max_steps=steps,
             learning_rate=stage.lr,
-            lr_scheduler_type=stage.schedule,
-            warmup_steps=round(stage.warmup * steps),
-            max_grad_norm=stage.max_grad_norm,
+            lr_scheduler_type=optim.schedule,
+            warmup_steps=round(optim.warmup * steps),
+            max_grad_norm=optim.max_grad_norm,
             seed=seed,
             data_seed=seed,
             bf16=policy.device.type == "cuda",  # autocast; weights, optimizer and controls stay f32
@@ -107,6 +110,7 @@ class StageTrainer(Trainer):
             data_collator=Collator(policy.layout),
             callbacks=callbacks,
         )
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of the whole accumulated batch
         self._loss_shifts_labels = False
         levels = len(policy.control.levels)
@@ -155,7 +159,7 @@ class StageTrainer(Trainer):
             for name, module in kinds.items():
                 rate = self.stage.control_lr if name == "control" and self.stage.control_lr else self.stage.lr
                 trained = [p for p in module.parameters() if p.requires_grad]
-                decay = self.stage.weight_decay if name == "lm" else 0.0
+                decay = self.optim.weight_decay if name == "lm" else 0.0
                 if trained:
                     groups.append({"params": trained, "lr": rate, "weight_decay": decay})
             self.optimizer = torch.optim.AdamW(groups)

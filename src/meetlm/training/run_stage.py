@@ -18,7 +18,7 @@ from meetlm.config.errors import ConfigError
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import Metrics, Progress
 from meetlm.training.loop import Item, StageTrainer, checkpoints, load_trained
-from meetlm.training.stage import MIN_STEPS, BatchSettings, StageSettings
+from meetlm.training.stage import MIN_STEPS, BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
 
@@ -44,6 +44,7 @@ def run_stage(
     policy: Policy,
     items: Sequence[Item],
     stage: StageSettings,
+    optim: OptimSettings,
     batch: BatchSettings,
     folder: Path,
     *,
@@ -56,6 +57,7 @@ def run_stage(
         policy: To train.
         items: Pairs of encoded sequences.
         stage: What to train, rates, length.
+        optim: The optimizer's other settings.
         batch: Sizes.
         folder: The stage's folder; created.
         seed: Of order and dropout.
@@ -82,7 +84,7 @@ def run_stage(
     if progress:
         callbacks.append(Progress(stage.name))
     started = time.perf_counter()
-    trainer = StageTrainer(policy, items, stage, batch, folder, seed, callbacks)
+    trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks)
     trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
     seconds = time.perf_counter() - started
     policy.eval()

@@ -23,14 +23,20 @@ class StageSettings(Settings):
     control_lr: float | None = Field(None, gt=0, description="another rate for the control, where both are trained")
     epochs: float = Field(5, gt=0, description="passes over the training pairs")
     min_steps: int = Field(0, ge=0, description="more epochs than asked for where they give fewer steps than this")
-    weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
-    schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
-    max_grad_norm: float = Field(1.0, gt=0, description="clipping of the gradient's norm")
 
     def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
         """Return the number of optimizer steps for a training set of ``num_pairs``."""
         return max(self.min_steps, math.ceil(self.epochs * math.ceil(num_pairs / pairs_per_step)), 1)
+
+
+class OptimSettings(Settings):
+    """AdamW and its schedule: what the paper leaves open, the same for every stage and method."""
+
+    lr: float | None = Field(None, gt=0, description="the rate of every stage, instead of its own")
+    weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
+    max_grad_norm: float = Field(1.0, gt=0, description="clipping of the gradient's norm")
 
 
 class BatchSettings(Settings):

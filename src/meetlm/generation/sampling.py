@@ -1,0 +1,54 @@
+"""How a next token is chosen. Each row has its own random stream, so its draws do not depend on its neighbours."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from meetlm.config.settings import Settings
+
+_HEAD = 256
+"""Nuclei are looked for among this many tokens first: sorting a vocabulary costs as much as a small model."""
+
+
+class Sampling(Settings):
+    """Settings of a generation; stored with every completion."""
+
+    max_new_tokens: int = Field(128, ge=1, description="most new tokens (128 in the paper)")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of this much probability")
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """Return the random stream of one prompt: the same whatever else is in its batch."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + row)
+
+
+def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+    """Return the next token of each row, [R].
+
+    Args:
+        logits: [R, V], f32.
+        sampling: Temperature and nucleus.
+        generators: One a row.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probs = (logits / sampling.temperature).softmax(dim=-1)
+    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits.device)
+    if sampling.top_p == 1:
+        return _inverse(probs.double().cumsum(dim=-1), draws)
+    top, tokens = probs.topk(min(_HEAD, probs.shape[-1]), dim=-1)
+    if bool((top.sum(dim=-1) < sampling.top_p).any()):  # a nucleus wider than the head: sort it all
+        top, tokens = probs.sort(dim=-1, descending=True)
+    mass = top.double().cumsum(dim=-1)
+    inside = mass - top < sampling.top_p  # up to and with the token that reaches top_p
+    chosen = _inverse((top * inside).double().cumsum(dim=-1), draws)
+    return tokens.gather(-1, chosen[:, None])[:, 0]
+
+
+def _inverse(cumulative: Tensor, draws: Tensor) -> Tensor:
+    """Return for each row the first index whose cumulative mass exceeds draw × total."""
+    index = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return index.clamp(max=cumulative.shape[-1] - 1)

@@ -1,0 +1,98 @@
+"""A run's whole configuration, put together from preset, recipe, file and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.settings import Settings
+from meetlm.config.yaml_files import check, merge, override, parse_overrides, read_yaml
+from meetlm.controls.build import AnyControlSettings
+from meetlm.data.settings import DataSettings
+from meetlm.policy.loading import ModelSettings
+from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
+
+
+class FormatSettings(Settings):
+    """How conversations become text."""
+
+    system: Literal["auto", "none"] = Field(
+        "auto", description="the chat template's automatic system message: kept and pinned, or left out"
+    )
+
+
+class RunConfig(Settings):
+    """Everything that decides what a run does."""
+
+    recipe: str = Field(description="name of the recipe, for the record")
+    preset: str = Field("paper", description="rates, lengths and batch sizes: paper, or small for little data")
+    seed: int = Field(0, description="of initial controls, data order and dropout")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings
+    format: FormatSettings = FormatSettings()
+    control: AnyControlSettings
+    optim: OptimSettings = OptimSettings()
+    batch: BatchSettings = BatchSettings()
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in the package."""
+    return sorted(p.stem for p in _folder().iterdir() if p.suffix == ".yaml")
+
+
+def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the resolved configuration: preset under recipe under file under overrides.
+
+    Args:
+        recipe: A name of the package's recipes; ``None`` where the file has everything.
+        file: A YAML file of the user's; it may name a recipe itself.
+        overrides: ``--a.b value`` or ``a.b=value``; they win.
+
+    Raises:
+        ConfigError: Names the file, line and key at fault, or the nearest name of an unknown one.
+    """
+    given, places = read_yaml(file) if file else ({}, {})
+    for key, text in parse_overrides(overrides):
+        if key in ("preset", "recipe"):
+            given[key] = text
+    recipe = recipe or given.get("recipe")
+    if recipe in recipe_names():
+        base, base_places = read_yaml(_folder() / f"{recipe}.yaml")
+        raw, places = merge({"recipe": recipe, **base}, given), {**base_places, **places}
+    elif file is not None and recipe == given.get("recipe"):
+        raw = {"recipe": recipe or file.stem, **given}
+    else:
+        raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
+    for key, text in parse_overrides(overrides):
+        override(raw, key, text)
+    what = str(file) if file else f"recipe {recipe}"
+    return check(RunConfig, _with_preset(raw), places, what)
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put the preset's values below the ones given: batch sizes, and each stage's rates by what it trains."""
+    name = str(raw.get("preset", "paper"))
+    presets = sorted(p.stem for p in (_folder() / "presets").iterdir())
+    if name not in presets:
+        raise ConfigError(f"unknown preset {name!r}{nearest(name, presets)}")
+    preset, _ = read_yaml(_folder() / "presets" / f"{name}.yaml")
+    control = raw.get("control")
+    kind = control.get("kind") if isinstance(control, dict) else None
+    everywhere = (raw.get("optim") or {}).get("lr")
+    stages = []
+    for stage in raw.get("stages") or []:
+        trained = "+".join(sorted(stage.get("train", []))) if isinstance(stage, dict) else ""
+        defaults = dict(preset["stages"].get(trained, {}))
+        defaults.update(preset.get("by_control", {}).get(kind, {}).get(trained, {}))
+        stages.append({**defaults, **stage, **({"lr": everywhere} if everywhere else {})} if defaults else stage)
+    return {**merge({"batch": preset["batch"]}, raw), "stages": stages}
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("meetlm.recipes")))

@@ -1,0 +1,181 @@
+"""The way back from a run: a model with a dial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from meetlm.config.errors import ConfigError, RunError, nearest
+from meetlm.controls.build import build_control, parse_control
+from meetlm.data.encoding import Encoder, one_hot
+from meetlm.data.example import Text, Turn
+from meetlm.data.prompt_format import PromptFormat
+from meetlm.generation.engine import Engine, Request
+from meetlm.generation.sampling import Sampling
+from meetlm.policy.loading import ModelSettings, load_lm
+from meetlm.policy.policy import Policy
+from meetlm.run.folder import CONTROL, MODEL, Meet, read_meet
+from meetlm.training.run_stage import lm_sha256
+
+Level = str | Mapping[str, float]
+"""A level's name, or weights of several: ``{"good": 1.5, "bad": -0.5}``."""
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""Text, or messages with role and content. For a run on conversations, text is one user message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One line of ``completions/*.jsonl``.
+
+    Attributes:
+        prompt: As given: text or messages.
+        completion: Cut at its end and stripped.
+        level: Name, or weights.
+        sampling: Temperature, nucleus, most new tokens.
+        seed: Of the random streams.
+        run: The run's id.
+        num_tokens: New tokens.
+        finish: ``eos``, ``stop`` or ``length``.
+    """
+
+    prompt: str | list[dict[str, str]]
+    completion: str
+    level: str | dict[str, float]
+    sampling: dict[str, Any]
+    seed: int
+    run: str
+    num_tokens: int
+    finish: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+class Aligned:
+    """A finished run, loaded: generates under any level. :func:`load` makes it.
+
+    Attributes:
+        levels: Names of the levels.
+        default_level: What ``generate`` uses where no level is given.
+    """
+
+    def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:
+        self.policy, self.format, self.meet = policy, prompt_format, meet
+        self.levels, self.default_level = meet.levels, meet.default_level
+        self.encoder = Encoder(prompt_format, policy.control.slots, policy.control.settings.placement)
+        self._engine = Engine(policy, prompt_format)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer."""
+        return self.format.tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        level: Level | None = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Return a completion for each prompt.
+
+        Args:
+            prompts: Texts or conversations.
+            level: A level or weights of levels; the run's default where ``None``.
+            max_new_tokens: Most new tokens.
+            temperature: 0 takes the likeliest token.
+            top_p: Mass of the nucleus.
+            seed: A prompt's draws depend on it and on the prompt's place in the list, not on its batch.
+            batch_size: Rows at once.
+
+        Raises:
+            ConfigError: Unknown level, or a mix for a control that cannot mix.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        return [c.completion for c in self.complete(prompts, level, sampling, seed=seed, batch_size=batch_size)]
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        level: Level | None,
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        on_done: Callable[[int], Any] | None = None,
+    ) -> Iterator[Completion]:
+        """Yield a full record for each prompt; arguments as in :meth:`generate`."""
+        level = self.default_level if level is None else level
+        weights, slot = self.weights(level)
+        if isinstance(prompts, str):
+            raise ConfigError("prompts: expected a list of prompts, got one string")
+        requests = [
+            Request(tuple(self.encoder.prompt(self._text(prompt), slot)), weights, stream)
+            for stream, prompt in enumerate(prompts)
+        ]
+        done = self._engine.generate(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
+        for prompt, one in zip(prompts, done, strict=True):
+            yield Completion(
+                prompt=prompt if isinstance(prompt, str) else [dict(m) for m in prompt],
+                completion=one.text,
+                level=level if isinstance(level, str) else dict(level),
+                sampling=sampling.model_dump(),
+                seed=seed,
+                run=self.meet.run,
+                num_tokens=one.num_tokens,
+                finish=one.finish,
+            )
+
+    def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
+        """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).
+
+        Raises:
+            ConfigError: Unknown level, or a mix for a control that cannot mix.
+        """
+        given = {level: 1.0} if isinstance(level, str) else dict(level)
+        for name in given:
+            if name not in self.levels:
+                raise ConfigError(f"unknown level {name!r}{nearest(name, self.levels)}")
+        weights = tuple(float(given.get(name, 0.0)) for name in self.levels)
+        slot = max(range(len(weights)), key=lambda k: weights[k])
+        if weights != one_hot(slot, len(weights)) and not self.policy.control.mixes:
+            raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
+        return weights, slot
+
+    def _text(self, prompt: Prompt) -> Text:
+        if isinstance(prompt, str):
+            return (Turn("user", prompt),) if self.meet.conversational else prompt
+        return tuple(Turn(message["role"], message["content"]) for message in prompt)
+
+
+def load(run: str | Path, *, device: str = "auto") -> Aligned:
+    """Return a finished run, ready to generate.
+
+    Args:
+        run: The run's folder.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        RunError: No finished run is there, or its control belongs to another language model.
+    """
+    folder = Path(run)
+    meet = read_meet(folder)
+    lm, tokenizer = load_lm(ModelSettings.model_validate({"name": str(folder / MODEL), "device": device}))
+    if lm_sha256(lm) != meet.lm_sha256:
+        raise RunError(f"{folder / MODEL} is not the language model that the run's control was trained with")
+    prompt_format = PromptFormat(tokenizer, meet.format)
+    control = build_control(parse_control(meet.control), lm, prompt_format.words, seed=0)
+    if (folder / CONTROL).is_file():
+        control.load_state_dict(load_file(folder / CONTROL))
+    return Aligned(Policy(lm, control), prompt_format, meet)

@@ -1,0 +1,107 @@
+"""A run's completions as JSONL: the only thing evaluation reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meetlm.config.errors import ConfigError
+from meetlm.data.encoding import pair_lengths
+from meetlm.data.example import Text
+from meetlm.data.filters import filter_eval
+from meetlm.data.prompts import read_prompts
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+from meetlm.generation.sampling import Sampling
+from meetlm.run.aligned import Aligned, Level, Prompt, load
+from meetlm.run.folder import CONFIG
+
+
+def parse_level(text: str | None) -> Level | None:
+    """Return a level's name, or weights from ``good=1.5,bad=-0.5``.
+
+    Raises:
+        ConfigError: A weight is no number.
+    """
+    if text is None or "=" not in text:
+        return text
+    weights = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError:
+            raise ConfigError(f"--level {text!r}: expected a name, or weights such as good=1.5,bad=-0.5") from None
+    return weights
+
+
+def write_completions(
+    run: Path,
+    data: Path | None,
+    level: Level | None,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int = 32,
+    out: Path | None = None,
+    on_done: Callable[[int], Any] | None = None,
+) -> tuple[Path, int]:
+    """Generate for every prompt and write one record a line.
+
+    Args:
+        run: A finished run.
+        data: Prompts; the run's own evaluation split where ``None``: one a distinct prompt, within its length.
+        level: As in :meth:`Aligned.generate`.
+        sampling: How.
+        seed: Of the random streams.
+        limit: The first so many prompts.
+        batch_size: Rows at once.
+        out: The file; by default in ``RUN/completions``, named by level and sampling.
+        on_done: Progress.
+
+    Returns:
+        The file and the number of its lines.
+    """
+    aligned = load(run)
+    settings = DataSettings.model_validate(yaml.safe_load((run / CONFIG).read_text())["config"]["data"])
+    prompts = read_prompts(data, settings.source) if data else _own_prompts(aligned, settings)
+    asked = [_prompt(text) for text in prompts[:limit]]
+    path = out or run / "completions" / f"{_name(level or aligned.default_level, sampling, seed)}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as lines:
+        for completion in aligned.complete(
+            asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done
+        ):
+            lines.write(json.dumps(completion.to_dict(), ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(partial, path)
+    return path, count
+
+
+def _own_prompts(aligned: Aligned, settings: DataSettings) -> list[Text]:
+    kept, _ = filter_eval(
+        read_examples(settings, "eval"),
+        lambda example: pair_lengths(aligned.format, example),
+        settings.max_length,
+        need_pairs=False,
+    )
+    return [example.prompt for example in kept]
+
+
+def _prompt(text: Text) -> Prompt:
+    return text if isinstance(text, str) else [{"role": t.role, "content": t.content} for t in text]
+
+
+def _name(level: Level, sampling: Sampling, seed: int) -> str:
+    named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
+    text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
+    return re.sub(r"[^\w.\-]", "_", text)

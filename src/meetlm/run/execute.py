@@ -1,0 +1,142 @@
+"""Executes a configuration: data, stages, diagnostics between them, the final export. The folder is the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meetlm.config.errors import RunError
+from meetlm.controls.build import build_control
+from meetlm.data.encoding import Encoder, pair_lengths
+from meetlm.data.example import PreferenceExample
+from meetlm.data.filters import FilterReport, filter_eval, filter_train
+from meetlm.data.prompt_format import PromptFormat, pin_format
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import SOURCES, read_examples
+from meetlm.diagnostics.preference import PreferenceAccuracy, preference_accuracy
+from meetlm.policy.loading import load_lm
+from meetlm.policy.policy import Policy
+from meetlm.recipes.config import RunConfig
+from meetlm.run.folder import MEET, Meet, write_config, write_result
+from meetlm.training.loop import checkpoints
+from meetlm.training.run_stage import lm_sha256, run_stage
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What a run trains and is measured on.
+
+    Attributes:
+        train: Pairs that passed the filters.
+        test: Held-out pairs, one a prompt.
+        reports: The filters' accounts of both.
+    """
+
+    train: list[PreferenceExample]
+    test: list[PreferenceExample]
+    reports: tuple[FilterReport, FilterReport]
+
+    def fingerprint(self) -> str:
+        """Return a hash of every row used, in order."""
+        digest = hashlib.sha256()
+        for example in (*self.train, *self.test):
+            digest.update(repr((example.prompt, example.chosen, example.rejected)).encode())
+        return digest.hexdigest()
+
+
+def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
+    """Read and filter both splits; lengths are counted without any control, so every method has the same rows."""
+
+    def lengths(example: PreferenceExample) -> tuple[int, int, int]:
+        return pair_lengths(prompt_format, example)
+
+    train, of_train = filter_train(
+        read_examples(settings, "train"), lengths, settings.max_length, settings.limit_train
+    )
+    test, of_test = filter_eval(
+        read_examples(settings, "eval"), lengths, settings.max_length, need_pairs=True, limit=settings.limit_eval
+    )
+    return PreparedData(train, test, (of_train, of_test))
+
+
+def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, progress: bool = True) -> None:
+    """Run every stage of ``config`` and leave the run in ``folder``; an interrupted run continues.
+
+    Args:
+        config: Resolved.
+        folder: The run's; created.
+        say: Takes lines for people.
+        progress: Show bars on stderr.
+
+    Raises:
+        RunError: The folder holds a finished run, or one of another configuration.
+        MeetError: Data, model or configuration cannot be used.
+    """
+    if (folder / MEET).exists():
+        raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
+    lm, tokenizer = load_lm(config.model)
+    prompt_format = pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)
+    data = prepare_data(config.data, prompt_format)
+    for line in (line for report in data.reports for line in report.lines()):
+        say(line)
+    write_config(folder, config, data.fingerprint())
+    control = build_control(config.control, lm, prompt_format.words, config.seed)
+    policy = Policy(lm, control, longest=config.data.max_length)
+    say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
+    encoder = Encoder(prompt_format, control.slots, config.control.placement)
+    items = [encoder.pair(example) for example in data.train]
+    journal = _Journal(folder / "preference.json", say)
+    journal.note("before training", lambda: preference_accuracy(policy, encoder, data.test))
+    for stage in config.stages:
+        say(f"{stage.name}: trains {' and '.join(stage.train)} on {len(items)} pairs at {stage.lr:g}")
+        result = run_stage(
+            policy, items, stage, config.optim, config.batch, folder / stage.name, seed=config.seed, progress=progress
+        )
+        say(f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters")
+        journal.note(f"after {stage.name}", lambda: preference_accuracy(policy, encoder, data.test))
+    meet = Meet(
+        run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
+        kind=config.control.kind,
+        levels=control.levels,
+        default_level=control.levels[-1],
+        control=json.loads(config.control.model_dump_json()),
+        lm_sha256=lm_sha256(lm),
+        format=prompt_format.spec,
+        conversational=not isinstance(data.train[0].prompt, str),
+    )
+    write_result(folder, meet, policy, tokenizer)
+    _drop_large_checkpoints(folder, [stage.name for stage in config.stages if "lm" in stage.train])
+    say(f"the run is in {folder}")
+
+
+class _Journal:
+    """``preference.json``: preference accuracy before training and after each stage, kept when a run continues."""
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self.path, self.say = path, say
+        self.entries = json.loads(path.read_text()) if path.exists() else {}
+
+    def note(self, when: str, measure: Callable[[], PreferenceAccuracy]) -> None:
+        if when not in self.entries:
+            self.entries[when] = measure().to_dict()
+            self.path.write_text(json.dumps(self.entries, indent=2) + "\n")
+        entry = self.entries[when]
+        shown = entry["by_sum"]
+        self.say(
+            f"preference accuracy {when}: {shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}] "
+            f"on {entry['pairs']} pairs (per token {entry['by_token']['value']:.3f}; "
+            f"the shorter reply {entry['shorter']['value']:.3f}; {entry['nll']:.3f} nats a token)"
+        )
+
+
+def _drop_large_checkpoints(folder: Path, stages: Sequence[str]) -> None:
+    """Remove checkpoints that hold the language model and its optimizer: RUN/model has the result."""
+    for name in stages:
+        for checkpoint in checkpoints(folder / name):
+            shutil.rmtree(checkpoint)
