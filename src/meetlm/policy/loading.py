@@ -10,7 +10,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.settings import Settings
@@ -34,7 +41,7 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
     Raises:
         ConfigError: It cannot be found or is no causal language model.
     """
-    name = str(embedded_lm()) if settings.name == EMBEDDED else settings.name
+    name = _source(settings.name)
     try:
         lm = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -44,6 +51,38 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.eval()  # dropout is a setting of the model's config; stages decide
     return lm.to(device_of(settings)), tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model alone.
+
+    Raises:
+        ConfigError: It cannot be found.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def load_skeleton(name: str) -> PreTrainedModel:
+    """Return a model with its shapes but no weights (on the device ``meta``): only its config is read.
+
+    Raises:
+        ConfigError: It cannot be found or is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(_source(name))
+        with torch.device("meta"):
+            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    return skeleton
+
+
+def _source(name: str) -> str:
+    return str(embedded_lm()) if name == EMBEDDED else name
 
 
 def device_of(settings: ModelSettings) -> torch.device:
