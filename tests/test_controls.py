@@ -1,0 +1,203 @@
+"""Stacked levels: what one level's control reaches, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from meetlm.config.errors import ConfigError
+from meetlm.controls.build import parse_control
+from meetlm.controls.lora import LoRA, target_layers
+from meetlm.data.batch import collate
+from meetlm.data.encoding import Encoded
+from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
+from meetlm.policy.policy import Policy
+from tiny import (
+    ARCHITECTURES,
+    CONTROLS,
+    LENGTHS,
+    PACKING,
+    TRAINED,
+    gap,
+    gradients,
+    sequences,
+    text_format,
+    tiny_control,
+    tiny_lm,
+    tiny_policy,
+)
+
+
+def backward(policy: Policy, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    collated = collate(list(batch), policy.layout)
+    (-policy(collated["blocks"], collated["num_sequences"]).sums().sum()).backward()
+    return gradients(policy)
+
+
+def checkpointed(architecture: str, kind: str, layout: str | None = None) -> Policy:
+    """The policy that ``tiny_policy`` makes, recomputing its activations in backward."""
+    lm = tiny_lm(architecture)
+    checkpoint_activations(lm)
+    assert checkpoints_activations(lm)
+    policy = tiny_policy(architecture, kind, lm=lm, layout=layout)
+    policy.train()  # in eval mode nothing is recomputed
+    return policy
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_levels_matter(architecture: str, kind: str) -> None:
+    policy = tiny_policy(architecture, kind)
+    one = sequences(policy, [(5, 4)], [0])
+    other = sequences(policy, [(5, 4)], [1])
+    assert one[0].ids[one[0].start :] == other[0].ids[other[0].start :]
+    gap_of_levels = abs(float(policy.score(one)[0] - policy.score(other)[0]))
+    assert gap_of_levels > 1e-2
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", TRAINED)
+def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
+    policy = tiny_policy(architecture, kind)
+    batch = sequences(policy, LENGTHS)
+    before, _ = policy.score(batch)
+    with torch.no_grad():
+        for parameter in policy.control.parameters():
+            parameter[0] += torch.randn_like(parameter[0])
+    after, _ = policy.score(batch)
+    assert torch.equal(before[1::2], after[1::2])
+    assert bool((before[::2] != after[::2]).all())
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("kind", TRAINED)
+def test_mixed_gradients_are_the_sum_of_single_levels(kind: str, checkpointing: bool, layout: str) -> None:
+    policy = tiny_policy("llama", kind, layout=layout)
+    batch = sequences(policy, LENGTHS)
+    summed: dict[str, torch.Tensor] = {}
+    for level in (0, 1):
+        for name, gradient in backward(policy, batch[level::2]).items():
+            summed[name] = summed.get(name, 0) + gradient
+    if checkpointing:
+        policy = checkpointed("llama", kind, layout)
+    assert gap(summed, backward(policy, batch)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_checkpointed_gradients_of_an_architecture_that_is_padded(kind: str) -> None:
+    """Several blocks go forward before the one backward, each under its own level weights."""
+    policy = tiny_policy("gpt-neo", kind)
+    batch = sequences(policy, LENGTHS)
+    assert len(collate(batch, "padded")["blocks"]) > 2
+    plain = backward(policy, batch)
+    assert gap(plain, backward(checkpointed("gpt-neo", kind), batch)) < 1e-6
+
+
+def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
+    """Equal shapes: a recomputation under the wrong level would raise nothing."""
+    policy = tiny_policy("llama", "lora")
+    one, two = (collate(sequences(policy, [(6, 5)], [level]), "padded")["blocks"][0] for level in (0, 1))
+    blocks = [one, {**two, "sequence": two["sequence"] + 1}]
+    (-policy(blocks, 2).sums().sum()).backward()
+    plain = gradients(policy)
+    policy = checkpointed("llama", "lora")
+    (-policy(blocks, 2).sums().sum()).backward()
+    assert gap(plain, gradients(policy)) < 1e-6
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+def test_many_levels(architecture: str) -> None:
+    """Five levels, ranks past 128 in all: each equals a control that has that level alone."""
+    names = ("q0", "q1", "q2", "q3", "q4")
+    lm = tiny_lm(architecture)
+    policy = tiny_policy(architecture, "lora", lm=lm, levels=names, rank=30)
+    batch = sequences(policy, LENGTHS[:5], range(5))
+    together, _ = policy.score(batch)
+    for level, name in enumerate(names):
+        single = tiny_policy(architecture, "lora", levels=(name,), rank=30)
+        with torch.no_grad():
+            for own, stacked in zip(single.control.parameters(), policy.control.parameters(), strict=True):
+                own.copy_(stacked[level : level + 1])
+        alone = Encoded(batch[level].ids, batch[level].start, (1.0,))
+        assert float((single.score([alone])[0] - together[level]).abs()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_mix_is_linear_in_the_weights(kind: str) -> None:
+    """good + 0.5·(good − bad) equals a level whose control was mixed by hand (LoRA: its product B·A)."""
+    policy = tiny_policy("llama", kind)
+    (batch,) = sequences(policy, [(5, 6)], [1])
+    mixed = Encoded(batch.ids, batch.start, (-0.5, 1.5))
+    by_weights, _ = policy.score([mixed])
+    with torch.no_grad():
+        if isinstance(policy.control, LoRA):
+            for path, layer in target_layers(policy.lm, "all-linear").items():
+                a, b = (p[path.replace(".", "/")] for p in (policy.control.a, policy.control.b))
+                delta = sum(w * b[k].T @ a[k] for k, w in enumerate((-0.5, 1.5)))
+                layer.weight += policy.control.scale * delta
+                b.zero_()
+        else:
+            prompt = policy.control.prompt
+            prompt[1] = 1.5 * prompt[1] - 0.5 * prompt[0]
+    by_hand, _ = policy.score([batch])
+    assert float((by_hand - by_weights).abs()) < 1e-4
+
+
+def test_text_control_needs_a_text_a_level() -> None:
+    lm = tiny_lm("llama")
+    control = tiny_control(lm, "text")
+    assert [text_format().text(slot) for slot in control.slots] == [
+        "A bad conversation is",
+        "A good conversation is",
+    ]
+    assert not list(control.parameters())
+    with pytest.raises(ConfigError, match="no text for level 'q0'"):
+        tiny_control(lm, "text", levels=("q0", "good"))
+
+
+def test_soft_prompt_starts_from_its_words() -> None:
+    """Their embeddings, scaled where the model scales (Gemma), repeated to the length."""
+    lm = tiny_lm("gemma")
+    control = tiny_control(lm, "soft-prompt", length=7)
+    for level, word in enumerate(("bad", "good")):
+        ids = text_format().words(word)
+        expected = lm.get_input_embeddings()(torch.tensor((ids * 7)[:7]))
+        assert torch.allclose(control.prompt[level], expected.detach(), atol=1e-6)
+    with pytest.raises(ConfigError, match="no initial words for level 'bad'"):
+        tiny_control(lm, "soft-prompt", words={"good": "good"})
+
+
+def test_lora_targets() -> None:
+    lm = tiny_lm("llama")
+    assert all(lm.get_submodule(path) is not lm.lm_head for path in target_layers(lm, "all-linear"))
+    assert len(target_layers(lm, "all-linear")) == 2 * 7
+    assert sorted(target_layers(lm, ("q_proj", "self_attn.v_proj"))) == [
+        f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "v_proj")
+    ]
+    with pytest.raises(ConfigError, match="'proj'; there are .*q_proj"):
+        target_layers(lm, "proj")  # whole parts of a name, no substring
+
+
+def test_fresh_lora_changes_nothing() -> None:
+    lm = tiny_lm("gpt2")
+    ids = torch.arange(4, 20)[None]
+    before = lm(ids).logits
+    tiny_policy("gpt2", "lora", lm=lm, move=0.0).control.weigh(torch.ones(1, 1, 2, dtype=torch.float64))
+    assert torch.equal(lm(ids).logits, before)
+
+
+def test_head_and_vocabulary_do_not_grow() -> None:
+    """A tied head would otherwise have outputs for the special tokens."""
+    policy = tiny_policy("gpt2", "special-token")
+    assert policy.lm.get_output_embeddings().weight.shape[0] == policy.lm.config.vocab_size
+    assert isinstance(policy.lm.get_input_embeddings(), nn.Embedding)
+    assert policy.control.slots == [[policy.lm.config.vocab_size]] * 2
+
+
+def test_unknown_control() -> None:
+    with pytest.raises(ConfigError, match="unknown control 'lorra'; did you mean 'lora'"):
+        parse_control({"kind": "lorra"})

@@ -1,0 +1,193 @@
+"""Packed, padded and one by one: the same log-probs and the same gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from meetlm.data.batch import IGNORE, budget, collate
+from meetlm.data.encoding import Encoded
+from meetlm.policy import packing
+from meetlm.policy.packing import VARLEN, packs_exactly
+from meetlm.policy.policy import Policy
+from tiny import (
+    ARCHITECTURES,
+    LENGTHS,
+    PACKING,
+    gap,
+    gradients,
+    sequences,
+    tiny_control,
+    tiny_lm,
+    tiny_policy,
+)
+
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+def run(policy: Policy, batches: list[list[Encoded]], layout: Any) -> Result:
+    """Return log p of every sequence, and the gradients of their sum."""
+    sums = []
+    for batch in batches:
+        collated = collate(batch, layout)
+        logps = policy(collated["blocks"], collated["num_sequences"]).sums()
+        logps.sum().backward()
+        sums.append(logps.detach())
+    return torch.cat(sums), gradients(policy)
+
+
+@torch.no_grad()
+def reference(lm: PreTrainedModel, sequence: Encoded) -> Tensor:
+    """log p of one sequence whose ids are all real: transformers' plain forward, nothing of ours."""
+    ids = torch.tensor([sequence.ids])
+    logps = lm(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+    return logps.gather(-1, ids[0, 1:, None])[sequence.start - 1 :].sum()
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layouts_agree(architecture: str, kind: str) -> None:
+    policy = tiny_policy(architecture, kind)
+    assert policy.layout == ("packed" if architecture in PACKING else "padded")
+    batch = sequences(policy, LENGTHS)
+    alone, alone_gradients = run(policy, [[one] for one in batch], "padded")
+    for layout in {policy.layout, "padded"}:
+        together, together_gradients = run(policy, [batch], layout)
+        assert float((together - alone).abs().max()) < 1e-4
+        assert gap(alone_gradients, together_gradients) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logps_are_those_of_transformers(architecture: str) -> None:
+    lm = tiny_lm(architecture)
+    policy = Policy(lm, tiny_control(lm, "text"), longest=64)
+    batch = sequences(policy, LENGTHS)
+    fresh = tiny_lm(architecture)
+    expected = torch.stack([reference(fresh, one) for one in batch])
+    assert float((policy.score(batch)[0] - expected).abs().max()) < 1e-4
+
+
+def test_gpt_neo_is_padded_and_says_why() -> None:
+    policy = tiny_policy("gpt-neo", "lora")
+    assert policy.layout == "padded"
+    assert policy.why_padded == "GPTNeoForCausalLM does not go through transformers' AttentionInterface"
+
+
+def test_gpt_neo_past_its_window() -> None:
+    """The paper's model: local attention over 256 tokens, sequences longer than that."""
+    policy = tiny_policy("gpt-neo", "lora", lm=tiny_lm("gpt-neo", window_size=256))
+    batch = sequences(policy, [(280, 40), (250, 20), (290, 10), (30, 5)])
+    alone, _ = run(policy, [[one] for one in batch], "padded")
+    together, _ = run(policy, [batch], "padded")
+    assert float((together - alone).abs().max()) < 1e-4
+    wide = tiny_policy("gpt-neo", "lora", lm=tiny_lm("gpt-neo", window_size=1024))
+    moved = (wide.score(batch)[0] - alone).abs()
+    assert float(moved[:3].min()) > 5e-4  # the window is at work
+    assert float(moved[3]) < 1e-4
+
+
+def test_padding_does_not_matter() -> None:
+    """Whatever ids stand in the padding, and however much of it there is."""
+    policy = tiny_policy("llama", "lora")
+    batch = sequences(policy, LENGTHS)
+    (block,) = collate(batch, "padded", max_waste=1.0)["blocks"]
+    with torch.no_grad():
+        before = policy([block], len(batch)).values
+        filled = torch.where(block["attention_mask"], block["input_ids"], 99)
+        after = policy([{**block, "input_ids": filled}], len(batch)).values
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+def test_neighbours_are_not_seen(architecture: str) -> None:
+    """Another first sequence, same length: the second one's packed log-probs keep their bits."""
+    policy = tiny_policy(architecture, "lora")
+    first, second = sequences(policy, [(9, 5), (6, 4)])
+    other = Encoded(tuple(300 - i for i in first.ids), first.start, first.weights)
+    with torch.no_grad():
+        one, two = (policy(collate([x, second], "packed")["blocks"], 2).sums() for x in (first, other))
+    assert one[0] != two[0]
+    assert one[1] == two[1]
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+def test_check_accepts(architecture: str) -> None:
+    lm = tiny_lm(architecture, dtype=torch.float32)
+    assert packs_exactly(lm) is None
+    assert lm.config._attn_implementation == VARLEN
+
+
+def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
+    borders = kwargs["cu_seq_lens_q"]
+    if wrong == "leaks":
+        kwargs["cu_seq_lens_q"] = torch.stack([borders[0], borders[-1]])
+    elif wrong == "window":
+        kwargs["sliding_window"] = 20
+    elif wrong == "scaling":
+        kwargs["scaling"] = 1.0
+    return kwargs
+
+
+@pytest.mark.parametrize("wrong", ["leaks", "window", "scaling"])
+def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = packing.varlen_attention
+
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        return right(*args, **(leak(wrong, **kwargs) if kwargs.get("cu_seq_lens_q") is not None else kwargs))
+
+    monkeypatch.setitem(packing.AttentionInterface._global_mapping, VARLEN, attention)
+    lm = tiny_lm("llama", dtype=torch.float32)
+    why = packs_exactly(lm, longest=40)
+    assert why is not None
+    assert "differ from those alone" in why
+    assert lm.config._attn_implementation == "sdpa"
+
+
+def test_check_refuses_other_attention() -> None:
+    lm = tiny_lm("llama")
+    lm.set_attn_implementation("eager")
+    why = packs_exactly(lm)
+    assert why is not None
+    assert "'eager'" in why
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_collate_by_hand(layout: Any) -> None:
+    one, two = Encoded((5, 6, 7, 8), 2, (1.0, 0.0)), Encoded((9, 10), 1, (0.0, 1.0))
+    batch = collate([one, two], layout, max_waste=1.0)
+    (block,) = batch["blocks"]
+    assert (batch["num_sequences"], batch["num_input_tokens"]) == (2, 6)
+    assert batch["labels"].tolist() == [7, 8, 10]
+    assert block["sequence"].tolist() == [0, 0, 1]
+    no = IGNORE
+    if layout == "packed":
+        assert block["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10]]
+        assert block["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+        assert block["targets"].tolist() == [[no, 7, 8, no, 10, no]]
+        assert block["cu_seq_lens"].tolist() == [0, 4, 6]
+        assert block["level_weights"].tolist() == [[[1, 0]] * 4 + [[0, 1]] * 2]
+        assert "attention_mask" not in block
+    else:
+        assert block["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
+        assert block["targets"].tolist() == [[no, 7, 8, no], [10, no, no, no]]
+        assert block["attention_mask"].tolist() == [[True] * 4, [True, True, False, False]]
+        assert block["level_weights"][:, 0].tolist() == [[1, 0], [0, 1]]
+
+
+def test_padded_blocks_waste_little() -> None:
+    batch = [Encoded(tuple(range(4, 4 + n)), 1, (1.0,)) for n in (30, 3, 29, 28, 4, 10)]
+    blocks = collate(batch, "padded")["blocks"]
+    assert [int(b["attention_mask"].sum()) for b in blocks] == [30 + 29 + 28, 10, 4, 3]
+    for block in blocks:
+        assert float(block["attention_mask"].double().mean()) >= 0.9
+    assert sorted({int(i) for b in blocks for i in b["sequence"]}) == list(range(6))
+
+
+def test_budget() -> None:
+    batch = [Encoded(tuple(range(n)), 1, (1.0,)) for n in (3, 50, 7, 7, 2)]
+    groups = list(budget(batch, 16))
+    assert groups == [[1], [2, 3], [0, 4]]
