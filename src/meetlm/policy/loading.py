@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,7 +49,7 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.name {settings.name!r} cannot be loaded: {error}") from error
     if settings.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(lm)
     lm.eval()  # dropout is a setting of the model's config; stages decide
     return lm.to(device_of(settings)), tokenizer
 
@@ -83,6 +84,25 @@ def load_skeleton(name: str) -> PreTrainedModel:
 
 def _source(name: str) -> str:
     return str(embedded_lm()) if name == EMBEDDED else name
+
+
+def checkpoint_activations(
+    lm: PreTrainedModel, contexts: Callable[[], tuple[Any, Any]] | None = None
+) -> None:
+    """Make ``lm`` recompute activations in backward.
+
+    Args:
+        lm: Any model of transformers.
+        contexts: Called in each part's forward: the contexts of that forward and of its recomputation.
+    """
+    settings = {"use_reentrant": False, **({"context_fn": contexts} if contexts else {})}
+    newer = getattr(lm, "activation_checkpointing_enable", None)
+    (newer or lm.gradient_checkpointing_enable)(settings)
+
+
+def checkpoints_activations(lm: PreTrainedModel) -> bool:
+    """Whether ``lm`` recomputes activations in backward."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in lm.modules())
 
 
 def device_of(settings: ModelSettings) -> torch.device:

@@ -6,7 +6,8 @@ trained. Knows no loss: objectives are functions of what comes out here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from meetlm.controls.base import Control
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
+from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
 from meetlm.policy.packing import packed_arguments, packs_exactly
 
 
@@ -61,7 +63,10 @@ class Policy(nn.Module):
         self.why_padded = packs_exactly(lm, longest)
         self.layout: Layout = "packed" if self.why_padded is None else "padded"
         self.lm, self.control = lm, control
+        self._weights: Tensor | None = None
         control.attach(lm)
+        if checkpoints_activations(lm):
+            checkpoint_activations(lm, self._contexts)
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +81,7 @@ class Policy(nn.Module):
     def _block(self, block: Block) -> Tensor:
         ids, weights, targets = block["input_ids"], block["level_weights"], block["targets"]
         keep = targets != IGNORE
-        self.control.weigh(weights)
+        self._weigh(weights)
         arguments = (
             packed_arguments(block["cu_seq_lens"])
             if "cu_seq_lens" in block
@@ -90,6 +95,27 @@ class Policy(nn.Module):
             **arguments,
         ).logits
         return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
+
+    def _weigh(self, weights: Tensor | None) -> None:
+        self._weights = weights
+        if weights is not None:
+            self.control.weigh(weights)
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of a checkpointed part's forward and of its recomputation in backward.
+
+        By then other blocks have gone forward: their levels would be used, silently where shapes are equal.
+        """
+        return nullcontext(), self._weighed(self._weights)
+
+    @contextmanager
+    def _weighed(self, weights: Tensor | None) -> Iterator[None]:
+        now = self._weights
+        self._weigh(weights)
+        try:
+            yield
+        finally:
+            self._weigh(now)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Encoded], max_tokens: int = 2048) -> tuple[Tensor, Tensor]:
