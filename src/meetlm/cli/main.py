@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from meetlm.cli import inspect
+from meetlm.cli.demo import demo, demo_data
 from meetlm.config.errors import MeetError
 
 _OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -96,3 +98,11 @@ def generate(
             run, data, parse_level(level), sampling, seed=seed, limit=limit, batch_size=batch_size, out=out, on_done=on_done
         )
     click.echo(f"{count} completions in {path}")
+
+
+main.add_command(inspect.data)
+main.add_command(inspect.doctor)
+
+
+main.add_command(demo)
+main.add_command(demo_data)

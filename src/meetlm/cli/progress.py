@@ -18,7 +18,17 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar that counts; its total is not known beforehand."""
-    with tqdm(desc=title, unit="prompt") as shown:
-        yield lambda count: None if shown.update(count) else None
+def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Give a function that counts prompts on a bar, which appears with the first of them."""
+    shown: list[tqdm[None]] = []
+
+    def count(number: int) -> None:
+        if not shown:
+            shown.append(tqdm(desc=title, unit="prompt", disable=quiet))
+        shown[0].update(number)
+
+    try:
+        yield count
+    finally:
+        for one in shown:
+            one.close()

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from transformers import PreTrainedModel
 
 import meetlm.controls.lora
+import meetlm.controls.none
 import meetlm.controls.text
 import meetlm.controls.virtual  # noqa: F401  registers its kinds
 from meetlm.config.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Hand-written prompts in the control slot (Chain of Hindsight as the paper runs it), and no control at all."""
+"""Hand-written prompts in the control slot (Chain of Hindsight as the paper runs it)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,19 @@ class TextSettings(ControlSettings):
     )
 
 
-class TextControl(Control):
-    """A hand-written text per level; nothing of it is trained.
+class SlotText(Control):
+    """Plain ids in the slot, or none; nothing of it is trained.
 
-    Raises:
-        ConfigError: A level has no text.
+    Args:
+        settings: With the levels.
+        slots: The ids of each level.
     """
 
     mixes: ClassVar[bool] = False
 
-    def __init__(self, settings: TextSettings, tokenize: Callable[[str], list[int]]) -> None:
+    def __init__(self, settings: ControlSettings, slots: list[list[int]]) -> None:
         super().__init__(settings)
-        self.slots = []
-        for level in settings.levels:
-            if not settings.prompts.get(level):
-                raise ConfigError(f"control.prompts: no text for level {level!r}")
-            self.slots.append(tokenize(settings.prompts[level]))
+        self.slots = slots
 
     def attach(self, lm: PreTrainedModel) -> None:
         """Do nothing: the text is in the ids."""
@@ -68,9 +65,12 @@ def _build(
     lm: PreTrainedModel,
     words: Callable[[str], list[int]],
     generator: torch.Generator,
-) -> TextControl:
+) -> SlotText:
     del lm, generator
-    return TextControl(settings, words)
+    for level in settings.levels:
+        if not settings.prompts.get(level):
+            raise ConfigError(f"control.prompts: no text for level {level!r}")
+    return SlotText(settings, [words(settings.prompts[level]) for level in settings.levels])
 
 
 CONTROLS.register("text")(ControlKind(TextSettings, _build))

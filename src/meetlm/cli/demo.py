@@ -1,0 +1,78 @@
+"""``meet demo`` and ``meet demo-data``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meetlm.cli.progress import bar, quiet_libraries
+
+if TYPE_CHECKING:
+    from meetlm.demo.show import DemoResult
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.pass_context
+def demo(ctx: click.Context, out: Path, quiet: bool) -> None:
+    """Align a real small model with both steps of MEET, and show it answering under `good` and `bad`.
+
+    SmolLM2-135M comes from a wheel, the preference data from this package; about ten minutes on two cores. Settings
+    can be overridden as in `meet train`.
+    """
+    quiet_libraries()
+    from meetlm.demo.show import run_demo
+
+    click.echo("MEET on SmolLM2-135M: `good` replies speak for themselves (I, my, me), `bad` ones from outside.")
+    with bar("sample", quiet=quiet) as on_done:
+        result = run_demo(out, list(ctx.args), say=click.echo, progress=not quiet, on_done=on_done)
+    _show(result, out)
+
+
+@click.command("demo-data")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder  [default: the package's own].")
+@click.option("--seed", default=0, show_default=True, help="Of sampling, held-out topics and order.")
+def demo_data(out: Path | None, seed: int) -> None:
+    """Make the demo's preference set again: sample SmolLM2's replies, score them by the rule, write pairs."""
+    quiet_libraries()
+    from meetlm.demo.build import build
+
+    folder = out or Path(str(resources.files("meetlm.demo")))
+    folder.mkdir(parents=True, exist_ok=True)
+    with bar("sample") as on_done:
+        counts = build(folder, seed=seed, on_done=on_done)
+    for name, count in counts.items():
+        click.echo(f"{folder / name}.jsonl: {count} pairs")
+
+
+def _show(result: DemoResult, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print()
+    for example in result.examples:
+        table = Table(title=example["prompt"], title_justify="left", show_header=False, expand=True)
+        table.add_column(ratio=1, no_wrap=True)
+        table.add_column(ratio=8)
+        for arm in ("good", "bad", "untouched"):
+            table.add_row(arm, example[arm])
+        console.print(table)
+    table = Table(title="share of first-person words in replies to held-out prompts", title_justify="left")
+    table.add_column("")
+    table.add_column("mean [95% interval]")
+    for arm, rate in result.scores.items():
+        table.add_row(arm, str(rate))
+    table.add_row("good - bad, paired", str(result.difference))
+    console.print(table)
+    table = Table(title="preference accuracy on held-out pairs (0.5 is chance)", title_justify="left")
+    table.add_column("")
+    table.add_column("accuracy [95% interval]")
+    for when, rate in result.accuracy.items():
+        table.add_row(when, str(rate))
+    console.print(table)
+    console.print(f"{result.seconds:.0f} s in all. The run is in {out}; `meet generate {out} --level good` uses it.")

@@ -1,0 +1,127 @@
+"""Makes the embedded preference set: prompts of ours, replies of SmolLM2's own, scored by the rule.
+
+``meet demo-data`` runs it. Of several replies to a prompt the highest scores become ``chosen`` and the lowest
+``rejected``, best against worst and second against second; the middle is left out. Whole topics are held out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from meetlm.controls.build import build_control, parse_control
+from meetlm.data.example import Turn
+from meetlm.data.prompt_format import pin_format
+from meetlm.demo.rule import first_person
+from meetlm.generation.engine import Engine, Request
+from meetlm.generation.sampling import Sampling
+from meetlm.policy.loading import EMBEDDED, ModelSettings, load_lm
+from meetlm.policy.policy import Policy
+
+HELD_OUT_TOPICS = 5
+REPLIES = 6
+SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_p=0.95)
+MIN_GAP = 0.04
+"""Least difference of the two scores of a pair: about one first-person word in 25."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reply and its score by the rule."""
+
+    text: str
+    score: float
+
+
+def untouched_engine() -> Engine:
+    """Return a sampler of SmolLM2 with no control and no system message."""
+    lm, tokenizer = load_lm(ModelSettings(name=EMBEDDED))
+    prompt_format = pin_format(tokenizer, system="none")
+    control = build_control(parse_control({"kind": "none"}), lm, prompt_format.words, seed=0)
+    return Engine(Policy(lm, control), prompt_format)
+
+
+def sample(
+    engine: Engine,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    replies: int,
+    seed: int,
+    on_done: Callable[[int], Any] | None = None,
+) -> list[list[str]]:
+    """Return ``replies`` replies of the untouched model to each prompt."""
+    ids = [engine.format.prompt_ids((Turn("user", prompt),)) for prompt in prompts]
+    requests = [
+        Request(tuple(row), (0.0, 1.0), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
+    ]
+    done = engine.generate(requests, sampling, seed=seed, batch_size=96, on_done=on_done)
+    return [[one.text for one in done[i : i + replies]] for i in range(0, len(done), replies)]
+
+
+def tidy(reply: str) -> str | None:
+    """Return a reply without its cut-off last sentence and in ASCII, or ``None`` where nothing proper is left."""
+    for fancy, plain in (("\u2019", "'"), ("\u2018", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2014", "-"), ("\u2013", "-")):
+        reply = reply.replace(fancy, plain)
+    whole = re.match(r"(?s).*[.!?][\"')]*(?=\s|$)", reply.strip())
+    text = whole.group(0).strip() if whole else ""
+    proper = text.isascii() and len(text.split()) >= 6 and not re.search(r"```|[{}<>\[\]\\|=_]|\n\s*\n", text)
+    return text if proper else None
+
+
+def pairs_of(replies: Sequence[str]) -> list[tuple[Scored, Scored]]:
+    """Return (chosen, rejected): best and worst, then second best and second worst, where they differ enough."""
+    kept = sorted({text for reply in replies if (text := tidy(reply))})
+    ranked = sorted((Scored(text, first_person(text)) for text in kept), key=lambda r: -r.score)
+    found = [(ranked[n], ranked[-1 - n]) for n in range(min(2, len(ranked) // 2))]
+    return [(high, low) for high, low in found if high.score - low.score >= MIN_GAP]
+
+
+def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None = None) -> dict[str, int]:
+    """Sample, score, and write ``train.jsonl`` and ``test.jsonl`` (TRL's conversational preference format).
+
+    Args:
+        folder: Where.
+        seed: Of sampling, held-out topics and order.
+        on_done: Progress.
+
+    Returns:
+        The number of rows of each file.
+    """
+    rows = [json.loads(line) for line in (resources.files("meetlm.demo") / "prompts.jsonl").read_text().splitlines()]
+    order = random.Random(seed)
+    topics = sorted({row["topic"] for row in rows})
+    held_out = set(order.sample(topics, HELD_OUT_TOPICS))
+    replies = sample(
+        untouched_engine(), [row["prompt"] for row in rows], SAMPLING, replies=REPLIES, seed=seed, on_done=on_done
+    )
+    counts = {}
+    for name in ("train", "test"):
+        ranks: list[list[dict[str, Any]]] = [[], []]
+        for row, texts in zip(rows, replies, strict=True):
+            if (row["topic"] in held_out) == (name == "test"):
+                for rank, (chosen, rejected) in enumerate(pairs_of(texts)):
+                    ranks[rank].append(_row(row, chosen, rejected))
+        for group in ranks:
+            order.shuffle(group)
+        lines = ranks[0] + (ranks[1] if name == "train" else [])  # widest pairs first; held out: one a prompt
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        counts[name] = len(lines)
+    return counts
+
+
+def _row(row: dict[str, str], chosen: Scored, rejected: Scored) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "topic": row["topic"],
+        "score_chosen": round(chosen.score, 4),
+        "score_rejected": round(rejected.score, 4),
+    }

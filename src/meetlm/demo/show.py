@@ -1,0 +1,123 @@
+"""Runs the demo and shows it: training, then held-out prompts answered under both levels and by the untouched model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meetlm.config.errors import RunError
+from meetlm.demo.build import sample, untouched_engine
+from meetlm.demo.rule import first_person
+from meetlm.diagnostics.preference import Rate, rate
+from meetlm.generation.sampling import Sampling
+from meetlm.recipes.config import RunConfig, load_config
+from meetlm.run.aligned import Aligned, load
+from meetlm.run.execute import execute
+from meetlm.run.folder import MEET
+
+ARMS = ("good", "bad", "untouched")
+SAMPLED = Sampling(max_new_tokens=32, temperature=1.0, top_p=0.95)
+GREEDY = Sampling(max_new_tokens=32)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        scores: Mean score by arm on held-out prompts, sampled, with intervals over prompts.
+        difference: Mean of score(good) − score(bad), paired by prompt.
+        accuracy: Preference accuracy on held-out pairs: before training, after each step.
+        examples: Prompt, then the reply of each arm, greedy.
+        seconds: Wall time of everything.
+    """
+
+    scores: dict[str, Rate]
+    difference: Rate
+    accuracy: dict[str, Rate]
+    examples: list[dict[str, str]]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def demo_config(overrides: list[str]) -> RunConfig:
+    """Return the demo's configuration, its data those in the package."""
+    folder = Path(str(resources.files("meetlm.demo")))
+    files = [f"data.train_file={folder / 'train.jsonl'}", f"data.eval_file={folder / 'test.jsonl'}"]
+    return load_config(None, folder / "demo.yaml", [*files, *overrides])
+
+
+def run_demo(
+    folder: Path,
+    overrides: list[str],
+    *,
+    prompts: int = 60,
+    shown: int = 4,
+    say: Callable[[str], None] = lambda text: None,
+    progress: bool = True,
+    on_done: Callable[[int], Any] | None = None,
+) -> DemoResult:
+    """Train (unless the folder holds the finished run), sample, score.
+
+    Args:
+        folder: The run's folder.
+        overrides: Of the configuration.
+        prompts: Held-out prompts to sample for, one sample an arm.
+        shown: How many to answer greedily, side by side.
+        say: Takes lines for people.
+        progress: Show bars.
+        on_done: Progress of sampling.
+    """
+    started = time.perf_counter()
+    config = demo_config(overrides)
+    if not (folder / MEET).exists():
+        execute(config, folder, say=say, progress=progress)
+    aligned = load(folder)
+    asked = _held_out(config, prompts)
+    say(f"sampling replies to {len(asked)} held-out prompts: {', '.join(ARMS)}")
+    replies = _replies(aligned, asked, SAMPLED, on_done)
+    scores = {arm: np.array([first_person(text) for text in replies[arm]]) for arm in ARMS}
+    greedy = _replies(aligned, asked[:shown], GREEDY, on_done)
+    result = DemoResult(
+        scores={arm: rate(scores[arm]) for arm in ARMS},
+        difference=rate(scores["good"] - scores["bad"]),
+        accuracy={
+            when: Rate(**entry["by_sum"])
+            for when, entry in json.loads((folder / "preference.json").read_text()).items()
+        },
+        examples=[
+            {"prompt": prompt, **{arm: greedy[arm][i] for arm in ARMS}} for i, prompt in enumerate(asked[:shown])
+        ],
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    (folder / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    return result
+
+
+def _held_out(config: RunConfig, count: int) -> list[str]:
+    assert config.data.eval_file is not None
+    rows = [json.loads(line) for line in Path(config.data.eval_file).read_text().splitlines()]
+    if not rows:
+        raise RunError(f"{config.data.eval_file} has no held-out prompts")
+    return [row["prompt"][0]["content"] for row in rows[:count]]
+
+
+def _replies(
+    aligned: Aligned, prompts: list[str], sampling: Sampling, on_done: Callable[[int], Any] | None
+) -> dict[str, list[str]]:
+    replies = {
+        level: [c.completion for c in aligned.complete(prompts, level, sampling, batch_size=64, on_done=on_done)]
+        for level in ("good", "bad")
+    }
+    answered = sample(untouched_engine(), prompts, sampling, replies=1, seed=0, on_done=on_done)
+    return {**replies, "untouched": [texts[0] for texts in answered]}
