@@ -136,7 +136,7 @@ def _bpe() -> str:
 
 
 def tiny_tokenizer(*, bos: bool = False, template: str | None = None) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of 300 ids: 0 closes texts, 1 opens them where ``bos``; with ``template``, 3 closes."""
+    """Return a byte-level BPE of 300 ids: 0 closes texts (3 with a template), 1 opens them where ``bos``."""
     backend = Tokenizer.from_str(_bpe())
     if bos:
         backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
