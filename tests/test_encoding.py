@@ -1,0 +1,179 @@
+"""Text to ids, by hand: what is in the prompt, what is trained, where the slot stands, what is pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meetlm.config.errors import ConfigError
+from meetlm.data import hh, summarize
+from meetlm.data.encoding import Encoder, one_hot, pair_lengths
+from meetlm.data.example import Origin, Turn
+from meetlm.data.levels import LevelledExample
+from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
+from meetlm.data.rows import Row
+from tiny import CHATML, tiny_tokenizer
+
+SYSTEM = "<|im_start|>system\nYou are of use.<|im_end|>\n"
+USER, ASSISTANT = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
+HI = (Turn("user", "Hi"),)
+HELLO = (Turn("assistant", "Hello there."),)
+
+
+def row(**fields: Any) -> Row:
+    return Row(fields, Origin("rows.jsonl", 1))
+
+
+def shown(prompt_format: PromptFormat, ids: Any) -> str:
+    return str(prompt_format.tokenizer.decode([i for i in ids if i < 1000]))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_hh(bos: bool) -> None:
+    prompt_format = pin_format(tiny_tokenizer(bos=bos))
+    example = hh.parse(
+        row(
+            chosen="\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant: Boil it.",
+            rejected="\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant: No",
+        )
+    )
+    encoder = Encoder(prompt_format, [[1000, 1001], [1000, 1001]])
+    chosen, rejected = encoder.pair(example)
+    opened = ("<s>" if bos else "") + "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:"
+    for side, reply, weights in ((chosen, " Boil it.", (0, 1)), (rejected, " No", (1, 0))):
+        assert side.ids[:2] == (1000, 1001)  # the slot first, before BOS
+        assert side.ids[2] == 1 or not bos
+        assert shown(prompt_format, side.ids[: side.start]) == opened
+        assert shown(prompt_format, side.ids[side.start :]) == reply + "<|endoftext|>"
+        assert side.ids[-1] == 0
+        assert side.num_trained == len(prompt_format.words(reply)) + 1
+        assert side.weights == weights
+    assert pair_lengths(prompt_format, example) == (
+        chosen.start - 2,
+        chosen.num_trained,
+        rejected.num_trained,
+    )
+
+
+def test_tldr() -> None:
+    info = {"id": "t3", "subreddit": "rice", "title": "Water", "post": "How?\n\nSo."}
+    summaries = [{"text": " Too short"}, {"text": " Boil rice."}]
+    example = summarize.parse(row(info=info, summaries=summaries, choice=1))
+    prompt_format = pin_format(tiny_tokenizer())
+    chosen, rejected = Encoder(prompt_format, [[], []]).pair(example)
+    expected = "SUBREDDIT: r/rice\n\nTITLE: Water\n\nPOST: How?\nSo.\n\nTL;DR:"
+    for side, reply in ((chosen, " Boil rice."), (rejected, " Too short")):
+        assert shown(prompt_format, side.ids[: side.start]) == expected
+        assert shown(prompt_format, side.ids[side.start :]) == reply + "<|endoftext|>"
+
+
+@pytest.mark.parametrize("reply", [" is", "is", "\n", "n", " s good"])
+def test_the_border_never_moves(reply: str) -> None:
+    """Prompt ids do not depend on the completion, and a completion's not on the prompt."""
+    prompt_format = pin_format(tiny_tokenizer())
+    encoder = Encoder(prompt_format, [[]])
+    encoded = encoder.encode(LevelledExample("What i", reply, 0))
+    assert list(encoded.ids[: encoded.start]) == encoder.prompt("What i", 0)
+    assert list(encoded.ids[encoded.start :]) == [*prompt_format.words(reply), 0]
+
+
+@pytest.mark.parametrize(("placement", "at"), [("first", 0), ("before_response", None)])
+def test_slot_and_chat_template(placement: Any, at: int | None) -> None:
+    prompt_format = pin_format(tiny_tokenizer(template=CHATML))
+    assert prompt_format.spec == FormatSpec(SYSTEM, "auto", ())
+    encoder = Encoder(prompt_format, [[1000], [2000]], placement)
+    encoded = encoder.encode(LevelledExample(HI, HELLO, 1))
+    assert shown(prompt_format, encoded.ids[: encoded.start]) == SYSTEM + USER + ASSISTANT
+    assert shown(prompt_format, encoded.ids[encoded.start :]) == "Hello there.<|im_end|>"
+    assert encoded.ids[-1] == 3
+    assert encoded.ids.index(2000) == (encoded.start - 1 if at is None else at)
+    assert 1000 not in encoded.ids
+    assert encoded.weights == (0.0, 1.0)
+    assert encoder.prompt(HI, 1) == list(encoded.ids[: encoded.start])
+
+
+def test_system_none_leaves_the_automatic_message_out() -> None:
+    prompt_format = pin_format(tiny_tokenizer(template=CHATML), system="none")
+    assert prompt_format.spec.preamble == ""
+    assert shown(prompt_format, prompt_format.prompt_ids(HI)) == USER + ASSISTANT
+    with pytest.raises(ConfigError, match="'auto' or 'none'"):
+        pin_format(tiny_tokenizer(template=CHATML), system="other")
+
+
+def test_system_none_keeps_bos() -> None:
+    template = "{{ '<s>' }}" + CHATML
+    prompt_format = pin_format(tiny_tokenizer(bos=True, template=template), system="none")
+    assert shown(prompt_format, prompt_format.prompt_ids(HI)) == "<s>" + USER + ASSISTANT
+    kept = pin_format(tiny_tokenizer(bos=True, template=template))
+    assert shown(kept, kept.prompt_ids(HI)) == "<s>" + SYSTEM + USER + ASSISTANT
+
+
+@pytest.mark.parametrize("system", ["auto", "none"])
+def test_a_system_message_of_the_data_stays(system: str) -> None:
+    prompt_format = pin_format(tiny_tokenizer(template=CHATML), system=system)
+    ids = prompt_format.prompt_ids((Turn("system", "Be kind."), *HI))
+    assert shown(prompt_format, ids) == "<|im_start|>system\nBe kind.<|im_end|>\n" + USER + ASSISTANT
+
+
+def test_preamble_is_pinned() -> None:
+    """The template's text changes with the date; a run keeps asking in the words it was trained in."""
+    then = pin_format(tiny_tokenizer(template=CHATML.replace("of use.", "of use. 23 Nov 2026")))
+    later = tiny_tokenizer(template=CHATML.replace("of use.", "of use. 1 Jan 2030"))
+    reloaded = PromptFormat(later, FormatSpec.from_dict(then.spec.to_dict()))
+    assert reloaded.prompt_ids(HI) == then.prompt_ids(HI)
+    assert "23 Nov 2026" in shown(reloaded, reloaded.prompt_ids(HI))
+    assert reloaded.completion_ids(HI, HELLO) == then.completion_ids(HI, HELLO)
+
+
+def test_several_turns() -> None:
+    prompt_format = pin_format(tiny_tokenizer(template=CHATML))
+    talk = (*HI, *HELLO, Turn("user", "Rice?"))
+    expected = (
+        SYSTEM + USER + ASSISTANT + "Hello there.<|im_end|>\n<|im_start|>user\nRice?<|im_end|>\n" + ASSISTANT
+    )
+    assert shown(prompt_format, prompt_format.prompt_ids(talk)) == expected
+
+
+def test_templates_that_cannot_be_pinned() -> None:
+    counting = CHATML.replace("You are of use.", "' + (messages | length) | string + '")
+    prompt_format = pin_format(tiny_tokenizer(template=counting))
+    with pytest.raises(ConfigError, match="cannot be pinned"):
+        prompt_format.prompt_ids((*HI, *HELLO, *HI))
+
+
+def test_templates_that_rewrite_the_prompt() -> None:
+    """Some drop the reasoning of earlier turns: then a completion cannot be told from its prompt."""
+    closing = CHATML.replace(
+        "<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\nHm. ' }}{% endif %}"
+    )
+    prompt_format = pin_format(tiny_tokenizer(template=closing))
+    with pytest.raises(ConfigError, match="changes the prompt once a completion follows"):
+        prompt_format.completion_ids(HI, HELLO)
+
+
+def test_conversations_need_a_template() -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        pin_format(tiny_tokenizer()).prompt_ids(HI)
+
+
+def test_text_and_conversation_do_not_mix() -> None:
+    prompt_format = pin_format(tiny_tokenizer(template=CHATML))
+    with pytest.raises(ConfigError, match="both be text or both be conversations"):
+        prompt_format.completion_ids("Hi", HELLO)
+
+
+def test_an_eos_is_needed() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no EOS"):
+        pin_format(tokenizer)
+
+
+@pytest.mark.parametrize(("bos", "start"), [(False, [0]), (True, [1])])
+def test_an_empty_prompt_is_not_empty(bos: bool, start: list[int]) -> None:
+    assert pin_format(tiny_tokenizer(bos=bos)).prompt_ids("") == start
+
+
+def test_one_hot() -> None:
+    assert one_hot(1, 3) == (0.0, 1.0, 0.0)

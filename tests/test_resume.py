@@ -1,0 +1,132 @@
+"""Checkpoints: stopped and continued is the same as never stopped, bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from meetlm.policy.policy import Policy
+from meetlm.training.loop import StageTrainer, checkpoints, load_trained
+from meetlm.training.run_stage import DONE, run_stage
+from meetlm.training.stage import BatchSettings, OptimSettings
+from test_training import items_of, metrics, tensors
+from tiny import few_steps, stage, tiny_policy
+
+pytestmark = few_steps
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAfter(TrainerCallback):
+    """Raises at the start of the step after ``steps``."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.steps:
+            raise Killed
+
+
+def fresh(kind: str) -> Policy:
+    return tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
+
+
+def run(
+    policy: Policy, folder: Path, train: tuple[str, ...], *, steps: int = 7, save_steps: int | None = 2
+) -> Any:
+    batch = BatchSettings(pairs=4, micro_pairs=2, save_steps=save_steps)
+    settings = stage(train, steps=steps)
+    return run_stage(
+        policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1, progress=False
+    )
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    right = StageTrainer.__init__
+
+    def start(self: StageTrainer, *args: Any) -> None:
+        right(self, *args)
+        self.add_callback(KillAfter(steps))
+
+    monkeypatch.setattr(StageTrainer, "__init__", start)
+
+
+@pytest.mark.parametrize("killed_after", [3, 4, 6])
+@pytest.mark.parametrize("train", [("control",), ("control", "lm")], ids="+".join)
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_killed_and_continued(kind: str, train: tuple[str, ...], killed_after: int, tmp_path: Path) -> None:
+    whole = fresh(kind)
+    run(whole, tmp_path / "whole", train)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, killed_after)
+        run(fresh(kind), tmp_path / "parts", train)
+    assert not (tmp_path / "parts" / DONE).exists()
+    (saved,) = checkpoints(tmp_path / "parts")
+    assert saved.name == f"checkpoint-{killed_after // 2 * 2}"
+    continued = fresh(kind)
+    result = run(continued, tmp_path / "parts", train)
+
+    assert result.steps == 7
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(tensor, tensors(continued)[name]), name
+    lines, again = (metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert [line["step"] for line in again] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in again]
+
+
+def test_a_finished_stage_is_loaded_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fresh("lora")
+    result = run(first, tmp_path, ("control",))
+    monkeypatch.setattr(StageTrainer, "train", lambda *a, **k: pytest.fail("trained again"))
+    second = fresh("lora")
+    assert run(second, tmp_path, ("control",)) == result
+    for name, tensor in tensors(first).items():
+        assert torch.equal(tensor, tensors(second)[name]), name
+
+
+def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
+    whole = fresh("lora")
+    run(whole, tmp_path / "whole", ("control",))
+    with pytest.MonkeyPatch.context() as patch:  # the process ends while a checkpoint is written
+
+        def rename(self: Path, target: Path) -> None:
+            raise Killed
+
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed):
+            run(fresh("lora"), tmp_path / "parts", ("control",))
+    assert list((tmp_path / "parts" / "partial").iterdir())
+    assert checkpoints(tmp_path / "parts") == []
+    continued = fresh("lora")
+    run(continued, tmp_path / "parts", ("control",))
+    assert [p.name for p in checkpoints(tmp_path / "parts")] == ["checkpoint-7"]
+    assert not (tmp_path / "parts" / "partial").exists()
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(tensor, tensors(continued)[name]), name
+
+
+def test_checkpoints_hold_what_is_trained_and_nothing_pickled_for_weights(tmp_path: Path) -> None:
+    policy = fresh("soft-prompt")
+    run(policy, tmp_path, ("control",), save_steps=None)
+    (saved,) = checkpoints(tmp_path)
+    assert saved.name == "checkpoint-7"
+    from safetensors.torch import load_file
+
+    assert list(load_file(saved / "model.safetensors")) == ["control.prompt"]
+    other = tiny_policy("llama", "lora", dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"not of this model: control\.prompt"):
+        load_trained(other, saved)
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("checkpoint-100", "checkpoint-20", "partial"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
