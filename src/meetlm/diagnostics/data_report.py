@@ -1,0 +1,220 @@
+"""What is in a file of preference pairs: which rows are used, how long they are, what a model sees of one.
+
+Needs a tokenizer and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from meetlm.data.encoding import Encoded, Placement, pair_lengths
+from meetlm.data.example import PreferenceExample
+from meetlm.data.filters import FilterReport, Tally, filter_eval, filter_train, prompt_overlap
+from meetlm.data.prompt_format import PromptFormat
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+
+QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
+
+
+class TokenCounts:
+    """Counts tokens for the filters, and remembers every row that they asked about."""
+
+    def __init__(self, prompt_format: PromptFormat) -> None:
+        self.format = prompt_format
+        self.counts: dict[tuple[str, int], tuple[int, int, int]] = {}
+
+    def __call__(self, example: PreferenceExample) -> tuple[int, int, int]:
+        """Return the tokens of prompt, chosen and rejected reply."""
+        place = (example.origin.file, example.origin.line)
+        if place not in self.counts:
+            self.counts[place] = pair_lengths(self.format, example)
+        return self.counts[place]
+
+
+@dataclass(frozen=True, slots=True)
+class Longer:
+    """In how many kept pairs which reply has more tokens."""
+
+    chosen: int
+    rejected: int
+    same: int
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The result of :func:`report_data`.
+
+    Attributes:
+        source: Format of the rows.
+        filters: The account of every row.
+        test: The same for the held-out rows, if there are any.
+        overlap: Held-out rows whose prompt (or post) is in the training data too, with their first lines.
+        lengths: Quantiles in tokens of prompt, chosen, rejected, and of prompt and longer reply together,
+            over ``measured`` pairs: all proper ones, also those beyond the maximal length, which it helps to
+            choose.
+        measured: Number of pairs behind ``lengths``.
+        longer: Which side is the longer one among the kept.
+        kept: The pairs that training would use.
+    """
+
+    source: str
+    filters: FilterReport
+    test: FilterReport | None
+    overlap: Tally | None
+    lengths: dict[str, dict[str, int]]
+    measured: int
+    longer: Longer
+    kept: list[PreferenceExample]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report, without the pairs, as plain JSON types."""
+        return {
+            "source": self.source,
+            "filters": self.filters.to_dict(),
+            "test": self.test and self.test.to_dict(),
+            "overlap": self.overlap and asdict(self.overlap),
+            "lengths": self.lengths,
+            "measured": self.measured,
+            "longer": asdict(self.longer),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of plain text."""
+        text = self.filters.lines()
+        if self.test is not None and self.overlap is not None:
+            text += ["", *self.test.lines()]
+            seen = self.overlap
+            at = ", ".join(map(str, seen.lines)) + (", …" if seen.count > len(seen.lines) else "")
+            text.append(
+                f"  prompts of {seen.count} of them are in the training data too (lines {at})"
+                if seen.count
+                else "  none of their prompts is in the training data"
+            )
+        text += ["", f"{'tokens':<24}" + "".join(f"{name:>8}" for name in QUANTILES)]
+        for name, row in self.lengths.items():
+            text.append(f"  {name:<22}" + "".join(f"{count:>8}" for count in row.values()))
+        dropped = self.filters.dropped.get("too_long")
+        over = f", also the {dropped.count} that are too long" if dropped else ""
+        text.append(f"  (over {self.measured} pairs{over}; replies with the token that closes them)")
+        sides, kept = self.longer, len(self.kept)
+        text += [
+            "",
+            f"The longer reply is the chosen one in {sides.chosen / kept:.0%} of the kept pairs, "
+            f"the rejected one in {sides.rejected / kept:.0%}; {sides.same / kept:.0%} are equally long.",
+        ]
+        return text
+
+
+def report_data(
+    settings: DataSettings, prompt_format: PromptFormat, *, with_eval: bool, limit: int | None = None
+) -> DataReport:
+    """Read, filter and count.
+
+    Args:
+        settings: Where the data are.
+        prompt_format: For lengths.
+        with_eval: Whether to read the held-out rows too.
+        limit: Look at the first so many rows of each only.
+
+    Raises:
+        DataError: Data that cannot be read, or of which no row is usable.
+    """
+    count = TokenCounts(prompt_format)
+    kept, report = filter_train(read_examples(settings, "train")[:limit], count, settings.max_length)
+    measured = np.array(list(count.counts.values()))
+    columns = {
+        "prompt": measured[:, 0],
+        "chosen reply": measured[:, 1],
+        "rejected reply": measured[:, 2],
+        "prompt + longer reply": measured[:, 0] + measured[:, 1:].max(axis=1),
+    }
+    lengths = {
+        name: {label: int(np.quantile(values, at, method="nearest")) for label, at in QUANTILES.items()}
+        for name, values in columns.items()
+    }
+    sides = [count(example)[1:] for example in kept]
+    chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
+    of_test, overlap = None, None
+    if with_eval:
+        held_out = read_examples(settings, "eval")[:limit]
+        test, of_test = filter_eval(held_out, count, settings.max_length, need_pairs=True)
+        overlap = Tally()
+        for example in prompt_overlap(kept, test):
+            overlap.add(example)
+    return DataReport(
+        source=settings.source,
+        filters=report,
+        test=of_test,
+        overlap=overlap,
+        lengths=lengths,
+        measured=len(measured),
+        longer=Longer(chosen, rejected, len(kept) - chosen - rejected),
+        kept=kept,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of an encoded sequence.
+
+    Attributes:
+        kind: The control slot, the prompt, or the tokens that are trained.
+        text: As the tokenizer decodes it, special tokens included; of virtual ids ``×n``.
+        tokens: How many.
+    """
+
+    kind: Literal["slot", "prompt", "trained"]
+    text: str
+    tokens: int
+
+
+def segments(
+    encoded: Encoded,
+    slot: Sequence[int],
+    placement: Placement,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+) -> list[Segment]:
+    """Return the stretches of a sequence, in order.
+
+    Args:
+        encoded: What training would see.
+        slot: The ids of its level's control slot.
+        placement: Where that stands.
+        tokenizer: Decodes.
+        vocabulary: Size of the embedding table: ids from here on are virtual.
+    """
+    at = 0 if placement == "first" else encoded.start - len(slot)
+    parts: list[tuple[Literal["slot", "prompt", "trained"], Sequence[int]]] = [
+        ("prompt", encoded.ids[:at]),
+        ("slot", encoded.ids[at : at + len(slot)]),
+        ("prompt", encoded.ids[at + len(slot) : encoded.start]),
+        ("trained", encoded.ids[encoded.start :]),
+    ]
+    found = []
+    for kind, ids in parts:
+        virtual = kind == "slot" and any(i >= vocabulary for i in ids)
+        text = f"×{len(ids)}" if virtual else _decode(tokenizer, ids)
+        if ids:
+            found.append(Segment(kind, text, len(ids)))
+    return found
+
+
+def shorten(segment: Segment, words_shown: int) -> Segment:
+    """Return ``segment`` without the middle of its text where it has many more than ``words_shown`` words."""
+    words = segment.text.split(" ")
+    half = words_shown // 2
+    if len(words) <= words_shown + 10:
+        return segment
+    text = f"{' '.join(words[:half])} (… {len(words) - 2 * half} words …) {' '.join(words[-half:])}"
+    return Segment(segment.kind, text, segment.tokens)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -1,0 +1,182 @@
+"""Rules that tell the chosen reply from the rejected one without understanding either.
+
+A control learns whatever separates its levels most cheaply. Where length, a stock reply or a turn of phrase
+separates them, "good" comes to mean that. Each rule is scored as preference accuracy is: in how many pairs it
+points at the chosen reply, a tie counting half, so its number can be set beside the control's own. Knows no
+model and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, sparse, special
+
+from meetlm.data.example import PreferenceExample, Text
+from meetlm.diagnostics.preference import Rate
+
+FOLDS = 5
+MAX_FEATURES = 20_000
+RIDGE = 10.0
+"""Strength of the penalty in units of pairs: the sum of the losses gains RIDGE / 2 · |w|²."""
+
+WORD = re.compile(r"\w+|[^\w\s]")
+Z95 = 1.959964
+
+
+def share(outcomes: NDArray[np.float64], groups: Sequence[str]) -> Rate:
+    """Return the mean of ``outcomes`` with a 95% interval that allows for several rows of one prompt.
+
+    The interval is Wilson's, for the number of independent rows that would give the variance seen between
+    groups; it keeps a width where every outcome is the same.
+
+    Args:
+        outcomes: [S], each 0, ½ or 1.
+        groups: The group (prompt or post) of each.
+    """
+    _, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    mean = float(outcomes.mean())
+    off = np.bincount(index, weights=outcomes - mean)
+    variance = float((off**2).sum()) / len(outcomes) ** 2
+    independent = float(off.size)
+    if variance > 0:
+        independent = min(mean * (1 - mean) / variance, float(len(outcomes)))
+    low, high = wilson(mean, independent)
+    return Rate(mean, low, high)
+
+
+def wilson(mean: float, number: float) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share seen in ``number`` independent trials."""
+    centre = (mean + Z95**2 / (2 * number)) / (1 + Z95**2 / number)
+    half = Z95 * math.sqrt(mean * (1 - mean) / number + Z95**2 / (4 * number**2)) / (1 + Z95**2 / number)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def half_width(number: float, mean: float = 0.65) -> float:
+    """Return half the 95% interval of a share near ``mean`` in ``number`` independent trials."""
+    low, high = wilson(mean, number)
+    return (high - low) / 2
+
+
+def trials_for(half: float, mean: float = 0.65) -> int:
+    """Return how many independent trials give an interval of ± ``half``, by the normal approximation."""
+    return math.ceil(mean * (1 - mean) * (Z95 / half) ** 2)
+
+
+def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Sequence[str]) -> Rate:
+    """Return how often the chosen reply is the longer one, given the lengths of both sides."""
+    return share(_wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
+
+
+def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Rate, int]:
+    """Return how well a reply's side in other rows tells its side here, and how many rows have such a reply.
+
+    The reply that stands more often among the chosen and less often among the rejected of the *other* rows is
+    taken; rows whose two replies occur nowhere else count half.
+    """
+    seen: Counter[Text] = Counter()
+    occurs: Counter[Text] = Counter()
+    for example in examples:
+        seen[example.chosen] += 1
+        seen[example.rejected] -= 1
+        occurs[example.chosen] += 1
+        occurs[example.rejected] += 1
+    chosen = np.array([float(seen[e.chosen] - 1) for e in examples])
+    rejected = np.array([float(seen[e.rejected] + 1) for e in examples])
+    known = sum(occurs[e.chosen] > 1 or occurs[e.rejected] > 1 for e in examples)
+    return share(_wins(chosen, rejected), [e.group for e in examples]), known
+
+
+def opening_features(reply: Text) -> set[str]:
+    """Return the first word, the first two and the first three of a reply, in lower case."""
+    words = _words(reply)[:3]
+    return {" ".join(words[:n]) for n in range(1, len(words) + 1)}
+
+
+def word_features(reply: Text) -> set[str]:
+    """Return the distinct words and punctuation marks of a reply, in lower case."""
+    return set(_words(reply))
+
+
+def surface_accuracy(
+    chosen: Sequence[set[str]], rejected: Sequence[set[str]], groups: Sequence[str]
+) -> tuple[Rate, list[str], list[str]]:
+    """Return the held-out accuracy of a logistic regression on features, and what speaks for either side.
+
+    The model is Bradley-Terry's: the chosen reply wins with the log-odds w · (φ(chosen) − φ(rejected)), so it
+    has no intercept and 0.5 is chance. Five folds; rows of one prompt are in one fold. A feature that occurs
+    only once can help nowhere else and is left out.
+
+    Args:
+        chosen: The features of each chosen reply.
+        rejected: Those of each rejected reply.
+        groups: The group (prompt or post) of each row.
+
+    Returns:
+        Accuracy; up to three features that speak most for the chosen side, and for the rejected one.
+    """
+    counts = Counter(f for one, other in zip(chosen, rejected, strict=True) for f in one | other)
+    names = [name for name, count in counts.most_common(MAX_FEATURES) if count > 1]
+    column = {name: at for at, name in enumerate(names)}
+    table = _differences(chosen, rejected, column)
+    fold = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
+    wins = np.full(len(groups), 0.5)
+    for number in range(FOLDS):
+        held = fold == number
+        if held.any() and not held.all():
+            margin = table[held] @ _fit(table[~held])
+            wins[held] = _wins(margin, np.zeros_like(margin))
+    weights = _fit(table)
+    order = [int(i) for i in np.argsort(-weights, kind="stable")]
+    best = [names[i] for i in order[:3] if weights[i] > 0]
+    worst = [names[i] for i in order[::-1][:3] if weights[i] < 0]
+    return share(wins, groups), best, worst
+
+
+def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Return the weights that minimise Σ log(1 + exp(−x·w)) + RIDGE / 2 · |w|² over the rows x."""
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = table @ weights
+        value = np.logaddexp(0, -margin).sum() + RIDGE / 2 * weights @ weights
+        return float(value), RIDGE * weights - table.T @ special.expit(-margin)
+
+    start = np.zeros(table.shape[1])
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    weights: NDArray[np.float64] = found.x
+    return weights
+
+
+def _differences(
+    chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]
+) -> sparse.csr_matrix:
+    """φ(chosen) − φ(rejected), one row a pair; a feature of both sides cancels."""
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    number = 0
+    for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), start=1):
+        for sign, features in ((1.0, one - other), (-1.0, other - one)):
+            # sorted: sums of floats depend on the order, and a set's order on the process
+            for at in sorted(column[f] for f in features if f in column):
+                rows.append(number - 1)
+                columns.append(at)
+                values.append(sign)
+    return sparse.csr_matrix((values, (rows, columns)), shape=(number, len(column)))
+
+
+def _words(reply: Text) -> list[str]:
+    text = reply if isinstance(reply, str) else "\n".join(turn.content for turn in reply)
+    return WORD.findall(text.lower())
+
+
+def _wins(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 where left is greater, ½ where equal."""
+    wins: NDArray[np.float64] = (left > right) + 0.5 * (left == right)
+    return wins
