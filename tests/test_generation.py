@@ -1,0 +1,244 @@
+"""The sampler: rows in a batch are what they are alone, and end where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from meetlm.data.prompt_format import FormatSpec, PromptFormat
+from meetlm.generation import engine as engines
+from meetlm.generation.engine import Engine, Request
+from meetlm.generation.sampling import Sampling
+from meetlm.policy.policy import Policy
+from tiny import ARCHITECTURES, CONTROLS, text_format, tiny_lm, tiny_policy, tiny_tokenizer
+
+GREEDY = Sampling(max_new_tokens=12)
+LENGTHS = (3, 17, 9, 1, 12)
+
+
+def requests_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = True) -> list[Request]:
+    """Random prompts, each under another level, the last under a mix where the control mixes."""
+    generator = torch.Generator().manual_seed(11)
+    made = []
+    for stream, length in enumerate(lengths):
+        level = stream % 2
+        weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
+        if mixed and policy.control.mixes and stream == len(lengths) - 1:
+            weights = (-0.5, 1.5)
+        ids = torch.randint(4, 300, (length,), generator=generator).tolist()
+        made.append(Request((*policy.control.slots[level], *ids), weights, stream))
+    return made
+
+
+def engine_of(policy: Policy, *stop: str) -> Engine:
+    return Engine(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
+    policy = tiny_policy(architecture, kind)
+    engine, requests = engine_of(policy), requests_of(policy)
+    together = engine.first_logits(requests)
+    alone = torch.cat([engine.first_logits([request]) for request in requests])
+    assert float((together - alone).abs().max()) < 1e-4
+    assert float((together[0] - together[1]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batch_completions_are_those_alone(architecture: str, kind: str, temperature: float) -> None:
+    """In float64 no two tokens are within rounding of each other."""
+    policy = tiny_policy(architecture, kind)
+    engine, requests = engine_of(policy), requests_of(policy)
+    settings = Sampling(max_new_tokens=16, temperature=temperature, top_p=0.9)
+    alone = [engine.generate([request], settings, seed=3)[0] for request in requests]
+    for size in (2, 5):
+        assert engine.generate(requests, settings, seed=3, batch_size=size) == alone
+    assert engine.generate(requests[::-1], settings, seed=3)[::-1] == alone
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_transformers_own(architecture: str) -> None:
+    """The same model with no control, in f32: equal up to the first tie closer than 1e-4."""
+    policy = tiny_policy(architecture, "lora", move=0.0, dtype=torch.float32)
+    engine = engine_of(policy)
+    lm = tiny_lm(architecture, dtype=torch.float32)
+    for request in requests_of(policy):
+        tokens: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            right = engines.choose
+            patch.setattr(engines, "choose", lambda *a, r=right: (c := r(*a), tokens.extend(c.tolist()))[0])
+            engine.generate([request], Sampling(max_new_tokens=20))
+        ids = torch.tensor([request.ids])
+        theirs = lm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        expected = theirs.sequences[0, ids.shape[1] :].tolist()
+        for step, (one, two) in enumerate(zip(tokens, expected, strict=True)):
+            top = theirs.logits[step][0].topk(2).values
+            if float(top[0] - top[1]) < 1e-4:
+                break
+            assert one == two, step
+        assert step > 0 or expected == [0]
+
+
+def test_sampling_depends_on_the_seed_and_the_stream() -> None:
+    policy = tiny_policy("llama", "lora")
+    engine, (request, *_) = engine_of(policy), requests_of(policy)
+    settings = Sampling(max_new_tokens=8, temperature=1.0)
+    other = Request(request.ids, request.weights, 7)
+    one, two, three = (
+        engine.generate([row], settings, seed=seed)[0].text
+        for row, seed in ((request, 0), (request, 1), (other, 0))
+    )
+    assert len({one, two, three}) == 3
+    assert engine.generate([request], settings, seed=0)[0].text == one
+
+
+class Script:
+    """Stands for ``choose``: gives each row the tokens written for it, by its random stream."""
+
+    def __init__(self, scripts: list[list[int]], seed: int = 0) -> None:
+        self.scripts = {
+            engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)
+        }
+        self.sizes: list[int] = []
+
+    def __call__(self, logits: Any, sampling: Any, generators: list[torch.Generator]) -> torch.Tensor:
+        self.sizes.append(len(generators))
+        assert len(logits) == len(generators)
+        return torch.tensor([self.scripts[g.initial_seed()].pop(0) for g in generators])
+
+
+def scripted(
+    texts: list[str], monkeypatch: pytest.MonkeyPatch, *stop: str, max_new_tokens: int = 40
+) -> tuple[list[Any], Script]:
+    policy = tiny_policy("llama", "lora")
+    ids = [text_format().tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    script = Script(ids)
+    monkeypatch.setattr(engines, "choose", script)
+    requests = [Request((5, 6 + row), (1.0, 0.0), row) for row in range(len(texts))]
+    done = engine_of(policy, *stop).generate(requests, Sampling(max_new_tokens=max_new_tokens))
+    return done, script
+
+
+def test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [
+        " yes <|endoftext|>rice",
+        " no \n\nHuman: rice",
+        " It is kind of good to boil rice and water, today and then",
+    ]
+    done, script = scripted(texts, monkeypatch, "\n\nHuman:", max_new_tokens=14)
+    assert [one.finish for one in done] == ["eos", "stop", "length"]
+    assert done[0].text == "yes"
+    assert done[1].text == "no"
+    tokens = text_format().words(texts[2])
+    assert done[2].text == text_format().text(tokens[:14]).strip()
+    assert done[2].num_tokens == 14
+    assert done[0].num_tokens == len(text_format().words(" yes ")) + 1
+    assert script.sizes[0] == 3
+    assert script.sizes[-1] == 1  # rows that ended have left
+    assert len(script.sizes) == 14
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n\nHuman: b", "a\n\nHuman:", "é à\n\nHuman:x", "\n\nHuman: b", "日本\n\nHuman: c"]
+)
+def test_stop_strings_are_seen_wherever_tokens_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (done,), script = scripted([text + " and more than that"], monkeypatch, "\n\nHuman:", "STOP")
+    assert done.text == text.split("\n\nHuman:")[0].strip()
+    assert done.finish == "stop"
+    closing = text.index("\n\nHuman:") + len("\n\nHuman:")
+    assert done.num_tokens <= len(text_format().words(text[:closing])) + 1
+
+
+def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    (done,), _ = scripted([" good\nB: A: x"], monkeypatch, "A:", "\nB:")
+    assert done.text == "good"
+
+
+def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy("llama", "lora")
+    policy.lm.generation_config.eos_token_id = [7, 9]
+    monkeypatch.setattr(engines, "choose", Script([[20, 9, 21], [0]]))
+    requests = [Request((5,), (1.0, 0.0), row) for row in range(2)]
+    done = engine_of(policy).generate(requests, GREEDY)
+    assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
+    assert done[1].text == ""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_leave_do_not_change_the_others(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most rows end early; the logits of the last one are those it has alone."""
+    policy = tiny_policy(architecture, "lora")
+    requests = requests_of(policy)
+    seen: dict[int, list[torch.Tensor]] = {len(requests): [], 1: []}
+    scripts = [[20] * 15, [20, 0], [20, 21, 22, 0], [0], [30, 0]]
+    for rows in (requests, requests[:1]):
+        script = Script(scripts)
+
+        def choose(logits: torch.Tensor, *rest: Any, rows: Any = rows, script: Any = script) -> torch.Tensor:
+            generators = rest[1]
+            first = [g.initial_seed() for g in generators].index(engines.row_generator(0, 0).initial_seed())
+            seen[len(rows)].append(logits[first])
+            return script(logits, *rest)
+
+        monkeypatch.setattr(engines, "choose", choose)
+        engine_of(policy).generate(rows, Sampling(max_new_tokens=15))
+    together, alone = (torch.stack(seen[n]) for n in (len(requests), 1))
+    assert together.shape == alone.shape == (15, policy.lm.config.vocab_size)
+    assert float((together - alone).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine sees at each step is what training sees at that position."""
+    policy = tiny_policy(architecture, "soft-prompt")
+    (request,) = requests_of(policy, [6], mixed=False)
+    script, seen = Script([[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]), []
+    monkeypatch.setattr(
+        engines, "choose", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1]
+    )
+    engine_of(policy).generate([request], Sampling(max_new_tokens=10))
+    ids = torch.tensor([[*request.ids, *range(20, 29)]])
+    weights = torch.tensor([[request.weights]])
+    with torch.no_grad():
+        embedded = policy.control.embed(ids, weights, policy.lm.get_input_embeddings())
+        whole = policy.lm(inputs_embeds=embedded, use_cache=False).logits[0, len(request.ids) - 1 :]
+    assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
+
+
+def test_finished_rows_leave_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    right = DynamicCache.batch_select_indices
+    monkeypatch.setattr(
+        DynamicCache,
+        "batch_select_indices",
+        lambda self, kept: (sizes.append(len(kept)), right(self, kept))[1],
+    )
+    scripted([" a<|endoftext|>", " a b c d<|endoftext|>", " a b<|endoftext|>"], monkeypatch)
+    assert sizes == [2, 1]
+
+
+def test_progress_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy("llama", "lora")
+    policy.train()
+    counts: list[int] = []
+    settings = Sampling(max_new_tokens=2)
+    done = engine_of(policy).generate(requests_of(policy), settings, batch_size=2, on_done=counts.append)
+    assert counts == [2, 2, 1]
+    assert policy.training
+    assert all(one.num_tokens <= 2 for one in done)
+    assert engine_of(policy).generate([], settings) == []
