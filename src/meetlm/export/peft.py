@@ -7,11 +7,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from meetlm.config.errors import RunError
 from meetlm.controls.base import Control
 
 
 def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
-    """Write one PEFT folder a level; nothing where PEFT cannot express the control (:func:`why_not_peft`).
+    """Write one PEFT folder a level.
 
     Args:
         control: With parameters.
@@ -20,9 +21,13 @@ def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
 
     Returns:
         The folders written.
+
+    Raises:
+        RunError: PEFT cannot express the control; says why (:func:`why_not_peft`).
     """
-    if why_not_peft(control):
-        return []
+    why = why_not_peft(control)
+    if why:
+        raise RunError(f"no PEFT export: {why}")
     config = control.peft_config()
     assert config is not None
     written = []

@@ -18,6 +18,7 @@ from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, read_examples
 from meetlm.diagnostics.preference import PreferenceAccuracy, preference_accuracy
+from meetlm.export.peft import why_not_peft
 from meetlm.policy.loading import load_lm
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
@@ -111,6 +112,9 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
         conversational=not isinstance(data.train[0].prompt, str),
     )
     write_result(folder, meet, policy, tokenizer)
+    why = why_not_peft(control)
+    if why:
+        say(f"no PEFT folders: {why}")
     _drop_large_checkpoints(folder, [stage.name for stage in config.stages if "lm" in stage.train])
     say(f"the run is in {folder}")
 

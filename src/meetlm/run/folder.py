@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from meetlm.config.errors import RunError
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
-from meetlm.export.peft import export_levels
+from meetlm.export.peft import export_levels, why_not_peft
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 
@@ -77,7 +77,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str) -> None
 
 
 def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the final model, the control, its levels as PEFT folders, and last ``meet.json``."""
+    """Write the final model, the control, its levels as PEFT folders where PEFT can express it, and last ``meet.json``."""
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     policy.lm.save_pretrained(partial)
@@ -87,6 +87,7 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
     state = {name: tensor.detach().contiguous() for name, tensor in policy.control.state_dict().items()}
     if state:
         save_file(state, folder / CONTROL)
+    if why_not_peft(policy.control) is None:
         export_levels(policy.control, folder / LEVELS, (folder / MODEL).resolve())
     _write(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
 

@@ -7,6 +7,7 @@ objective's sum over the whole accumulated batch divided by its trained tokens. 
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ class StageTrainer(Trainer):
             report_to=list(batch.report_to) or "none",
             logging_steps=batch.log_steps,
             save_strategy="steps",
-            save_steps=batch.save_steps or steps,
+            save_steps=batch.save_steps or math.ceil(len(items) / batch.pairs),
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,

@@ -44,7 +44,7 @@ class BatchSettings(Settings):
 
     pairs: int = Field(64, ge=1, description="pairs in one optimizer step (64 pairs = 128 sequences, appendix A)")
     micro_pairs: int = Field(8, ge=1, description="most pairs in one forward pass; the gradient is the same")
-    save_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps; by default at each stage's end")
+    save_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps; by default every epoch")
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     report_to: tuple[str, ...] = Field((), description="trackers that transformers.Trainer knows: wandb, tensorboard, …")
 
