@@ -72,8 +72,8 @@ def test_greedy_is_transformers_own(architecture: str) -> None:
     for request in requests_of(policy):
         tokens: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            right = engines.choose
-            patch.setattr(engines, "choose", lambda *a, r=right: (c := r(*a), tokens.extend(c.tolist()))[0])
+            right, keep = engines.choose, tokens.extend
+            patch.setattr(engines, "choose", lambda *a, r=right, k=keep: (c := r(*a), k(c.tolist()))[0])
             engine.generate([request], Sampling(max_new_tokens=20))
         ids = torch.tensor([request.ids])
         theirs = lm.generate(

@@ -12,7 +12,7 @@ from meetlm.generation.sampling import Sampling, choose, row_generator
 
 
 def reference(logits: Tensor, settings: Sampling, generators: list[torch.Generator]) -> list[int]:
-    """Sort everything, keep the smallest set that reaches top_p, invert its distribution: one row at a time."""
+    """Sort all, keep the smallest set that reaches top_p, invert its distribution: one row at a time."""
     chosen = []
     for row, generator in zip(logits, generators, strict=True):
         draw = float(torch.rand((), generator=generator, dtype=torch.float64))

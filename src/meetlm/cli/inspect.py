@@ -207,6 +207,10 @@ def doctor(
     else:
         for check in result.checks:
             _print(check, max(len(check.name) for check in result.checks))
+        if found is not None and found.eval_split != config.data.eval_split:
+            click.echo(
+                f"\nThe held-out rows are the split {found.eval_split}: data.eval_split={found.eval_split}"
+            )
         numbers = ", ".join(_number(result.count(name), name) for name in ("problem", "warning"))
         click.echo(
             f"\n{numbers} in {len(result.checks)} checks (recipe {config.recipe}, preset {config.preset})"

@@ -40,12 +40,19 @@ def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]
     if sampling.top_p == 1:
         return _inverse(probs.double().cumsum(dim=-1), draws)
     top, tokens = probs.topk(min(_HEAD, probs.shape[-1]), dim=-1)
-    if bool((top.sum(dim=-1) < sampling.top_p).any()):  # a nucleus wider than the head: sort it all
-        top, tokens = probs.sort(dim=-1, descending=True)
-    mass = top.double().cumsum(dim=-1)
-    inside = mass - top < sampling.top_p  # up to and with the token that reaches top_p
-    chosen = _inverse((top * inside).double().cumsum(dim=-1), draws)
-    return tokens.gather(-1, chosen[:, None])[:, 0]
+    chosen = tokens.gather(-1, _nucleus(top, draws, sampling.top_p)[:, None])[:, 0]
+    wide = top.sum(dim=-1) < sampling.top_p
+    if bool(wide.any()):  # nuclei wider than the head: sort these rows whole
+        top, tokens = probs[wide].sort(dim=-1, descending=True)
+        chosen[wide] = tokens.gather(-1, _nucleus(top, draws[wide], sampling.top_p)[:, None])[:, 0]
+    return chosen
+
+
+def _nucleus(sorted_probs: Tensor, draws: Tensor, top_p: float) -> Tensor:
+    """Return for each row an index into its sorted probabilities, drawn from the smallest set of mass ``top_p``."""
+    mass = sorted_probs.double().cumsum(dim=-1)
+    inside = mass - sorted_probs < top_p  # up to and with the token that reaches top_p
+    return _inverse((sorted_probs * inside).double().cumsum(dim=-1), draws)
 
 
 def _inverse(cumulative: Tensor, draws: Tensor) -> Tensor:
