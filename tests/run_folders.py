@@ -1,0 +1,123 @@
+"""Finished runs and data sets in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meetlm.data.prompt_format import FormatSpec, PromptFormat
+from meetlm.policy.policy import Policy
+from meetlm.recipes.config import RunConfig, load_config
+from meetlm.run.folder import Meet, write_result
+from meetlm.training.run_stage import lm_sha256
+from test_training import items_of
+from tiny import CONTROLS, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
+
+
+def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **changes: Any) -> Policy:
+    """Return a policy after ``steps`` steps at a rate that shows."""
+    policy = tiny_policy(
+        architecture, kind, dtype=torch.float32, move=0.1 if kind == "lora" else 0.0, **changes
+    )
+    what = ["lm"] if kind == "text" else ["control", "lm"]
+    trainer(policy, items_of(policy, 8), folder, stage(what, steps=steps)).train()
+    policy.eval()
+    return policy
+
+
+def finished(
+    folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, **changes: Any
+) -> Path:
+    """Train a tiny policy (or take ``policy``) and write its run; return the run's folder."""
+    policy = policy or trained(architecture, kind, folder / "stage", **changes)
+    settings = policy.control.settings
+    meet = Meet(
+        run="tiny",
+        kind=kind,
+        levels=policy.control.levels,
+        default_level=policy.control.levels[-1],
+        control=json.loads(settings.model_dump_json()),
+        lm_sha256=lm_sha256(policy.lm),
+        format=FormatSpec(None, "auto", ("\n\nHuman:",)),
+        conversational=False,
+    )
+    run = folder / "run"
+    run.mkdir(parents=True)
+    write_result(run, meet, policy, text_format().tokenizer)
+    return run
+
+
+def write_pairs(path: Path, count: int, *, chat: bool = False) -> Path:
+    """Write ``count`` pairs as JSON lines: HH transcripts, or conversations in TRL's columns."""
+    with path.open("w") as lines:
+        for example in pairs(count):
+            assert isinstance(example.prompt, str)
+            if chat:
+                prompt = [{"role": "user", "content": example.prompt.split(":")[1].split("\n")[0].strip()}]
+                sides = {
+                    side: [{"role": "assistant", "content": str(getattr(example, side)).strip()}]
+                    for side in ("chosen", "rejected")
+                }
+                lines.write(json.dumps({"prompt": prompt, **sides}) + "\n")
+            else:
+                sides = {
+                    side: example.prompt + str(getattr(example, side)) for side in ("chosen", "rejected")
+                }
+                lines.write(json.dumps(sides) + "\n")
+    return path
+
+
+def local_model(folder: Path, architecture: str, **tokenizer: Any) -> Path:
+    """Write a tiny model with its tokenizer."""
+    with warnings.catch_warnings():
+        lm = tiny_lm(architecture, dtype=torch.float32)
+        lm.save_pretrained(folder)
+    tiny_tokenizer(**tokenizer).save_pretrained(folder)
+    return folder
+
+
+def config_for(
+    folder: Path,
+    architecture: str,
+    kind: str,
+    *overrides: str,
+    stages: Sequence[dict[str, Any]] | None = None,
+    chat: bool = False,
+    **tokenizer: Any,
+) -> RunConfig:
+    """Return a configuration over a local model and a small local data set, both written into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    default = [
+        {"name": "step1", "train": ["control"], "lr": 1e-2, "epochs": 1},
+        {"name": "step2", "train": ["control", "lm"], "lr": 1e-3, "epochs": 1},
+    ]
+    if kind == "text":
+        default = [{"name": "tune", "train": ["lm"], "lr": 1e-3, "epochs": 1}]
+    file = folder / "config.yaml"
+    raw = {
+        "recipe": "mine",
+        "model": {"name": str(local_model(folder / "lm", architecture, **tokenizer)), "device": "cpu"},
+        "data": {
+            "source": "pairs" if chat else "hh",
+            "train_file": str(write_pairs(folder / "train.jsonl", 12, chat=chat)),
+            "eval_file": str(write_pairs(folder / "test.jsonl", 6, chat=chat)),
+            "max_length": 128,
+        },
+        "control": CONTROLS[kind],
+        "batch": {"pairs": 4, "micro_pairs": 2},
+        "stages": list(stages or default),
+    }
+    file.write_text(json.dumps(raw))
+    return load_config(None, file, overrides)
+
+
+def prompt_format_of(run: Path) -> PromptFormat:
+    """Return the format that a run was saved with."""
+    import meetlm
+
+    return meetlm.load(run).format

@@ -1,0 +1,216 @@
+"""A run from its configuration to its folder and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+import meetlm
+from meetlm.config.errors import ConfigError, RunError
+from meetlm.generation.engine import Engine, Request
+from meetlm.generation.sampling import Sampling
+from meetlm.policy.policy import Policy
+from meetlm.run.completions import parse_level, write_completions
+from meetlm.run.execute import execute
+from meetlm.training.run_stage import lm_sha256
+from run_folders import config_for, finished, trained, write_pairs
+from test_resume import Killed, kill_after
+from tiny import ARCHITECTURES, CHATML, CONTROLS, few_steps, tiny_lm, tiny_tokenizer
+
+pytestmark = few_steps
+TEXTS = ["\n\nHuman: What is rice?\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:", "Water"]
+
+
+def logits(policy: Policy, prompt_format: Any) -> Tensor:
+    requests = []
+    for level in (0, 1):
+        weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
+        for text in TEXTS:
+            ids = (*policy.control.slots[level], *prompt_format.prompt_ids(text))
+            requests.append(Request(tuple(ids), weights, 0))
+    return Engine(policy, prompt_format).first_logits(requests)
+
+
+@pytest.mark.parametrize("placement", ["first", "before_response"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path: Path) -> None:
+    policy = trained(architecture, kind, tmp_path / "stage", placement=placement)
+    aligned = meetlm.load(finished(tmp_path, architecture, kind, policy=policy))
+    assert torch.equal(logits(policy, aligned.format), logits(aligned.policy, aligned.format))
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(parameter, aligned.policy.get_parameter(name)), name
+    assert aligned.levels == ("bad", "good")
+    assert aligned.default_level == "good"
+    replies = aligned.generate(TEXTS, level="bad", max_new_tokens=5)
+    assert len(replies) == 3
+    assert aligned.generate(TEXTS, max_new_tokens=5) == aligned.generate(TEXTS, "good", max_new_tokens=5)
+    one, two = logits(aligned.policy, aligned.format).split(len(TEXTS))
+    assert float((one - two).abs().amax(-1).min()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("llama", "lora"), ("gpt-neo", "soft-prompt"), ("gpt2", "text")]
+)
+def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
+    config, said = config_for(tmp_path, architecture, kind), []
+    execute(config, tmp_path / "run", say=said.append, progress=False)
+    run = tmp_path / "run"
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    assert record["config"] == json.loads(config.model_dump_json())
+    assert {"meetlm", "torch", "transformers"} <= set(record["versions"])
+    assert len(record["data_sha256"]) == 64
+    stages = [stage.name for stage in config.stages]
+    accuracy = json.loads((run / "preference.json").read_text())
+    assert list(accuracy) == ["before training", *(f"after {name}" for name in stages)]
+    for name in stages:
+        assert len((run / name / "metrics.jsonl").read_text().splitlines()) == 3
+    assert any("12 of 12 rows kept" in line for line in said)
+    aligned = meetlm.load(run)
+    assert aligned.meet.lm_sha256 == lm_sha256(aligned.policy.lm)
+    assert aligned.format.spec.stop == ("\n\nHuman:",)
+    assert aligned.policy.layout == ("padded" if architecture == "gpt-neo" else "packed")
+    start = lm_sha256(tiny_lm(architecture, dtype=torch.float32))
+    results = [json.loads((run / name / "stage.json").read_text())["lm_sha256"] for name in stages]
+    assert [sha == start for sha in results] == [name == "step1" for name in stages]
+    assert results[-1] == aligned.meet.lm_sha256
+    if kind == "lora":
+        assert accuracy["before training"]["by_sum"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    with pytest.raises(RunError, match="holds a finished run"):
+        execute(config, run, progress=False)
+
+
+def test_execute_on_conversations(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "qwen2", "lora", chat=True, template=CHATML)
+    execute(config, tmp_path / "run", progress=False)
+    aligned = meetlm.load(tmp_path / "run")
+    assert aligned.meet.conversational
+    assert aligned.meet.format.preamble == "<|im_start|>system\nYou are of use.<|im_end|>\n"
+    as_text = aligned.generate(["What is rice?"], max_new_tokens=5)
+    assert as_text == aligned.generate([[{"role": "user", "content": "What is rice?"}]], max_new_tokens=5)
+
+
+@pytest.mark.parametrize("killed_in", ["step1", "step2"])
+def test_a_killed_run_continues(killed_in: str, tmp_path: Path) -> None:
+    config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
+    execute(config, tmp_path / "whole", progress=False)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        if killed_in == "step1":
+            kill_after(patch, 2)
+        else:
+            kill_in_second(patch)
+        execute(config, tmp_path / "parts", progress=False)
+    with pytest.raises(RunError, match="has not finished"):
+        meetlm.load(tmp_path / "parts")
+    execute(config, tmp_path / "parts", progress=False)
+    for name in ("control.safetensors", "model/model.safetensors"):
+        one, two = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    accuracies = [json.loads((tmp_path / run / "preference.json").read_text()) for run in ("whole", "parts")]
+    assert accuracies[0] == accuracies[1]
+
+
+def kill_in_second(patch: pytest.MonkeyPatch) -> None:
+    from meetlm.run import execute as module
+
+    right = module.run_stage
+
+    def run_stage(policy: Policy, items: Any, stage: Any, *rest: Any, **named: Any) -> Any:
+        if stage.name == "step2":
+            kill_after(patch, 1)
+        return right(policy, items, stage, *rest, **named)
+
+    patch.setattr(module, "run_stage", run_stage)
+
+
+def test_a_run_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1)
+        execute(config, tmp_path / "run", progress=False)
+    other = config.model_copy(update={"seed": 5})
+    with pytest.raises(RunError, match="a run with another config"):
+        execute(other, tmp_path / "run", progress=False)
+    write_pairs(tmp_path / "train.jsonl", 13)
+    with pytest.raises(RunError, match="a run with another data_sha256"):
+        execute(config, tmp_path / "run", progress=False)
+
+
+def test_completions_on_disk(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)
+    path, count = write_completions(tmp_path / "run", None, {"good": 1.5, "bad": -0.5}, sampling, seed=3)
+    assert path == tmp_path / "run" / "completions" / "good1.5_bad-0.5-t0.7-p0.9-n4-seed3.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert count == len(lines) == 6
+    assert lines[0]["prompt"] == "\n\nHuman: What is rice? 0\n\nAssistant:"
+    assert lines[0]["level"] == {"good": 1.5, "bad": -0.5}
+    assert lines[0]["sampling"] == {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9}
+    assert (lines[0]["seed"], lines[0]["run"].split("-")[0]) == (3, "run")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Hi"}\n{"prompt": "Ho"}\n{"prompt": "Hi"}\n')
+    path, count = write_completions(tmp_path / "run", file, None, sampling, out=tmp_path / "out.jsonl")
+    assert (path, count) == (tmp_path / "out.jsonl", 2)
+    assert json.loads(path.read_text().splitlines()[0])["level"] == "good"
+
+
+def test_a_prompt_is_the_same_in_any_batch(tmp_path: Path) -> None:
+    aligned = meetlm.load(finished(tmp_path, "llama", "lora"))
+    texts = [f"{text} {i}" for i in range(3) for text in TEXTS]
+    one, two = (aligned.generate(texts, max_new_tokens=6, temperature=1.0, batch_size=n) for n in (1, 4))
+    assert one == two
+
+
+def test_levels(tmp_path: Path) -> None:
+    aligned = meetlm.load(finished(tmp_path, "llama", "lora"))
+    assert aligned.weights("bad") == ((1.0, 0.0), 0)
+    assert aligned.weights({"good": 1.5, "bad": -0.5}) == ((-0.5, 1.5), 1)
+    with pytest.raises(ConfigError, match="unknown level 'god'; did you mean 'good'"):
+        aligned.generate(["Hi"], level="god")
+    with pytest.raises(ConfigError, match="expected a list"):
+        aligned.generate("Hi")
+    same = aligned.generate(TEXTS, {"good": 1.0, "bad": 0.0}, max_new_tokens=6)
+    assert same == aligned.generate(TEXTS, "good", max_new_tokens=6)
+
+
+def test_text_takes_no_mix(tmp_path: Path) -> None:
+    aligned = meetlm.load(finished(tmp_path, "llama", "text"))
+    assert aligned.weights({"good": 1}) == ((0.0, 1.0), 1)
+    with pytest.raises(ConfigError, match="'text' takes one level at a time"):
+        aligned.generate(["Hi"], {"good": 0.5, "bad": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        (None, None),
+        ("good", "good"),
+        ("good=1.5,bad=-0.5", {"good": 1.5, "bad": -0.5}),
+        (" a = 1 ", {"a": 1.0}),
+    ],
+)
+def test_parse_level(text: str | None, level: Any) -> None:
+    assert parse_level(text) == level
+
+
+def test_parse_level_refuses() -> None:
+    with pytest.raises(ConfigError, match="good=x"):
+        parse_level("good=x")
+
+
+def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        meetlm.load(tmp_path)
+    run = finished(tmp_path, "llama", "lora")
+    tiny_lm("llama", seed=9, dtype=torch.float32).save_pretrained(run / "model")
+    tiny_tokenizer().save_pretrained(run / "model")
+    with pytest.raises(RunError, match="not the language model"):
+        meetlm.load(run)
