@@ -205,7 +205,7 @@ def test_a_slot_and_trained_tokens_are_marked(tmp_path: Path, model: Path) -> No
     text = shown(file, "--model", model, "--control", "text")
     assert "‹control good A good conversation is›What is 7?[[" in text
     text = shown(file, "--model", model)
-    assert "no control slot" in text and "   What is 7?[[ bad<|im_end|>]]" in text and "‹" not in text
+    assert "it has no slot" in text and "   What is 7?[[ bad<|im_end|>]]" in text and "‹control" not in text
 
 
 def test_conversations_show_the_chat_template(tmp_path: Path, model: Path) -> None:

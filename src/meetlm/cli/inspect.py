@@ -114,12 +114,12 @@ def _show(
     control = build_control(settings, lm, prompt_format.words, seed=0)
     encoder = Encoder(prompt_format, control.slots, settings.placement)
     vocabulary = embedding_rows(lm)
-    slot = "‹control slot›" if any(control.slots) else "no control slot (it acts inside the model)"
     plain = not sys.stdout.isatty()
-    trained = "[[trained tokens]]" if plain else click.style("trained tokens", fg="green", bold=True)
-    click.echo(
-        f"\nThe first pairs as training with the control {settings.kind} has them: {slot}, prompt, {trained}"
-    )
+    trained = "[[…]]" if plain else click.style("green", fg="green", bold=True)
+    slot = "‹…›" if plain else click.style("‹…›", fg="cyan")
+    where = f"{slot} is its slot" if any(control.slots) else "it has no slot but acts inside the model"
+    click.echo(f"\nThe first pairs as they are trained on under the control {settings.kind}:")
+    click.echo(f"{trained} are the trained tokens, the rest is prompt; {where}.")
     for example in report.kept[:number]:
         for level, encoded in zip(reversed(PAIR_LEVELS), encoder.pair(example), strict=True):
             at = control.levels.index(level)

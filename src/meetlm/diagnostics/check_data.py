@@ -50,7 +50,7 @@ def check_data(train: Sequence[PreferenceExample], account: FilterReport, length
         _length(train, lengths),
         _repeated(train),
         _surface("opening words", "the first three words of a reply", some, shortcuts.opening_features),
-        _surface("words", "a bag of words", some, shortcuts.word_features),
+        _surface("words", "a bag of words (the bar for a control)", some, shortcuts.word_features),
     ]
 
 

@@ -53,7 +53,8 @@ def check_steps(
     for stage in stages:
         few = stage.steps < GOOD_STEPS
         status = status_of(few or stage.epochs > MANY_EPOCHS, stage.steps < MIN_STEPS)
-        text = f"{stage.steps} optimizer steps, {stage.epochs:.3g} passes over {pairs} pairs"
+        word = "pass" if stage.epochs == 1 else "passes"
+        text = f"{stage.steps} optimizer steps, {stage.epochs:.3g} {word} over {pairs} pairs"
         advice = ""
         if few:
             advice = (
