@@ -16,7 +16,7 @@ from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.folder import Meet, write_result
 from meetlm.training.run_stage import lm_sha256
 from test_training import items_of
-from tiny import CONTROLS, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
+from tiny import CONTROLS, TRAINED, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
 
 
 def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **changes: Any) -> Policy:
@@ -24,7 +24,7 @@ def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **cha
     policy = tiny_policy(
         architecture, kind, dtype=torch.float32, move=0.1 if kind == "lora" else 0.0, **changes
     )
-    what = ["lm"] if kind == "text" else ["control", "lm"]
+    what = ["control", "lm"] if kind in TRAINED else ["lm"]
     trainer(policy, items_of(policy, 8), folder, stage(what, steps=steps)).train()
     policy.eval()
     return policy
@@ -96,7 +96,7 @@ def config_for(
         {"name": "step1", "train": ["control"], "lr": 1e-2, "epochs": 1},
         {"name": "step2", "train": ["control", "lm"], "lr": 1e-3, "epochs": 1},
     ]
-    if kind == "text":
+    if kind not in TRAINED:
         default = [{"name": "tune", "train": ["lm"], "lr": 1e-3, "epochs": 1}]
     file = folder / "config.yaml"
     raw = {

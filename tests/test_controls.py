@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from meetlm.config.errors import ConfigError
+from meetlm.controls.base import CONTROLS as registered
 from meetlm.controls.build import parse_control
 from meetlm.controls.lora import LoRA, target_layers
 from meetlm.data.batch import collate
@@ -19,6 +20,7 @@ from tiny import (
     ARCHITECTURES,
     CONTROLS,
     LENGTHS,
+    OBEYED,
     PACKING,
     TRAINED,
     gap,
@@ -48,7 +50,7 @@ def checkpointed(architecture: str, kind: str, layout: str | None = None) -> Pol
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", CONTROLS)
+@pytest.mark.parametrize("kind", OBEYED)
 def test_levels_matter(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     one = sequences(policy, [(5, 4)], [0])
@@ -201,3 +203,15 @@ def test_head_and_vocabulary_do_not_grow() -> None:
 def test_unknown_control() -> None:
     with pytest.raises(ConfigError, match="unknown control 'lorra'; did you mean 'lora'"):
         parse_control({"kind": "lorra"})
+
+
+def test_every_registered_control_is_tested() -> None:
+    assert list(registered) == sorted(CONTROLS)
+
+
+def test_no_control_is_the_plain_model() -> None:
+    policy = tiny_policy("llama", "none")
+    one, other = (policy.score(sequences(policy, LENGTHS, [level] * 6))[0] for level in (0, 1))
+    assert torch.equal(one, other)
+    assert policy.control.slots == [[], []]
+    assert not list(policy.control.parameters())

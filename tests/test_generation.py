@@ -14,7 +14,7 @@ from meetlm.generation import engine as engines
 from meetlm.generation.engine import Engine, Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.policy import Policy
-from tiny import ARCHITECTURES, CONTROLS, text_format, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import ARCHITECTURES, OBEYED, text_format, tiny_lm, tiny_policy, tiny_tokenizer
 
 GREEDY = Sampling(max_new_tokens=12)
 LENGTHS = (3, 17, 9, 1, 12)
@@ -39,7 +39,7 @@ def engine_of(policy: Policy, *stop: str) -> Engine:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", CONTROLS)
+@pytest.mark.parametrize("kind", OBEYED)
 def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)

@@ -52,12 +52,15 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
     replies = aligned.generate(TEXTS, level="bad", max_new_tokens=5)
     assert len(replies) == 3
     assert aligned.generate(TEXTS, max_new_tokens=5) == aligned.generate(TEXTS, "good", max_new_tokens=5)
+    if kind == "none":
+        return
     one, two = logits(aligned.policy, aligned.format).split(len(TEXTS))
     assert float((one - two).abs().amax(-1).min()) > 1e-2
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("llama", "lora"), ("gpt-neo", "soft-prompt"), ("gpt2", "text")]
+    ("architecture", "kind"),
+    [("llama", "lora"), ("gpt-neo", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
 )
 def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     config, said = config_for(tmp_path, architecture, kind), []

@@ -48,7 +48,10 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "soft-prompt": {"kind": "soft-prompt", "length": 3},
     "special-token": {"kind": "special-token"},
     "text": {"kind": "text"},
+    "none": {"kind": "none"},
 }
+OBEYED = tuple(kind for kind in CONTROLS if kind != "none")
+"""The kinds under which levels differ."""
 TRAINED = ("lora", "soft-prompt", "special-token")
 """The kinds that have parameters."""
 
