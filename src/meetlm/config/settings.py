@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from meetlm.config.errors import nearest
 
@@ -20,14 +21,22 @@ class Settings(BaseModel):
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+                    said = {"key": key, "hint": nearest(str(key), cls.model_fields)}
+                    raise PydanticCustomError("unknown_key", "unknown key '{key}'{hint}", said)
         return value
 
 
 def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """Return where and what of each problem that pydantic found."""
-    found = []
+    """Return where and what of each problem that pydantic found, down to the key at fault."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
     for one in error.errors(include_url=False):
+        raised = one.get("ctx", {}).get("error")
+        if isinstance(raised, ValueError) and isinstance(raised.__cause__, ValidationError):
+            found += [((*one["loc"], *loc), message) for loc, message in problems(raised.__cause__)]
+            continue
+        if one["type"] == "unknown_key":
+            found.append(((*one["loc"], one["ctx"]["key"]), one["msg"]))
+            continue
         message = one["msg"].removeprefix("Value error, ")
         if one["type"] != "value_error" and one["type"] != "missing":
             message += f", got {one['input']!r}"

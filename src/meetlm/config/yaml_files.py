@@ -79,8 +79,11 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def override(config: dict[str, Any], key: str, text: str) -> None:
+def override(config: dict[str, Any], key: str, text: str) -> Place:
     """Set a dotted key in place; a stage may be addressed by its name or its number (``stages.step1.lr``).
+
+    Returns:
+        The keys and indices that it stands under.
 
     Raises:
         ConfigError: The value is not YAML, or the key goes through something that is no mapping.
@@ -91,16 +94,21 @@ def override(config: dict[str, Any], key: str, text: str) -> None:
         raise ConfigError(f"override {key}={text}: the value is not YAML") from error
     *parents, last = key.split(".")
     here: Any = config
+    place: list[str | int] = []
     for part in parents:
         if isinstance(here, list):
-            here = _member(here, part, key)
+            index = _index(here, part, key)
+            place.append(index)
+            here = here[index]
         elif isinstance(here, dict):
+            place.append(part)
             here = here.setdefault(part, {})
         else:
             break
     if not isinstance(here, dict):
         raise ConfigError(f"override {key}: {'.'.join(parents)} has no keys")
     here[last] = value
+    return (*place, last)
 
 
 def check(settings: type[S], value: Any, places: Mapping[Place, str], what: str) -> S:
@@ -126,10 +134,10 @@ def check(settings: type[S], value: Any, places: Mapping[Place, str], what: str)
         raise ConfigError("\n".join(lines)) from error
 
 
-def _member(items: list[Any], name: str, key: str) -> Any:
+def _index(items: list[Any], name: str, key: str) -> int:
     if name.isdigit() and int(name) < len(items):
-        return items[int(name)]
-    named = {str(item.get("name")): item for item in items if isinstance(item, dict)}
+        return int(name)
+    named = {str(item.get("name")): index for index, item in enumerate(items) if isinstance(item, dict)}
     if name not in named:
         raise ConfigError(f"override {key}: there is no {name!r}{nearest(name, named)}")
     return named[name]

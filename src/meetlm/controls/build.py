@@ -22,20 +22,28 @@ def parse_control(value: Any) -> ControlSettings:
     """Return checked settings of the kind that ``value['kind']`` names.
 
     Raises:
-        ConfigError: There is no kind, or it is unknown.
+        ConfigError: There is no kind, it is unknown, or a setting is wrong.
     """
     if isinstance(value, ControlSettings):
         return value
     if not isinstance(value, dict) or "kind" not in value:
-        raise ConfigError(f"control: expected a mapping with 'kind', one of {', '.join(CONTROLS)}")
+        raise ConfigError(f"a control is a mapping with 'kind', one of {', '.join(CONTROLS)}")
     try:
         return CONTROLS[value["kind"]].settings.model_validate(value)
     except ValidationError as error:
         texts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
-        raise ValueError("; ".join(texts)) from error
+        raise ConfigError("control: " + "; ".join(texts)) from error
 
 
-AnyControlSettings = Annotated[SerializeAsAny[ControlSettings], BeforeValidator(parse_control)]
+def _field(value: Any) -> ControlSettings:
+    """As pydantic wants its errors; the cause keeps the place of each."""
+    try:
+        return parse_control(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error.__cause__
+
+
+AnyControlSettings = Annotated[SerializeAsAny[ControlSettings], BeforeValidator(_field)]
 """A pydantic field type that reads and writes the settings of any registered kind."""
 
 

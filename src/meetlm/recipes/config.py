@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import check, merge, override, parse_overrides, read_yaml
+from meetlm.config.yaml_files import Place, check, merge, override, parse_overrides, read_yaml
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import ModelSettings
@@ -70,28 +70,35 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
     else:
         raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
     for key, text in parse_overrides(overrides):
-        override(raw, key, text)
+        places[override(raw, key, text)] = f"override {key}"
     what = str(file) if file else f"recipe {recipe}"
-    return check(RunConfig, _with_preset(raw), places, what)
+    return check(RunConfig, _with_preset(raw, places, what), places, what)
 
 
-def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
-    """Put the preset's values below the ones given: batch sizes, and each stage's rates by what it trains."""
+def _with_preset(raw: dict[str, Any], places: Mapping[Place, str], what: str) -> dict[str, Any]:
+    """Put the preset's values below the ones given: batch sizes, and each stage's rates by what it trains.
+
+    Values of a wrong type are left for the check to name.
+    """
     name = str(raw.get("preset", "paper"))
     presets = sorted(p.stem for p in (_folder() / "presets").iterdir())
     if name not in presets:
-        raise ConfigError(f"unknown preset {name!r}{nearest(name, presets)}")
+        place = places.get(("preset",), what)
+        raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, presets)}")
     preset, _ = read_yaml(_folder() / "presets" / f"{name}.yaml")
     control = raw.get("control")
     kind = control.get("kind") if isinstance(control, dict) else None
-    everywhere = (raw.get("optim") or {}).get("lr")
+    optim, given = raw.get("optim"), raw.get("stages")
+    everywhere = optim.get("lr") if isinstance(optim, dict) else None
     stages = []
-    for stage in raw.get("stages") or []:
-        trained = "+".join(sorted(stage.get("train", []))) if isinstance(stage, dict) else ""
+    for stage in given if isinstance(given, list) else []:
+        train = stage.get("train") if isinstance(stage, dict) else None
+        trained = "+".join(sorted(map(str, train))) if isinstance(train, list) else ""
         defaults = dict(preset["stages"].get(trained, {}))
         defaults.update(preset.get("by_control", {}).get(kind, {}).get(trained, {}))
         stages.append({**defaults, **stage, **({"lr": everywhere} if everywhere else {})} if defaults else stage)
-    return {**merge({"batch": preset["batch"]}, raw), "stages": stages}
+    below = merge({"batch": preset["batch"]}, raw)
+    return {**below, "stages": stages} if isinstance(given, list) else below
 
 
 def _folder() -> Path:

@@ -1,0 +1,211 @@
+"""Presets, recipes, files and overrides; and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.registry import Registry
+from meetlm.config.yaml_files import merge, override, parse_overrides
+from meetlm.controls.lora import LoRASettings
+from meetlm.recipes import config as recipes
+from meetlm.recipes.config import RunConfig, load_config, recipe_names
+
+PRESETS = ("paper", "small")
+MINIMAL = """\
+data: {source: hh, path: ../hh}
+control: {kind: lora}
+stages:
+  - {name: step1, train: [control]}
+  - name: step2
+    train: [control, lm]
+"""
+
+
+def file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_presets_are_these() -> None:
+    folder = recipes._folder() / "presets"
+    assert sorted(p.stem for p in folder.iterdir()) == sorted(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_resolves(recipe: str, preset: str) -> None:
+    config = load_config(recipe, None, ["--preset", preset])
+    assert (config.recipe, config.preset) == (recipe, preset)
+    read_again = RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert read_again == config
+
+
+def test_the_papers_setting() -> None:
+    config = load_config("hh-meet-lora", None)
+    assert config.model.name == "EleutherAI/gpt-neo-1.3B"
+    assert (config.batch.pairs, config.optim.weight_decay) == (64, 0.0)
+    assert [(s.name, s.train, s.lr, s.epochs) for s in config.stages] == [
+        ("step1", ("control",), 1e-3, 5),
+        ("step2", ("control", "lm"), 2e-5, 5),
+    ]
+    assert isinstance(config.control, LoRASettings)
+    assert (config.control.rank, config.control.levels) == (4, ("bad", "good"))
+    soft = load_config("hh-meet-soft-prompt", None).control
+    assert soft.model_dump()["length"] == 50
+
+
+def test_layers(tmp_path: Path) -> None:
+    """Preset under recipe under file under overrides."""
+    own = file(tmp_path, "recipe: hh-meet-lora\npreset: small\nbatch: {pairs: 16}\ncontrol: {rank: 8}\n")
+    paper, small = (load_config("hh-meet-lora", None, [f"preset={p}"]) for p in PRESETS)
+    assert (paper.batch.pairs, small.batch.pairs) == (64, 8)
+    config = load_config(None, own)
+    assert (config.preset, config.batch.pairs, config.batch.micro_pairs) == ("small", 16, 8)
+    assert (config.control.model_dump()["rank"], config.control.model_dump()["alpha"]) == (8, 16)
+    assert config.stages[0].min_steps == small.stages[0].min_steps
+    flags = [
+        "--batch.pairs",
+        "4",
+        "stages.step1.lr=3e-3",
+        "--stages.1.epochs=2",
+        "--control.rank=1",
+        "preset=paper",
+    ]
+    config = load_config(None, own, flags)
+    assert (config.batch.pairs, config.control.model_dump()["rank"], config.preset) == (4, 1, "paper")
+    assert [(s.lr, s.epochs) for s in config.stages] == [(3e-3, 5), (2e-5, 2)]
+
+
+def test_a_rate_for_every_stage() -> None:
+    config = load_config("hh-meet-lora", None, ["optim.lr=5e-4"])
+    assert [s.lr for s in config.stages] == [5e-4, 5e-4]
+
+
+def test_a_control_of_another_kind_replaces_the_recipes(tmp_path: Path) -> None:
+    own = file(tmp_path, "recipe: hh-meet-lora\ncontrol: {kind: soft-prompt}\n")
+    assert load_config(None, own).control.model_dump()["length"] == 50
+
+
+def test_a_file_needs_no_recipe(tmp_path: Path) -> None:
+    config = load_config(None, file(tmp_path, MINIMAL))
+    assert config.recipe == "mine"
+    assert [s.lr for s in config.stages] == [1e-3, 2e-5]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (MINIMAL + "bach: {pairs: 8}\n", 7, "unknown key 'bach'; did you mean 'batch'?"),
+        (MINIMAL + "batch:\n  pears: 8\n", 8, "unknown key 'pears'; did you mean 'pairs'?"),
+        (MINIMAL + "batch:\n  pairs: many\n", 8, "'many'"),
+        (MINIMAL.replace("train: [control, lm]", "trian: [control, lm]"), 6, "did you mean 'train'?"),
+        (
+            MINIMAL.replace("{kind: lora}", "{kind: lora, rnk: 3}"),
+            2,
+            "unknown key 'rnk'; did you mean 'rank'?",
+        ),
+        (
+            MINIMAL.replace("{kind: lora}", "{kind: lorra}"),
+            2,
+            "unknown control 'lorra'; did you mean 'lora'?",
+        ),
+        (MINIMAL.replace("{kind: lora}", "lora"), 2, "a control is a mapping with 'kind'"),
+        (MINIMAL.replace("{kind: lora}", "{kind: lora, rank: 0}"), 2, "rank"),
+        (MINIMAL.replace("train: [control]", "train: [contrl]"), 4, "'control' or 'lm'"),
+        (MINIMAL.replace("train: [control]", "train:"), 4, "train"),
+        (MINIMAL.replace("train: [control]", "train: 3"), 4, "train"),
+        (MINIMAL + "stages: []\n", 7, "key 'stages' stands twice"),
+        (MINIMAL + "optim: 3\n", 7, "optim"),
+        (MINIMAL + "batch: 3\n", 7, "batch"),
+        (MINIMAL.split("stages")[0] + "stages: 3\n", 3, "stages"),
+        (MINIMAL.split("stages")[0] + "stages: {name: a}\n", 3, "stages"),
+        (MINIMAL.split("stages")[0] + "stages:\n  - step1\n", 4, "stages.0"),
+        (MINIMAL + "seed: [\n", 8, "not YAML"),
+        (MINIMAL + "preset: papr\n", 7, "unknown preset 'papr'; did you mean 'paper'?"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(text: str, line: int, message: str, tmp_path: Path) -> None:
+    own = file(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, own)
+    assert message in str(raised.value)
+    assert f"{own}:{line}" in str(raised.value)
+
+
+def test_every_mistake_is_listed(tmp_path: Path) -> None:
+    own = file(tmp_path, MINIMAL + "seed: x\nbatch:\n  pairs: 0\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, own)
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == ["seed", "batch.pairs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stages.stp1.lr=1"], "there is no 'stp1'; did you mean 'step1'?"),
+        (["preset.a=1"], "preset has no keys"),
+        (["batch.pears=1"], "override batch.pears: batch.pears: unknown key 'pears'; did you mean 'pairs'?"),
+        (["preset=papr"], "did you mean 'paper'?"),
+        (["--seed"], "expected key=value or --key value"),
+        (["seed"], "expected key=value or --key value"),
+        (["seed=[1"], "the value is not YAML"),
+        (["stages.step2.epochs=-1"], "override stages.step2.epochs: stages.1.epochs: "),
+        (["control.kind=lorra"], "did you mean 'lora'?"),
+    ],
+)
+def test_wrong_overrides(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config("hh-meet-lora", None, words)
+    assert message in str(raised.value)
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'hh-meet-lora'"):
+        load_config("hh-met-lora", None)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "3\n"])
+def test_a_file_that_is_no_mapping(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a mapping of settings"):
+        load_config(None, file(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read: No such file"):
+        load_config(None, tmp_path / "mine.yaml")
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    below: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": [1]}
+    assert merge(below, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+    assert below == {"a": {"b": 1, "c": 2}, "d": [1]}
+
+
+def test_overrides_do_not_stay_between_calls() -> None:
+    load_config("hh-meet-lora", None, ["stages.step1.lr=7"])
+    assert load_config("hh-meet-lora", None).stages[0].lr == 1e-3
+
+
+def test_parse_overrides() -> None:
+    words = ["--a.b", "1", "--c-d=2", "e=f=g", "--h", "--i"]
+    assert parse_overrides(words) == [("a.b", "1"), ("c_d", "2"), ("e", "f=g"), ("h", "--i")]
+    config: dict[str, Any] = {}
+    override(config, "a.b", "[1, x]")
+    assert config == {"a": {"b": [1, "x"]}}
+
+
+def test_registry() -> None:
+    registry: Registry[int] = Registry("thing")
+    registry.register("one")(1)
+    assert registry["one"] == 1
+    with pytest.raises(ConfigError, match="unknown thing 'on'; did you mean 'one'"):
+        registry["on"]
+    with pytest.raises(AssertionError, match="two things"):
+        registry.register("one")(2)
+    assert nearest("zzz", ["b", "a"]) == "; known: a, b"

@@ -1,0 +1,136 @@
+"""The import arrows of the design, and which room may do what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import meetlm
+
+ROOT = Path(meetlm.__file__).parent
+ROOMS = (
+    ("config",),
+    ("data",),
+    ("controls",),
+    ("objectives", "policy"),
+    ("diagnostics",),
+    ("training",),
+    ("recipes",),
+    ("generation",),
+    ("evaluation",),
+    ("report",),
+    ("export",),
+    ("serving",),
+    ("run",),
+    ("demo",),
+    ("cli",),
+)
+"""A room imports only from itself and from rooms above it; two rooms of one line do not import each other."""
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def imported(tree: ast.AST, path: Path) -> Iterator[str]:
+    """Yield the full name of every module of ours that a file imports, wherever the import stands."""
+    package = ("meetlm", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def arrows(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    for name in imported(ast.parse(text), path):
+        parts = name.split(".")
+        if parts[0] == "meetlm" and len(parts) > 1 and parts[1] in RANK:
+            yield room_of(path), parts[1]
+
+
+def allowed(here: str, there: str) -> bool:
+    return here == there or RANK[there] < RANK[here]
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    assert room_of(path) in RANK, "a new room needs its place in ROOMS and in the design"
+    wrong = [
+        f"{here} -> {there}" for here, there in arrows(path, path.read_text()) if not allowed(here, there)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "wrong"),
+    [
+        ("data/x.py", "from meetlm.policy.policy import Policy", True),
+        ("data/x.py", "import meetlm.policy.policy", True),
+        ("data/x.py", "from ..policy import policy", True),
+        ("data/x.py", "from meetlm import policy", True),
+        ("data/x.py", "def f():\n    from meetlm.cli import main", True),
+        ("objectives/x.py", "from meetlm.policy.policy import TokenLogps", True),
+        ("policy/x.py", "from meetlm.objectives.nll import nll", True),
+        ("policy/x.py", "from meetlm.data.batch import collate", False),
+        ("run/x.py", "from . import folder", False),
+    ],
+)
+def test_the_test_of_arrows(file: str, text: str, wrong: bool) -> None:
+    assert wrong == any(not allowed(*arrow) for arrow in arrows(ROOT / file, text))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_room_keeps_to_its_work(path: Path) -> None:
+    text, room = path.read_text(), room_of(path)
+    used = set(calls(ast.parse(text)))
+    if room != "cli":
+        assert not used & {"print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"}
+        assert "import click" not in text
+    if room != "training":
+        assert "torch.optim" not in text
+    if room != "generation":
+        assert not [name for name in used if name.endswith((".multinomial", "lm.generate"))]
+    if room not in ("policy", "generation"):
+        assert not [name for name in used if name == "lm" or name.endswith((".lm", "lm.forward"))]
+
+
+def test_help_is_quick() -> None:
+    code = (
+        "import sys\nfrom meetlm.cli import main\n"
+        "try:\n    main(['{0}', '--help'] if '{0}' else ['--help'])\nexcept SystemExit:\n    pass\n"
+    code = "import sys, meetlm as m; h = lambda: 'torch' in sys.modules; assert not h(); m.load; assert h()"
+        "assert not heavy, heavy"
+    )
+    for command in ("", "train", "generate"):
+        done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+
+
+def test_the_package_is_light_until_used() -> None:
+    code = "import sys, meetlm as m; assert 'torch' not in sys.modules; m.load; assert 'torch' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_are_short() -> None:
+    long = {
+        str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 420
+    }
+    assert long == {}
