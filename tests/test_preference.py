@@ -1,0 +1,124 @@
+"""Preference accuracy, worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from meetlm.data.encoding import Encoded, Encoder
+from meetlm.data.example import Origin, PreferenceExample
+from meetlm.diagnostics.preference import preference_accuracy, rate
+from meetlm.policy.policy import Policy
+from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, text_format, tiny_policy
+
+# Per prompt and side: log p under good, log p under bad, trained tokens.
+Table = dict[tuple[str, str], tuple[float, float, int]]
+
+
+class Fake:
+    """A policy that looks log-probs up."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def score(self, sequences: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        values, counts = [], []
+        for sequence in sequences:
+            prompt = text_format().text(list(sequence.ids[: sequence.start]))
+            reply = text_format().text(list(sequence.ids[sequence.start : -1]))
+            good, bad, count = self.table[prompt, reply]
+            values.append(good if sequence.weights == (0.0, 1.0) else bad)
+            counts.append(count)
+        return torch.tensor(values, dtype=torch.float64), torch.tensor(counts)
+
+
+def measure(table: Table) -> Any:
+    prompts = dict.fromkeys(prompt for prompt, _ in table)
+    examples = [PreferenceExample(p, " w", " l", p, Origin("x", 1)) for p in prompts]
+    return preference_accuracy(cast(Policy, Fake(table)), Encoder(text_format(), [[], []]), examples)
+
+
+def test_by_hand() -> None:
+    result = measure(
+        {
+            ("a", " w"): (-10.0, -12.0, 4),  # margin 2, 0.5 a token
+            ("a", " l"): (-5.0, -6.0, 1),  # margin 1, 1 a token: right by sum, wrong by token
+            ("b", " w"): (-10.0, -9.0, 2),  # margin −1
+            ("b", " l"): (-8.0, -8.5, 2),  # margin 0.5: wrong
+            ("c", " w"): (-7.0, -8.0, 2),  # margin 1
+            ("c", " l"): (-3.0, -4.0, 4),  # margin 1: a tie by sum, right by token; chosen is shorter
+            ("d", " w"): (-3.0, -4.0, 3),
+            ("d", " l"): (-3.0, -2.0, 3),  # right; lengths tie
+        }
+    )
+    assert result.pairs == 4
+    assert result.by_sum.value == (1 + 0 + 0.5 + 1) / 4
+    assert result.by_token.value == (0 + 0 + 1 + 1) / 4
+    assert result.shorter.value == (0 + 0.5 + 1 + 0.5) / 4
+    chosen_at_good, rejected_at_bad = -10 - 10 - 7 - 3, -6 - 8.5 - 4 - 2
+    assert result.nll == pytest.approx(-(chosen_at_good + rejected_at_bad) / (4 + 2 + 2 + 3 + 1 + 2 + 4 + 3))
+
+
+def test_ties_count_half() -> None:
+    result = measure({(p, side): (-2.0, -3.0, 2) for p in "abc" for side in (" w", " l")})
+    assert (result.by_sum.value, result.by_sum.low, result.by_sum.high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
+    policy = tiny_policy(architecture, "lora", move=0.0, dtype=torch.float32)
+    result = preference_accuracy(policy, encoder_of(policy), pairs(20))
+    assert (result.by_sum.value, result.by_token.value) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_against_scores_one_by_one(kind: str) -> None:
+    policy = tiny_policy("llama", kind)
+    encoder, examples = encoder_of(policy), pairs(8)
+    examples = [
+        replace(e, chosen=e.rejected, rejected=e.chosen) if i % 3 else e for i, e in enumerate(examples)
+    ]
+    result = preference_accuracy(policy, encoder, examples)
+    wins = []
+    for example in examples:
+        margins = []
+        for text in (example.chosen, example.rejected):
+            prompt, reply = text_format().prompt_ids(example.prompt), text_format().completion_ids("", text)
+            good, bad = (
+                float(
+                    policy.score(
+                        [
+                            Encoded(
+                                (*encoder.slots[k], *prompt, *reply), len(encoder.slots[k]) + len(prompt), w
+                            )
+                        ]
+                    )[0]
+                )
+                for k, w in ((1, (0.0, 1.0)), (0, (1.0, 0.0)))
+            )
+            margins.append(good - bad)
+        wins.append(margins[0] > margins[1])
+    assert 0 < sum(wins) < 8
+    assert result.by_sum.value == sum(wins) / 8
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    """Of 200 samples of 100 flips of a coin of 0.7, about 95% give an interval with 0.7 in it."""
+    generator = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        found = rate((generator.random(100) < 0.7).astype(float), resamples=500)
+        assert found.low <= found.value <= found.high
+        inside += found.low <= 0.7 <= found.high
+    assert 180 <= inside <= 199
+
+
+def test_rate_is_the_same_again() -> None:
+    outcomes = np.array([1.0, 0.0, 1.0, 0.5, 1.0])
+    assert rate(outcomes) == rate(outcomes)
+    assert str(rate(np.ones(3))) == "1.000 [1.000, 1.000]"

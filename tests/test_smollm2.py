@@ -1,0 +1,119 @@
+"""The real SmolLM2-135M: packing, PEFT folders, two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from meetlm.config.errors import ConfigError
+from meetlm.controls.build import build_control, parse_control
+from meetlm.data.batch import collate
+from meetlm.data.encoding import Encoder
+from meetlm.data.prompt_format import PromptFormat, pin_format
+from meetlm.export.peft import export_levels
+from meetlm.generation.engine import Engine, Request
+from meetlm.generation.sampling import Sampling
+from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
+from meetlm.policy.packing import VARLEN
+from meetlm.policy.policy import Policy
+from tiny import pairs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT's
+]
+HALF = {"bad": (1.0, 0.0), "good": (0.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    try:
+        return embedded_lm()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def loaded(folder: Path) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    yield load_lm(ModelSettings(name="smollm2", device="cpu"))
+
+
+def moved(lm: PreTrainedModel, prompt_format: PromptFormat, kind: str) -> Policy:
+    """A policy whose levels differ by a random step."""
+    settings = parse_control({"kind": kind, **({"length": 8} if kind == "soft-prompt" else {})})
+    control = build_control(settings, lm, prompt_format.words, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in control.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return Policy(lm, control, longest=600)
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_packed_is_padded_is_alone(
+    kind: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    prompt_format = pin_format(loaded[1])
+    policy = moved(loaded[0], prompt_format, kind)
+    assert (policy.layout, policy.why_padded) == ("packed", None)
+    assert policy.lm.config._attn_implementation == VARLEN
+    encoder = Encoder(prompt_format, policy.control.slots)
+    batch = [sequence for example in pairs(4) for sequence in encoder.pair(example)]
+    with torch.no_grad():
+        sums = [
+            policy(collate(batch, layout)["blocks"], len(batch)).sums().double()  # type: ignore[arg-type]
+            for layout in ("packed", "padded")
+        ]
+        alone = torch.cat([policy(collate([one], "padded")["blocks"], 1).sums().double() for one in batch])
+    tokens = torch.tensor([one.num_trained for one in batch])
+    for together in sums:
+        assert float(((together - alone) / tokens).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_peft_and_levels(
+    kind: str, folder: Path, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    prompt_format = pin_format(loaded[1])
+    policy = moved(loaded[0], prompt_format, kind)
+    encoder = Encoder(prompt_format, policy.control.slots)
+    export_levels(policy.control, tmp_path, folder)
+    engine, text = Engine(policy, prompt_format), "The best way to cook rice is"
+    requests = [Request(tuple(encoder.prompt(text, k)), HALF[level], 0) for k, level in enumerate(HALF)]
+    logits = engine.first_logits(requests)
+    assert float((logits[0] - logits[1]).abs().max()) > 0.1
+    ids = torch.tensor([prompt_format.prompt_ids(text)])
+    for row, level in enumerate(HALF):
+        base, _ = load_lm(ModelSettings(name="smollm2", device="cpu"))
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path / level).eval()
+        with torch.no_grad():
+            theirs = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
+        assert float((theirs - logits[row]).abs().max() / theirs.abs().max()) < 1e-4
+
+    sampling = Sampling(max_new_tokens=12)
+    together = engine.generate(requests, sampling)
+    alone = [engine.generate([request], sampling)[0] for request in requests]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert together[0].text != together[1].text
+    assert all(one.text for one in together)
+
+
+def test_chat_template(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+    from meetlm.data.example import Turn
+
+    tokenizer = loaded[1]
+    hi = (Turn("user", "Hi"),)
+    kept, left = pin_format(tokenizer), pin_format(tokenizer, system="none")
+    plain = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(kept.prompt_ids(hi)) == plain
+    assert kept.spec.preamble and kept.spec.preamble.startswith("<|im_start|>system\n")
+    assert tokenizer.decode(left.prompt_ids(hi)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    reply = kept.completion_ids(hi, (Turn("assistant", "Hello."),))
+    assert tokenizer.decode(reply) == "Hello.<|im_end|>"
