@@ -169,6 +169,12 @@ def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.text == "good"
 
 
+def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(text_format().words(" good")) == 1
+    (done,), _ = scripted([" a good way"], monkeypatch, "oo")
+    assert (done.text, done.finish, done.num_tokens) == ("a g", "stop", 2)
+
+
 def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     policy.lm.generation_config.eos_token_id = [7, 9]
@@ -176,7 +182,7 @@ def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) 
     requests = [Request((5,), (1.0, 0.0), row) for row in range(2)]
     done = engine_of(policy).generate(requests, GREEDY)
     assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
-    assert done[1].text == ""
+    assert [one.text for one in done] == [text_format().text([20]).strip(), ""]  # 9 is an ordinary token
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

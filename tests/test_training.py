@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.batch import collate
+from meetlm.data.batch import Batch, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
@@ -170,11 +170,24 @@ def test_loss_by_level(tmp_path: Path) -> None:
     policy = tiny_policy("llama", "soft-prompt")
     items = items_of(policy, 4)
     sums, counts = policy.score([sequence for item in items for sequence in item])
-    trainer(policy, items, tmp_path, stage(steps=1), pairs=4, micro=2).train()
-    (line,) = metrics(tmp_path)
-    assert line["loss/good"] == pytest.approx(float(-sums[::2].sum() / counts[::2].sum()), abs=1e-5)
-    assert line["loss/bad"] == pytest.approx(float(-sums[1::2].sum() / counts[1::2].sum()), abs=1e-5)
-    assert line["input_tokens"] == sum(len(s.ids) for item in items for s in item)
+    run = trainer(
+        policy, items, tmp_path, stage(steps=2, lr=1e-12), pairs=2, micro=1
+    )  # a rate that moves nothing
+    order = [number(items, batch) for batch in run.get_train_dataloader()]
+    run.train()
+    for line, step in zip(metrics(tmp_path), (order[:2], order[2:]), strict=True):
+        for name, side in (("good", 0), ("bad", 1)):
+            rows = [2 * i + side for i in step]
+            assert line[f"loss/{name}"] == pytest.approx(
+                float(-sums[rows].sum() / counts[rows].sum()), abs=1e-5
+            )
+        assert line["input_tokens"] == sum(len(s.ids) for i in step for s in items[i])
+
+
+def number(items: Items, batch: Batch) -> int:
+    """Which item a batch of one is."""
+    ids = batch["blocks"][0]["input_ids"][0].tolist()
+    return [[*chosen.ids, *rejected.ids] for chosen, rejected in items].index(ids)
 
 
 def test_both_sides_of_a_pair_are_in_one_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
