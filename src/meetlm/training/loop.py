@@ -163,7 +163,7 @@ class StageTrainer(Trainer):
                 decay = self.optim.weight_decay if name == "lm" else 0.0
                 if trained:
                     groups.append({"params": trained, "lr": rate, "weight_decay": decay})
-            self.optimizer = torch.optim.AdamW(groups)
+            self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
