@@ -71,9 +71,8 @@ def main() -> None:
         halves = [[halve(text) for text in row] for row in replies]
         first, second = (np.array([[rule(pair[side]) for pair in row] for row in halves]) for side in (0, 1))
         lengths = np.array([[len(words(text)) for text in row] for row in replies], dtype=float)
-        print(
-            f"{name:30s} {gap:6.2f} {np.mean(scores == 0):6.2f} {within(scores, lengths):7.2f} {within(first, second):6.2f}"
-        )
+        long, lasts = within(scores, lengths), within(first, second)
+        print(f"{name:30s} {gap:6.2f} {np.mean(scores == 0):6.2f} {long:7.2f} {lasts:6.2f}")
 
 
 def halve(text: str) -> tuple[str, str]:

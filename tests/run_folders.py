@@ -21,18 +21,14 @@ from tiny import CONTROLS, TRAINED, pairs, stage, text_format, tiny_lm, tiny_pol
 
 def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **changes: Any) -> Policy:
     """Return a policy after ``steps`` steps at a rate that shows."""
-    policy = tiny_policy(
-        architecture, kind, dtype=torch.float32, move=0.1 if kind == "lora" else 0.0, **changes
-    )
+    policy = tiny_policy(architecture, kind, dtype=torch.float32, move=0.1 if kind == "lora" else 0.0, **changes)
     what = ["control", "lm"] if kind in TRAINED else ["lm"]
     trainer(policy, items_of(policy, 8), folder, stage(what, steps=steps)).train()
     policy.eval()
     return policy
 
 
-def finished(
-    folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, **changes: Any
-) -> Path:
+def finished(folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, **changes: Any) -> Path:
     """Train a tiny policy (or take ``policy``) and write its run; return the run's folder."""
     policy = policy or trained(architecture, kind, folder / "stage", **changes)
     settings = policy.control.settings
@@ -65,9 +61,7 @@ def write_pairs(path: Path, count: int, *, chat: bool = False) -> Path:
                 }
                 lines.write(json.dumps({"prompt": prompt, **sides}) + "\n")
             else:
-                sides = {
-                    side: example.prompt + str(getattr(example, side)) for side in ("chosen", "rejected")
-                }
+                sides = {side: example.prompt + str(getattr(example, side)) for side in ("chosen", "rejected")}
                 lines.write(json.dumps(sides) + "\n")
     return path
 

@@ -96,14 +96,10 @@ def test_guess_source(fields: dict[str, Any], source: str) -> None:
 
 def test_what_was_guessed_is_said_and_can_be_overridden(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "train.jsonl", [transcript(n) for n in range(3)])
-    assert shown(file, "--model", model).startswith(
-        "format hh, told by the first row: chosen and rejected begin"
-    )
+    assert shown(file, "--model", model).startswith("format hh, told by the first row: chosen and rejected begin")
     given = shown(file, "--model", model, "--source", "pairs")
     assert "told by" not in given and "What[[ is 0?" not in given
-    assert "the fields info and summaries" in shown(
-        write(tmp_path / "s.jsonl", [comparison(1)]), "--model", model
-    )
+    assert "the fields info and summaries" in shown(write(tmp_path / "s.jsonl", [comparison(1)]), "--model", model)
 
 
 def test_a_file_is_its_own_training_data(tmp_path: Path) -> None:

@@ -29,9 +29,7 @@ def some_words(rng: random.Random, least: int = 4, most: int = 8) -> str:
     return " " + " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
 
 
-def rows(
-    count: int, chosen: Reply = some_words, rejected: Reply = some_words, *, start: int = 0
-) -> list[Row]:
+def rows(count: int, chosen: Reply = some_words, rejected: Reply = some_words, *, start: int = 0) -> list[Row]:
     """Return pairs with distinct prompts, numbered from ``start``."""
     made = []
     for number in range(start, start + count):
@@ -123,9 +121,7 @@ def test_length(doctor: Doctor, share: float, status: str, side: str) -> None:
     assert check["status"] == status
     assert check["value"] == pytest.approx(max(share, 1 - share))
     if status != "ok":
-        assert (
-            f"the {'longer' if side == 'chosen' else 'shorter'} reply is the chosen one" in check["finding"]
-        )
+        assert f"the {'longer' if side == 'chosen' else 'shorter'} reply is the chosen one" in check["finding"]
         assert check["advice"]
 
 
@@ -148,9 +144,7 @@ def test_openings_and_words(doctor: Doctor) -> None:
     assert "'sure'" in opening["opening words"]["finding"]
     inside = doctor(rows(300, chosen=lambda rng: some_words(rng, 4, 5) + " indeed", rejected=some_words))
     assert statuses(inside, "opening words", "words") == ["ok", "problem"]
-    sometimes = doctor(
-        rows(300, chosen=lambda rng: (" sure" if rng.random() < 0.6 else "") + some_words(rng))
-    )
+    sometimes = doctor(rows(300, chosen=lambda rng: (" sure" if rng.random() < 0.6 else "") + some_words(rng)))
     assert statuses(sometimes, "opening words", "words") == ["warning", "warning"]
 
 
@@ -394,9 +388,7 @@ def test_surface_accuracy_uses_only_features_that_recur() -> None:
     once = [{f"chosen{i}"} for i in range(50)], [{f"rejected{i}"} for i in range(50)]
     rate, best, worst = shortcuts.surface_accuracy(*once, [str(i) for i in range(50)])
     assert rate.value == 0.5 and best == worst == []
-    rate, best, worst = shortcuts.surface_accuracy(
-        [{"up"}] * 50, [{"down"}] * 50, [str(i) for i in range(50)]
-    )
+    rate, best, worst = shortcuts.surface_accuracy([{"up"}] * 50, [{"down"}] * 50, [str(i) for i in range(50)])
     assert rate.value == 1.0 and (best, worst) == (["up"], ["down"])
 
 

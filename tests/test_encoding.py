@@ -129,9 +129,7 @@ def test_preamble_is_pinned() -> None:
 def test_several_turns() -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML))
     talk = (*HI, *HELLO, Turn("user", "Rice?"))
-    expected = (
-        SYSTEM + USER + ASSISTANT + "Hello there.<|im_end|>\n<|im_start|>user\nRice?<|im_end|>\n" + ASSISTANT
-    )
+    expected = SYSTEM + USER + ASSISTANT + "Hello there.<|im_end|>\n<|im_start|>user\nRice?<|im_end|>\n" + ASSISTANT
     assert shown(prompt_format, prompt_format.prompt_ids(talk)) == expected
 
 
@@ -144,9 +142,7 @@ def test_templates_that_cannot_be_pinned() -> None:
 
 def test_templates_that_rewrite_the_prompt() -> None:
     """Some drop the reasoning of earlier turns: then a completion cannot be told from its prompt."""
-    closing = CHATML.replace(
-        "<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\nHm. ' }}{% endif %}"
-    )
+    closing = CHATML.replace("<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\nHm. ' }}{% endif %}")
     prompt_format = pin_format(tiny_tokenizer(template=closing))
     with pytest.raises(ConfigError, match="changes the prompt once a completion follows"):
         prompt_format.completion_ids(HI, HELLO)

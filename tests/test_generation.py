@@ -100,8 +100,7 @@ def test_sampling_depends_on_the_seed_and_the_stream() -> None:
     settings = Sampling(max_new_tokens=8, temperature=1.0)
     other = Request(request.ids, request.weights, 7)
     one, two, three = (
-        engine.generate([row], settings, seed=seed)[0].text
-        for row, seed in ((request, 0), (request, 1), (other, 0))
+        engine.generate([row], settings, seed=seed)[0].text for row, seed in ((request, 0), (request, 1), (other, 0))
     )
     assert len({one, two, three}) == 3
     assert engine.generate([request], settings, seed=0)[0].text == one
@@ -111,9 +110,7 @@ class Script:
     """Stands for ``choose``: gives each row the tokens written for it, by its random stream."""
 
     def __init__(self, scripts: list[list[int]], seed: int = 0) -> None:
-        self.scripts = {
-            engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)
-        }
+        self.scripts = {engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)}
         self.sizes: list[int] = []
 
     def __call__(self, logits: Any, sampling: Any, generators: list[torch.Generator]) -> torch.Tensor:
@@ -153,9 +150,7 @@ def test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(script.sizes) == 14
 
 
-@pytest.mark.parametrize(
-    "text", ["a\n\nHuman: b", "a\n\nHuman:", "é à\n\nHuman:x", "\n\nHuman: b", "日本\n\nHuman: c"]
-)
+@pytest.mark.parametrize("text", ["a\n\nHuman: b", "a\n\nHuman:", "é à\n\nHuman:x", "\n\nHuman: b", "日本\n\nHuman: c"])
 def test_stop_strings_are_seen_wherever_tokens_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (done,), script = scripted([text + " and more than that"], monkeypatch, "\n\nHuman:", "STOP")
     assert done.text == text.split("\n\nHuman:")[0].strip()
@@ -214,9 +209,7 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     policy = tiny_policy(architecture, "soft-prompt")
     (request,) = requests_of(policy, [6], mixed=False)
     script, seen = Script([[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]), []
-    monkeypatch.setattr(
-        engines, "choose", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1]
-    )
+    monkeypatch.setattr(engines, "choose", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1])
     engine_of(policy).generate([request], Sampling(max_new_tokens=10))
     ids = torch.tensor([[*request.ids, *range(20, 29)]])
     weights = torch.tensor([[request.weights]])

@@ -22,9 +22,7 @@ from run_folders import finished
 from tiny import ARCHITECTURES, TRAINED
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)  # PEFT's
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 TEXTS = ("\n\nHuman: What is rice?\n\nAssistant:", "Hi")
 
 
@@ -67,9 +65,7 @@ def test_both_levels_in_one_peft_model(tmp_path: Path) -> None:
 def test_auto_peft_finds_the_model(kind: str, tmp_path: Path) -> None:
     """``base_model_name_or_path`` is this run's model, wherever the reader stands."""
     folder = finished(tmp_path, "llama", kind)
-    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(
-        folder / "controls" / "good", dtype=torch.float32
-    ).eval()
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "controls" / "good", dtype=torch.float32).eval()
     aligned = meetlm.load(folder)
     ids = torch.tensor([aligned.format.prompt_ids(TEXTS[1])])
     with torch.no_grad():
@@ -117,9 +113,7 @@ def test_files(kind: str, tmp_path: Path) -> None:
 def test_the_model_is_a_plain_one(architecture: str, tmp_path: Path) -> None:
     folder = finished(tmp_path, architecture, "lora")
     assert "meet" not in (folder / "model" / "config.json").read_text()
-    assert not [
-        name for name in load_file(folder / "model" / "model.safetensors") if "lora" in name or "/" in name
-    ]
+    assert not [name for name in load_file(folder / "model" / "model.safetensors") if "lora" in name or "/" in name]
 
 
 def test_the_model_loads_without_meetlm(tmp_path: Path) -> None:
@@ -138,7 +132,5 @@ def test_the_model_loads_without_meetlm(tmp_path: Path) -> None:
     control = meetlm.load(folder).policy.control
     control.weigh(zero)
     fresh = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    assert float(total) == pytest.approx(
-        float(fresh(torch.arange(4, 20)[None]).logits.detach().sum()), rel=1e-4
-    )
+    assert float(total) == pytest.approx(float(fresh(torch.arange(4, 20)[None]).logits.detach().sum()), rel=1e-4)
     assert lm.config._attn_implementation == "meet_varlen"

@@ -80,9 +80,7 @@ def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
 def test_against_scores_one_by_one(kind: str) -> None:
     policy = tiny_policy("llama", kind)
     encoder, examples = encoder_of(policy), pairs(8)
-    examples = [
-        replace(e, chosen=e.rejected, rejected=e.chosen) if i % 3 else e for i, e in enumerate(examples)
-    ]
+    examples = [replace(e, chosen=e.rejected, rejected=e.chosen) if i % 3 else e for i, e in enumerate(examples)]
     result = preference_accuracy(policy, encoder, examples)
     wins = []
     for example in examples:
@@ -92,11 +90,7 @@ def test_against_scores_one_by_one(kind: str) -> None:
             good, bad = (
                 float(
                     policy.score(
-                        [
-                            Encoded(
-                                (*encoder.slots[k], *prompt, *reply), len(encoder.slots[k]) + len(prompt), w
-                            )
-                        ]
+                        [Encoded((*encoder.slots[k], *prompt, *reply), len(encoder.slots[k]) + len(prompt), w)]
                     )[0]
                 )
                 for k, w in ((1, (0.0, 1.0)), (0, (1.0, 0.0)))

@@ -38,14 +38,10 @@ def fresh(kind: str) -> Policy:
     return tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
 
 
-def run(
-    policy: Policy, folder: Path, train: tuple[str, ...], *, steps: int = 7, save_steps: int | None = 2
-) -> Any:
+def run(policy: Policy, folder: Path, train: tuple[str, ...], *, steps: int = 7, save_steps: int | None = 2) -> Any:
     batch = BatchSettings(pairs=4, micro_pairs=2, save_steps=save_steps)
     settings = stage(train, steps=steps)
-    return run_stage(
-        policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1, progress=False
-    )
+    return run_stage(policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1, progress=False)
 
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

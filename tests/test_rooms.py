@@ -71,9 +71,7 @@ def calls(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows(path: Path) -> None:
     assert room_of(path) in RANK, "a new room needs its place in ROOMS and in the design"
-    wrong = [
-        f"{here} -> {there}" for here, there in arrows(path, path.read_text()) if not allowed(here, there)
-    ]
+    wrong = [f"{here} -> {there}" for here, there in arrows(path, path.read_text()) if not allowed(here, there)]
     assert wrong == []
 
 
@@ -130,7 +128,5 @@ def test_the_package_is_light_until_used() -> None:
 
 
 def test_files_are_short() -> None:
-    long = {
-        str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 420
-    }
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 420}
     assert long == {}

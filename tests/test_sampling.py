@@ -17,9 +17,7 @@ def reference(logits: Tensor, settings: Sampling, generators: list[torch.Generat
     for row, generator in zip(logits, generators, strict=True):
         draw = float(torch.rand((), generator=generator, dtype=torch.float64))
         probs = (row / settings.temperature).softmax(-1)
-        order = (
-            probs.argsort(descending=True, stable=True).tolist() if settings.top_p < 1 else range(len(row))
-        )
+        order = probs.argsort(descending=True, stable=True).tolist() if settings.top_p < 1 else range(len(row))
         nucleus, mass = [], 0.0
         for token in order:
             nucleus.append(token)
@@ -74,10 +72,7 @@ def test_frequencies_follow_the_distribution() -> None:
     logits = probs.log().expand(rows, -1)
     free = torch.bincount(choose(logits, Sampling(temperature=1.0), streams(rows)), minlength=4) / rows
     assert torch.allclose(free, probs, atol=0.03)
-    cut = (
-        torch.bincount(choose(logits, Sampling(temperature=1.0, top_p=0.8), streams(rows)), minlength=4)
-        / rows
-    )
+    cut = torch.bincount(choose(logits, Sampling(temperature=1.0, top_p=0.8), streams(rows)), minlength=4) / rows
     assert torch.allclose(cut, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03)
     sharp = torch.bincount(choose(logits, Sampling(temperature=0.5), streams(rows)), minlength=4) / rows
     assert torch.allclose(sharp, probs**2 / (probs**2).sum(), atol=0.03)
@@ -85,9 +80,7 @@ def test_frequencies_follow_the_distribution() -> None:
 
 def test_streams_differ_by_row_and_by_seed() -> None:
     draws = {
-        (seed, row): float(torch.rand((), generator=row_generator(seed, row)))
-        for seed in range(5)
-        for row in range(50)
+        (seed, row): float(torch.rand((), generator=row_generator(seed, row))) for seed in range(5) for row in range(50)
     }
     assert len(set(draws.values())) == len(draws)
 

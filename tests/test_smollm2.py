@@ -54,9 +54,7 @@ def moved(lm: PreTrainedModel, prompt_format: PromptFormat, kind: str) -> Policy
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
-def test_packed_is_padded_is_alone(
-    kind: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
-) -> None:
+def test_packed_is_padded_is_alone(kind: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     prompt_format = pin_format(loaded[1])
     policy = moved(loaded[0], prompt_format, kind)
     assert (policy.layout, policy.why_padded) == ("packed", None)

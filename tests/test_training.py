@@ -86,9 +86,7 @@ def test_step_two_moves_everything(kind: str, tmp_path: Path) -> None:
     assert still == []
 
 
-def test_a_stage_that_moves_the_frozen_model_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora", dtype=torch.float32)
     right = StageTrainer.train
 
@@ -103,9 +101,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(
         pytest.warns(UserWarning, match="1 optimizer steps for 8 pairs"),
         pytest.raises(AssertionError, match="moved"),
     ):
-        run_stage(
-            policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0, progress=False
-        )
+        run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
@@ -134,9 +130,7 @@ def test_accumulation_changes_nothing(architecture: str, kind: str, tmp_path: Pa
         assert one["input_tokens"] == two["input_tokens"]
 
 
-def test_gradient_is_that_of_the_mean_over_trained_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_is_that_of_the_mean_over_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step over four pairs of very different lengths, in parts of one: worked out with plain torch."""
     policy = tiny_policy("llama", "lora")
     items = items_of(policy, 4)
@@ -148,14 +142,10 @@ def test_gradient_is_that_of_the_mean_over_trained_tokens(
     expected = gradients(policy)
 
     seen: dict[str, Tensor] = {}
-    run = trainer(
-        policy, items, tmp_path, stage(["control", "lm"], steps=1), pairs=4, micro=1, max_grad_norm=1e9
-    )
+    run = trainer(policy, items, tmp_path, stage(["control", "lm"], steps=1), pairs=4, micro=1, max_grad_norm=1e9)
     optimizer = run.create_optimizer()
     right = optimizer.step
-    monkeypatch.setattr(
-        optimizer, "step", lambda *a, **k: (seen.update(gradients_of(policy)), right(*a, **k))[1]
-    )
+    monkeypatch.setattr(optimizer, "step", lambda *a, **k: (seen.update(gradients_of(policy)), right(*a, **k))[1])
     run.train()
     assert metrics(tmp_path)[0]["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
     largest = max(float(t.abs().max()) for t in expected.values())
@@ -170,17 +160,13 @@ def test_loss_by_level(tmp_path: Path) -> None:
     policy = tiny_policy("llama", "soft-prompt")
     items = items_of(policy, 4)
     sums, counts = policy.score([sequence for item in items for sequence in item])
-    run = trainer(
-        policy, items, tmp_path, stage(steps=2, lr=1e-12), pairs=2, micro=1
-    )  # a rate that moves nothing
+    run = trainer(policy, items, tmp_path, stage(steps=2, lr=1e-12), pairs=2, micro=1)  # a rate that moves nothing
     order = [number(items, batch) for batch in run.get_train_dataloader()]
     run.train()
     for line, step in zip(metrics(tmp_path), (order[:2], order[2:]), strict=True):
         for name, side in (("good", 0), ("bad", 1)):
             rows = [2 * i + side for i in step]
-            assert line[f"loss/{name}"] == pytest.approx(
-                float(-sums[rows].sum() / counts[rows].sum()), abs=1e-5
-            )
+            assert line[f"loss/{name}"] == pytest.approx(float(-sums[rows].sum() / counts[rows].sum()), abs=1e-5)
         assert line["input_tokens"] == sum(len(s.ids) for i in step for s in items[i])
 
 
@@ -238,16 +224,10 @@ def test_order_is_the_same_for_every_control(tmp_path: Path) -> None:
 def test_rates_and_decay_by_group(tmp_path: Path) -> None:
     policy = tiny_policy("gpt2", "lora")
     settings = StageSettings(name="s", train=("control", "lm"), lr=2e-5, control_lr=1e-3)
-    groups = (
-        trainer(policy, items_of(policy), tmp_path, settings, weight_decay=0.1)
-        .create_optimizer()
-        .param_groups
-    )
+    groups = trainer(policy, items_of(policy), tmp_path, settings, weight_decay=0.1).create_optimizer().param_groups
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(2e-5, 0.1), (1e-3, 0.0)]
     assert sum(len(g["params"]) for g in groups) == len(list(policy.parameters()))
-    alone = trainer(
-        policy, items_of(policy), tmp_path, stage(["control"]), weight_decay=0.1
-    ).create_optimizer()
+    alone = trainer(policy, items_of(policy), tmp_path, stage(["control"]), weight_decay=0.1).create_optimizer()
     assert [len(g["params"]) for g in alone.param_groups] == [len(list(policy.control.parameters()))]
 
 
@@ -266,9 +246,7 @@ def test_number_of_steps(epochs: float, min_steps: int, count: int, size: int, s
     assert settings.num_steps(count, size) == steps
 
 
-@pytest.mark.parametrize(
-    ("size", "most", "micro", "parts"), [(64, 8, 8, 8), (12, 8, 6, 2), (7, 4, 1, 7), (4, 8, 4, 1)]
-)
+@pytest.mark.parametrize(("size", "most", "micro", "parts"), [(64, 8, 8, 8), (12, 8, 6, 2), (7, 4, 1, 7), (4, 8, 4, 1)])
 def test_parts_of_a_step(size: int, most: int, micro: int, parts: int) -> None:
     batch = BatchSettings(pairs=size, micro_pairs=most)
     assert (batch.micro, batch.accumulation) == (micro, parts)

@@ -96,9 +96,7 @@ def config_of(architecture: str, **changes: Any) -> Any:
     return makers[architecture](**{**ends, **changes})
 
 
-def tiny_lm(
-    architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
-) -> PreTrainedModel:
+def tiny_lm(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> PreTrainedModel:
     """Return a random model whose every parameter, biases and norms too, matters to its logits."""
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config_of(architecture, **changes))
@@ -157,9 +155,7 @@ def text_format() -> PromptFormat:
     return pin_format(tiny_tokenizer())
 
 
-def tiny_control(
-    lm: PreTrainedModel, kind: str, *, seed: int = 0, move: float = 0.0, **changes: Any
-) -> Control:
+def tiny_control(lm: PreTrainedModel, kind: str, *, seed: int = 0, move: float = 0.0, **changes: Any) -> Control:
     """Return a control in the model's dtype; ``move`` is the size of a random step from its start."""
     settings = parse_control({**CONTROLS[kind], **changes})
     control = build_control(settings, lm, text_format().words, seed)
@@ -194,9 +190,7 @@ def encoder_of(policy: Policy, prompt_format: PromptFormat | None = None) -> Enc
     return Encoder(prompt_format or text_format(), policy.control.slots, policy.control.settings.placement)
 
 
-def sequences(
-    policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequence[int] | None = None
-) -> list[Encoded]:
+def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequence[int] | None = None) -> list[Encoded]:
     """Return random sequences of (prompt, completion) tokens, the slot of their level before them."""
     generator = torch.Generator().manual_seed(7)
     made = []
@@ -224,9 +218,7 @@ def pairs(count: int) -> list[PreferenceExample]:
     return made
 
 
-def stage(
-    train: Sequence[str] = ("control",), *, steps: int = 3, lr: float = 1e-2, **more: Any
-) -> StageSettings:
+def stage(train: Sequence[str] = ("control",), *, steps: int = 3, lr: float = 1e-2, **more: Any) -> StageSettings:
     """Return a stage of exactly ``steps`` steps."""
     return StageSettings(name="stage", train=tuple(train), lr=lr, epochs=1e-6, min_steps=steps, **more)
 

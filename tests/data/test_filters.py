@@ -135,9 +135,7 @@ def test_conversations_are_compared_by_their_turns() -> None:
     answer, other = (Turn("assistant", "yo"),), (Turn("assistant", "no"),)
     rows = [
         PreferenceExample(ask, one, two, "g", Origin("x", line))
-        for line, (one, two) in enumerate(
-            [(answer, other), (answer, other), (answer, answer), (blank, other)], 1
-        )
+        for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
     kept, report = filter_train(rows, lambda _: (1, 1, 1), 9)
     assert kept == rows[:1]

@@ -73,9 +73,7 @@ def test_errors(fields: dict[str, object], text: str) -> None:
 @pytest.mark.parametrize(
     ("split", "total", "differ", "empty", "kept"), [("train", 1600, 3, 4, 1593), ("eval", 400, 1, 0, 399)]
 )
-def test_the_real_sample(
-    split: Literal["train", "eval"], total: int, differ: int, empty: int, kept: int
-) -> None:
+def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: int, empty: int, kept: int) -> None:
     examples = read_examples(DataSettings(source="hh", path=str(SAMPLE), subset="hh-harmless-base"), split)
     assert len(examples) == total
     for example in examples:

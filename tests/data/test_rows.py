@@ -149,9 +149,7 @@ class TestPlaces:
     def test_one_file_is_the_training_data(self, tmp_path: Path) -> None:
         file = str(write(tmp_path / "a.jsonl", LINE))
         assert self.read(path=file) == [("Say hi.", 1)]
-        with pytest.raises(
-            DataError, match=r"a\.jsonl: says nothing about the eval data; expected data\.eval_file"
-        ):
+        with pytest.raises(DataError, match=r"a\.jsonl: says nothing about the eval data; expected data\.eval_file"):
             self.read("eval", path=file)
 
     def test_explicit_files_stand_inside_the_folder_or_anywhere(self, tmp_path: Path) -> None:
@@ -182,9 +180,7 @@ class TestPlaces:
             ("Say hi.", f"{folder}/part [train]:1"),
             ("Second.", f"{folder}/part [train]:2"),
         ]
-        with pytest.raises(
-            DataError, match=r'part \[test\]: cannot be loaded.*looked for.*Unknown split "test"'
-        ):
+        with pytest.raises(DataError, match=r'part \[test\]: cannot be loaded.*looked for.*Unknown split "test"'):
             self.read("eval", path=folder, subset="part")
 
     @pytest.mark.usefixtures("caches")

@@ -26,17 +26,11 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 @click.command()
 @click.argument("file")
-@click.option(
-    "--source", help="Format of the rows: hh, summarize or pairs  [default: told by the first row]."
-)
+@click.option("--source", help="Format of the rows: hh, summarize or pairs  [default: told by the first row].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
 @click.option("--split", default="train", show_default=True, help="Which split of a folder or hub data set.")
-@click.option(
-    "--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any]."
-)
-@click.option(
-    "--model", default="smollm2", show_default=True, help="Whose tokenizer counts and shows tokens."
-)
+@click.option("--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any].")
+@click.option("--model", default="smollm2", show_default=True, help="Whose tokenizer counts and shows tokens.")
 @click.option(
     "--system",
     type=click.Choice(["auto", "none"]),
@@ -46,12 +40,8 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 )
 @click.option("--max-length", default=512, show_default=True, help="Most tokens of prompt and longer reply.")
 @click.option("--limit", type=click.IntRange(1), help="Look at the first so many rows only.")
-@click.option(
-    "--show", default=2, show_default=True, help="How many pairs to show as a model would read them."
-)
-@click.option(
-    "--control", default="lora", show_default=True, help="Kind of control in them; soft-prompt has a slot."
-)
+@click.option("--show", default=2, show_default=True, help="How many pairs to show as a model would read them.")
+@click.option("--control", default="lora", show_default=True, help="Kind of control in them; soft-prompt has a slot.")
 def data(
     file: str,
     source: str | None,
@@ -84,9 +74,7 @@ def data(
     from meetlm.diagnostics.locate import locate, with_test
     from meetlm.policy.loading import load_tokenizer
 
-    settings, told_by = locate(
-        file, source=source, subset=subset, split=split, test=test, max_length=max_length
-    )
+    settings, told_by = locate(file, source=source, subset=subset, split=split, test=test, max_length=max_length)
     if told_by is not None:
         click.echo(f"format {settings.source}, told by the first row: {told_by} (--source overrides)\n")
     control_settings = parse_control({"kind": control})
@@ -99,9 +87,7 @@ def data(
         _show(report, prompt_format, model, control_settings, show)
 
 
-def _show(
-    report: DataReport, prompt_format: PromptFormat, model: str, settings: ControlSettings, number: int
-) -> None:
+def _show(report: DataReport, prompt_format: PromptFormat, model: str, settings: ControlSettings, number: int) -> None:
     """Print the first pairs as they are encoded under a fresh control."""
     from meetlm.controls.build import build_control
     from meetlm.data.encoding import Encoder
@@ -124,9 +110,7 @@ def _show(
         for level, encoded in zip(reversed(PAIR_LEVELS), encoder.pair(example), strict=True):
             at = control.levels.index(level)
             side = "chosen" if level == PAIR_LEVELS[-1] else "rejected"
-            parts = segments(
-                encoded, control.slots[at], settings.placement, prompt_format.tokenizer, vocabulary
-            )
+            parts = segments(encoded, control.slots[at], settings.placement, prompt_format.tokenizer, vocabulary)
             counts = ", ".join(f"{part.tokens} {part.kind}" for part in parts)
             click.echo(f"\n── line {example.origin.line}, {side}: level {level} ({counts} tokens)")
             text = "".join(_marked(shorten(part, WORDS_SHOWN), level, plain) for part in parts)
@@ -148,9 +132,7 @@ def _marked(part: Segment, level: str, plain: bool) -> str:
 @click.option("--recipe", default="hh-meet-lora", show_default=True, help="What would be run.")
 @click.option("--preset", help="paper, or small for little data  [default: the recipe's].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
-@click.option(
-    "--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any]."
-)
+@click.option("--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
 def doctor(
@@ -208,13 +190,9 @@ def doctor(
         for check in result.checks:
             _print(check, max(len(check.name) for check in result.checks))
         if found is not None and found.eval_split != config.data.eval_split:
-            click.echo(
-                f"\nThe held-out rows are the split {found.eval_split}: data.eval_split={found.eval_split}"
-            )
+            click.echo(f"\nThe held-out rows are the split {found.eval_split}: data.eval_split={found.eval_split}")
         numbers = ", ".join(_number(result.count(name), name) for name in ("problem", "warning"))
-        click.echo(
-            f"\n{numbers} in {len(result.checks)} checks (recipe {config.recipe}, preset {config.preset})"
-        )
+        click.echo(f"\n{numbers} in {len(result.checks)} checks (recipe {config.recipe}, preset {config.preset})")
     if result.status == "problem":
         sys.exit(1)
 
@@ -268,9 +246,7 @@ def _print(check: Check, width: int) -> None:
     status = click.style(f"{check.status:<9}", fg=COLOURS[check.status])
     click.echo(f"{status}{check.name:<{width}}  {text}")
     if check.advice:
-        lines = textwrap.fill(
-            f"→ {check.advice}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  "
-        )
+        lines = textwrap.fill(f"→ {check.advice}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
         click.echo(lines)
 
 

@@ -33,7 +33,9 @@ def main() -> None:
 
 @main.command(context_settings=_OVERRIDES)
 @click.argument("recipe", required=False)
-@click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: runs/RECIPE].")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @click.pass_context
@@ -46,7 +48,7 @@ def train(ctx: click.Context, recipe: str | None, file: Path | None, out: Path |
     meet train --config mine.yaml stages.step1.lr=3e-3
 
     An interrupted run goes on where it was when the same command is given again.
-    """
+    """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import quiet_libraries
     from meetlm.recipes.config import load_config
 
@@ -95,7 +97,15 @@ def generate(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     with bar("generate") as on_done:
         path, count = write_completions(
-            run, data, parse_level(level), sampling, seed=seed, limit=limit, batch_size=batch_size, out=out, on_done=on_done
+            run,
+            data,
+            parse_level(level),
+            sampling,
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            out=out,
+            on_done=on_done,
         )
     click.echo(f"{count} completions in {path}")
 

@@ -29,7 +29,8 @@ class LoRASettings(ControlSettings):
     rank: int = Field(4, ge=1, description="r; the paper uses 1, 4, 64")
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank, so that one rate serves every rank")
     targets: str | tuple[str, ...] = Field(
-        "all-linear", description="all-linear (every linear layer but the head), or the last parts of module names"
+        "all-linear",
+        description="all-linear (every linear layer but the head), or the last parts of module names",
     )
 
 
@@ -98,7 +99,8 @@ class LoRA(Control):
             assert self._gate is not None, "weigh() before the forward pass"
             a, b = self.a[key].flatten(0, 1), self.b[key].flatten(0, 1)
             low = functional.linear(args[0].to(a.dtype), a) * self._gate
-            return output + (low.to(b.dtype) @ b).to(output.dtype)
+            added: Tensor = (low.to(b.dtype) @ b).to(output.dtype)
+            return output + added
 
         return add
 
@@ -113,8 +115,8 @@ def target_layers(lm: PreTrainedModel, targets: str | tuple[str, ...]) -> dict[s
     Raises:
         ConfigError: A name matches no linear layer.
     """
-    head = lm.get_output_embeddings()
-    layers = {
+    head: nn.Module | None = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    layers: dict[str, nn.Module] = {
         path: module
         for path, module in lm.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
@@ -122,7 +124,9 @@ def target_layers(lm: PreTrainedModel, targets: str | tuple[str, ...]) -> dict[s
     if targets == "all-linear":
         return layers
     names = (targets,) if isinstance(targets, str) else targets
-    chosen = {p: m for p, m in layers.items() if any(p == n or p.endswith("." + n) for n in names)}
+    chosen: dict[str, nn.Module] = {
+        p: m for p, m in layers.items() if any(p == n or p.endswith("." + n) for n in names)
+    }
     for name in names:
         if not any(p == name or p.endswith("." + name) for p in chosen):
             known = sorted({p.rsplit(".", 1)[-1] for p in layers})

@@ -59,14 +59,16 @@ class SoftPrompt(Control):
         super().__init__(settings)
         embedding = lm.get_input_embeddings()
         self.length, self.words = length, words
-        self.first_id: int = embedding.num_embeddings
+        table = embedding.weight
+        assert isinstance(table, Tensor)
+        self.first_id = table.shape[0]
         self.slots = [list(range(self.first_id, self.first_id + length)) for _ in settings.levels]
         rows = []
         for level in settings.levels:
             ids = tokenize(words.get(level, ""))
             if not ids:
                 raise ConfigError(f"control.words: no initial words for level {level!r}")
-            repeated = torch.tensor([ids[j % len(ids)] for j in range(length)], device=embedding.weight.device)
+            repeated = torch.tensor([ids[j % len(ids)] for j in range(length)], device=table.device)
             with torch.no_grad():  # through the module: some (Gemma) scale in it
                 rows.append(embedding(repeated).detach().float())
         self.prompt = nn.Parameter(torch.stack(rows))

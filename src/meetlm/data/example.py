@@ -30,10 +30,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceExample:
-    """A pair (x, y_w, y_l) of the paper's section 3.1.
+    r"""A pair (x, y_w, y_l) of the paper's section 3.1.
 
     Attributes:
-        prompt: x. For plain text it ends where the completion begins (HH: after the last ``\\n\\nAssistant:``).
+        prompt: x. For plain text it ends where the completion begins (HH: after the last ``\n\nAssistant:``).
         chosen: y_w, the completion alone (a string with its leading space, or assistant turns).
         rejected: y_l, likewise.
         group: What one prompt or post is: evaluation keeps one row a group, bootstraps resample groups.

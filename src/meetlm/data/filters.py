@@ -170,9 +170,7 @@ def filter_eval(
     return _filter(examples, reason, limit)
 
 
-def prompt_overlap(
-    train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]
-) -> list[PreferenceExample]:
+def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]) -> list[PreferenceExample]:
     """Return the rows of ``test`` whose group (prompt or post) occurs in ``train`` as well."""
     groups = {example.group for example in train}
     return [example for example in test if example.group in groups]
@@ -202,9 +200,7 @@ def _filter(
         kept.append(example)
     if not kept:
         counts = "; ".join(f"{tally.count}: {REASONS[name]}" for name, tally in report.dropped.items())
-        raise DataError(
-            f"no usable row left of {len(examples)} ({counts or 'there were none'})", file=report.file
-        )
+        raise DataError(f"no usable row left of {len(examples)} ({counts or 'there were none'})", file=report.file)
     report.kept, report.groups = len(kept), len({example.group for example in kept})
     return kept, report
 

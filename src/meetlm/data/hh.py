@@ -40,7 +40,5 @@ def _split(row: Row, field: str) -> tuple[str, str]:
     transcript = row.text(field)
     head, marker, reply = transcript.rpartition(ASSISTANT)
     if not marker:
-        raise row.error(
-            "the transcript has no assistant turn", field=field, expected=f"{ASSISTANT!r} before the reply"
-        )
+        raise row.error("the transcript has no assistant turn", field=field, expected=f"{ASSISTANT!r} before the reply")
     return head + marker, reply

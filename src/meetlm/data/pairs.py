@@ -37,9 +37,7 @@ def parse(row: Row) -> PreferenceExample:
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _example(row, *_split_text(row, prompt, chosen, rejected))
     if isinstance(chosen, str) or isinstance(rejected, str):
-        raise row.error(
-            f"is {_kind(rejected)}", field="rejected", expected=f"{_kind(chosen)}, as in 'chosen'"
-        )
+        raise row.error(f"is {_kind(rejected)}", field="rejected", expected=f"{_kind(chosen)}, as in 'chosen'")
     if isinstance(prompt, tuple):
         chosen, rejected = _after(row, "chosen", prompt, chosen), _after(row, "rejected", prompt, rejected)
         return _example(row, prompt, chosen, rejected, None)
@@ -69,9 +67,7 @@ def _border(chosen: str, rejected: str) -> int:
             return len(shared.rstrip())
         if chosen[end].isspace() and rejected[end].isspace():
             return end
-    words = shared.rsplit(
-        None, 1
-    )  # one side ends here or a word goes on: that word belongs to the completions
+    words = shared.rsplit(None, 1)  # one side ends here or a word goes on: that word belongs to the completions
     return len(words[0]) if len(words) == 2 else 0
 
 
@@ -105,9 +101,7 @@ def _after(row: Row, field: str, prompt: Turns, turns: Turns) -> Turns:
 
 def _ended(row: Row, field: str, turns: Turns) -> Turns:
     if turns[-1].role != "assistant":
-        raise row.error(
-            f"ends with a turn of {turns[-1].role!r}", field=field, expected="an assistant's turn last"
-        )
+        raise row.error(f"ends with a turn of {turns[-1].role!r}", field=field, expected="an assistant's turn last")
     return turns
 
 

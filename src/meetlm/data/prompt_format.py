@@ -86,8 +86,9 @@ class PromptFormat:
         if isinstance(completion, str):
             text = completion
         else:
-            opened = self._render(prompt, open_reply=True)  # type: ignore[arg-type]
-            whole = self._render((*prompt, *completion), open_reply=False)  # type: ignore[arg-type]
+            assert not isinstance(prompt, str)
+            opened = self._render(prompt, open_reply=True)
+            whole = self._render((*prompt, *completion), open_reply=False)
             if not whole.startswith(opened):
                 raise ConfigError(
                     "the chat template changes the prompt once a completion follows it, "
@@ -119,9 +120,7 @@ class PromptFormat:
         return rendered
 
 
-def pin_format(
-    tokenizer: PreTrainedTokenizerBase, *, system: str = "auto", stop: tuple[str, ...] = ()
-) -> PromptFormat:
+def pin_format(tokenizer: PreTrainedTokenizerBase, *, system: str = "auto", stop: tuple[str, ...] = ()) -> PromptFormat:
     """Return the format of a new run, its automatic opening pinned.
 
     Args:

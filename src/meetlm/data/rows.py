@@ -48,9 +48,7 @@ class Row:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.error(
-                "holds half of a surrogate pair", field=field, expected="valid Unicode"
-            ) from None
+            raise self.error("holds half of a surrogate pair", field=field, expected="valid Unicode") from None
         return value
 
     def number(self, field: str) -> int:
@@ -115,9 +113,7 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
     if base is None or base.is_file():
         if base is None or split == "eval":
             at = settings.path or settings.train_file or settings.eval_file or ""
-            raise DataError(
-                f"says nothing about the {split} data", file=at, expected=f"data.{split}_file as well"
-            )
+            raise DataError(f"says nothing about the {split} data", file=at, expected=f"data.{split}_file as well")
         return Found(read_file(base), name, str(base))
     if base.is_dir():
         return _in_folder(base, settings.subset, name)
@@ -157,19 +153,12 @@ def _in_folder(folder: Path, subset: str | None, split: str) -> Found:
         if file.is_file():
             return Found(read_file(file), split, str(file))
     looked = ", ".join(f"{place / split}{{{','.join(READERS)}}}" for place in [*inner, folder])
-    return _through_datasets(
-        str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)"
-    )
+    return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
 
 
 def _is_local(path: str) -> bool:
     """Whether a path that leads nowhere was meant as one of this machine rather than as ``owner/name``."""
-    return (
-        path.startswith((".", "/", "~"))
-        or path.count("/") > 1
-        or "\\" in path
-        or path.endswith(tuple(READERS))
-    )
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
 
 
 def _through_datasets(path: str, subset: str | None, split: str, note: str) -> Found:
@@ -192,9 +181,7 @@ def _load(path: str, subset: str | None, split: str, file: str, note: str) -> It
             if "scripts are no longer supported" not in str(error):
                 raise
             table = load_dataset(path, data_dir=subset, split=split, revision=PARQUET_BRANCH)
-    except (
-        Exception
-    ) as error:  # the hub client, its transport and each file format have error classes of their own
+    except Exception as error:  # the hub client, its transport and each file format have error classes of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"cannot be loaded{note}: {reason}",
@@ -237,9 +224,7 @@ def _json(text: str, file: Path, line: int) -> Any:
     except json.JSONDecodeError as error:
         at = line + error.lineno - 1
         what = f"bad JSON at column {error.colno}: {error.msg}"
-        raise DataError(
-            what, file=str(file), line=at, expected="one object a line, or a list of objects"
-        ) from None
+        raise DataError(what, file=str(file), line=at, expected="one object a line, or a list of objects") from None
 
 
 def _object(value: object, file: Path, line: int) -> Row:

@@ -67,7 +67,14 @@ def sample(
 
 def tidy(reply: str) -> str | None:
     """Return a reply without its cut-off last sentence and in ASCII, or ``None`` where nothing proper is left."""
-    for fancy, plain in (("\u2019", "'"), ("\u2018", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2014", "-"), ("\u2013", "-")):
+    for fancy, plain in (
+        ("\u2019", "'"),
+        ("\u2018", "'"),
+        ("\u201c", '"'),
+        ("\u201d", '"'),
+        ("\u2014", "-"),
+        ("\u2013", "-"),
+    ):
         reply = reply.replace(fancy, plain)
     whole = re.match(r"(?s).*[.!?][\"')]*(?=\s|$)", reply.strip())
     text = whole.group(0).strip() if whole else ""
@@ -99,7 +106,12 @@ def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None =
     topics = sorted({row["topic"] for row in rows})
     held_out = set(order.sample(topics, HELD_OUT_TOPICS))
     replies = sample(
-        untouched_engine(), [row["prompt"] for row in rows], SAMPLING, replies=REPLIES, seed=seed, on_done=on_done
+        untouched_engine(),
+        [row["prompt"] for row in rows],
+        SAMPLING,
+        replies=REPLIES,
+        seed=seed,
+        on_done=on_done,
     )
     counts = {}
     for name in ("train", "test"):

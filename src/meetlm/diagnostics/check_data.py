@@ -82,9 +82,7 @@ def check_test(
     return checks
 
 
-def _dropped(
-    train: Sequence[PreferenceExample], account: FilterReport, lengths: Lengths
-) -> tuple[Check, Check]:
+def _dropped(train: Sequence[PreferenceExample], account: FilterReport, lengths: Lengths) -> tuple[Check, Check]:
     share, text, status = _too_long(account)
     advice = "The model would only see short conversations. Raise data.max_length if memory allows."
     too_long = Check("too long", status, text, share, advice="" if status == "ok" else advice)
@@ -147,9 +145,7 @@ def _repeated(train: Sequence[PreferenceExample]) -> Check:
     return Check.of_rate("stock replies", _form(rate), finding, rate, advice)
 
 
-def _surface(
-    name: str, what: str, train: Sequence[PreferenceExample], features: Callable[..., set[str]]
-) -> Check:
+def _surface(name: str, what: str, train: Sequence[PreferenceExample], features: Callable[..., set[str]]) -> Check:
     chosen, rejected = [features(e.chosen) for e in train], [features(e.rejected) for e in train]
     rate, good, bad = shortcuts.surface_accuracy(chosen, rejected, [e.group for e in train])
     finding = f"{what}, fitted on the other four fifths, finds the chosen reply in {rate} of the pairs"
@@ -190,9 +186,7 @@ def _overlap(train: Sequence[PreferenceExample], test: Sequence[PreferenceExampl
     if not shared:
         return Check("overlap", "ok", text, share)
     lines = ", ".join(str(example.origin.line) for example in shared[:5]) + (", …" if len(shared) > 5 else "")
-    text += (
-        f" ({'line' if len(shared) == 1 else 'lines'} {lines}); it may lift the accuracy by up to {gain:.3f}"
-    )
+    text += f" ({'line' if len(shared) == 1 else 'lines'} {lines}); it may lift the accuracy by up to {gain:.3f}"
     # Less than half the interval drowns in it; more changes what a reader concludes.
     status = status_of(True, gain > shortcuts.half_width(len(test), USUAL_ACCURACY))
     return Check("overlap", status, text, share, advice="Take these rows out of one of the two files.")

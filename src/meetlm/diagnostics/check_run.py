@@ -38,9 +38,7 @@ class Planned:
     epochs: float
 
 
-def check_steps(
-    stages: Sequence[Planned], preset: str, by_preset: Mapping[str, int], pairs: int
-) -> list[Check]:
+def check_steps(stages: Sequence[Planned], preset: str, by_preset: Mapping[str, int], pairs: int) -> list[Check]:
     """Return a check of each stage's steps, and one of the preset.
 
     Args:
@@ -71,9 +69,7 @@ def check_steps(
     )
     unwise = preset == "paper" and best == "small"
     advice = f"Under {SMALL_UNDER} steps, smaller batches and other rates do better: --preset small."
-    checks.append(
-        Check("preset", status_of(unwise), text, by_preset["paper"], advice=advice if unwise else "")
-    )
+    checks.append(Check("preset", status_of(unwise), text, by_preset["paper"], advice=advice if unwise else ""))
     return checks
 
 

@@ -154,9 +154,7 @@ def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
     return weights
 
 
-def _differences(
-    chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]
-) -> sparse.csr_matrix:
+def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
     """φ(chosen) − φ(rejected), one row a pair; a feature of both sides cancels."""
     rows: list[int] = []
     columns: list[int] = []

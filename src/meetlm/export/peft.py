@@ -53,4 +53,3 @@ def why_not_peft(control: Control) -> str | None:
     if control.settings.placement == "before_response":
         return "PEFT puts a prompt first; this control stands before the response"
     return f"a control of kind {control.settings.kind!r} has no weights for PEFT to load"
-

@@ -108,7 +108,9 @@ class Engine:
         longest = max(len(r.ids) for r in requests)
         pads = [longest - len(r.ids) for r in requests]
         ids = torch.tensor([[0] * pad + list(r.ids) for pad, r in zip(pads, requests, strict=True)], device=device)
-        mask = torch.tensor([[0] * pad + [1] * len(r.ids) for pad, r in zip(pads, requests, strict=True)], device=device)
+        mask = torch.tensor(
+            [[0] * pad + [1] * len(r.ids) for pad, r in zip(pads, requests, strict=True)], device=device
+        )
         weights = torch.tensor([[r.weights] for r in requests], device=device)
         cache = DynamicCache(config=lm.config)
         control.weigh(weights)
@@ -150,13 +152,17 @@ class Engine:
                 alive = [alive[index] for index in keep]
             control.weigh(weights)
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            logits = lm(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1].float()
+            logits = (
+                lm(
+                    input_ids=chosen[:, None],
+                    attention_mask=mask,
+                    position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                .logits[:, -1]
+                .float()
+            )
         return [self._finish(ids, finish.get(row, "length")) for row, ids in enumerate(tokens)]
 
     def _stop_at(self, ids: list[int]) -> bool:

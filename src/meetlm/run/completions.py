@@ -78,9 +78,7 @@ def write_completions(
     partial = path.with_name(path.name + ".partial")
     count = 0
     with partial.open("w", encoding="utf-8") as lines:
-        for completion in aligned.complete(
-            asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done
-        ):
+        for completion in aligned.complete(asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done):
             lines.write(json.dumps(completion.to_dict(), ensure_ascii=False) + "\n")
             count += 1
     os.replace(partial, path)

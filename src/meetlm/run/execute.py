@@ -57,11 +57,13 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
     def lengths(example: PreferenceExample) -> tuple[int, int, int]:
         return pair_lengths(prompt_format, example)
 
-    train, of_train = filter_train(
-        read_examples(settings, "train"), lengths, settings.max_length, settings.limit_train
-    )
+    train, of_train = filter_train(read_examples(settings, "train"), lengths, settings.max_length, settings.limit_train)
     test, of_test = filter_eval(
-        read_examples(settings, "eval"), lengths, settings.max_length, need_pairs=True, limit=settings.limit_eval
+        read_examples(settings, "eval"),
+        lengths,
+        settings.max_length,
+        need_pairs=True,
+        limit=settings.limit_eval,
     )
     return PreparedData(train, test, (of_train, of_test))
 
@@ -97,7 +99,14 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     for stage in config.stages:
         say(f"{stage.name}: trains {' and '.join(stage.train)} on {len(items)} pairs at {stage.lr:g}")
         result = run_stage(
-            policy, items, stage, config.optim, config.batch, folder / stage.name, seed=config.seed, progress=progress
+            policy,
+            items,
+            stage,
+            config.optim,
+            config.batch,
+            folder / stage.name,
+            seed=config.seed,
+            progress=progress,
         )
         say(f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters")
         journal.note(f"after {stage.name}", lambda: preference_accuracy(policy, encoder, data.test))

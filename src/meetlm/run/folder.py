@@ -77,7 +77,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str) -> None
 
 
 def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the final model, the control, its levels as PEFT folders where PEFT can express it, and last ``meet.json``."""
+    """Write the final model, the control, its levels as PEFT folders where PEFT can say them; last ``meet.json``."""
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     policy.lm.save_pretrained(partial)
@@ -120,7 +120,9 @@ def _git_hash() -> str | None:
     """Return the commit that the package's own checkout is at; ``None`` for an installed package."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -57,9 +57,7 @@ class Progress(TrainerCallback):
         """Open the bar."""
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance."""
         self._bar.update(state.global_step - self._bar.n)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+import meetlm.objectives.nll  # noqa: F401  registers itself
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.encoding import Encoded
-import meetlm.objectives.nll  # noqa: F401  registers itself
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
@@ -80,6 +80,7 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.stage, self.optim, self.folder = stage, optim, folder
+        self._policy = policy
         self._objective = OBJECTIVES[stage.objective]
         steps = stage.num_steps(len(items), batch.pairs)
         arguments = TrainingArguments(
@@ -108,7 +109,7 @@ class StageTrainer(Trainer):
             model=policy,
             args=arguments,
             train_dataset=Items(items),
-            data_collator=Collator(policy.layout),
+            data_collator=Collator(policy.layout),  # type: ignore[arg-type]  # a TypedDict is a dict
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -135,13 +136,13 @@ class StageTrainer(Trainer):
             self._level_nll += (-sums.double() @ weights).cpu()
             self._level_tokens += (logps.counts().double() @ weights).cpu()
             self._input_tokens += inputs["num_input_tokens"]
-        loss: Tensor = self._objective(sums) / num_items_in_batch
-        return loss * self.accelerator.num_processes  # gradients are averaged over processes
+        processes = int(self.accelerator.num_processes)  # gradients are averaged over them
+        return self._objective(sums) / num_items_in_batch * processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss per level (nats per token) and the tokens read since the last line."""
         if "loss" in logs:
-            for k, name in enumerate(self.model.control.levels):
+            for k, name in enumerate(self._policy.control.levels):
                 if self._level_tokens[k] > 0:
                     logs[f"loss/{name}"] = float(self._level_nll[k] / self._level_tokens[k])
             logs["input_tokens"] = float(self._input_tokens)
@@ -154,8 +155,7 @@ class StageTrainer(Trainer):
         """Return AdamW with a group for the language model and one for the control (no weight decay)."""
         del model
         if self.optimizer is None:
-            policy = self.model
-            kinds = {"lm": policy.lm, "control": policy.control}
+            kinds = {"lm": self._policy.lm, "control": self._policy.control}
             groups = []
             for name, module in kinds.items():
                 rate = self.stage.control_lr if name == "control" and self.stage.control_lr else self.stage.lr
@@ -169,15 +169,15 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write what is trained, under its own names."""
         assert output_dir is not None
-        state = self.model.state_dict() if state_dict is None else state_dict
-        trained = {name: state[name].contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        state = self._policy.state_dict() if state_dict is None else state_dict
+        trained = {name: state[name].contiguous() for name, p in self._policy.named_parameters() if p.requires_grad}
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_file(trained, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load what :meth:`_save` wrote; every trained tensor must be there."""
         del model
-        load_trained(self.model, Path(resume_from_checkpoint))
+        load_trained(self._policy, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint beside its place, then rename it and drop the one before."""

@@ -46,7 +46,9 @@ class BatchSettings(Settings):
     micro_pairs: int = Field(8, ge=1, description="most pairs in one forward pass; the gradient is the same")
     save_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps; by default every epoch")
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
-    report_to: tuple[str, ...] = Field((), description="trackers that transformers.Trainer knows: wandb, tensorboard, …")
+    report_to: tuple[str, ...] = Field(
+        (), description="trackers that transformers.Trainer knows: wandb, tensorboard, …"
+    )
 
     @property
     def accumulation(self) -> int:
