@@ -55,7 +55,7 @@ def data(
     show: int,
     control: str,
 ) -> None:
-    r"""Say what is in FILE before anything is trained on it.
+    """Say what is in FILE before anything is trained on it.
 
     Which rows would be used, and why the others would not; how long they are; what a model reads of the first
     ones. FILE is a file (.jsonl, .jsonl.gz, .json, .csv, .parquet), a folder in the hub's layout or a hub
@@ -65,7 +65,7 @@ def data(
     meet data train.jsonl.gz --test test.jsonl.gz
     meet data pairs.csv --model HuggingFaceTB/SmolLM2-360M-Instruct --max-length 1024
     meet data Anthropic/hh-rlhf --subset harmless-base --control soft-prompt --show 5
-    """
+    """  # noqa: D301  click's mark is a real backspace
     _quiet()
     from meetlm.controls.build import parse_control
     from meetlm.data.prompt_format import pin_format
@@ -145,7 +145,7 @@ def doctor(
     test: str | None,
     as_json: bool,
 ) -> None:
-    r"""Find what would spoil a run on DATA with MODEL before it is started.
+    """Find what would spoil a run on DATA with MODEL before it is started.
 
     DATA is a file, a folder in the hub's layout or a hub name; MODEL a hub name, a folder or smollm2.
 
@@ -157,7 +157,7 @@ def doctor(
     meet doctor train.jsonl.gz smollm2 --test test.jsonl.gz --preset small
     meet doctor ../hh-rlhf EleutherAI/gpt-neo-1.3B --subset harmless-base
     meet doctor pairs.csv ./my-model --recipe hh-meet-soft-prompt data.max_length=1024
-    """
+    """  # noqa: D301  click's mark is a real backspace
     _quiet()
     config = _config(recipe, preset, place, model, subset, test, list(ctx.args))
     from meetlm.controls.build import build_control

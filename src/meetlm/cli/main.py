@@ -47,7 +47,8 @@ def train(ctx: click.Context, recipe: str | None, file: Path | None, out: Path |
     meet train hh-meet-lora --data.path ../hh-rlhf --preset small
     meet train --config mine.yaml stages.step1.lr=3e-3
 
-    An interrupted run goes on where it was when the same command is given again.
+    Recipes: hh-meet-lora, hh-meet-soft-prompt. An interrupted run goes on where it was when the same command is
+    given again.
     """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import quiet_libraries
     from meetlm.recipes.config import load_config
