@@ -12,8 +12,8 @@ from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.registry import Registry
 from meetlm.config.yaml_files import merge, override, parse_overrides
 from meetlm.controls.lora import LoRASettings
-from meetlm.recipes import config as recipes
-from meetlm.recipes.config import RunConfig, load_config, recipe_names
+from meetlm.recipes.config import RunConfig, load_config
+from meetlm.recipes.names import recipe_folder, recipe_names
 
 PRESETS = ("paper", "small")
 MINIMAL = """\
@@ -33,7 +33,7 @@ def file(tmp_path: Path, text: str) -> Path:
 
 
 def test_presets_are_these() -> None:
-    folder = recipes._folder() / "presets"
+    folder = recipe_folder() / "presets"
     assert sorted(p.stem for p in folder.iterdir()) == sorted(PRESETS)
 
 

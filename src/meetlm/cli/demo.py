@@ -57,7 +57,7 @@ def _show(result: DemoResult, out: Path) -> None:
     console.print()
     for example in result.examples:
         table = Table(title=example["prompt"], title_justify="left", show_header=False, expand=True)
-        table.add_column(ratio=1, no_wrap=True)
+        table.add_column(min_width=9)
         table.add_column(ratio=8)
         for arm in ("good", "bad", "untouched"):
             table.add_row(arm, example[arm])
@@ -75,4 +75,4 @@ def _show(result: DemoResult, out: Path) -> None:
     for when, rate in result.accuracy.items():
         table.add_row(when, str(rate))
     console.print(table)
-    console.print(f"{result.seconds:.0f} s in all. The run is in {out}; `meet generate {out} --level good` uses it.")
+    console.print(f"{result.seconds:.0f} s in this call. The run is in {out}: try `meet generate {out} --level good`.")

@@ -10,6 +10,7 @@ import click
 from meetlm.cli import inspect
 from meetlm.cli.demo import demo, demo_data
 from meetlm.config.errors import MeetError
+from meetlm.recipes.names import recipe_names
 
 _OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -31,7 +32,7 @@ def main() -> None:
     """Align language models with a dial: one control per level of preference, trained in MEET's two steps."""
 
 
-@main.command(context_settings=_OVERRIDES)
+@main.command(context_settings=_OVERRIDES, epilog=f"Recipes: {', '.join(recipe_names())}.")
 @click.argument("recipe", required=False)
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it."
@@ -47,8 +48,7 @@ def train(ctx: click.Context, recipe: str | None, file: Path | None, out: Path |
     meet train hh-meet-lora --data.path ../hh-rlhf --preset small
     meet train --config mine.yaml stages.step1.lr=3e-3
 
-    Recipes: hh-meet-lora, hh-meet-soft-prompt. An interrupted run goes on where it was when the same command is
-    given again.
+    An interrupted run goes on where it was when the same command is given again.
     """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import quiet_libraries
     from meetlm.recipes.config import load_config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from meetlm.config.yaml_files import Place, check, merge, override, parse_overri
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import ModelSettings
+from meetlm.recipes.names import preset_names, recipe_folder, recipe_names
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 
@@ -41,11 +41,6 @@ class RunConfig(Settings):
     stages: tuple[StageSettings, ...] = Field(min_length=1)
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes in the package."""
-    return sorted(p.stem for p in _folder().iterdir() if p.suffix == ".yaml")
-
-
 def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the resolved configuration: preset under recipe under file under overrides.
 
@@ -63,7 +58,7 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
             given[key] = text
     recipe = recipe or given.get("recipe")
     if recipe in recipe_names():
-        base, base_places = read_yaml(_folder() / f"{recipe}.yaml")
+        base, base_places = read_yaml(recipe_folder() / f"{recipe}.yaml")
         raw, places = merge({"recipe": recipe, **base}, given), {**base_places, **places}
     elif file is not None and recipe == given.get("recipe"):
         raw = {"recipe": recipe or file.stem, **given}
@@ -81,11 +76,10 @@ def _with_preset(raw: dict[str, Any], places: Mapping[Place, str], what: str) ->
     Values of a wrong type are left for the check to name.
     """
     name = str(raw.get("preset", "paper"))
-    presets = sorted(p.stem for p in (_folder() / "presets").iterdir())
-    if name not in presets:
+    if name not in preset_names():
         place = places.get(("preset",), what)
-        raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, presets)}")
-    preset, _ = read_yaml(_folder() / "presets" / f"{name}.yaml")
+        raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, preset_names())}")
+    preset, _ = read_yaml(recipe_folder() / "presets" / f"{name}.yaml")
     control = raw.get("control")
     kind = control.get("kind") if isinstance(control, dict) else None
     optim, given = raw.get("optim"), raw.get("stages")
@@ -99,7 +93,3 @@ def _with_preset(raw: dict[str, Any], places: Mapping[Place, str], what: str) ->
         stages.append({**defaults, **stage, **({"lr": everywhere} if everywhere else {})} if defaults else stage)
     below = merge({"batch": preset["batch"]}, raw)
     return {**below, "stages": stages} if isinstance(given, list) else below
-
-
-def _folder() -> Path:
-    return Path(str(resources.files("meetlm.recipes")))

@@ -90,10 +90,11 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
         say(line)
     write_config(folder, config, data.fingerprint())
     control = build_control(config.control, lm, prompt_format.words, config.seed)
-    policy = Policy(lm, control, longest=config.data.max_length)
-    say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
     encoder = Encoder(prompt_format, control.slots, config.control.placement)
     items = [encoder.pair(example) for example in data.train]
+    held_out = [encoder.pair(example) for example in data.test]
+    policy = Policy(lm, control, longest=max(len(side.ids) for pair in (*items, *held_out) for side in pair))
+    say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
     journal = _Journal(folder / "preference.json", say)
     journal.note("before training", lambda: preference_accuracy(policy, encoder, data.test))
     for stage in config.stages:

@@ -32,7 +32,7 @@ class StageSettings(Settings):
 class OptimSettings(Settings):
     """AdamW and its schedule: what the paper leaves open, the same for every stage and method."""
 
-    lr: float | None = Field(None, gt=0, description="the rate of every stage, instead of its own")
+    lr: float | None = Field(None, gt=0, description="the rate of every stage, instead of its lr")
     weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
