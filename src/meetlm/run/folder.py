@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
+from meetlm.config.files import write_atomic
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.export.peft import export_levels, why_not_peft
@@ -73,7 +73,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str) -> None
         "python": platform.python_version(),
         "git": _git_hash(),
     }
-    _write(path, yaml.safe_dump(record, sort_keys=False))
+    write_atomic(path, yaml.safe_dump(record, sort_keys=False))
 
 
 def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -89,7 +89,7 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
         save_file(state, folder / CONTROL)
     if why_not_peft(policy.control) is None:
         export_levels(policy.control, folder / LEVELS, (folder / MODEL).resolve())
-    _write(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
+    write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
 
 
 def read_meet(folder: Path) -> Meet:
@@ -108,12 +108,6 @@ def read_meet(folder: Path) -> Meet:
     if not (folder / MODEL / "config.json").is_file():
         raise RunError(f"{folder / MODEL} is missing: the run's weights were dropped")
     return meet
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _git_hash() -> str | None:
