@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from meetlm.config.errors import ConfigError
 from meetlm.data import hh, summarize
@@ -81,7 +84,7 @@ def test_the_border_never_moves(reply: str) -> None:
 @pytest.mark.parametrize(("placement", "at"), [("first", 0), ("before_response", None)])
 def test_slot_and_chat_template(placement: Any, at: int | None) -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML))
-    assert prompt_format.spec == FormatSpec(SYSTEM, "auto", ())
+    assert prompt_format.spec == FormatSpec(SYSTEM, "auto", (), date.today().isoformat())
     encoder = Encoder(prompt_format, [[1000], [2000]], placement)
     encoded = encoder.encode(LevelledExample(HI, HELLO, 1))
     assert shown(prompt_format, encoded.ids[: encoded.start]) == SYSTEM + USER + ASSISTANT
@@ -173,3 +176,26 @@ def test_an_empty_prompt_is_not_empty(bos: bool, start: list[int]) -> None:
 
 def test_one_hot() -> None:
     assert one_hot(1, 3) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("turns", [HI, (Turn("system", "Be kind."), *HI)], ids=["automatic", "system of the data"])
+def test_the_date_is_pinned(turns: Any) -> None:
+    """Templates such as Llama 3's write today's date, into a system message of the data too."""
+    dated = "{{ strftime_now('%Y') }}\n" + CHATML
+    then = pin_format(tiny_tokenizer(template=dated), today="2026-11-23")
+    again = PromptFormat(tiny_tokenizer(template=dated), FormatSpec.from_dict(then.spec.to_dict()))
+    assert again.prompt_ids(turns) == then.prompt_ids(turns)
+    assert shown(again, again.prompt_ids(turns)).startswith("2026\n")
+    other = pin_format(tiny_tokenizer(template=dated), today="2031-01-01")
+    assert shown(other, other.prompt_ids(turns)).startswith("2031\n")
+
+
+def test_a_tokenizer_that_opens_with_a_space_does_not_double_it() -> None:
+    """SentencePiece's old manner: ``▁`` before whatever is tokenised; a reply goes on, it does not open."""
+    vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "h": 3, "i": 4, ":": 5, "\n": 6, "▁h": 7, "▁hi": 8, "▁▁": 9, "hi": 10}
+    inner = Tokenizer(models.BPE(vocabulary, [("▁", "h"), ("▁h", "i"), ("▁", "▁"), ("h", "i")], unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    prompt_format = pin_format(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(prompt_format.completion_ids("hi:", " hi")) == ["▁hi", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(prompt_format.prompt_ids("hi:")) == ["▁hi", ":"]

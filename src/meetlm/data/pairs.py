@@ -45,6 +45,10 @@ def parse(row: Row) -> PreferenceExample:
 
 
 def _example(row: Row, prompt: Text, chosen: Text, rejected: Text, other: Text | None) -> PreferenceExample:
+    for field, reply in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(reply, str) and len(reply) > 1:
+            roles = ", ".join(turn.role for turn in reply)
+            raise row.error(f"replies in {len(reply)} turns ({roles})", field=field, expected="one assistant message")
     group = prompt if isinstance(prompt, str) else json.dumps([[turn.role, turn.content] for turn in prompt])
     return PreferenceExample(prompt, chosen, rejected, group, row.origin, other)
 

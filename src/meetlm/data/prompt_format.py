@@ -2,15 +2,17 @@
 
 Prompt and completion are tokenised apart and joined, so that the border between them never moves with what follows,
 and EOS closes a completion. Conversations go through the tokenizer's chat template. Many templates open with an
-automatic system message, some with today's date in it: what stands before the first message is pinned when a run
-starts and saved with it, so that a model is asked next year in the words in which it was trained.
+automatic system message, some with today's date in it: the date and what stands before the first message are pinned
+when a run starts and saved with it, so that a model is asked next year in the words in which it was trained.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import date, datetime
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
@@ -28,11 +30,13 @@ class FormatSpec:
             where the tokenizer has no template. ``system`` replaces it.
         system: ``auto`` keeps the template's automatic system message, ``none`` leaves it out.
         stop: Strings at which a generated completion ends (cut off, not kept), besides EOS.
+        date: The day that templates are told it is, ``YYYY-MM-DD``; ``None`` leaves them the real one.
     """
 
     preamble: str | None
     system: str
     stop: tuple[str, ...]
+    date: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -41,7 +45,7 @@ class FormatSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> FormatSpec:
         """Return the spec that :meth:`to_dict` wrote."""
-        return cls(fields["preamble"], fields["system"], tuple(fields["stop"]))
+        return cls(fields["preamble"], fields["system"], tuple(fields["stop"]), fields.get("date"))
 
 
 class PromptFormat:
@@ -59,7 +63,9 @@ class PromptFormat:
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no EOS token, so nothing could close a completion")
         self.tokenizer, self.spec = tokenizer, spec
-        self._template_preamble = _preamble(tokenizer)
+        self._template = _Template(tokenizer, spec.date)
+        self._template_preamble = self._template.preamble()
+        self._opens_with_space = _opens_with_space(tokenizer)
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """Return the ids of a prompt, with the BOS token where the tokenizer adds one; never empty."""
@@ -95,8 +101,9 @@ class PromptFormat:
                     f"so the completion cannot be told from it: {opened[-60:]!r} became {whole[: len(opened)][-60:]!r}"
                 )
             text = whole[len(opened) :]
-            text = text.split(str(self.tokenizer.eos_token))[0] if self.tokenizer.eos_token in text else text.rstrip()
-        return [*self._ids(text), self.tokenizer.eos_token_id]
+            closed = self.tokenizer.eos_token in text  # what templates put behind it, a line break, is not the reply
+            text = text.rsplit(str(self.tokenizer.eos_token), 1)[0] if closed else text.rstrip()
+        return [*self._continuation(text), self.tokenizer.eos_token_id]
 
     def words(self, text: str) -> list[int]:
         """Return the ids of plain words with no BOS and no EOS: for control slots."""
@@ -109,10 +116,21 @@ class PromptFormat:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _continuation(self, text: str) -> list[int]:
+        """Return the ids of text that goes on after other text.
+
+        Tokenizers in SentencePiece's old manner put a space before whatever they are given; behind a line break,
+        which they never merge, they do not.
+        """
+        if not self._opens_with_space:
+            return self._ids(text)
+        before, both = self._ids("\n"), self._ids("\n" + text)
+        return both[len(before) :] if both[: len(before)] == before else self._ids(text)
+
     def _render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
         if self.tokenizer.chat_template is None or self.spec.preamble is None:
             raise ConfigError("the data are conversations and the tokenizer has no chat template")
-        rendered = _template(self.tokenizer, turns, open_reply=open_reply)
+        rendered = self._template.render(turns, open_reply=open_reply)
         if turns and turns[0].role != "system" and self._template_preamble:
             if not rendered.startswith(self._template_preamble):
                 raise ConfigError("the chat template's automatic opening depends on the messages; it cannot be pinned")
@@ -120,48 +138,74 @@ class PromptFormat:
         return rendered
 
 
-def pin_format(tokenizer: PreTrainedTokenizerBase, *, system: str = "auto", stop: tuple[str, ...] = ()) -> PromptFormat:
-    """Return the format of a new run, its automatic opening pinned.
+def pin_format(
+    tokenizer: PreTrainedTokenizerBase, *, system: str = "auto", stop: tuple[str, ...] = (), today: str | None = None
+) -> PromptFormat:
+    """Return the format of a new run, its automatic opening and its date pinned.
 
     Args:
         tokenizer: The run's tokenizer.
         system: ``auto`` keeps the template's automatic system message; ``none`` leaves it out (BOS stays).
         stop: Where generated completions end besides EOS; comes from the data source.
+        today: The date to pin, ``YYYY-MM-DD``; the real one by default.
 
     Raises:
-        ConfigError: ``system`` is neither.
+        ConfigError: ``system`` is neither, or the template cannot be pinned.
     """
-    preamble = _preamble(tokenizer)
+    day = today or date.today().isoformat()
+    template = _Template(tokenizer, day)
+    preamble = template.preamble()
     if system not in ("auto", "none"):
         raise ConfigError(f"system is {system!r}; expected 'auto' or 'none'")
     if system == "none" and preamble:
         bos = tokenizer.bos_token  # kept, unless it is what opens every message (ChatML)
-        keeps = bos is not None and preamble.startswith(bos) and bos not in _user_opening(tokenizer)
+        keeps = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
         preamble = str(bos) if keeps else ""
-    return PromptFormat(tokenizer, FormatSpec(preamble, system, stop))
+    return PromptFormat(tokenizer, FormatSpec(preamble, system, stop, None if preamble is None else day))
 
 
-def _preamble(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the template puts before the first user message's own opening; ``None`` without a template."""
-    if tokenizer.chat_template is None:
-        return None
-    opening = _template(tokenizer, (Turn("user", _MARK),), open_reply=False).split(_MARK)[0]
-    own = _user_opening(tokenizer)
-    if not opening.endswith(own):
-        raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {own!r}")
-    return opening[: len(opening) - len(own)]
+class _Template:
+    """A tokenizer's chat template on a given day."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
+        self.tokenizer = tokenizer
+        self._names: dict[str, Any] = {}
+        if day is not None:
+            self._names = {"strftime_now": datetime.fromisoformat(day).strftime}
+
+    def render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
+        """Return the text of a conversation."""
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=open_reply, **self._names
+            )
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in turns)
+            raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
+        return str(text)
+
+    def preamble(self) -> str | None:
+        """What stands before the first user message's own opening; ``None`` without a template."""
+        if self.tokenizer.chat_template is None:
+            return None
+        opening = self.render((Turn("user", _MARK),), open_reply=False).split(_MARK)[0]
+        own = self.user_opening()
+        if not opening.endswith(own):
+            raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {own!r}")
+        return opening[: len(opening) - len(own)]
+
+    def user_opening(self) -> str:
+        """What opens every user message, read off the second one of a conversation."""
+        turns = (Turn("user", "a"), Turn("assistant", _MARK))
+        closed = self.render(turns, open_reply=False).split(_MARK)[1]
+        after = self.render((*turns, Turn("user", _MARK)), open_reply=False).split(_MARK)[1]
+        if not after.startswith(closed):
+            raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
+        return after[len(closed) :]
 
 
-def _user_opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What opens every user message, read off the second one of a conversation."""
-    turns = (Turn("user", "a"), Turn("assistant", _MARK))
-    closed = _template(tokenizer, turns, open_reply=False).split(_MARK)[1]
-    after = _template(tokenizer, (*turns, Turn("user", _MARK)), open_reply=False).split(_MARK)[1]
-    if not after.startswith(closed):
-        raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
-    return after[len(closed) :]
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_reply))
+def _opens_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space of its own before any text."""
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("x", add_special_tokens=False)["input_ids"])
+    return bool(tokens) and str(tokens[0]).startswith("\u2581")
