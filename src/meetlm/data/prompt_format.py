@@ -171,14 +171,19 @@ class _Template:
         self.tokenizer = tokenizer
         self._names: dict[str, Any] = {}
         if day is not None:
-            self._names = {"strftime_now": datetime.fromisoformat(day).strftime}
+            then = datetime.fromisoformat(day)
+            self._names = {"strftime_now": lambda form: then.strftime(form)}
 
     def render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
         """Return the text of a conversation."""
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=open_reply, **self._names
+                messages,
+                tokenize=False,
+                add_generation_prompt=open_reply,
+                sanitize_control_tokens=False,  # it would turn the function in these names into text
+                **self._names,
             )
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
