@@ -28,7 +28,9 @@ def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **cha
     return policy
 
 
-def finished(folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, **changes: Any) -> Path:
+def finished(
+    folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, source: str = "hh", **changes: Any
+) -> Path:
     """Train a tiny policy (or take ``policy``) and write its run; return the run's folder."""
     policy = policy or trained(architecture, kind, folder / "stage", **changes)
     settings = policy.control.settings
@@ -41,6 +43,7 @@ def finished(folder: Path, architecture: str, kind: str, *, policy: Policy | Non
         lm_sha256=lm_sha256(policy.lm),
         format=FormatSpec(None, "auto", ("\n\nHuman:",)),
         conversational=False,
+        source=source,
     )
     run = folder / "run"
     run.mkdir(parents=True)

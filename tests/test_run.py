@@ -140,10 +140,10 @@ def test_a_run_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
         kill_after(patch, 1)
         execute(config, tmp_path / "run", progress=False)
     other = config.model_copy(update={"seed": 5})
-    with pytest.raises(RunError, match="a run with another config"):
+    with pytest.raises(RunError, match="a run of another configuration.*\n  seed was 0, is now 5"):
         execute(other, tmp_path / "run", progress=False)
     write_pairs(tmp_path / "train.jsonl", 13)
-    with pytest.raises(RunError, match="a run with another data_sha256"):
+    with pytest.raises(RunError, match="a run of other data.*\n.*data_sha256 was"):
         execute(config, tmp_path / "run", progress=False)
 
 

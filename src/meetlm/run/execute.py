@@ -120,6 +120,7 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
         lm_sha256=lm_sha256(lm),
         format=prompt_format.spec,
         conversational=not isinstance(data.train[0].prompt, str),
+        source=config.data.source,
     )
     write_result(folder, meet, policy, tokenizer)
     why = why_not_peft(control)

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,25 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
 from meetlm.config.files import write_atomic
+from meetlm.config.yaml_files import check, read_yaml
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
+from meetlm.data.settings import DataSettings
 from meetlm.export.peft import export_levels, why_not_peft
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 
 MEET, CONFIG, MODEL, CONTROL, LEVELS = "meet.json", "config.yaml", "model", "control.safetensors", "controls"
+
+EXECUTION_ONLY = (
+    "batch.micro_pairs",
+    "batch.save_steps",
+    "batch.log_steps",
+    "batch.report_to",
+    "model.device",
+    "model.gradient_checkpointing",
+)
+"""Keys that say how a run is carried out and not what comes of it: they may change when it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Meet:
         lm_sha256: Of the language model that the control belongs to.
         format: The pinned prompt format.
         conversational: Whether prompts are conversations.
+        source: Name of the data source that the run was trained on: how a bare prompt is to be put.
     """
 
     run: str
@@ -49,31 +63,91 @@ class Meet:
     lm_sha256: str
     format: FormatSpec
     conversational: bool
+    source: str
 
 
-def write_config(folder: Path, config: RunConfig, data_fingerprint: str) -> None:
+def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned: dict[str, Any] | None = None) -> None:
     """Write the resolved configuration with versions, git hash and the data's fingerprint.
 
+    Where the folder holds a run already, that run goes on: what decides its result has to be the same, and keys of
+    :data:`EXECUTION_ONLY` are taken over from ``config``.
+
+    Args:
+        folder: The run's; created.
+        config: Resolved.
+        data_fingerprint: Of the rows used.
+        pinned: The prompt format's spec, for :func:`read_pinned`; what a run has pinned already stays.
+
     Raises:
-        RunError: The folder holds a run of another configuration or other data.
+        RunError: The folder holds a run of another configuration or other data; names each key that differs.
     """
     resolved = json.loads(config.model_dump_json())
-    path = folder / CONFIG
-    if path.exists():
-        old = yaml.safe_load(path.read_text())
-        for name, new in (("config", resolved), ("data_sha256", data_fingerprint)):
-            if old.get(name) != new:
-                raise RunError(f"{folder} holds a run with another {name}; choose another folder or remove it")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "config": resolved,
-        "data_sha256": data_fingerprint,
-        "versions": {name: version(name) for name in ("meetlm", "torch", "transformers", "accelerate", "datasets")},
-        "python": platform.python_version(),
-        "git": _git_hash(),
-    }
-    write_atomic(path, yaml.safe_dump(record, sort_keys=False))
+    old = _read_config(folder)
+    if old is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "config": resolved,
+            "data_sha256": data_fingerprint,
+            "versions": {name: version(name) for name in ("meetlm", "torch", "transformers", "accelerate", "datasets")},
+            "python": platform.python_version(),
+            "git": git_hash(Path(__file__).parents[1]),
+        }
+    else:
+        _check_same(folder, old, resolved, data_fingerprint)
+        record = {**old, "config": resolved}
+    if pinned is not None:
+        record.setdefault("format_pinned", pinned)
+    if record != old:
+        write_atomic(folder / CONFIG, yaml.safe_dump(record, sort_keys=False))
+
+
+def read_pinned(folder: Path) -> dict[str, Any] | None:
+    """Return the prompt format's spec that a run was started with; ``None`` where there is no run or none in it."""
+    pinned: dict[str, Any] | None = (_read_config(folder) or {}).get("format_pinned")
+    return pinned
+
+
+def read_data_settings(folder: Path) -> DataSettings:
+    """Return the data settings that a run was made with.
+
+    Raises:
+        RunError: Its configuration is missing.
+        ConfigError: It was written by a version with other settings.
+    """
+    record = _read_config(folder)
+    if record is None:
+        raise RunError(f"{folder / CONFIG} is missing, so the run's own data are not known")
+    return check(DataSettings, record["config"]["data"], {}, str(folder / CONFIG))
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    return read_yaml(folder / CONFIG)[0] if (folder / CONFIG).exists() else None
+
+
+def _check_same(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
+    before, now = dict(_flat(old["config"])), dict(_flat(resolved))
+    said = [
+        f"{key} was {before.get(key, 'absent')}, is now {now.get(key, 'absent')}"
+        for key in dict.fromkeys((*before, *now))
+        if key not in EXECUTION_ONLY and before.get(key) != now.get(key)
+    ]
+    what = "another configuration"
+    if not said and old["data_sha256"] != data_fingerprint:
+        what, said = "other data", [f"the rows used have changed: data_sha256 was {old['data_sha256'][:8]}…"]
+    if said:
+        text = "\n  ".join([f"{folder} holds a run of {what}; choose another folder or remove it", *said])
+        raise RunError(text)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of every value, as an override would name it, and the value as YAML has it."""
+    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value) and value:
+        value = {item["name"]: item for item in value}
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, json.dumps(value, ensure_ascii=False)
 
 
 def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -102,21 +176,38 @@ def read_meet(folder: Path) -> Meet:
     if not path.is_file():
         state = "is not a run" if not (folder / CONFIG).exists() else "is a run that has not finished"
         raise RunError(f"{folder} {state}: there is no {MEET} in it")
-    fields = json.loads(path.read_text())
-    meet = Meet(**{**fields, "levels": tuple(fields["levels"]), "format": FormatSpec.from_dict(fields["format"])})
+    fields = {"source": "pairs", **json.loads(path.read_text())}
+    try:
+        meet = Meet(**{**fields, "levels": tuple(fields["levels"]), "format": FormatSpec.from_dict(fields["format"])})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} was written by another version of meetlm: {error}") from error
     parse_control(meet.control)
     if not (folder / MODEL / "config.json").is_file():
         raise RunError(f"{folder / MODEL} is missing: the run's weights were dropped")
     return meet
 
 
-def _git_hash() -> str | None:
-    """Return the commit that the package's own checkout is at; ``None`` for an installed package."""
-    here = Path(__file__).parent
+def git_hash(package: Path) -> str | None:
+    """Return the commit of a package's own checkout, with ``-dirty`` where its ``src`` differs from that.
+
+    Args:
+        package: The package's folder.
+
+    Returns:
+        ``None`` where the package is not ``src/NAME`` of a repository: an installed one may well lie inside
+        somebody's repository, whose commit would say nothing of it.
+    """
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+        top, commit = _git(package, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        src = Path(top) / "src"
+        if (src / package.name).resolve() != package.resolve():
+            return None
+        changed = _git(package, "status", "--porcelain", "--", str(src))
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

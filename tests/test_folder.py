@@ -1,0 +1,97 @@
+"""What a run's folder says of how the run was made, and when another start may go on in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meetlm.config.errors import ConfigError, RunError
+from meetlm.recipes.config import load_config
+from meetlm.run.folder import git_hash, read_data_settings, read_meet, read_pinned, write_config
+
+SHA, PINNED = "0" * 64, {"preamble": "today", "system": "auto", "stop": []}
+
+
+def write(folder: Path, *overrides: str, sha: str = SHA, pinned: dict[str, object] | None = None) -> None:
+    write_config(folder, load_config("hh-meet-lora", None, overrides), sha, pinned)
+
+
+def test_every_key_that_differs_is_named_with_both_values(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(RunError) as raised:
+        write(tmp_path, "seed=5", "stages.step1.lr=0.5", "data.subset=harmless-base", "batch.micro_pairs=1")
+    assert str(raised.value).splitlines()[1:] == [
+        "  seed was 0, is now 5",
+        '  data.subset was null, is now "harmless-base"',
+        "  stages.step1.lr was 0.001, is now 0.5",
+    ]
+    with pytest.raises(RunError, match="control.rank was 4, is now absent"):
+        write(tmp_path, "control={kind: soft-prompt}")
+    with pytest.raises(RunError, match="a run of other data"):
+        write(tmp_path, sha="1" * 64)
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
+    write(tmp_path)
+    first = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    changes = ("batch.micro_pairs=2", "batch.save_steps=7", "batch.log_steps=3", "batch.report_to=[wandb]")
+    write(tmp_path, *changes, "model.device=cpu", "model.gradient_checkpointing=true")
+    record = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert record["config"]["batch"]["save_steps"] == 7
+    assert {**record, "config": 0} == {**first, "config": 0}
+
+
+def test_the_format_is_pinned_once(tmp_path: Path) -> None:
+    assert read_pinned(tmp_path / "run") is None
+    write(tmp_path / "run")
+    assert read_pinned(tmp_path / "run") is None
+    write(tmp_path / "run", pinned=PINNED)
+    write(tmp_path / "run", pinned={**PINNED, "preamble": "tomorrow"})
+    write(tmp_path / "run")
+    assert read_pinned(tmp_path / "run") == PINNED
+
+
+def test_data_settings_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.yaml is missing"):
+        read_data_settings(tmp_path)
+    write(tmp_path)
+    assert read_data_settings(tmp_path).source == "hh"
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("max_length:", "longest:"))
+    with pytest.raises(ConfigError, match="unknown key 'longest'"):
+        read_data_settings(tmp_path)
+
+
+def test_a_meet_json_of_another_version(tmp_path: Path) -> None:
+    (tmp_path / "meet.json").write_text(json.dumps({"levels": [], "runs": 3}))
+    with pytest.raises(RunError, match="written by another version of meetlm"):
+        read_meet(tmp_path)
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=x", "-c", "user.email=x@x")
+    return subprocess.run(["git", *who, "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "meetlm"
+    vendored = tmp_path / "env" / "meetlm"
+    for folder in (package, vendored):
+        folder.mkdir(parents=True)
+        (folder / "a.py").write_text("")
+    assert git_hash(package) is None
+    git(tmp_path, "init", "-q")
+    assert git_hash(package) is None, "there is no commit yet"
+    git(tmp_path, "add", "src", "env")
+    git(tmp_path, "commit", "-qm", "one")
+    commit = git(tmp_path, "rev-parse", "HEAD").strip()
+    assert git_hash(package) == commit
+    assert git_hash(vendored) is None, "this repository is somebody else's"
+    (tmp_path / "notes.md").write_text("beside the code")
+    assert git_hash(package) == commit
+    (package / "a.py").write_text("changed")
+    assert git_hash(package) == f"{commit}-dirty"
