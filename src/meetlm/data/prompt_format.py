@@ -8,6 +8,7 @@ when a run starts and saved with it, so that a model is asked next year in the w
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any
@@ -170,9 +171,17 @@ class _Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
         self.tokenizer = tokenizer
         self._names: dict[str, Any] = {}
-        if day is not None:
+        template = tokenizer.chat_template
+        if day is not None and isinstance(template, str) and "strftime_now(" in template:
+            forms = set(re.findall(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""", template))
+            if template.count("strftime_now(") != len(re.findall(r"strftime_now\(\s*[\"']", template)):
+                raise ConfigError("the chat template computes the form of its date, which cannot be pinned")
             then = datetime.fromisoformat(day)
-            self._names = {"strftime_now": lambda form: then.strftime(form)}
+            # Templates are given data, no functions: a macro of the same name reads the pinned day from a table.
+            self._names = {
+                "chat_template": "{%- macro strftime_now(form) -%}{{ meet_day[form] }}{%- endmacro -%}" + template,
+                "meet_day": {form: then.strftime(form) for form in forms},
+            }
 
     def render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
         """Return the text of a conversation."""
@@ -182,7 +191,6 @@ class _Template:
                 messages,
                 tokenize=False,
                 add_generation_prompt=open_reply,
-                sanitize_control_tokens=False,  # it would turn the function in these names into text
                 **self._names,
             )
         except TemplateError as error:
