@@ -170,6 +170,31 @@ class TestPlaces:
         assert found == [("Say yo.", 1)]
 
     @pytest.mark.usefixtures("caches")
+    def test_a_subset_that_is_not_there_is_never_the_whole_folder(self, tmp_path: Path) -> None:
+        root = tmp_path / "hh"
+        for place in ("harmless-base", "helpful-base", ".git"):
+            write(root / place / "train.jsonl", LINE)
+        with pytest.raises(DataError) as caught:
+            self.read(path=str(root), subset="harmles-base")
+        assert str(caught.value) == (
+            f"{root}: field 'data.subset': there is no folder 'harmles-base' in it; did you mean 'harmless-base'?"
+        )
+        write(root / "train.jsonl", LINE)
+        with pytest.raises(DataError, match="there is no folder 'x' in it; known: harmless-base, helpful-base"):
+            self.read(path=str(root), subset="x")
+        with pytest.raises(DataError, match="there is no folder 'x' in it, nor any other"):
+            self.read(path=str(root / "helpful-base"), subset="x")
+        with pytest.raises(DataError, match=r"helpful-base \[test\]: cannot be loaded"):
+            write(root / "test.jsonl", LINE)
+            self.read("eval", path=str(root), subset="helpful-base")
+
+    def test_a_folder_may_be_the_subset_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "part" / "train.jsonl", LINE)
+        assert self.read(path=str(tmp_path / "part"), subset="part") == [("Say hi.", 1)]
+        monkeypatch.chdir(tmp_path / "part")
+        assert self.read(path=".", subset="part") == [("Say hi.", 1)]
+
+    @pytest.mark.usefixtures("caches")
     def test_other_layouts_of_the_hub_go_through_datasets(self, tmp_path: Path) -> None:
         (tmp_path / "set" / "part").mkdir(parents=True)
         table = pyarrow.Table.from_pylist([PAIR, {**PAIR, "prompt": "Second."}])

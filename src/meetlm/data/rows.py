@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from meetlm.config.errors import DataError
+from meetlm.config.errors import DataError, nearest
 from meetlm.data.example import Origin
 from meetlm.data.settings import DataSettings
 
@@ -146,14 +146,29 @@ def _some(rows: Iterator[Row], file: str) -> Iterator[Row]:
 
 
 def _in_folder(folder: Path, subset: str | None, split: str) -> Found:
-    """Look for ``<subset>/<split>.<ending>``, then ``<split>.<ending>``, then ask ``datasets``."""
-    inner = [folder / subset] if subset and (folder / subset).is_dir() else []
-    tried = [place / f"{split}{ending}" for place in [*inner, folder] for ending in READERS]
-    for file in tried:
+    """Look for ``<split>.<ending>`` in the subset's folder, or in the whole one's, then ask ``datasets``."""
+    inner = _subset_folder(folder, subset)
+    place = inner or folder
+    for ending in READERS:
+        file = place / f"{split}{ending}"
         if file.is_file():
             return Found(read_file(file), split, str(file))
-    looked = ", ".join(f"{place / split}{{{','.join(READERS)}}}" for place in [*inner, folder])
+    looked = f"{place / split}{{{','.join(READERS)}}}"
     return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
+
+
+def _subset_folder(folder: Path, subset: str | None) -> Path | None:
+    """Return the subset's folder in ``folder``; ``None`` where all of it is meant, or it is the subset itself.
+
+    A subset that is not there is an error: a misspelt one would silently be every row.
+    """
+    if subset is None or folder.resolve().name == subset and not (folder / subset).is_dir():
+        return None
+    if not (folder / subset).is_dir():
+        there = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        hint = nearest(subset, there) if there else ", nor any other"
+        raise DataError(f"there is no folder {subset!r} in it{hint}", file=str(folder), field="data.subset")
+    return folder / subset
 
 
 def _is_local(path: str) -> bool:
