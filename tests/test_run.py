@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meetlm
-from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.generation.engine import Engine, Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.policy import Policy
@@ -22,7 +22,7 @@ from meetlm.run.execute import execute
 from meetlm.training.run_stage import lm_sha256
 from run_folders import config_for, finished, trained, write_pairs
 from test_resume import Killed, kill_after
-from tiny import ARCHITECTURES, CHATML, CONTROLS, few_steps, tiny_lm, tiny_tokenizer
+from tiny import ARCHITECTURES, CHATML, CONTROLS, few_steps, tiny_lm, tiny_policy, tiny_tokenizer
 
 pytestmark = few_steps
 TEXTS = ["\n\nHuman: What is rice?\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:", "Water"]
@@ -163,6 +163,61 @@ def test_completions_on_disk(tmp_path: Path) -> None:
     path, count = write_completions(tmp_path / "run", file, None, sampling, out=tmp_path / "out.jsonl")
     assert (path, count) == (tmp_path / "out.jsonl", 2)
     assert json.loads(path.read_text().splitlines()[0])["level"] == "good"
+
+
+def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run", progress=False)
+    run, sampling, told = tmp_path / "run", Sampling(max_new_tokens=2), list[int]()
+
+    def asked(data: Path) -> list[Any]:
+        path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", on_total=told.append)
+        return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+
+    assert asked(tmp_path / "test.jsonl")[0] == [{"role": "user", "content": "What is rice? 0"}]
+    assert asked(write_pairs(tmp_path / "hh.jsonl", 3))[0] == "\n\nHuman: What is rice? 0\n\nAssistant:"
+    post = {"id": "a", "post": "Rice.", "title": "Hi", "subreddit": "cook"}
+    row = {"info": post, "choice": 0, "summaries": [{"text": " a"}, {"text": " b"}]}
+    (tmp_path / "s.jsonl").write_text(json.dumps(row))
+    assert "TL;DR" in asked(tmp_path / "s.jsonl")[0]
+    assert told == [6, 3, 1]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": [{"role": "user"}]}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: field 'prompt\[0\]\.content': is missing"):
+        asked(tmp_path / "bad.jsonl")
+
+
+def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> None:
+    policy = trained("llama", "none", tmp_path / "stage")
+    hh = meetlm.load(finished(tmp_path / "hh", "llama", "none", policy=policy))
+    plain = meetlm.load(finished(tmp_path / "plain", "llama", "none", policy=policy, source="pairs"))
+    transcript = "\n\nHuman: What is rice?\n\nAssistant:"
+    wanted = plain.generate([transcript], max_new_tokens=6)
+    assert hh.generate(["What is rice?"], max_new_tokens=6) == wanted
+    assert hh.generate([transcript], max_new_tokens=6) == wanted
+    assert plain.generate(["What is rice?"], max_new_tokens=6) != wanted
+    (record,) = hh.complete([" What is rice?\n"], None, Sampling(max_new_tokens=6))
+    assert (record.prompt, record.completion) == (" What is rice?\n", wanted[0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        (
+            [{"role": "user", "text": "Hi"}],
+            {},
+            r"prompts:2: field 'prompt\[0\].content': is missing; expected a string",
+        ),
+        ([{"content": "Hi"}], {}, r"field 'prompt\[0\].role': is missing"),
+        (["Hi"], {}, r"field 'prompt\[0\]': is a string; expected an object with role and content"),
+        ([], {}, "is an empty list"),
+        (None, {}, "is null; expected text, or a list of messages"),
+        ("Hi", {"top_p": 2}, "generate: top_p: Input should be less than or equal to 1, got 2"),
+        ("Hi", {"level": {"good": float("nan")}}, "expected finite weights"),
+    ],
+)
+def test_what_generate_cannot_take(prompt: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    aligned = meetlm.load(finished(tmp_path, "llama", "lora", policy=tiny_policy("llama", "lora", dtype=torch.float32)))
+    with pytest.raises(ConfigError, match=message):
+        aligned.generate(["Hi", prompt], **settings)
 
 
 def test_a_prompt_is_the_same_in_any_batch(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ filters drop and count them.
 
 from __future__ import annotations
 
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, Text
 from meetlm.data.rows import Row
 
 ASSISTANT = "\n\nAssistant:"
@@ -33,6 +33,18 @@ def parse(row: Row) -> PreferenceExample:
         origin=row.origin,
         rejected_prompt=None if rejected_prompt == prompt else rejected_prompt,
     )
+
+
+def ask(prompt: Text) -> Text:
+    r"""Return a prompt as the transcripts put it: ``\n\nHuman: …\n\nAssistant:``.
+
+    Args:
+        prompt: Bare text is what the human says; text with ``\n\nHuman:`` in it is a transcript already, and a
+            conversation is left alone.
+    """
+    if not isinstance(prompt, str) or HUMAN in prompt:
+        return prompt
+    return f"{HUMAN} {prompt.strip()}{ASSISTANT}"
 
 
 def _split(row: Row, field: str) -> tuple[str, str]:

@@ -32,8 +32,8 @@ def parse(row: Row) -> PreferenceExample:
         DataError: A field is missing or malformed, text and conversation are mixed, or a conversation does
             not end with an assistant turn.
     """
-    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
-    prompt = _text(row, "prompt") if row.fields.get("prompt") is not None else None
+    chosen, rejected = text_or_turns(row, "chosen"), text_or_turns(row, "rejected")
+    prompt = text_or_turns(row, "prompt") if row.fields.get("prompt") is not None else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _example(row, *_split_text(row, prompt, chosen, rejected))
     if isinstance(chosen, str) or isinstance(rejected, str):
@@ -113,7 +113,12 @@ def _kind(text: Text) -> str:
     return "text" if isinstance(text, str) else "a conversation"
 
 
-def _text(row: Row, field: str) -> Text:
+def text_or_turns(row: Row, field: str) -> Text:
+    """Return a field that holds text, or a list of messages with role and content.
+
+    Raises:
+        DataError: It is missing or neither, or a message lacks one of the two.
+    """
     value = row.fields.get(field)
     if isinstance(value, str):
         return row.text(field)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meetlm.config.errors import DataError
-from meetlm.data.example import Text, Turn
-from meetlm.data.rows import Row, read_file
+from meetlm.data.example import Text
+from meetlm.data.pairs import text_or_turns
+from meetlm.data.rows import read_file
 from meetlm.data.sources import SOURCES
 
 
@@ -23,23 +23,5 @@ def read_prompts(file: Path, source: str) -> list[Text]:
     seen: dict[Text, None] = {}
     for row in read_file(file):
         alone = "prompt" in row.fields and "chosen" not in row.fields
-        seen.setdefault(_prompt(row) if alone else SOURCES[source].parse(row).prompt)
+        seen.setdefault(text_or_turns(row, "prompt") if alone else SOURCES[source].parse(row).prompt)
     return list(seen)
-
-
-def _prompt(row: Row) -> Text:
-    value = row.fields["prompt"]
-    if isinstance(value, str):
-        return value
-    turns = []
-    for turn in value if isinstance(value, list) else [None]:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise DataError(
-                "is no prompt",
-                file=row.origin.file,
-                line=row.origin.line,
-                field="prompt",
-                expected="a string, or a list of messages with 'role' and 'content'",
-            )
-        turns.append(Turn(turn["role"], turn["content"]))
-    return tuple(turns)

@@ -13,13 +13,17 @@ from typing import Literal
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, Text
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 
 
 def _always(row: Row, split: str) -> bool:
     return True
+
+
+def _as_given(prompt: Text) -> Text:
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,17 @@ class Source:
         parse: Turns one row into an example, or raises a ``DataError`` that names the place.
         stop: Strings at which a generated completion ends, besides the end-of-text token.
         belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
+        ask: Puts a user's own prompt as the prompts of this format are put.
     """
 
     parse: Callable[[Row], PreferenceExample]
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
+    ask: Callable[[Text], Text] = _as_given
 
 
 SOURCES: Registry[Source] = Registry("data source")
-SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP))
+SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask))
 SOURCES.register("summarize")(Source(summarize.parse, belongs=summarize.belongs))
 SOURCES.register("pairs")(Source(pairs.parse))
 

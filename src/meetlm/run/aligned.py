@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.config.errors import ConfigError, RunError, nearest
+from meetlm.config.errors import ConfigError, DataError, RunError, nearest
+from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
-from meetlm.data.example import Text, Turn
+from meetlm.data.example import Origin, Text, Turn
+from meetlm.data.pairs import text_or_turns
 from meetlm.data.prompt_format import PromptFormat
+from meetlm.data.rows import Row
+from meetlm.data.sources import SOURCES
 from meetlm.generation.engine import Engine, Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import ModelSettings, load_lm
@@ -26,7 +31,11 @@ Level = str | Mapping[str, float]
 """A level's name, or weights of several: ``{"good": 1.5, "bad": -0.5}``."""
 
 Prompt = str | Sequence[Mapping[str, str]]
-"""Text, or messages with role and content. For a run on conversations, text is one user message."""
+r"""Text, or messages with role and content.
+
+Text is put as the run's data put prompts. For a run on conversations it is one user message. For a run on HH's
+transcripts, text without ``\n\nHuman:`` in it becomes ``\n\nHuman: TEXT\n\nAssistant:``. Else it is continued as it is.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ class Aligned:
         """Return a completion for each prompt.
 
         Args:
-            prompts: Texts or conversations.
+            prompts: Texts or conversations; see :data:`Prompt` for what becomes of bare text.
             level: A level or weights of levels; the run's default where ``None``.
             max_new_tokens: Most new tokens.
             temperature: 0 takes the likeliest token.
@@ -100,9 +109,11 @@ class Aligned:
             batch_size: Rows at once.
 
         Raises:
-            ConfigError: Unknown level, or a mix for a control that cannot mix.
+            ConfigError: Unknown level, a mix for a control that cannot mix, a setting out of its range, or a message
+                without role or content.
         """
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        sampling = check(Sampling, given, {}, "generate")
         return [c.completion for c in self.complete(prompts, level, sampling, seed=seed, batch_size=batch_size)]
 
     def complete(
@@ -121,8 +132,8 @@ class Aligned:
         if isinstance(prompts, str):
             raise ConfigError("prompts: expected a list of prompts, got one string")
         requests = [
-            Request(tuple(self.encoder.prompt(self._text(prompt), slot)), weights, stream)
-            for stream, prompt in enumerate(prompts)
+            Request(tuple(self.encoder.prompt(self._text(number, prompt), slot)), weights, number)
+            for number, prompt in enumerate(prompts)
         ]
         done = self._engine.generate(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
         for prompt, one in zip(prompts, done, strict=True):
@@ -141,22 +152,32 @@ class Aligned:
         """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).
 
         Raises:
-            ConfigError: Unknown level, or a mix for a control that cannot mix.
+            ConfigError: Unknown level, a weight that is not finite, or a mix for a control that cannot mix.
         """
         given = {level: 1.0} if isinstance(level, str) else dict(level)
         for name in given:
             if name not in self.levels:
                 raise ConfigError(f"unknown level {name!r}{nearest(name, self.levels)}")
         weights = tuple(float(given.get(name, 0.0)) for name in self.levels)
+        if not all(map(math.isfinite, weights)):
+            raise ConfigError(f"level {given}: expected finite weights")
         slot = max(range(len(weights)), key=lambda k: weights[k])
         if weights != one_hot(slot, len(weights)) and not self.policy.control.mixes:
             raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
         return weights, slot
 
-    def _text(self, prompt: Prompt) -> Text:
-        if isinstance(prompt, str):
-            return (Turn("user", prompt),) if self.meet.conversational else prompt
-        return tuple(Turn(message["role"], message["content"]) for message in prompt)
+    def _text(self, number: int, prompt: Prompt) -> Text:
+        """Return a prompt as the run's data would have it; ``number`` is its place in the list, for messages."""
+        value = prompt
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+            value = [dict(message) if isinstance(message, Mapping) else message for message in prompt]
+        try:
+            text = text_or_turns(Row({"prompt": value}, Origin("prompts", number + 1)), "prompt")
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        if isinstance(text, str) and self.meet.conversational:
+            return (Turn("user", text),)
+        return SOURCES[self.meet.source].ask(text)
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from meetlm.config.errors import ConfigError
 from meetlm.data.encoding import pair_lengths
 from meetlm.data.example import Text
 from meetlm.data.filters import filter_eval
 from meetlm.data.prompts import read_prompts
+from meetlm.data.rows import read_file
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
+from meetlm.diagnostics.locate import guess_source
 from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Aligned, Level, Prompt, load
-from meetlm.run.folder import CONFIG
+from meetlm.run.folder import read_data_settings
 
 
 def parse_level(text: str | None) -> Level | None:
@@ -52,27 +52,36 @@ def write_completions(
     batch_size: int = 32,
     out: Path | None = None,
     on_done: Callable[[int], Any] | None = None,
+    on_total: Callable[[int], Any] | None = None,
 ) -> tuple[Path, int]:
     """Generate for every prompt and write one record a line.
 
     Args:
         run: A finished run.
-        data: Prompts; the run's own evaluation split where ``None``: one a distinct prompt, within its length.
+        data: A file of prompts, or of preference pairs in any format, which its first row tells; the run's own
+            evaluation split where ``None``: one a distinct prompt, within its length.
         level: As in :meth:`Aligned.generate`.
         sampling: How.
         seed: Of the random streams.
         limit: The first so many prompts.
         batch_size: Rows at once.
         out: The file; by default in ``RUN/completions``, named by level and sampling.
-        on_done: Progress.
+        on_done: Is told the number of completions done, batch by batch.
+        on_total: Is told their number in all, once the prompts have been read.
 
     Returns:
         The file and the number of its lines.
+
+    Raises:
+        RunError: ``run`` is no finished run.
+        DataError: The prompts cannot be read.
+        ConfigError: As in :meth:`Aligned.generate`.
     """
     aligned = load(run)
-    settings = DataSettings.model_validate(yaml.safe_load((run / CONFIG).read_text())["config"]["data"])
-    prompts = read_prompts(data, settings.source) if data else _own_prompts(aligned, settings)
+    prompts = read_prompts(data, _source(data)) if data else _own_prompts(aligned, read_data_settings(run))
     asked = [_prompt(text) for text in prompts[:limit]]
+    if on_total:
+        on_total(len(asked))
     path = out or run / "completions" / f"{_name(level or aligned.default_level, sampling, seed)}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -83,6 +92,12 @@ def write_completions(
             count += 1
     os.replace(partial, path)
     return path, count
+
+
+def _source(file: Path) -> str:
+    """Return the format of a file's rows, told by the first: that the run was trained on another does not matter."""
+    source, _ = guess_source(next(read_file(file)))
+    return source
 
 
 def _own_prompts(aligned: Aligned, settings: DataSettings) -> list[Text]:
