@@ -10,7 +10,7 @@ import yaml
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.registry import Registry
-from meetlm.config.yaml_files import merge, override, parse_overrides
+from meetlm.config.yaml_files import merge, override, parse_overrides, split_words
 from meetlm.controls.lora import LoRASettings
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.recipes.names import recipe_folder, recipe_names
@@ -194,10 +194,31 @@ def test_overrides_do_not_stay_between_calls() -> None:
 
 def test_parse_overrides() -> None:
     words = ["--a.b", "1", "--c-d=2", "e=f=g", "--h", "--i"]
-    assert parse_overrides(words) == [("a.b", "1"), ("c_d", "2"), ("e", "f=g"), ("h", "--i")]
+    assert parse_overrides(words) == [("a.b", "1"), ("c-d", "2"), ("e", "f=g"), ("h", "--i")]
     config: dict[str, Any] = {}
     override(config, "a.b", "[1, x]")
     assert config == {"a": {"b": [1, "x"]}}
+
+
+def test_dashes_belong_to_names_before_they_stand_for_underscores(tmp_path: Path) -> None:
+    own = file(tmp_path, MINIMAL.replace("name: step1", "name: first-step").replace("name: step2", "name: second_step"))
+    words = ["--stages.first-step.control-lr", "3", "stages.second-step.min-steps=7", "--data.max-length=9"]
+    config = load_config(None, own, words)
+    assert (config.stages[0].control_lr, config.stages[1].min_steps, config.data.max_length) == (3, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "overrides"),
+    [
+        (["--data.path", "x", "lora"], ["lora"], ["--data.path", "x"]),
+        (["lora", "a.b-c=1", "--d=2", "e"], ["lora", "e"], ["a.b-c=1", "--d=2"]),
+        (["runs/a=b.jsonl", "--seed", "-1"], ["runs/a=b.jsonl"], ["--seed", "-1"]),
+        (["lora", "--seed"], ["lora"], ["--seed"]),
+        ([], [], []),
+    ],
+)
+def test_names_may_stand_anywhere_among_overrides(words: list[str], names: list[str], overrides: list[str]) -> None:
+    assert split_words(words) == (names, overrides)
 
 
 def test_registry() -> None:

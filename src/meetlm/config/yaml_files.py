@@ -5,6 +5,7 @@ Later layers win: preset, recipe, config file, overrides. Errors name the file, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,12 +76,30 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, str]]:
             if not word.startswith("--") or not rest:
                 raise ConfigError(f"override {word!r}: expected key=value or --key value")
             value = rest.pop(0)
-        pairs.append((key.removeprefix("--").replace("-", "_"), value))
+        pairs.append((key.removeprefix("--"), value))
     return pairs
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names among a command's words, and its overrides in any of the three forms; each in order."""
+    names, overrides = [], []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if re.match(r"(--)?[A-Za-z_][\w.-]*=", word):
+            overrides.append(word)
+        elif word.startswith("--"):
+            overrides += [word, *rest[:1]]
+            del rest[:1]
+        else:
+            names.append(word)
+    return names, overrides
 
 
 def override(config: dict[str, Any], key: str, text: str) -> Place:
     """Set a dotted key in place; a stage may be addressed by its name or its number (``stages.step1.lr``).
+
+    A field may be written as an option is, with dashes: ``data.max-length``.
 
     Returns:
         The keys and indices that it stands under.
@@ -101,12 +120,13 @@ def override(config: dict[str, Any], key: str, text: str) -> Place:
             place.append(index)
             here = here[index]
         elif isinstance(here, dict):
-            place.append(part)
-            here = here.setdefault(part, {})
+            place.append(_field(here, part))
+            here = here.setdefault(place[-1], {})
         else:
             break
     if not isinstance(here, dict):
         raise ConfigError(f"override {key}: {'.'.join(parents)} has no keys")
+    last = _field(here, last)
     here[last] = value
     return (*place, last)
 
@@ -134,13 +154,18 @@ def check(settings: type[S], value: Any, places: Mapping[Place, str], what: str)
         raise ConfigError("\n".join(lines)) from error
 
 
+def _field(mapping: Mapping[str, Any], name: str) -> str:
+    return name if name in mapping else name.replace("-", "_")
+
+
 def _index(items: list[Any], name: str, key: str) -> int:
     if name.isdigit() and int(name) < len(items):
         return int(name)
     named = {str(item.get("name")): index for index, item in enumerate(items) if isinstance(item, dict)}
-    if name not in named:
+    found = _field(named, name)
+    if found not in named:
         raise ConfigError(f"override {key}: there is no {name!r}{nearest(name, named)}")
-    return named[name]
+    return named[found]
 
 
 def _places(node: yaml.Node | None, at: Place, path: Path, places: dict[Place, str]) -> None:
