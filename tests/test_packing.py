@@ -122,9 +122,9 @@ def test_check_accepts(architecture: str) -> None:
 
 
 def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
-    borders = kwargs["cu_seq_lens_q"]
+    borders = kwargs["meet_borders"]
     if wrong == "leaks":
-        kwargs["cu_seq_lens_q"] = torch.stack([borders[0], borders[-1]])
+        kwargs["meet_borders"] = [borders[0], borders[-1]]
     elif wrong == "window":
         kwargs["sliding_window"] = 20
     elif wrong == "scaling":
@@ -137,7 +137,7 @@ def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch
     right = packing.varlen_attention
 
     def attention(*args: Any, **kwargs: Any) -> Any:
-        return right(*args, **(leak(wrong, **kwargs) if kwargs.get("cu_seq_lens_q") is not None else kwargs))
+        return right(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_borders") is not None else kwargs))
 
     monkeypatch.setitem(packing.AttentionInterface._global_mapping, VARLEN, attention)
     lm = tiny_lm("llama", dtype=torch.float32)
@@ -191,3 +191,26 @@ def test_budget() -> None:
     batch = [Encoded(tuple(range(n)), 1, (1.0,)) for n in (3, 50, 7, 7, 2)]
     groups = list(budget(batch, 16))
     assert groups == [[1], [2, 3], [0, 4]]
+
+
+def test_flash_attention_is_given_borders_and_no_mask() -> None:
+    """It would take a mask first and unpad by it; what it needs is the lengths (no CUDA here: arguments only)."""
+    lm = tiny_lm("llama", dtype=torch.float32)
+    lm.config._attn_implementation = "flash_attention_2"
+    borders = torch.tensor([0, 3, 9], dtype=torch.int32)
+    arguments = packing.packed_arguments(lm, borders)
+    assert arguments["attention_mask"] is None
+    assert torch.equal(arguments["cu_seq_lens_q"], borders)
+    assert (arguments["max_length_q"], arguments["max_length_k"]) == (6, 6)
+
+
+def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("meet_borders") is not None:
+            raise RuntimeError("no kernel")
+        return packing.sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(packing.AttentionInterface._global_mapping, VARLEN, fails)
+    lm = tiny_lm("llama", dtype=torch.float32)
+    assert packs_exactly(lm) == "meet_varlen failed: no kernel"
+    assert lm.config._attn_implementation == "sdpa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from meetlm.config.errors import RunError
 from meetlm.policy.policy import Policy
 from meetlm.training.loop import StageTrainer, checkpoints, load_trained
 from meetlm.training.run_stage import DONE, run_stage
@@ -118,11 +120,37 @@ def test_checkpoints_hold_what_is_trained_and_nothing_pickled_for_weights(tmp_pa
 
     assert list(load_file(saved / "model.safetensors")) == ["control.prompt"]
     other = tiny_policy("llama", "lora", dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"not of this model: control\.prompt"):
+    with pytest.raises(RunError, match="not of this stage: .* tensors differ, such as control"):
         load_trained(other, saved)
+    policy.lm.requires_grad_(True)  # a checkpoint that lacks what the stage trains would leave it fresh
+    with pytest.raises(RunError, match="not of this stage"):
+        load_trained(policy, saved)
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for name in ("checkpoint-100", "checkpoint-20", "partial"):
         (tmp_path / name).mkdir()
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+
+
+def test_killed_between_the_last_checkpoint_and_the_stages_record(tmp_path: Path) -> None:
+    """No step is trained twice, though 7 steps are no whole number of epochs."""
+    done = fresh("lora")
+    run(done, tmp_path, ("control",))
+    (tmp_path / "stage.json").unlink()
+    continued = fresh("lora")
+    assert run(continued, tmp_path, ("control",)).steps == 7
+    assert tensors(continued).keys() == tensors(done).keys()
+    assert all(torch.equal(tensor, tensors(done)[name]) for name, tensor in tensors(continued).items())
+
+
+def test_a_line_of_metrics_cut_off_by_a_kill_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        kill_after(patched, 3)
+        with pytest.raises(Killed):
+            run(fresh("lora"), tmp_path, ("control",))
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3, "lo')
+    run(fresh("lora"), tmp_path, ("control",))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from meetlm.config.errors import ConfigError
@@ -97,10 +98,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(StageTrainer, "train", train)
     settings, batch = stage(["control"], steps=1), BatchSettings(pairs=4)
-    with (
-        pytest.warns(UserWarning, match="1 optimizer steps for 8 pairs"),
-        pytest.raises(AssertionError, match="moved"),
-    ):
+    with pytest.raises(AssertionError, match="moved"):
         run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0, progress=False)
 
 
@@ -297,3 +295,28 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
     assert not lm.training
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_lm(ModelSettings(name=str(tmp_path / "nothing")))
+
+
+def test_few_steps_are_warned_of() -> None:
+    short = stage(["control"], steps=1)
+    assert "1 optimizer steps for 8 pairs; under 50" in (short.few_steps(8, 8) or "")
+    assert stage(["control"], steps=50).few_steps(8, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"name": "model"}, "cannot have a folder"),
+        ({"name": "../x"}, "cannot have a folder"),
+        ({"objective": "nil"}, "unknown objective 'nil'; did you mean 'nll'"),
+        ({"train": []}, "at least 1 item"),
+    ],
+)
+def test_stages_that_cannot_be_run_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        StageSettings.model_validate({"name": "step1", "train": ["control"], "lr": 1e-3, **fields})
+
+
+def test_an_unknown_scheduler_is_refused() -> None:
+    with pytest.raises(ValidationError, match="unknown scheduler 'linaer'; did you mean 'linear'"):
+        OptimSettings(schedule="linaer")

@@ -6,12 +6,11 @@ A tie counts half, so a control whose levels are equal (a fresh LoRA) has exactl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -58,7 +57,13 @@ class PreferenceAccuracy:
 
 
 def preference_accuracy(
-    policy: Policy, encoder: Encoder, examples: Sequence[PreferenceExample], *, good: int = -1, bad: int = 0
+    policy: Policy,
+    encoder: Encoder,
+    examples: Sequence[PreferenceExample],
+    *,
+    good: int = -1,
+    bad: int = 0,
+    on_done: Callable[[int], object] | None = None,
 ) -> PreferenceAccuracy:
     """Return the accuracy of the margin good − bad on pairs.
 
@@ -68,6 +73,7 @@ def preference_accuracy(
         examples: One a prompt, so that the bootstrap over pairs is one over prompts.
         good: Index of the better level.
         bad: Index of the worse level.
+        on_done: Called with the number of sequences scored; there are four a pair.
     """
     levels = range(encoder.num_levels)
     logps, counts = {}, {}
@@ -75,14 +81,14 @@ def preference_accuracy(
         for name, level in (("good", levels[good]), ("bad", levels[bad])):
             # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
             rows = [LevelledExample(e.prompt, getattr(e, side), level) for e in examples]
-            logps[side, name], counts[side] = policy.score([encoder.encode(row) for row in rows])
+            logps[side, name], counts[side] = policy.score([encoder.encode(row) for row in rows], on_done=on_done)
     margin = {side: logps[side, "good"] - logps[side, "bad"] for side in counts}
     total = logps["chosen", "good"].sum() + logps["rejected", "bad"].sum()
     return PreferenceAccuracy(
         pairs=len(examples),
-        by_sum=rate(_wins(margin["chosen"], margin["rejected"])),
-        by_token=rate(_wins(margin["chosen"] / counts["chosen"], margin["rejected"] / counts["rejected"])),
-        shorter=rate(_wins(counts["rejected"], counts["chosen"])),
+        by_sum=rate(wins(margin["chosen"].numpy(), margin["rejected"].numpy())),
+        by_token=rate(wins(*((margin[side] / counts[side]).numpy() for side in ("chosen", "rejected")))),
+        shorter=rate(wins(counts["rejected"].numpy(), counts["chosen"].numpy())),
         nll=float(-total / (counts["chosen"].sum() + counts["rejected"].sum())),
     )
 
@@ -101,7 +107,7 @@ def rate(outcomes: NDArray[np.float64], *, resamples: int = 2000, seed: int = 0)
     return Rate(mean, float(interval.low), float(interval.high))
 
 
-def _wins(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:
+def wins(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     """1 where left is greater, ½ where equal."""
-    wins: NDArray[np.float64] = ((left > right).double() + 0.5 * (left == right).double()).numpy()
-    return wins
+    outcomes: NDArray[np.float64] = (left > right) + 0.5 * (left == right)
+    return outcomes

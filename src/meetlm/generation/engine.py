@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.sampling import Sampling, choose, row_generator
+from meetlm.policy.loading import check_positions
 from meetlm.policy.policy import Policy
 
 
@@ -81,7 +82,12 @@ class Engine:
             seed: Of all random streams.
             batch_size: Rows at once.
             on_done: Called with the number of requests finished after each batch.
+
+        Raises:
+            ConfigError: A prompt and its completion would not fit the model's positions.
         """
+        longest = max((len(r.ids) for r in requests), default=0)
+        check_positions(self.policy.lm, longest + sampling.max_new_tokens, "the longest prompt with its completion")
         was_training = self.policy.training
         self.policy.eval()
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))

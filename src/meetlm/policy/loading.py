@@ -106,6 +106,23 @@ def checkpoints_activations(lm: PreTrainedModel) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in lm.modules())
 
 
+def num_positions(lm: PreTrainedModel) -> int | None:
+    """Return the most tokens a sequence of ``lm`` can have, slot and reply included; ``None`` where it has no limit."""
+    most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return int(most) if most else None
+
+
+def check_positions(lm: PreTrainedModel, tokens: int, what: str) -> None:
+    """Refuse sequences longer than the model's positions.
+
+    Raises:
+        ConfigError: Names both numbers.
+    """
+    most = num_positions(lm)
+    if most is not None and tokens > most:
+        raise ConfigError(f"{what} has {tokens} tokens, slot and reply included; the model has {most} positions")
+
+
 def device_of(settings: ModelSettings) -> torch.device:
     """Return the device that ``settings.device`` stands for on this machine."""
     if settings.device == "auto":

@@ -1,13 +1,14 @@
 """Attention over packed sequences, and the check that it may be used.
 
-``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with ``cu_seq_lens`` it attends within each
-sequence of a packed row, one call of scaled-dot-product attention a sequence and no mask; without, it is ``sdpa``.
-Flash attention takes the same arguments on CUDA. Not every architecture goes through that interface, and some have
+``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with borders it attends within each sequence
+of a packed row, one call of scaled-dot-product attention a sequence and no mask; without, it is ``sdpa``. On CUDA flash
+attention is tried first. Not every architecture goes through that interface, and some have
 windows of their own, so :func:`packs_exactly` compares logits before a model is packed.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 VARLEN = "meet_varlen"
+FLASH_TOLERANCE = 5e-2
+"""Largest relative difference of a logit between bf16 flash attention and f32."""
 
 
 def varlen_attention(
@@ -41,20 +44,20 @@ def varlen_attention(
         attention_mask: Used only where nothing is packed.
         dropout: On attention weights.
         scaling: Of the scores; 1/sqrt(d) by default.
-        kwargs: ``cu_seq_lens_q`` [S + 1] marks the sequences; ``sliding_window`` is obeyed; the rest is for sdpa.
+        kwargs: ``meet_borders``, S + 1 numbers, marks the sequences; ``sliding_window`` is obeyed; the rest is for
+            sdpa.
 
     Returns:
         [1, T, H, d], and no weights.
     """
-    borders = kwargs.get("cu_seq_lens_q")
+    borders: list[int] | None = kwargs.get("meet_borders")
     if borders is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
-    bounds = borders.tolist()
     outputs = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(borders):
         mask = None
         if window is not None and end - start > window:
             position = torch.arange(end - start, device=query.device)
@@ -79,19 +82,19 @@ AttentionInterface.register(VARLEN, varlen_attention)
 AttentionMaskInterface.register(VARLEN, sdpa_mask)
 
 
-def packed_arguments(cu_seq_lens: Tensor) -> dict[str, Any]:
-    """Return what a packed forward passes beside ids and positions.
+def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor) -> dict[str, Any]:
+    """Return what a packed forward of ``lm`` passes beside ids and positions.
 
-    The 4-D mask of one element keeps transformers from building a dense one; the attentions above do not look at it.
+    Flash attention wants ``cu_seq_lens`` and no mask. For ours, a 4-D mask of one element, which nothing looks at,
+    keeps transformers from building a dense one.
     """
-    longest = int((cu_seq_lens[1:] - cu_seq_lens[:-1]).max())
-    return {
-        "cu_seq_lens_q": cu_seq_lens,
-        "cu_seq_lens_k": cu_seq_lens,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=cu_seq_lens.device),
-    }
+    borders = cu_seq_lens.tolist()
+    if lm.config._attn_implementation == VARLEN:
+        nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=cu_seq_lens.device)
+        return {"meet_borders": borders, "attention_mask": nothing}
+    longest = max(end - start for start, end in pairwise(borders))
+    lengths = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
+    return {**lengths, "max_length_q": longest, "max_length_k": longest, "attention_mask": None}
 
 
 @torch.no_grad()
@@ -108,32 +111,48 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     """
     if not getattr(lm, "_supports_attention_backend", False):
         return f"{type(lm).__name__} does not go through transformers' AttentionInterface"
-    if lm.config._attn_implementation != "sdpa":
-        return f"its own attention is {lm.config._attn_implementation!r}, and packing is written for 'sdpa'"
+    own = lm.config._attn_implementation
+    if own not in ("sdpa", VARLEN):
+        return f"its own attention is {own!r}, and packing is written for 'sdpa'"
     longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
     lengths = [min(7, longest), longest, min(5, longest)]
     generator = torch.Generator().manual_seed(0)
     table = lm.get_input_embeddings().weight
     assert isinstance(table, Tensor)
-    vocabulary = table.shape[0]
-    rows = [torch.randint(0, vocabulary, (1, n), generator=generator).to(lm.device) for n in lengths]
+    rows = [torch.randint(0, table.shape[0], (1, n), generator=generator).to(lm.device) for n in lengths]
     alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
-    own = lm.config._attn_implementation
     flash = lm.device.type == "cuda" and is_flash_attn_2_available()
-    lm.set_attn_implementation("flash_attention_2" if flash else VARLEN)
+    why = None
+    for attention in (["flash_attention_2"] if flash else []) + [VARLEN]:
+        try:
+            lm.set_attn_implementation(attention)
+            packed = _last_logits(lm, rows, autocast=attention != VARLEN)
+        except (RuntimeError, ValueError, TypeError, ImportError) as error:
+            why = f"{attention} failed: {error}"
+            continue
+        bound = tolerance if attention == VARLEN else FLASH_TOLERANCE
+        gaps = [
+            float((one - row).abs().max() / one.abs().max().clamp(min=1))
+            for one, row in zip(alone, packed, strict=True)
+        ]
+        worst = max(range(len(gaps)), key=lambda n: gaps[n] if gaps[n] == gaps[n] else float("inf"))
+        if gaps[worst] <= bound:
+            return None
+        why = f"packed logits of {lengths[worst]} tokens differ from those alone by {gaps[worst]:.2g} (bound {bound:g})"
+    lm.set_attn_implementation(own)
+    return why
+
+
+def _last_logits(lm: PreTrainedModel, rows: list[Tensor], *, autocast: bool) -> Tensor:
+    """Return the last logits [S, V] of sequences packed into one row."""
+    lengths = [row.shape[1] for row in rows]
     borders = torch.tensor([0, *lengths], device=lm.device).cumsum(0).to(torch.int32)
-    with torch.autocast("cuda", torch.bfloat16, enabled=flash):
-        packed = lm(
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        packed: Tensor = lm(
             torch.cat(rows, dim=1),
             position_ids=torch.cat([torch.arange(n, device=lm.device) for n in lengths])[None],
             use_cache=False,
             logits_to_keep=(borders[1:] - 1).long(),
-            **packed_arguments(borders),
+            **packed_arguments(lm, borders),
         ).logits[0]
-    bound = 5e-2 if flash else tolerance
-    for n, one, row in zip(lengths, alone, packed.float(), strict=True):
-        gap = float((one - row).abs().max() / one.abs().max().clamp(min=1))
-        if not gap <= bound:
-            lm.set_attn_implementation(own)
-            return f"packed logits of {n} tokens differ from those alone by {gap:.2g} (bound {bound:g})"
-    return None
+    return packed.float()

@@ -6,7 +6,7 @@ trained. Knows no loss: objectives are functions of what comes out here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -84,7 +84,7 @@ class Policy(nn.Module):
         keep = targets != IGNORE
         self._weigh(weights)
         arguments = (
-            packed_arguments(block["cu_seq_lens"])
+            packed_arguments(self.lm, block["cu_seq_lens"])
             if "cu_seq_lens" in block
             else {"attention_mask": block["attention_mask"]}
         )
@@ -119,12 +119,18 @@ class Policy(nn.Module):
             self._weigh(now)
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Encoded], max_tokens: int = 2048) -> tuple[Tensor, Tensor]:
+    def score(
+        self,
+        sequences: Sequence[Encoded],
+        max_tokens: int = 2048,
+        on_done: Callable[[int], object] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return (log p(y|x, level) [S] f64, trained tokens [S]) of sequences in the order given, on the CPU.
 
         Args:
             sequences: Any number; they are batched by length.
             max_tokens: Most tokens in one forward pass.
+            on_done: Called with the number of sequences of each pass.
         """
         was_training = self.training
         self.eval()
@@ -134,6 +140,8 @@ class Policy(nn.Module):
             with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
                 logps = self(to_device(batch["blocks"], self.device), len(indices))
             sums[indices] = logps.sums().double().cpu()
+            if on_done:
+                on_done(len(indices))
         self.train(was_training)
         return sums, torch.tensor([s.num_trained for s in sequences])
 

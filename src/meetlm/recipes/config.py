@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import Place, check, merge, override, parse_overrides, read_yaml
 from meetlm.controls.build import AnyControlSettings
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import ModelSettings
 from meetlm.recipes.names import preset_names, recipe_folder, recipe_names
@@ -39,6 +40,18 @@ class RunConfig(Settings):
     optim: OptimSettings = OptimSettings()
     batch: BatchSettings = BatchSettings()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: two have one name among {', '.join(names)}, and with it one folder")
+        if self.control.levels != PAIR_LEVELS:
+            raise ValueError(
+                f"control.levels is [{', '.join(self.control.levels)}]; pairs have the levels "
+                f"[{', '.join(PAIR_LEVELS)}], worst first"
+            )
+        return self
 
 
 def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meetlm.config.errors import RunError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.files import write_atomic
 from meetlm.controls.build import build_control
 from meetlm.data.encoding import Encoder, pair_lengths
 from meetlm.data.example import PreferenceExample
 from meetlm.data.filters import FilterReport, filter_eval, filter_train
-from meetlm.data.prompt_format import PromptFormat, pin_format
+from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, read_examples
 from meetlm.diagnostics.preference import PreferenceAccuracy, preference_accuracy
 from meetlm.export.peft import why_not_peft
-from meetlm.policy.loading import load_lm
+from meetlm.policy.loading import check_positions, load_lm, load_tokenizer, num_positions
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
-from meetlm.run.folder import MEET, Meet, write_config, write_result
+from meetlm.run.folder import MEET, Meet, read_pinned, write_config, write_result
+from meetlm.training.callbacks import counting
 from meetlm.training.loop import checkpoints
 from meetlm.training.run_stage import lm_sha256, run_stage
 
@@ -83,34 +88,43 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     """
     if (folder / MEET).exists():
         raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
-    lm, tokenizer = load_lm(config.model)
-    prompt_format = pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run is one process on one device; it was started as several (WORLD_SIZE is above 1)")
+    tokenizer = load_tokenizer(config.model.name)
+    prompt_format = _format(folder, config, tokenizer)
     data = prepare_data(config.data, prompt_format)
     for line in (line for report in data.reports for line in report.lines()):
         say(line)
-    write_config(folder, config, data.fingerprint())
+    for stage in config.stages:
+        warning = stage.few_steps(len(data.train), config.batch.pairs)
+        if warning:
+            say(f"warning: {warning}")
+    write_config(folder, config, data.fingerprint(), prompt_format.spec.to_dict())
+    say(f"loading {config.model.name}")
+    lm, _ = load_lm(config.model)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
     encoder = Encoder(prompt_format, control.slots, config.control.placement)
     items = [encoder.pair(example) for example in data.train]
-    held_out = [encoder.pair(example) for example in data.test]
-    policy = Policy(lm, control, longest=max(len(side.ids) for pair in (*items, *held_out) for side in pair))
+    test = _within_positions(lm, encoder, data.test, say)
+    held_out = [encoder.pair(example) for example in test]
+    longest = max(len(side.ids) for pair in (*items, *held_out) for side in pair)
+    check_positions(lm, max(len(side.ids) for pair in items for side in pair), "the longest training sequence")
+    policy = Policy(lm, control, longest=longest)
     say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
     journal = _Journal(folder / "preference.json", say)
-    journal.note("before training", lambda: preference_accuracy(policy, encoder, data.test))
+
+    def measure() -> PreferenceAccuracy:
+        with counting("preference accuracy", 4 * len(test), shown=progress) as on_done:
+            return preference_accuracy(policy, encoder, test, on_done=on_done)
+
+    journal.note("before training", measure)
     for stage in config.stages:
         say(f"{stage.name}: trains {' and '.join(stage.train)} on {len(items)} pairs at {stage.lr:g}")
         result = run_stage(
-            policy,
-            items,
-            stage,
-            config.optim,
-            config.batch,
-            folder / stage.name,
-            seed=config.seed,
-            progress=progress,
+            policy, items, stage, config.optim, config.batch, folder / stage.name, seed=config.seed, progress=progress
         )
         say(f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters")
-        journal.note(f"after {stage.name}", lambda: preference_accuracy(policy, encoder, data.test))
+        journal.note(f"after {stage.name}", measure)
     meet = Meet(
         run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
         kind=config.control.kind,
@@ -130,6 +144,27 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     say(f"the run is in {folder}")
 
 
+def _format(folder: Path, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """Return the prompt format that a run in ``folder`` has pinned, or a new one."""
+    pinned = read_pinned(folder)
+    if pinned is not None:
+        return PromptFormat(tokenizer, FormatSpec.from_dict(pinned))
+    return pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)
+
+
+def _within_positions(
+    lm: PreTrainedModel, encoder: Encoder, test: list[PreferenceExample], say: Say
+) -> list[PreferenceExample]:
+    """Leave out held-out pairs with a reply too long for the model's positions (prompts alone are filtered)."""
+    most = num_positions(lm)
+    fit = [e for e in test if most is None or max(len(side.ids) for side in encoder.pair(e)) <= most]
+    if len(fit) < len(test):
+        say(f"preference accuracy leaves out {len(test) - len(fit)} pairs longer than the model's {most} positions")
+    if not fit:
+        raise ConfigError(f"no held-out pair fits the model's {most} positions")
+    return fit
+
+
 class _Journal:
     """``preference.json``: preference accuracy before training and after each stage, kept when a run continues."""
 
@@ -140,7 +175,7 @@ class _Journal:
     def note(self, when: str, measure: Callable[[], PreferenceAccuracy]) -> None:
         if when not in self.entries:
             self.entries[when] = measure().to_dict()
-            self.path.write_text(json.dumps(self.entries, indent=2) + "\n")
+            write_atomic(self.path, json.dumps(self.entries, indent=2) + "\n")
         entry = self.entries[when]
         shown = entry["by_sum"]
         self.say(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ class Metrics(TrainerCallback):
         """Start the clock; drop lines after the step that training resumes from."""
         self._since = time.perf_counter()
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        kept = [line for line in lines if _step(line) <= state.global_step]
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def on_log(
@@ -42,6 +44,21 @@ class Metrics(TrainerCallback):
         self._since = now
         with self.path.open("a") as out:
             out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line; one that was cut off by a kill belongs to no step that is kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return float("inf")
+
+
+@contextmanager
+def counting(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+    """Give a function that advances a bar of ``total``."""
+    with tqdm(total=total, desc=title, unit="seq", disable=not shown, leave=False) as bar:
+        yield bar.update
 
 
 class Progress(TrainerCallback):

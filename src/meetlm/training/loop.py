@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-import meetlm.objectives.nll  # noqa: F401  registers itself
+from meetlm.config.errors import RunError
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.encoding import Encoded
 from meetlm.objectives.base import OBJECTIVES
@@ -94,7 +94,7 @@ class StageTrainer(Trainer):
             max_grad_norm=optim.max_grad_norm,
             seed=seed,
             data_seed=seed,
-            bf16=policy.device.type == "cuda",  # autocast; weights, optimizer and controls stay f32
+            bf16=_autocasts(policy.device),  # weights, optimizer and controls stay f32
             use_cpu=policy.device.type == "cpu",
             report_to=list(batch.report_to) or "none",
             logging_steps=batch.log_steps,
@@ -105,6 +105,7 @@ class StageTrainer(Trainer):
             dataloader_pin_memory=False,
             optim="adamw_torch",
         )
+        arguments._n_gpu = 1  # Trainer would split a packed row among all the GPUs it sees
         super().__init__(
             model=policy,
             args=arguments,
@@ -136,8 +137,7 @@ class StageTrainer(Trainer):
             self._level_nll += (-sums.double() @ weights).cpu()
             self._level_tokens += (logps.counts().double() @ weights).cpu()
             self._input_tokens += inputs["num_input_tokens"]
-        processes = int(self.accelerator.num_processes)  # gradients are averaged over them
-        return self._objective(sums) / num_items_in_batch * processes
+        return self._objective(sums) / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss per level (nats per token) and the tokens read since the last line."""
@@ -200,15 +200,28 @@ class StageTrainer(Trainer):
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a stage, oldest first."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    return sorted(found, key=step_of)
 
 
 def load_trained(policy: Policy, checkpoint: Path) -> None:
-    """Load the trained tensors of a checkpoint into ``policy``.
+    """Load the trained tensors of a checkpoint into ``policy``, whose ``requires_grad`` says which they are.
 
     Raises:
-        ValueError: The checkpoint holds tensors that this policy has not.
+        RunError: The checkpoint holds other tensors than those.
     """
-    result = policy.load_state_dict(load_file(checkpoint / WEIGHTS), strict=False)
-    if result.unexpected_keys:
-        raise ValueError(f"{checkpoint}: not of this model: {', '.join(result.unexpected_keys[:3])}")
+    state = load_file(checkpoint / WEIGHTS)
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    odd = sorted(trained.symmetric_difference(state))
+    if odd:
+        raise RunError(f"{checkpoint} is not of this stage: {len(odd)} tensors differ, such as {odd[0]}")
+    policy.load_state_dict(state, strict=False)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _autocasts(device: torch.device) -> bool:
+    """Whether training runs under bf16 autocast: on CUDA, where the card has it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from meetlm.config.errors import ConfigError
+from meetlm.config.files import write_atomic
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import Metrics, Progress
-from meetlm.training.loop import Item, StageTrainer, checkpoints, load_trained
-from meetlm.training.stage import MIN_STEPS, BatchSettings, OptimSettings, StageSettings
+from meetlm.training.loop import Item, StageTrainer, checkpoints, load_trained, step_of
+from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
 
@@ -72,27 +72,25 @@ def run_stage(
     if (folder / DONE).is_file() and found:
         load_trained(policy, found[-1])
         return StageResult(**json.loads((folder / DONE).read_text()))
-    steps = stage.num_steps(len(items), batch.pairs)
-    if steps < MIN_STEPS:
-        warnings.warn(
-            f"stage {stage.name}: {steps} optimizer steps for {len(items)} pairs; under {MIN_STEPS} hardly move a "
-            f"control. Fewer pairs a step (batch.pairs) or the preset 'small' give more.",
-            stacklevel=2,
-        )
     before = None if "lm" in stage.train else lm_sha256(policy.lm)
     callbacks: list[TrainerCallback] = [Metrics(folder / "metrics.jsonl")]
     if progress:
         callbacks.append(Progress(stage.name))
     started = time.perf_counter()
     trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks)
-    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    steps = stage.num_steps(len(items), batch.pairs)
+    if found and step_of(found[-1]) >= steps:  # stopped between the last checkpoint and the stage's record
+        load_trained(policy, found[-1])
+    else:
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        steps = trainer.state.global_step
     seconds = time.perf_counter() - started
     policy.eval()
     after = lm_sha256(policy.lm)
     assert before is None or before == after, "a stage that trains the control alone moved the language model"
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    result = StageResult(trainer.state.global_step, round(seconds, 1), trained, after)
-    (folder / DONE).write_text(json.dumps(asdict(result), indent=2) + "\n")
+    result = StageResult(steps, round(seconds, 1), trained, after)
+    write_atomic(folder / DONE, json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from transformers import SchedulerType
 
+import meetlm.objectives.nll  # noqa: F401  registers itself
+from meetlm.config.errors import nearest
 from meetlm.config.settings import Settings
+from meetlm.objectives.base import OBJECTIVES
+
+RESERVED = frozenset({"model", "controls", "completions", "evaluation"})
+"""Names in a run's folder that are not stages."""
 
 MIN_STEPS = 50
 """A stage of fewer optimizer steps than this gives a warning: AdamW at these rates has hardly moved by then."""
@@ -18,11 +26,35 @@ class StageSettings(Settings):
 
     name: str = Field(description="name of the stage's folder in the run")
     objective: str = Field("nll", description="a registered objective")
-    train: tuple[Literal["control", "lm"], ...] = Field(description="what the optimizer moves")
+    train: tuple[Literal["control", "lm"], ...] = Field(min_length=1, description="what the optimizer moves")
     lr: float = Field(gt=0, description="AdamW's rate, of everything trained")
     control_lr: float | None = Field(None, gt=0, description="another rate for the control, where both are trained")
     epochs: float = Field(5, gt=0, description="passes over the training pairs")
     min_steps: int = Field(0, ge=0, description="more epochs than asked for where they give fewer steps than this")
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in RESERVED:
+            raise ValueError(f"a stage called {name!r} cannot have a folder of its own in the run")
+        return name
+
+    @field_validator("objective")
+    @classmethod
+    def _an_objective(cls, name: str) -> str:
+        if name not in OBJECTIVES:
+            raise ValueError(f"unknown objective {name!r}{nearest(name, OBJECTIVES)}")
+        return name
+
+    def few_steps(self, num_pairs: int, pairs_per_step: int) -> str | None:
+        """Return a warning where the stage would have under ``MIN_STEPS`` steps."""
+        steps = self.num_steps(num_pairs, pairs_per_step)
+        if steps >= MIN_STEPS:
+            return None
+        return (
+            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; under {MIN_STEPS} hardly move a "
+            "control. Fewer pairs a step (batch.pairs) or the preset 'small' give more."
+        )
 
     def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
         """Return the number of optimizer steps for a training set of ``num_pairs``."""
@@ -37,6 +69,14 @@ class OptimSettings(Settings):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="clipping of the gradient's norm")
+
+    @field_validator("schedule")
+    @classmethod
+    def _a_scheduler(cls, name: str) -> str:
+        known = [one.value for one in SchedulerType]
+        if name not in known:
+            raise ValueError(f"unknown scheduler {name!r}{nearest(name, known)}")
+        return name
 
 
 class BatchSettings(Settings):
