@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
 from meetlm.data.example import PreferenceExample, Text
-from meetlm.diagnostics.preference import Rate
+from meetlm.diagnostics.preference import Rate, wins
 
 FOLDS = 5
 MAX_FEATURES = 20_000
@@ -72,7 +72,7 @@ def trials_for(half: float, mean: float = 0.65) -> int:
 
 def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Sequence[str]) -> Rate:
     """Return how often the chosen reply is the longer one, given the lengths of both sides."""
-    return share(_wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
+    return share(wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
 
 
 def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Rate, int]:
@@ -91,7 +91,7 @@ def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Rate, int]:
     chosen = np.array([float(seen[e.chosen] - 1) for e in examples])
     rejected = np.array([float(seen[e.rejected] + 1) for e in examples])
     known = sum(occurs[e.chosen] > 1 or occurs[e.rejected] > 1 for e in examples)
-    return share(_wins(chosen, rejected), [e.group for e in examples]), known
+    return share(wins(chosen, rejected), [e.group for e in examples]), known
 
 
 def opening_features(reply: Text) -> set[str]:
@@ -127,17 +127,17 @@ def surface_accuracy(
     column = {name: at for at, name in enumerate(names)}
     table = _differences(chosen, rejected, column)
     fold = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
-    wins = np.full(len(groups), 0.5)
+    outcomes = np.full(len(groups), 0.5)
     for number in range(FOLDS):
         held = fold == number
         if held.any() and not held.all():
             margin = table[held] @ _fit(table[~held])
-            wins[held] = _wins(margin, np.zeros_like(margin))
+            outcomes[held] = wins(margin, np.zeros_like(margin))
     weights = _fit(table)
     order = [int(i) for i in np.argsort(-weights, kind="stable")]
     best = [names[i] for i in order[:3] if weights[i] > 0]
     worst = [names[i] for i in order[::-1][:3] if weights[i] < 0]
-    return share(wins, groups), best, worst
+    return share(outcomes, groups), best, worst
 
 
 def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
@@ -173,9 +173,3 @@ def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], colum
 def _words(reply: Text) -> list[str]:
     text = reply if isinstance(reply, str) else "\n".join(turn.content for turn in reply)
     return WORD.findall(text.lower())
-
-
-def _wins(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 where left is greater, ½ where equal."""
-    wins: NDArray[np.float64] = (left > right) + 0.5 * (left == right)
-    return wins
