@@ -43,6 +43,9 @@ def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
     record = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert record["config"]["batch"]["save_steps"] == 7
     assert {**record, "config": 0} == {**first, "config": 0}
+    (tmp_path / "meet.json").touch()
+    write(tmp_path, "model.device=cuda")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == record, "a finished run stays as it is"
 
 
 def test_the_format_is_pinned_once(tmp_path: Path) -> None:

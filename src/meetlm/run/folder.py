@@ -70,7 +70,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
     """Write the resolved configuration with versions, git hash and the data's fingerprint.
 
     Where the folder holds a run already, that run goes on: what decides its result has to be the same, and keys of
-    :data:`EXECUTION_ONLY` are taken over from ``config``.
+    :data:`EXECUTION_ONLY` are taken over from ``config``. A finished run is compared and stays as it is.
 
     Args:
         folder: The run's; created.
@@ -94,6 +94,8 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         }
     else:
         _check_same(folder, old, resolved, data_fingerprint)
+        if (folder / MEET).exists():
+            return
         record = {**old, "config": resolved}
     if pinned is not None:
         record.setdefault("format_pinned", pinned)
