@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from meetlm.cli import main
+from meetlm.cli.progress import bar
+from meetlm.recipes.config import load_config
+from meetlm.recipes.names import recipe_names
 from run_folders import config_for
 from tiny import few_steps
 
@@ -29,6 +33,8 @@ def test_train_and_generate(tmp_path: Path) -> None:
     assert f"the run is in {run}" in done.output
     done = meet("generate", str(run), "--level", "good=1.5,bad=-0.5", "--max-new-tokens", "3", "--limit", "2")
     assert done.exit_code == 0, done.output
+    assert "generate: 100%" in done.stderr
+    assert "2/2" in done.stderr
     path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0.jsonl"
     assert f"2 completions in {path}" in done.output
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
@@ -44,6 +50,11 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["train", "hh-meet-lora", "--batch.pears", "3"], "unknown key 'pears'; did you mean 'pairs'?"),
         (["generate", "nowhere"], "nowhere is not a run"),
         (["generate", "nowhere", "--level", "good=x"], "expected a name, or weights"),
+        (["generate", "nowhere", "--temperature", "nan"], "error: Sampling.temperature: Input should be greater than"),
+        (["config", "hh-meet-lora", "--data.path"], "expected key=value or --key value"),
+        (["train", "--seed", "x", "hh-meet-lora"], "override seed: seed: Input should be a valid integer"),
+        (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["demo-data", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],
 )
 def test_mistakes_end_in_one_line(words: list[str], message: str) -> None:
@@ -54,8 +65,79 @@ def test_mistakes_end_in_one_line(words: list[str], message: str) -> None:
     assert len(done.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "run", "--top-p", "0"],
+        ["generate", "run", "--top-p", "1.1"],
+        ["generate", "run", "--temperature", "-1"],
+        ["generate", "run", "--batch-size", "0"],
+        ["generate", "run", "--limit", "-1"],
+        ["generate", "run", "--max-new-tokens", "0"],
+        ["generate", "run", "--seed", "-1"],
+        ["data", "x.jsonl", "--max-length", "0"],
+        ["data", "x.jsonl", "--limit", "0"],
+        ["data", "x.jsonl", "--show", "-1"],
+        ["demo-data", "--out", "x", "--seed", "-1"],
+        ["demo-data"],
+        ["train", "hh-meet-lora", "hh-meet-soft-prompt"],
+        ["config", "seed=1"],
+        ["doctor", "x.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_what_no_command_takes_is_a_mistake_of_use(words: list[str]) -> None:
+    done = meet(*words)
+    assert done.exit_code == 2
+    assert "Error: " in done.output
+
+
 def test_usage() -> None:
     assert meet("train").exit_code == 2
     assert "name a recipe or give --config" in meet("train").output
     assert "meet train" in meet("train", "--help").output
     assert meet("--version").output.startswith("main, version") or "version" in meet("--version").output
+    listed = meet("--help").output.split("Commands:")[1]
+    assert "..." not in listed
+    assert all(line.endswith(".") for line in listed.strip().splitlines())
+
+
+def test_settings_that_the_help_of_train_names_are_settings() -> None:
+    lines = [line.split() for line in meet("train", "--help").output.splitlines() if line.startswith("  --")]
+    shown = [line[:2] for line in lines if line[0] not in ("--config", "--out", "--quiet")]
+    keys = [key for key, _ in shown]
+    assert {"--preset", "--model.name", "--data.path", "--data.limit_train", "--batch.pairs", "--seed"} <= set(keys)
+    done = meet("config", *(word for pair in shown for word in pair), "hh-meet-lora")
+    assert done.exit_code == 0, done.output
+    config = yaml.safe_load(done.output)
+    assert (config["preset"], config["data"]["path"], config["seed"]) == ("small", "../hh-rlhf", 1)
+    assert config["stages"][0]["lr"] == 3e-3
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_config_prints_what_train_would_read(recipe: str, tmp_path: Path) -> None:
+    words = ["--preset", "small", "--data.subset", "'a: #b'", "--control.levels=[bad, good]"]
+    done = meet("config", recipe, *words)
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "mine.yaml"
+    file.write_text(done.output)
+    assert load_config(None, file) == load_config(recipe, None, words)
+    assert done.output == meet("config", "--config", str(file)).output
+    assert "pairs: 8  # pairs in one optimizer step" in done.output
+    assert "# Folder inside the data set." in done.output
+    assert max(map(len, done.output.splitlines())) <= 112
+
+
+def test_a_bar_knows_what_is_to_come(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar("sample") as one:
+        one.expect(3)
+        one(2)
+        one.expect(1)
+        one(2)
+    assert "sample: 100%" in capsys.readouterr().err
+    with bar("sample"):
+        pass
+    with bar("sample", quiet=True) as one:
+        one.expect(3)
+        one(3)
+    assert capsys.readouterr().err == ""

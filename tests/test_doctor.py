@@ -248,7 +248,7 @@ def test_paper_is_recommended_for_many_pairs() -> None:
     from meetlm.diagnostics.check_run import Planned, check_steps
 
     stages = (Planned("step1", 12_600, 5.0),)
-    *_, preset = check_steps(stages, "paper", {"paper": 12_600, "small": 20_160}, 161_000)
+    *_, preset = check_steps(stages, "paper", {"paper": 12_600, "small": 20_160}, 161_000, 50)
     assert preset.status == "ok" and preset.finding.startswith("paper is the one for 161000 pairs")
 
 

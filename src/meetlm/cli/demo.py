@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from meetlm.cli.inspect import SEED
 from meetlm.cli.progress import bar, quiet_libraries
 
 if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Align a real small model and see it answer under both levels.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @click.pass_context
@@ -33,20 +36,22 @@ def demo(ctx: click.Context, out: Path, quiet: bool) -> None:
     _show(result, out)
 
 
-@click.command("demo-data")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder  [default: the package's own].")
-@click.option("--seed", default=0, show_default=True, help="Of sampling, held-out topics and order.")
-def demo_data(out: Path | None, seed: int) -> None:
-    """Make the demo's preference set again: sample SmolLM2's replies, score them by the rule, write pairs."""
+@click.command("demo-data", short_help="Make the demo's preference set again.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; what is there is replaced.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of sampling, held-out topics and order.")
+def demo_data(out: Path, seed: int) -> None:
+    """Make the demo's preference set again: sample SmolLM2's replies, score them by the rule, write pairs.
+
+    Writes train.jsonl and test.jsonl.
+    """
     quiet_libraries()
     from meetlm.demo.build import build
 
-    folder = out or Path(str(resources.files("meetlm.demo")))
-    folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with bar("sample") as on_done:
-        counts = build(folder, seed=seed, on_done=on_done)
+        counts = build(out, seed=seed, on_done=on_done)
     for name, count in counts.items():
-        click.echo(f"{folder / name}.jsonl: {count} pairs")
+        click.echo(f"{out / name}.jsonl: {count} pairs")
 
 
 def _show(result: DemoResult, out: Path) -> None:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from meetlm.diagnostics.doctor import Plan
     from meetlm.recipes.config import RunConfig
 
+SEED = click.IntRange(0, 2**32 - 1)
 WIDTH = 110
 WORDS_SHOWN = 60
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-@click.command()
+@click.command(short_help="Say what is in a file of preference pairs.")
 @click.argument("file")
 @click.option("--source", help="Format of the rows: hh, summarize or pairs  [default: told by the first row].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
@@ -38,9 +39,21 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
     show_default=True,
     help="Conversations: keep the chat template's automatic system message, or leave it out.",
 )
-@click.option("--max-length", default=512, show_default=True, help="Most tokens of prompt and longer reply.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Most tokens of prompt and longer reply.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Look at the first so many rows only.")
-@click.option("--show", default=2, show_default=True, help="How many pairs to show as a model would read them.")
+@click.option(
+    "--show",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How many pairs to show as a model would read them.",
+)
 @click.option("--control", default="lora", show_default=True, help="Kind of control in them; soft-prompt has a slot.")
 def data(
     file: str,
@@ -126,19 +139,17 @@ def _marked(part: Segment, level: str, plain: bool) -> str:
     return part.text
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.argument("place", metavar="DATA")
-@click.argument("model")
+@click.command(
+    context_settings={"ignore_unknown_options": True}, short_help="Find what would spoil a run before it is started."
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="DATA MODEL [KEY=VALUE]...")
 @click.option("--recipe", default="hh-meet-lora", show_default=True, help="What would be run.")
 @click.option("--preset", help="paper, or small for little data  [default: the recipe's].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
 @click.option("--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-@click.pass_context
 def doctor(
-    ctx: click.Context,
-    place: str,
-    model: str,
+    words: tuple[str, ...],
     recipe: str,
     preset: str | None,
     subset: str | None,
@@ -158,8 +169,14 @@ def doctor(
     meet doctor ../hh-rlhf EleutherAI/gpt-neo-1.3B --subset harmless-base
     meet doctor pairs.csv ./my-model --recipe hh-meet-soft-prompt data.max_length=1024
     """  # noqa: D301  click's mark is a real backspace
+    from meetlm.config.yaml_files import split_words
+
+    names, overrides = split_words(words)
+    if len(names) != 2:
+        raise click.UsageError(f"expected DATA and MODEL, got {' '.join(names) or 'neither'}")
+    place, model = names
     _quiet()
-    config = _config(recipe, preset, place, model, subset, test, list(ctx.args))
+    config = _config(recipe, preset, place, model, subset, test, overrides)
     from meetlm.controls.build import build_control
     from meetlm.data.prompt_format import pin_format
     from meetlm.diagnostics.doctor import diagnose
@@ -173,7 +190,7 @@ def doctor(
     other = "small" if config.preset == "paper" else "paper"
     configs = {
         config.preset: config,
-        other: _config(recipe, other, place, model, subset, test, list(ctx.args)),
+        other: _config(recipe, other, place, model, subset, test, overrides),
     }
     result = diagnose(
         found or config.data,
@@ -222,9 +239,10 @@ def _config(
 
 def _plan(configs: dict[str, RunConfig], preset: str, pairs: int) -> Plan:
     from meetlm.diagnostics.doctor import Plan
+    from meetlm.training.stage import MIN_STEPS
 
     fewest = {name: min(stage.steps for stage in _stages(config, pairs)) for name, config in configs.items()}
-    return Plan(preset, _stages(configs[preset], pairs), fewest)
+    return Plan(preset, _stages(configs[preset], pairs), fewest, MIN_STEPS)
 
 
 def _stages(config: RunConfig, pairs: int) -> tuple[Planned, ...]:

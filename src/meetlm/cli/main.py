@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,11 @@ from meetlm.cli.demo import demo, demo_data
 from meetlm.config.errors import MeetError
 from meetlm.recipes.names import recipe_names
 
-_OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+if TYPE_CHECKING:
+    from meetlm.recipes.config import RunConfig
+
+_OVERRIDES = {"ignore_unknown_options": True}
+_RECIPES = f"Recipes: {', '.join(recipe_names())}."
 
 
 class _Group(click.Group):
@@ -22,8 +27,28 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except MeetError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(1)
+            said = str(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            said = f"{error.filename}: {error.strerror}"
+        except ValueError as error:
+            said = _of_settings(error)
+            if not said:
+                raise
+        click.echo(f"error: {said}", err=True)
+        sys.exit(1)
+
+
+def _of_settings(error: ValueError) -> str:
+    """Return what settings of a wrong value are told; nothing for another error."""
+    from pydantic import ValidationError
+
+    from meetlm.config.settings import problems
+
+    if not isinstance(error, ValidationError):
+        return ""
+    return "\n".join(f"{'.'.join(map(str, (error.title, *loc)))}: {what}" for loc, what in problems(error))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,15 +57,14 @@ def main() -> None:
     """Align language models with a dial: one control per level of preference, trained in MEET's two steps."""
 
 
-@main.command(context_settings=_OVERRIDES, epilog=f"Recipes: {', '.join(recipe_names())}.")
-@click.argument("recipe", required=False)
+@main.command(context_settings=_OVERRIDES, epilog=_RECIPES, short_help="Train a recipe, any setting overridden.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [KEY=VALUE]...")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder  [default: runs/RECIPE].")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-@click.pass_context
-def train(ctx: click.Context, recipe: str | None, file: Path | None, out: Path | None, quiet: bool) -> None:
+def train(words: tuple[str, ...], file: Path | None, out: Path | None, quiet: bool) -> None:
     """Train RECIPE, or what --config says, with any setting overridden.
 
     \b
@@ -48,33 +72,79 @@ def train(ctx: click.Context, recipe: str | None, file: Path | None, out: Path |
     meet train hh-meet-lora --data.path ../hh-rlhf --preset small
     meet train --config mine.yaml stages.step1.lr=3e-3
 
+    Every setting can be given as KEY=VALUE or --KEY VALUE; `meet config RECIPE` lists them with what they mean. The
+    most common:
+
+    \b
+    --preset small            rates, lengths and batch sizes for little data; or paper
+    --model.name smollm2      a hub name, a folder, or smollm2
+    --data.path ../hh-rlhf    a hub name, a folder in the hub's layout, or a file
+    --data.limit_train 2000   the first so many usable pairs
+    --batch.pairs 16          pairs in an optimizer step
+    --stages.step1.lr 3e-3    the rate of a stage
+    --seed 1                  of initial controls, data order and dropout
+
     An interrupted run goes on where it was when the same command is given again.
     """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import quiet_libraries
-    from meetlm.recipes.config import load_config
 
-    if recipe is None and file is None:
-        raise click.UsageError("name a recipe or give --config FILE")
-    words = list(ctx.args)
-    if recipe is not None and ("=" in recipe or recipe.startswith("--")):
-        words, recipe = [recipe, *words], None
-    config = load_config(recipe, file, words)
+    config = _config(words, file)
     quiet_libraries()
     from meetlm.run.execute import execute
 
     execute(config, out or Path("runs") / config.recipe, say=click.echo, progress=not quiet)
 
 
-@main.command()
+@main.command("config", context_settings=_OVERRIDES, epilog=_RECIPES, short_help="Print a recipe's every setting.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [KEY=VALUE]...")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it."
+)
+def show_config(words: tuple[str, ...], file: Path | None) -> None:
+    """Print the whole configuration that `meet train` would run, as YAML with what each setting means.
+
+    \b
+    meet config hh-meet-lora
+    meet config hh-meet-lora --preset small --control.rank 8 > mine.yaml
+    meet train --config mine.yaml
+    """  # noqa: D301  click's mark is a real backspace
+    config = _config(words, file)
+    from meetlm.config.describe import describe
+
+    click.echo(describe(config), nl=False)
+
+
+def _config(words: tuple[str, ...], file: Path | None) -> RunConfig:
+    """Return the configuration that a recipe's name and overrides, in any order, and a file come to."""
+    from meetlm.config.yaml_files import split_words
+    from meetlm.recipes.config import load_config
+
+    names, overrides = split_words(words)
+    if len(names) > 1:
+        raise click.UsageError(f"name one recipe, not {', '.join(names)}; settings are KEY=VALUE or --KEY VALUE")
+    if not names and file is None:
+        raise click.UsageError("name a recipe or give --config FILE")
+    return load_config(names[0] if names else None, file, overrides)
+
+
+@main.command(short_help="Write a run's completions of prompts under a level.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Prompts: any preference file, or JSONL with 'prompt'.")
 @click.option("--level", help="A level's name, or weights such as good=1.5,bad=-0.5  [default: the run's].")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Most new tokens.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample from the smallest set of this much probability.")
-@click.option("--seed", default=0, show_default=True, help="Of the random streams.")
-@click.option("--limit", type=int, help="The first so many prompts only.")
-@click.option("--batch-size", default=32, show_default=True, help="Prompts at once.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest token."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Sample from the smallest set of this much probability.",
+)
+@click.option("--seed", type=inspect.SEED, default=0, show_default=True, help="Of the random streams.")
+@click.option("--limit", type=click.IntRange(1), help="The first so many prompts only.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts at once.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where  [default: RUN/completions/LEVEL-….jsonl].")
 def generate(
     run: Path,
@@ -88,7 +158,15 @@ def generate(
     batch_size: int,
     out: Path | None,
 ) -> None:
-    """Write RUN's completions of the prompts in --data (default: the run's own held-out ones) under a level."""
+    """Write RUN's completions of the prompts in --data (default: the run's own held-out ones) under a level.
+
+    The first row tells the format of --data. A bare prompt is put as the run's data put prompts: on HH's transcripts as
+    what the human says, on conversations as one user message.
+
+    \b
+    meet generate runs/lora --level good
+    meet generate runs/lora --data prompts.jsonl --level good=1.5,bad=-0.5 --temperature 0.7 --top-p 0.95
+    """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import bar, quiet_libraries
     from meetlm.generation.sampling import Sampling
 
@@ -107,13 +185,10 @@ def generate(
             batch_size=batch_size,
             out=out,
             on_done=on_done,
+            on_total=on_done.expect,
         )
     click.echo(f"{count} completions in {path}")
 
 
-main.add_command(inspect.data)
-main.add_command(inspect.doctor)
-
-
-main.add_command(demo)
-main.add_command(demo_data)
+for command in (inspect.data, inspect.doctor, demo, demo_data):
+    main.add_command(command)

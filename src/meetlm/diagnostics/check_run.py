@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from meetlm.diagnostics.checks import Check, status_of
 from meetlm.policy.packing import packs_exactly
 
-MIN_STEPS, GOOD_STEPS = 50, 100
+GOOD_STEPS = 100
 SMALL_UNDER = 200
 """The paper's setting is advised against where it gives a stage fewer steps than this: a tenth of them is
 warm-up, and the rate falls from there on."""
@@ -38,7 +38,9 @@ class Planned:
     epochs: float
 
 
-def check_steps(stages: Sequence[Planned], preset: str, by_preset: Mapping[str, int], pairs: int) -> list[Check]:
+def check_steps(
+    stages: Sequence[Planned], preset: str, by_preset: Mapping[str, int], pairs: int, min_steps: int
+) -> list[Check]:
     """Return a check of each stage's steps, and one of the preset.
 
     Args:
@@ -46,17 +48,18 @@ def check_steps(stages: Sequence[Planned], preset: str, by_preset: Mapping[str, 
         preset: The preset's name.
         by_preset: The steps of the shortest stage under ``paper`` and under ``small``.
         pairs: Training pairs.
+        min_steps: A stage of fewer hardly moves a control.
     """
     checks = []
     for stage in stages:
         few = stage.steps < GOOD_STEPS
-        status = status_of(few or stage.epochs > MANY_EPOCHS, stage.steps < MIN_STEPS)
+        status = status_of(few or stage.epochs > MANY_EPOCHS, stage.steps < min_steps)
         word = "pass" if stage.epochs == 1 else "passes"
         text = f"{stage.steps} optimizer steps, {stage.epochs:.3g} {word} over {pairs} pairs"
         advice = ""
         if few:
             advice = (
-                f"{GOOD_STEPS} are advisable, under {MIN_STEPS} hardly move a control. Fewer pairs a step "
+                f"{GOOD_STEPS} are advisable, under {min_steps} hardly move a control. Fewer pairs a step "
                 "(batch.pairs) or more epochs give more."
             )
         elif status != "ok":

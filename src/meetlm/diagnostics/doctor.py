@@ -32,11 +32,13 @@ class Plan:
         preset: The preset's name.
         stages: Each stage's steps under it.
         by_preset: The steps of the shortest stage under ``paper`` and under ``small``.
+        min_steps: Fewer hardly move a control.
     """
 
     preset: str
     stages: tuple[Planned, ...]
     by_preset: dict[str, int]
+    min_steps: int
 
 
 def diagnose(
@@ -89,7 +91,7 @@ def diagnose(
         [
             *check_data(train, account, count),
             *check_test(train, test, of_test),
-            *check_steps(planned.stages, planned.preset, planned.by_preset, len(train)),
+            *check_steps(planned.stages, planned.preset, planned.by_preset, len(train), planned.min_steps),
             *model,
         ]
     )

@@ -1,0 +1,62 @@
+"""Settings to YAML that says what each of them is, and reads back as the same settings."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from meetlm.config.settings import Settings
+
+WIDTH = 110
+
+
+def describe(settings: Settings) -> str:
+    """Return every field with its value, its description beside or above it as a comment.
+
+    In a list of settings (stages) only the first has comments.
+    """
+    return "".join(f"{line}\n" for line in _lines(settings, commented=True, depth=0))
+
+
+def _lines(settings: Settings, *, commented: bool, depth: int) -> Iterator[str]:
+    plain = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            if depth == 0:
+                yield ""
+            yield from _commented(f"{name}:", inspect.getdoc(type(value)) if commented else None, depth)
+            yield from _indented(_lines(value, commented=commented, depth=depth + 1), "  ")
+        elif isinstance(value, tuple) and value and all(isinstance(one, Settings) for one in value):
+            if depth == 0:
+                yield ""
+            yield f"{name}:"
+            for number, one in enumerate(value):
+                lines = _lines(one, commented=commented and number == 0, depth=depth + 2)
+                yield from _indented(lines, "    ", first="  - ")
+        else:
+            yield from _commented(f"{name}: {_value(plain[name])}", field.description if commented else None, depth)
+
+
+def _value(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def _commented(line: str, about: str | None, depth: int) -> list[str]:
+    if not about:
+        return [line]
+    about = " ".join(about.split("\n\n")[0].split())
+    beside = f"{line}  # {about}"
+    if len(beside) <= WIDTH - 2 * depth:
+        return [beside]
+    return [*textwrap.wrap(about, WIDTH - 2 * depth, initial_indent="# ", subsequent_indent="# "), line]
+
+
+def _indented(lines: Iterator[str], by: str, first: str | None = None) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield (first if first is not None and number == 0 else by) + line
