@@ -17,13 +17,14 @@ from typing import Any
 
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.example import Turn
-from meetlm.data.prompt_format import pin_format
+from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.engine import Engine, Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import EMBEDDED, ModelSettings, load_lm
 from meetlm.policy.policy import Policy
 
+SMOLLM2 = ModelSettings(name=EMBEDDED)
 HELD_OUT_TOPICS = 5
 REPLIES = 6
 SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_p=0.95)
@@ -39,12 +40,23 @@ class Scored:
     score: float
 
 
-def untouched_engine() -> Engine:
-    """Return a sampler of SmolLM2 with no control and no system message."""
-    lm, tokenizer = load_lm(ModelSettings(name=EMBEDDED))
-    prompt_format = pin_format(tokenizer, system="none")
+def untouched_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) -> Engine:
+    """Return a sampler of a language model with no control.
+
+    Args:
+        model: Which.
+        spec: How prompts are put, such as a run's own; by default its chat template with no system message.
+    """
+    lm, tokenizer = load_lm(model)
+    prompt_format = pin_format(tokenizer, system="none") if spec is None else PromptFormat(tokenizer, spec)
     control = build_control(parse_control({"kind": "none"}), lm, prompt_format.words, seed=0)
     return Engine(Policy(lm, control), prompt_format)
+
+
+def read_prompts() -> list[dict[str, str]]:
+    """Return the package's prompts: rows of ``topic`` and ``prompt``."""
+    lines = (resources.files("meetlm.demo") / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def sample(
@@ -101,7 +113,7 @@ def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None =
     Returns:
         The number of rows of each file.
     """
-    rows = [json.loads(line) for line in (resources.files("meetlm.demo") / "prompts.jsonl").read_text().splitlines()]
+    rows = read_prompts()
     order = random.Random(seed)
     topics = sorted({row["topic"] for row in rows})
     held_out = set(order.sample(topics, HELD_OUT_TOPICS))

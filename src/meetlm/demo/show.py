@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from meetlm.config.errors import RunError
+from meetlm.config.errors import DataError, RunError
+from meetlm.data.example import Turn
+from meetlm.data.sources import read_examples
 from meetlm.demo.build import sample, untouched_engine
 from meetlm.demo.rule import first_person
 from meetlm.diagnostics.preference import Rate, rate
+from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.aligned import Aligned, load
-from meetlm.run.execute import execute
-from meetlm.run.folder import MEET
+from meetlm.run.execute import execute, prepare_data
+from meetlm.run.folder import CONFIG, MEET, write_config
 
 ARMS = ("good", "bad", "untouched")
 SAMPLED = Sampling(max_new_tokens=32, temperature=1.0, top_p=0.95)
@@ -53,8 +56,9 @@ class DemoResult:
 def demo_config(overrides: list[str]) -> RunConfig:
     """Return the demo's configuration, its data those in the package."""
     folder = Path(str(resources.files("meetlm.demo")))
-    files = [f"data.train_file={folder / 'train.jsonl'}", f"data.eval_file={folder / 'test.jsonl'}"]
-    return load_config(None, folder / "demo.yaml", [*files, *overrides])
+    files = {"data.train_file": folder / "train.jsonl", "data.eval_file": folder / "test.jsonl"}
+    ours = [f"{key}={json.dumps(str(path))}" for key, path in files.items()]  # quoted: a path may look like YAML
+    return load_config(None, folder / "demo.yaml", [*ours, *overrides])
 
 
 def run_demo(
@@ -67,7 +71,7 @@ def run_demo(
     progress: bool = True,
     on_done: Callable[[int], Any] | None = None,
 ) -> DemoResult:
-    """Train (unless the folder holds the finished run), sample, score.
+    """Train (unless the folder holds the finished run of the same configuration and data), sample, score.
 
     Args:
         folder: The run's folder.
@@ -77,17 +81,26 @@ def run_demo(
         say: Takes lines for people.
         progress: Show bars.
         on_done: Progress of sampling.
+
+    Raises:
+        RunError: The folder holds a run of another configuration or other data.
+        MeetError: Data, model or configuration cannot be used.
     """
     started = time.perf_counter()
     config = demo_config(overrides)
-    if not (folder / MEET).exists():
-        execute(config, folder, say=say, progress=progress)
-    aligned = load(folder)
     asked = _held_out(config, prompts)
+    finished = (folder / MEET).exists()
+    if not finished:
+        execute(config, folder, say=say, progress=progress)
+    aligned = load(folder, device=config.model.device)
+    if finished:
+        _same_run(folder, config, aligned)
+        say(f"using the finished run in {folder}")
     say(f"sampling replies to {len(asked)} held-out prompts: {', '.join(ARMS)}")
-    replies = _replies(aligned, asked, SAMPLED, on_done)
+    untouched = untouched_engine(config.model, aligned.meet.format)
+    replies = _replies(aligned, untouched, asked, SAMPLED, on_done)
     scores = {arm: np.array([first_person(text) for text in replies[arm]]) for arm in ARMS}
-    greedy = _replies(aligned, asked[:shown], GREEDY, on_done)
+    greedy = _replies(aligned, untouched, asked[:shown], GREEDY, on_done)
     result = DemoResult(
         scores={arm: rate(scores[arm]) for arm in ARMS},
         difference=rate(scores["good"] - scores["bad"]),
@@ -105,19 +118,40 @@ def run_demo(
 
 
 def _held_out(config: RunConfig, count: int) -> list[str]:
-    assert config.data.eval_file is not None
-    rows = [json.loads(line) for line in Path(config.data.eval_file).read_text().splitlines()]
-    if not rows:
-        raise RunError(f"{config.data.eval_file} has no held-out prompts")
-    return [row["prompt"][0]["content"] for row in rows[:count]]
+    """Return the first ``count`` different held-out prompts; each must be one message."""
+    prompts: dict[str, None] = {}
+    for example in read_examples(config.data, "eval"):
+        match example.prompt:
+            case (Turn(role="user", content=text),):
+                prompts[text] = None
+            case _:
+                raise DataError(
+                    "the demo cannot ask it",
+                    file=example.origin.file,
+                    line=example.origin.line,
+                    field="prompt",
+                    expected="a conversation of one message, a user's",
+                )
+    return list(prompts)[:count]
+
+
+def _same_run(folder: Path, config: RunConfig, aligned: Aligned) -> None:
+    """Refuse a finished run of another configuration or other data."""
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} holds a finished run without its {CONFIG}; choose another folder or remove it")
+    write_config(folder, config, prepare_data(config.data, aligned.format).fingerprint())  # compares, as one is there
 
 
 def _replies(
-    aligned: Aligned, prompts: list[str], sampling: Sampling, on_done: Callable[[int], Any] | None
+    aligned: Aligned,
+    untouched: Engine,
+    prompts: list[str],
+    sampling: Sampling,
+    on_done: Callable[[int], Any] | None,
 ) -> dict[str, list[str]]:
     replies = {
         level: [c.completion for c in aligned.complete(prompts, level, sampling, batch_size=64, on_done=on_done)]
         for level in ("good", "bad")
     }
-    answered = sample(untouched_engine(), prompts, sampling, replies=1, seed=0, on_done=on_done)
+    answered = sample(untouched, prompts, sampling, replies=1, seed=0, on_done=on_done)
     return {**replies, "untouched": [texts[0] for texts in answered]}
