@@ -121,6 +121,19 @@ def test_a_killed_run_continues(killed_in: str, tmp_path: Path) -> None:
     assert accuracies[0] == accuracies[1]
 
 
+def test_a_killed_run_may_continue_in_other_portions(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
+    execute(config, tmp_path / "whole", progress=False)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 2)
+        execute(config, tmp_path / "parts", progress=False)
+    words = ("batch.save_steps=2", "batch.micro_pairs=1", "model.gradient_checkpointing=true")
+    execute(config_for(tmp_path, "llama", "lora", *words), tmp_path / "parts", progress=False)
+    one, two = (load_file(tmp_path / run / "control.safetensors") for run in ("whole", "parts"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
 def kill_in_second(patch: pytest.MonkeyPatch) -> None:
     from meetlm.run import execute as module
 
