@@ -14,9 +14,6 @@ from meetlm.cli.progress import bar
 from meetlm.recipes.config import load_config
 from meetlm.recipes.names import recipe_names
 from run_folders import config_for
-from tiny import few_steps
-
-pytestmark = few_steps
 
 
 def meet(*words: str) -> Result:

@@ -31,7 +31,7 @@ from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
 from meetlm.training.run_stage import lm_sha256
 from run_folders import local_model, write_pairs
-from tiny import CHATML, few_steps, tiny_lm, tiny_policy
+from tiny import CHATML, tiny_lm, tiny_policy
 
 PACKAGE = Path(str(resources.files("meetlm.demo")))
 
@@ -299,7 +299,6 @@ def run(folder: Path, words: list[str], said: list[str] | None = None) -> DemoRe
     return run_demo(folder, words, prompts=5, shown=2, say=said.append, progress=False)
 
 
-@few_steps
 def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, said, done = tmp_path / "run", [], []
     monkeypatch.setattr(showing, "first_person", lambda text: len(text) % 7 / 7)  # its replies are no words
@@ -330,7 +329,6 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     assert (folder / "meet.json").stat().st_mtime_ns == meet
 
 
-@few_steps
 def test_untouched_is_the_run_s_own_model_before_it(
     tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +361,6 @@ def test_untouched_engine_takes_a_format(tmp_path: Path) -> None:
     assert engine.format.text(engine.format.prompt_ids((Turn("user", "Hi"),))).startswith("Of last year.\n")
 
 
-@few_steps
 def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list[str]) -> None:
     folder, train = tmp_path / "run", tmp_path / "train.jsonl"
     words = [*short, f"data.train_file={write_pairs(train, 12, chat=True)}"]
@@ -407,7 +404,6 @@ def test_what_cannot_be_asked_is_refused_before_training(prompt: Any, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-@few_steps
 @pytest.mark.slow
 def test_the_demo_itself_shortened(tmp_path: Path) -> None:
     """SmolLM2, both steps, three and two steps of two pairs."""

@@ -16,9 +16,7 @@ from meetlm.training.loop import StageTrainer, checkpoints, load_trained
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import BatchSettings, OptimSettings
 from test_training import items_of, metrics, tensors
-from tiny import few_steps, stage, tiny_policy
-
-pytestmark = few_steps
+from tiny import stage, tiny_policy
 
 
 class Killed(Exception):

@@ -22,9 +22,8 @@ from meetlm.run.execute import execute
 from meetlm.training.run_stage import lm_sha256
 from run_folders import config_for, finished, trained, write_pairs
 from test_resume import Killed, kill_after
-from tiny import ARCHITECTURES, CHATML, CONTROLS, few_steps, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import ARCHITECTURES, CHATML, CONTROLS, tiny_lm, tiny_policy, tiny_tokenizer
 
-pytestmark = few_steps
 TEXTS = ["\n\nHuman: What is rice?\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:", "Water"]
 
 

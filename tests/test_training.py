@@ -23,7 +23,6 @@ from tiny import (
     LENGTHS,
     TRAINED,
     encoder_of,
-    few_steps,
     gradients,
     pairs,
     sequences,
@@ -50,7 +49,6 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@few_steps
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", TRAINED)
 def test_step_one_moves_every_level_and_nothing_else(architecture: str, kind: str, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -255,7 +254,3 @@ def gap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     assert left.keys() == right.keys()
     largest = max(float(t.abs().max()) for t in left.values())
     return max(float((left[name] - right[name]).abs().max()) for name in left) / largest
-
-
-few_steps = pytest.mark.filterwarnings("ignore:stage .* optimizer steps")
-"""For tests that train a stage of fewer steps than the warning asks for."""
