@@ -28,7 +28,7 @@ from meetlm.demo.rule import first_person
 from meetlm.demo.show import ARMS, GREEDY, DemoResult, demo_config, run_demo
 from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
-from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
+from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.training.run_stage import lm_sha256
 from run_folders import local_model, write_pairs
 from tiny import CHATML, tiny_lm, tiny_policy
@@ -407,10 +407,6 @@ def test_what_cannot_be_asked_is_refused_before_training(prompt: Any, tmp_path: 
 @pytest.mark.slow
 def test_the_demo_itself_shortened(tmp_path: Path) -> None:
     """SmolLM2, both steps, three and two steps of two pairs."""
-    try:
-        embedded_lm()
-    except ConfigError as error:
-        pytest.skip(str(error))
     words = [
         "model.device=cpu",
         "data.limit_train=12",
