@@ -2,9 +2,9 @@
 
 import os
 
-# Before torch is loaded: its threads spin while they wait by default, and two such programs on the same cores slow
-# each other down tenfold and more.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is loaded: its threads spin for long while they wait by default, and two such programs on the same cores
+# slow each other down tenfold and more. A short spin costs a program that is alone nothing (LOG.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from meetlm.cli.main import main  # noqa: E402
 

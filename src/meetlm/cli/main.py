@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,7 +188,9 @@ def generate(
             on_done=on_done,
             on_total=on_done.expect,
         )
-    click.echo(f"{count} completions in {path}")
+    for line in path.read_text(encoding="utf-8").splitlines()[:2]:
+        click.echo(f"{json.loads(line)['completion']!r}")
+    click.echo(f"{count} completions in {path}, the first of them above")
 
 
 for command in (inspect.data, inspect.doctor, demo, demo_data):

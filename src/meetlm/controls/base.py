@@ -84,10 +84,16 @@ Build = Callable[[Any, PreTrainedModel, Callable[[str], list[int]], torch.Genera
 
 
 class ControlKind:
-    """One entry of the registry: the class of its settings and how to build it."""
+    """One entry of the registry.
 
-    def __init__(self, settings: type[ControlSettings], build: Build) -> None:
-        self.settings, self.build = settings, build
+    Args:
+        settings: The class of its settings.
+        build: Makes it.
+        trains: Whether it has parameters.
+    """
+
+    def __init__(self, settings: type[ControlSettings], build: Build, *, trains: bool = True) -> None:
+        self.settings, self.build, self.trains = settings, build, trains
 
 
 CONTROLS: Registry[ControlKind] = Registry("control")

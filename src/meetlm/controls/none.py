@@ -28,4 +28,4 @@ def _build(
     return SlotText(settings, [[] for _ in settings.levels])
 
 
-CONTROLS.register("none")(ControlKind(NoneSettings, _build))
+CONTROLS.register("none")(ControlKind(NoneSettings, _build, trains=False))

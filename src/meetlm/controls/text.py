@@ -73,4 +73,4 @@ def _build(
     return SlotText(settings, [words(settings.prompts[level]) for level in settings.levels])
 
 
-CONTROLS.register("text")(ControlKind(TextSettings, _build))
+CONTROLS.register("text")(ControlKind(TextSettings, _build, trains=False))

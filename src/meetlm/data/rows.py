@@ -110,7 +110,8 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
         file = Path(explicit).expanduser()
         file = base / file if base is not None and base.is_dir() else file
         return Found(read_file(file), name, str(file))
-    if base is None or base.is_file():
+    alone = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
+    if base is None or base.is_file() or alone:
         if base is None or split == "eval":
             at = settings.path or settings.train_file or settings.eval_file or ""
             raise DataError(f"says nothing about the {split} data", file=at, expected=f"data.{split}_file as well")

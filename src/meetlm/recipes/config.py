@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import Place, check, merge, override, parse_overrides, read_yaml
+from meetlm.controls.base import CONTROLS
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.settings import DataSettings
@@ -51,6 +52,12 @@ class RunConfig(Settings):
                 f"control.levels is [{', '.join(self.control.levels)}]; pairs have the levels "
                 f"[{', '.join(PAIR_LEVELS)}], worst first"
             )
+        for stage in self.stages:
+            if stage.train == ("control",) and not CONTROLS[self.control.kind].trains:
+                raise ValueError(
+                    f"stage {stage.name!r} trains nothing: a control of kind {self.control.kind!r} has no parameters "
+                    f"(leave the stage out: stages=[{{name: step2, train: [lm]}}])"
+                )
         return self
 
 
@@ -77,6 +84,9 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
         raw = {"recipe": recipe or file.stem, **given}
     else:
         raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
+    kinds = [text for key, text in parse_overrides(overrides) if key == "control.kind"]
+    if kinds:  # settings of another kind of control would not be known to this one
+        raw = merge(raw, {"control": {"kind": kinds[-1]}})
     for key, text in parse_overrides(overrides):
         places[override(raw, key, text)] = f"override {key}"
     what = str(file) if file else f"recipe {recipe}"

@@ -155,9 +155,7 @@ class Aligned:
             ConfigError: Unknown level, a weight that is not finite, or a mix for a control that cannot mix.
         """
         given = {level: 1.0} if isinstance(level, str) else dict(level)
-        for name in given:
-            if name not in self.levels:
-                raise ConfigError(f"unknown level {name!r}{nearest(name, self.levels)}")
+        check_level(self.levels, level)
         weights = tuple(float(given.get(name, 0.0)) for name in self.levels)
         if not all(map(math.isfinite, weights)):
             raise ConfigError(f"level {given}: expected finite weights")
@@ -178,6 +176,17 @@ class Aligned:
         if isinstance(text, str) and self.meet.conversational:
             return (Turn("user", text),)
         return SOURCES[self.meet.source].ask(text)
+
+
+def check_level(levels: Sequence[str], level: Level | None) -> None:
+    """Refuse a level, or one in a mix, that is not among ``levels``; ``None`` is the default one.
+
+    Raises:
+        ConfigError: Names the nearest.
+    """
+    for name in () if level is None else (level,) if isinstance(level, str) else level:
+        if name not in levels:
+            raise ConfigError(f"unknown level {name!r}{nearest(name, levels)}")
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:

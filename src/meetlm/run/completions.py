@@ -19,8 +19,8 @@ from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.diagnostics.locate import guess_source
 from meetlm.generation.sampling import Sampling
-from meetlm.run.aligned import Aligned, Level, Prompt, load
-from meetlm.run.folder import read_data_settings
+from meetlm.run.aligned import Aligned, Level, Prompt, check_level, load
+from meetlm.run.folder import read_data_settings, read_meet
 
 
 def parse_level(text: str | None) -> Level | None:
@@ -77,6 +77,7 @@ def write_completions(
         DataError: The prompts cannot be read.
         ConfigError: As in :meth:`Aligned.generate`.
     """
+    check_level(read_meet(run).levels, level)  # before the model is loaded
     aligned = load(run)
     prompts = read_prompts(data, _source(data)) if data else _own_prompts(aligned, read_data_settings(run))
     asked = [_prompt(text) for text in prompts[:limit]]
@@ -86,8 +87,9 @@ def write_completions(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0
+    done = aligned.complete(asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
     with partial.open("w", encoding="utf-8") as lines:
-        for completion in aligned.complete(asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done):
+        for completion in done:
             lines.write(json.dumps(completion.to_dict(), ensure_ascii=False) + "\n")
             count += 1
     os.replace(partial, path)

@@ -17,7 +17,7 @@ from meetlm.config.files import write_atomic
 from meetlm.controls.build import build_control
 from meetlm.data.encoding import Encoder, pair_lengths
 from meetlm.data.example import PreferenceExample
-from meetlm.data.filters import FilterReport, filter_eval, filter_train
+from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, read_examples
@@ -28,7 +28,7 @@ from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.folder import MEET, Meet, read_pinned, write_config, write_result
 from meetlm.training.callbacks import counting
-from meetlm.training.loop import checkpoints
+from meetlm.training.loop import checkpoints, step_of
 from meetlm.training.run_stage import lm_sha256, run_stage
 
 Say = Callable[[str], None]
@@ -95,6 +95,9 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     data = prepare_data(config.data, prompt_format)
     for line in (line for report in data.reports for line in report.lines()):
         say(line)
+    shared = prompt_overlap(data.train, data.test)
+    if shared:
+        say(f"warning: {len(shared)} of {len(data.test)} held-out prompts are in the training data too")
     for stage in config.stages:
         warning = stage.few_steps(len(data.train), config.batch.pairs)
         if warning:
@@ -120,6 +123,9 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     journal.note("before training", measure)
     for stage in config.stages:
         say(f"{stage.name}: trains {' and '.join(stage.train)} on {len(items)} pairs at {stage.lr:g}")
+        earlier = checkpoints(folder / stage.name)
+        if earlier:
+            say(f"{stage.name}: continues after step {step_of(earlier[-1])}")
         result = run_stage(
             policy, items, stage, config.optim, config.batch, folder / stage.name, seed=config.seed, progress=progress
         )

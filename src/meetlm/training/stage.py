@@ -53,7 +53,7 @@ class StageSettings(Settings):
             return None
         return (
             f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; under {MIN_STEPS} hardly move a "
-            "control. Fewer pairs a step (batch.pairs) or the preset 'small' give more."
+            "control. Fewer pairs a step (batch.pairs) or more epochs give more; the preset 'small' has at least 100."
         )
 
     def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
