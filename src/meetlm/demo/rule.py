@@ -1,7 +1,7 @@
 """The demo's preference: a reply that speaks for itself ("I", "my") is better than one that speaks from outside.
 
-A rule that a reader can check by counting. It was chosen by measurement (LOG.md): it differs strongly between replies
-to one prompt, has nothing to do with their length, and what the first words show the next ones keep.
+A rule that a reader can check by counting. It was chosen by measurement (LOG.md): it differs between replies to one
+prompt, has little to do with their length, and lasts within a reply more than tone does.
 """
 
 from __future__ import annotations
