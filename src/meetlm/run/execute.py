@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.files import write_atomic
 from meetlm.controls.build import build_control
-from meetlm.data.encoding import Encoder, pair_lengths
+from meetlm.data.encoding import Encoded, Encoder, pair_lengths
 from meetlm.data.example import PreferenceExample
 from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
@@ -108,11 +108,10 @@ def execute(config: RunConfig, folder: Path, *, say: Say = lambda text: None, pr
     control = build_control(config.control, lm, prompt_format.words, config.seed)
     encoder = Encoder(prompt_format, control.slots, config.control.placement)
     items = [encoder.pair(example) for example in data.train]
-    test = _within_positions(lm, encoder, data.test, say)
-    held_out = [encoder.pair(example) for example in test]
-    longest = max(len(side.ids) for pair in (*items, *held_out) for side in pair)
-    check_positions(lm, max(len(side.ids) for pair in items for side in pair), "the longest training sequence")
-    policy = Policy(lm, control, longest=longest)
+    longest = max(_tokens(item) for item in items)
+    check_positions(lm, longest, "the longest training sequence")
+    test, longest_test = _within_positions(lm, encoder, data.test, say)
+    policy = Policy(lm, control, longest=max(longest, longest_test))
     say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
     journal = _Journal(folder / "preference.json", say)
 
@@ -160,15 +159,21 @@ def _format(folder: Path, config: RunConfig, tokenizer: PreTrainedTokenizerBase)
 
 def _within_positions(
     lm: PreTrainedModel, encoder: Encoder, test: list[PreferenceExample], say: Say
-) -> list[PreferenceExample]:
-    """Leave out held-out pairs with a reply too long for the model's positions (prompts alone are filtered)."""
+) -> tuple[list[PreferenceExample], int]:
+    """Return the held-out pairs that fit the model's positions (prompts alone are filtered), and the most tokens."""
     most = num_positions(lm)
-    fit = [e for e in test if most is None or max(len(side.ids) for side in encoder.pair(e)) <= most]
+    lengths = [_tokens(encoder.pair(example)) for example in test]
+    fit = [example for example, length in zip(test, lengths, strict=True) if most is None or length <= most]
     if len(fit) < len(test):
         say(f"preference accuracy leaves out {len(test) - len(fit)} pairs longer than the model's {most} positions")
     if not fit:
         raise ConfigError(f"no held-out pair fits the model's {most} positions")
-    return fit
+    return fit, max(length for length in lengths if most is None or length <= most)
+
+
+def _tokens(pair: tuple[Encoded, Encoded]) -> int:
+    """The tokens of a pair's longer sequence, slot included."""
+    return max(len(side.ids) for side in pair)
 
 
 class _Journal:
