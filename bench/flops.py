@@ -23,6 +23,7 @@ The embedding's look-up and its gradient, norms, softmax and optimizer are not c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -53,22 +54,26 @@ class Flops:
         first = [m for n, m in linear.items() if ".layers.0." in n and n.endswith(("q_proj", "k_proj", "v_proj"))]
         below = 0 if trains_lm or slot else sum(m.weight.numel() for m in first)
         self._per_token = 2 * body + 2 * (body - below) + (2 * body if trains_lm else 0)
-        self._per_token += 3 * 2 * rank * sum(m.in_features + m.out_features for m in linear.values())
+        self._lora_per_token = 3 * 2 * rank * sum(m.in_features + m.out_features for m in linear.values())
         width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size)
         self._per_square = config.num_hidden_layers * (2 + 4) * width
         self._per_trained = 2 * head.weight.numel() * (3 if trains_lm else 2)
 
-    def of(self, blocks: Sequence[Block]) -> float:
-        """Return the operations of a step over the blocks of its batch."""
-        total = 0.0
+    def of(self, blocks: Sequence[Block]) -> Counter[str]:
+        """Return the operations of a step over the blocks of its batch: ``products``, ``lora`` and ``attention``.
+
+        ``products`` are those with the model's own weights, the head's among them.
+        """
+        total: Counter[str] = Counter()
         for block in blocks:
             if "cu_seq_lens" in block:
                 lengths = block["cu_seq_lens"].diff().tolist()
             else:
                 lengths = block["attention_mask"].sum(dim=1).tolist()
+            total["products"] += self._per_token * sum(lengths) + self._per_trained * len(block["completion"])
+            total["lora"] += self._lora_per_token * sum(lengths)
             for length, before in zip(lengths, block.get("shared") or [0] * len(lengths), strict=True):
-                total += self._per_token * length + self._per_square * (length**2 + 2 * length * before)
-            total += self._per_trained * len(block["completion"])
+                total["attention"] += self._per_square * (length**2 + 2 * length * before)
         return total
 
 

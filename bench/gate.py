@@ -40,13 +40,16 @@ class Gate:
             event: More to tell.
 
         Returns:
-            What the driver said: ``go``, or what a program asks for.
+            What the driver said: ``go``, ``profile``, or what a program asks for.
         """
         self.memory.start()
         return self._wait({"next": next_, **event})
 
     def done(self, next_: str = "step", **event: Any) -> str:
-        """Report what came after the gate had opened, and wait again; return what the driver said."""
+        """Report what came after the gate had opened, and wait again; return what the driver said.
+
+        A program that times itself gives its own ``seconds``.
+        """
         seconds = perf_counter() - self._opened
         return self._wait({"seconds": seconds, "next": next_, "above_mb": self.memory.above(), **event})
 

@@ -13,8 +13,18 @@ MEMORY_GOAL = 0.6
 """Most of the peer's memory that ours may take."""
 FLOPS_GOAL = 0.7
 """Least share of the rate of a plain matrix product that a training step of ours reaches."""
+LEVELS_GOAL = 1.1
+"""Most that a token of 16 levels costs, where one of 2 levels costs 1: "about the same"."""
+PROFILE = "profile"
+"""The driver's word for a step that is profiled, after all that are timed; ``go`` is that for any other."""
 LOSS_TOLERANCE = 1e-3
 """Largest relative difference of two losses of the same step that still counts as the same work."""
+
+PRODUCTS, ATTENTION, ELEMENTWISE = "matrix products", "attention", "elementwise"
+CONTROL, OPTIMIZER, DATA, OUTSIDE = "LoRA's own", "optimizer", "data", "Python"
+OPERATIONS = (PRODUCTS, ATTENTION, ELEMENTWISE, CONTROL, OPTIMIZER, DATA, OUTSIDE)
+"""Kinds of operation in a profiled step. ``elementwise`` is every operation that is in no other group: norms,
+activations, rotary positions, residuals, the loss, copies. ``Python`` is the time in which no operation ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +58,8 @@ class Job:
     Attributes:
         name: For ``--jobs``.
         title: What is done.
-        peers: In the order of the report.
-        rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows) or ``prompts``.
+        peers: In the order of the report; none where ours is compared with itself.
+        rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows), ``prompts`` or ``random``.
         best_goal: Least ratio over the fastest of the peers marked ``in_best``.
     """
 
@@ -62,7 +72,7 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it is a training job."""
-        return self.rows != "prompts"
+        return self.rows in ("chosen", "pairs")
 
 
 PACKS = "its packs of 1,024 tokens, two a step, hold other rows"
@@ -104,6 +114,7 @@ JOBS = (
         "LoRA r=4, one level, gradient checkpointing on both sides",
         (Peer("trl", goal=None),),
     ),
+    Job("growth", "how cost grows", (), "random"),
 )
 
 

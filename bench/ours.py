@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from flops import Flops
 from gate import Gate, own_memory
-from jobs import PAIRS, ROWS
+from jobs import PAIRS, PROFILE, ROWS
 from rows import Rows, real_tokens
 from stages import STAGES
+from step_profile import StepProfile
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
+from meetlm.controls.lora import target_layers
 from meetlm.data.encoding import one_hot
-from meetlm.generation.engine import Engine, Request
+from meetlm.generation.engine import Engine
+from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy
@@ -32,11 +36,11 @@ class InOrder(TurnsMixin, StageTrainer):
 
     Attributes:
         flops: Counts a batch.
-        turn_flops: Of the step under way.
+        turn_flops: Of the step under way, by kind.
     """
 
     flops: Flops
-    turn_flops = 0.0
+    turn_flops: Counter[str]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
@@ -85,13 +89,15 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
 
         rank = int(of_control.get("rank", 0))
         trainer.flops = Flops(lm, trains_lm="lm" in stage.train, rank=rank, slot=slot > 0)
+        trainer.turn_flops = Counter()
 
         def about(step: int) -> dict[str, Any]:
             taken, counted = items[step * size : (step + 1) * size], trainer.turn_flops
-            trainer.turn_flops = 0.0
-            return {"tokens": real_tokens(taken, slot), "flops": counted}
+            trainer.turn_flops = Counter()
+            return {"tokens": real_tokens(taken, slot), "flops": counted.total(), "product_flops": counted["products"]}
 
-        trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, about))
+        profile = StepProfile(target_layers(lm, "all-linear").values() if rank else ())
+        trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, about, profile))
         trainer.train()
 
 
@@ -103,8 +109,12 @@ def generate(rows: Rows, gate: Gate) -> None:
     own_memory([lm])
     requests = [Request(ids, one_hot(0, 1), number) for number, ids in enumerate(rows.prompts())]
     sampling = Sampling(max_new_tokens=rows.scale.new_tokens)
-    gate.ready("step")
+    profile = StepProfile()
+    word = gate.ready("step")
     while True:
+        if word == PROFILE:
+            profile.start()
         with torch.no_grad():
             done = engine.generate(requests, sampling, batch_size=len(requests))
-        gate.done(tokens=sum(one.num_tokens for one in done), texts=[one.text for one in done])
+        more = {"profile": profile.stop()} if word == PROFILE else {}
+        word = gate.done(tokens=sum(one.num_tokens for one in done), texts=[one.text for one in done], **more)

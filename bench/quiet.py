@@ -22,6 +22,23 @@ def others_now(seconds: float = 3.0) -> tuple[float, list[str]]:
     return before.others(), named
 
 
+def refuse(load: float, named: list[str]) -> None:
+    """Refuse to time anything while others work.
+
+    Args:
+        load: How much of a core they use.
+        named: The busiest of them.
+
+    Raises:
+        SystemExit: They use more than ``LIMIT``.
+    """
+    if load > LIMIT:
+        busiest = "\n".join(f"  {line}" for line in named)
+        raise SystemExit(
+            f"other processes use {load:.0%} of a core, more than {LIMIT:.0%}: times would mean nothing\n{busiest}"
+        )
+
+
 class Busy:
     """Measures from its making on what of the machine went to others than this process and its children."""
 

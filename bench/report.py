@@ -5,77 +5,25 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from jobs import FLOPS_GOAL, JOBS, LOSS_TOLERANCE, MEMORY_GOAL, PAIRS, Job, Peer
+from jobs import MEMORY_GOAL, PAIRS
 from quiet import LIMIT
+from report_growth import growth
+from report_profile import plain_products, profiles, why
+from results import Compared, Goal, Run, compared, goals, pairs, spread
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meetlm")
-NEAR_TIE = 1e-2
-"""Logits nearer than this may change places by rounding alone."""
 SHOWN = 3
 """Steps whose losses are shown side by side; all are compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run of the benchmark.
-
-    Attributes:
-        told: For each job, for each of its comparisons, what the two programs told (``run.Told`` as a dict).
-        rounds: The first is warm-up.
-        threads: Of each program.
-        scale: Of the rows.
-        command: The arguments it was started with.
-        failed: Why a job could not be run, by its name.
-    """
-
-    told: dict[str, dict[str, dict[str, Any]]]
-    rounds: int
-    threads: int
-    scale: dict[str, int]
-    command: list[str]
-    failed: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Ours beside one peer.
-
-    Attributes:
-        job: The job.
-        peer: The peer; its goal is that of this row.
-        ratios: Of tokens a second, one for each counted round.
-        ours: Our tokens a second, the median.
-        theirs: The peer's.
-        memory: Our memory and the peer's, in MB above what is loaded.
-        gap: Largest relative difference of two losses of a step; ``None`` where the rows are others.
-        tokens: Whether both read the same number of real tokens in each step.
-        apart: For generation, where texts differ: by how much the peer's token beat the second likeliest.
-    """
-
-    job: Job
-    peer: Peer
-    ratios: list[float]
-    ours: float
-    theirs: float
-    memory: tuple[float, float]
-    gap: float | None
-    tokens: bool
-    apart: list[float | None]
-
-
 def markdown(run: Run) -> str:
     """Return the whole report."""
-    shown = []
-    for job in JOBS:
-        rows = list(_compared(job, run.told.get(job.name, {})))
-        shown += [*rows, *_best(job, rows)]
+    wanted = goals(run)
     parts = [
         "# meetlm beside TRL, PEFT and transformers",
         "",
@@ -83,25 +31,38 @@ def markdown(run: Run) -> str:
         "",
         *_machine(run),
         "",
+        *_warnings(run),
+        "## Goals",
+        "",
+        "A ratio is taken in each round; shown are the median and [the lowest, the highest] of all counted rounds. "
+        "A goal is met by the median. Memory is a peak over all rounds.",
+        "",
+        "| job | what | goal | measured | met |",
+        "| --- | --- | --- | --- | --- |",
+        *map(_goal, wanted),
+        "",
+        *_short(run, [goal for goal in wanted if not goal.met]),
         "## Speed and memory",
         "",
-        "Ratio: our real tokens a second over the peer's, in each round (prompt, completion and EOS ids; no padding, "
-        "no virtual tokens; of generation, new tokens); the median, with the lowest and highest of "
-        f"{run.rounds - 1} rounds. ✗ marks a row that falls short of its goal.",
+        "Real tokens a second: prompt, completion and EOS ids; no padding, no virtual tokens; of generation, new "
+        "tokens. Memory: the peak of resident memory (VmHWM) over all rounds, less what was resident before the first "
+        "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each "
+        f"trained number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
-        "| job | ours beside | ratio | goal | ours, tok/s | peer, tok/s | memory, ours / peer | the same work |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *map(_row, shown),
-        "",
-        "Memory: the peak of resident memory (VmHWM) over all rounds, less what was resident before the first step "
-        "(weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each trained "
-        f"number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL}.",
+        "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *map(_row, compared(run)),
         "",
         *_references(run),
-        *_warnings(run),
-        "## Against a plain matrix product",
+        "## Where the time of our step goes",
         "",
-        *_flops(run),
+        *plain_products(run),
+        "",
+        *profiles(run),
+        "",
+        "## How cost grows",
+        "",
+        *growth(run),
         "",
         "## Losses, side by side",
         "",
@@ -114,25 +75,12 @@ def markdown(run: Run) -> str:
     return "\n".join(parts) + "\n"
 
 
-def differs(run: Run) -> list[str]:
-    """Return the comparisons whose two sides did not do the same work."""
-    rows = [row for job in JOBS for row in _compared(job, run.told.get(job.name, {}))]
-    return [f"{row.job.name} beside {row.peer.key}" for row in rows if not _same(row)]
-
-
-def _pairs(run: Run) -> Iterator[tuple[Job, str, dict[str, Any]]]:
-    """Yield every comparison: its job, its key, what was told."""
-    for job in JOBS:
-        for key, told in run.told.get(job.name, {}).items():
-            yield job, key, told
-
-
 def _machine(run: Run) -> list[str]:
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=_here())
-    others = max((share for _, _, told in _pairs(run) for share in told["others"]), default=0.0)
+    others = max((share for _, rounds in _others(run) for share in rounds), default=0.0)
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
         f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}.",
@@ -145,61 +93,38 @@ def _machine(run: Run) -> list[str]:
     ]
 
 
-def _compared(job: Job, pairs: dict[str, dict[str, Any]]) -> Iterator[Compared]:
-    for peer in job.peers:
-        if peer.key in pairs:
-            told = pairs[peer.key]
-            ours, theirs = told["steps"][peer.ours], told["steps"][peer.name]
-            speeds = [[s["tokens"] / s["seconds"] for s in steps[1:]] for steps in (ours, theirs)]
-            steps = list(zip(ours, theirs, strict=True))
-            compares = job.trains and not peer.other_rows
-            yield Compared(
-                job,
-                peer,
-                [a / b for a, b in zip(*speeds, strict=True)],
-                median(speeds[0]),
-                median(speeds[1]),
-                (ours[-1]["above_mb"], theirs[-1]["above_mb"]),
-                max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in steps) if compares else None,
-                all(a["tokens"] == b["tokens"] for a, b in steps),
-                told["gaps"],
+def _goal(goal: Goal) -> str:
+    sign = "≥" if goal.at_least else "≤"
+    met = "yes" if goal.met else f"**no**, {goal.miss}"
+    measured = spread(goal.values) + (f" ({goal.detail})" if goal.detail else "")
+    return f"| {goal.job} | {goal.what} | {sign} {goal.bound:g} | {measured} | {met} |"
+
+
+def _short(run: Run, missed: list[Goal]) -> Iterator[str]:
+    """Say of every goal that is missed by how much, and what bounds it."""
+    if missed:
+        yield "Short of their goals, and what bounds them:"
+        yield ""
+        for goal in missed:
+            reason = why(run, goal)
+            yield (
+                f"- {goal.job}, {goal.what}: {goal.measured:.2f} where {goal.bound:g} is the goal, {goal.miss}. "
+                f"{reason}".rstrip()
             )
-
-
-def _best(job: Job, rows: list[Compared]) -> Iterator[Compared]:
-    """Yield a row more for a job that has a goal for the peer's best setting."""
-    candidates = [row for row in rows if row.peer.in_best]
-    if job.best_goal is not None and len(candidates) > 1:
-        best = min(candidates, key=lambda row: median(row.ratios))
-        yield replace(
-            best, peer=replace(best.peer, name=f"{best.peer.name}: its best setting here", goal=job.best_goal)
-        )
+        yield ""
 
 
 def _row(row: Compared) -> str:
-    ratio = median(row.ratios)
-    short = row.peer.goal is not None and ratio < row.peer.goal
-    goal = "–" if row.peer.goal is None else f"≥ {row.peer.goal:g}" + (" ✗" if short else "")
     ours, theirs = row.memory
-    share = f"{ours:,.0f} / {theirs:,.0f} MB"
-    if theirs > 0:
-        share += f" = {ours / theirs:.2f}" + (" ✗" if row.peer.goal and ours / theirs > MEMORY_GOAL else "")
-    speeds = f"{row.ours:,.0f} | {row.theirs:,.0f}"
-    return f"| {row.job.title} | {row.peer.key} | {_spread(row.ratios)} | {goal} | {speeds} | {share} | {_work(row)} |"
-
-
-def _same(row: Compared) -> bool:
-    if row.peer.other_rows:
-        return True
-    if row.job.trains:
-        return row.tokens and row.gap is not None and row.gap < LOSS_TOLERANCE
-    return all(gap is None or gap < NEAR_TIE for gap in row.apart)
+    share = f"{ours:,.0f} / {theirs:,.0f} MB" + (f" = {ours / theirs:.2f}" if theirs > 0 else "")
+    speeds = f"{row.ours:,.0f} / {row.theirs:,.0f}"
+    return f"| {row.job.title} | {row.name} | {speeds} | {spread(row.ratios)} | {share} | {_work(row)} |"
 
 
 def _work(row: Compared) -> str:
     if row.peer.other_rows:
         return f"not step by step: {row.peer.other_rows}"
-    verdict = "" if _same(row) else "**NO**: "
+    verdict = "" if row.same_work else "**NO**: "
     if row.job.trains:
         tokens = "the same tokens" if row.tokens else "other tokens"
         return f"{verdict}{tokens}, losses within {row.gap:.0e}"
@@ -208,22 +133,29 @@ def _work(row: Compared) -> str:
     return f"{verdict}{equal}" + (f", the others apart from a tie within {max(apart):.0e} on" if apart else "")
 
 
+def _others(run: Run) -> Iterator[tuple[str, list[float]]]:
+    """Yield what others used of the machine, round by round, beside what was timed then."""
+    for job, key, told in pairs(run):
+        yield f"{job.name} beside {key}", told["others"]
+    for name, grown in run.growth.items():
+        yield f"growth, {name}", grown.others
+
+
 def _warnings(run: Run) -> Iterator[str]:
-    """Yield what makes a comparison's times doubtful, or why there are none."""
-    for job, key, told in _pairs(run):
-        loud = [share for share in told["others"][1:] if share > LIMIT]
+    """Yield what makes times doubtful, or why there are none."""
+    for name, rounds in _others(run):
+        loud = [share for share in rounds[1:] if share > LIMIT]
         if loud:
-            name = f"{job.name} beside {key}"
-            yield f"**{name}: in {len(loud)} of {run.rounds - 1} rounds others used up to {max(loud):.0%} of a core.**"
+            yield f"**{name}: in {len(loud)} of {len(rounds) - 1} rounds others used up to {max(loud):.0%} of a core.**"
             yield ""
-    for name, why in run.failed.items():
-        yield f"**{name} failed**: {why.splitlines()[0]}"
+    for name, reason in run.failed.items():
+        yield f"**{name} failed**: {reason.splitlines()[0]}"
         yield ""
 
 
 def _references(run: Run) -> Iterator[str]:
     """Say what the pass over the reference costs where it comes before training."""
-    for job, key, told in _pairs(run):
+    for job, key, told in pairs(run):
         cost = {name: event["seconds"] / event["pairs"] for name, event in told["reference"].items()}
         if cost:
             costs = ", ".join(f"{name} {seconds:.3f} s a pair" for name, seconds in cost.items())
@@ -233,45 +165,15 @@ def _references(run: Run) -> Iterator[str]:
             ratios = [(b["seconds"] + more[1]) / (a["seconds"] + more[0]) for a, b in rounds]
             yield (
                 f"{job.name} beside {key}: the pass over the reference comes before training and is not in a step: "
-                f"{costs}. Counted once for each step, as in a single epoch, the ratio is {_spread(ratios)}."
+                f"{costs}. Counted once for each step, as in a single epoch, the ratio is {spread(ratios)}."
             )
             yield ""
-
-
-def _flops(run: Run) -> list[str]:
-    rows = []
-    for job in JOBS:
-        pairs = run.told.get(job.name, {})
-        programs = dict.fromkeys(peer.ours for peer in job.peers if peer.key in pairs) if job.trains else {}
-        for name in programs:
-            of_program = [told for told in pairs.values() if name in told["steps"]]
-            shapes = list(of_program[0]["rates"])
-            rates = {shape: max(told["rates"][shape] for told in of_program) for shape in shapes}
-            steps = [step for told in of_program for step in told["steps"][name][1:]]
-            rate = median(step["flops"] / step["seconds"] for step in steps)
-            needs = median(step["flops"] for step in steps)
-            share = rate / max(rates.values())
-            plain = ", ".join(f"{rate / 1e9:,.0f} ({shape})" for shape, rate in rates.items())
-            mark = "" if share >= FLOPS_GOAL else " ✗"
-            rows.append(
-                f"| {job.title} | {name} | {needs / 1e9:,.0f} | {rate / 1e9:,.0f} | {plain} | {share:.2f}{mark} |"
-            )
-    return [
-        "What a step needs (counted as `bench/flops.py` says: no padding, no recomputation, the head at trained "
-        "positions only, a shared prompt once) over its time, and over the rate of the faster of two plain f32 "
-        "products measured between "
-        f"the steps. The goal is {FLOPS_GOAL}.",
-        "",
-        "| job | program | GFLOP a step | GFLOP/s | plain product, GFLOP/s | share |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *rows,
-    ]
 
 
 def _programs(run: Run) -> Iterator[tuple[str, str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield job, program, what it told first and its steps, each program of a job once."""
     seen = set()
-    for job, _, told in _pairs(run):
+    for job, _, told in pairs(run):
         for program, steps in told["steps"].items():
             if (job.name, program) not in seen:
                 seen.add((job.name, program))
@@ -292,17 +194,13 @@ def _losses(run: Run) -> list[str]:
     return [*head, *rows]
 
 
-def _settings(run: Run) -> list[str]:
-    lines = ["What is set beyond their own defaults (reports, saving and bars apart):", ""]
+def _settings(run: Run) -> Iterable[str]:
+    yield "What is set beyond their own defaults (reports, saving and bars apart):"
+    yield ""
     for name, program, first, _ in _programs(run):
         if "settings" in first:
             settings = {**first["settings"], **{f"adapter.{k}": v for k, v in first["adapter"].items()}}
-            lines.append(f"- {name}, {program}: {', '.join(f'{key}={value}' for key, value in settings.items())}")
-    return lines
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+            yield f"- {name}, {program}: {', '.join(f'{key}={value}' for key, value in settings.items())}"
 
 
 def _source() -> str:

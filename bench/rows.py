@@ -5,7 +5,9 @@ Prompt and completion are tokenised apart and joined, EOS closes a completion. A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,14 @@ class Scale:
         max_length: In tokens, of prompt and longer reply.
         prompts: Of the generation job.
         new_tokens: Of the generation job.
+        shrink: The job of growth has rows, slots and ranks smaller by this factor.
     """
 
     steps: int
     max_length: int = 512
     prompts: int = 64
     new_tokens: int = 64
+    shrink: int = 1
 
 
 class Rows:
@@ -56,7 +60,11 @@ class Rows:
         self.scale, self.folder = scale, str(embedded_lm())
         self.tokenizer = load_tokenizer(self.folder)
         self.format: PromptFormat = pin_format(self.tokenizer, today="2026-01-01")
-        self.examples = prepare_data(_settings(scale.max_length), self.format).train
+
+    @cached_property
+    def examples(self) -> Sequence[PreferenceExample]:
+        """The training pairs that pass the filters; read when they are first asked for."""
+        return prepare_data(_settings(self.scale.max_length), self.format).train
 
     def lm(self) -> PreTrainedModel:
         """Return a model of its own, f32, as transformers loads it."""
@@ -85,7 +93,7 @@ class Rows:
 
     def _first(self, count: int) -> list[PreferenceExample]:
         repeats = -(-count // len(self.examples))
-        return (self.examples * repeats)[:count]
+        return (list(self.examples) * repeats)[:count]
 
 
 def _settings(max_length: int) -> DataSettings:

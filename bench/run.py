@@ -3,8 +3,9 @@
     python bench/run.py [--jobs NAME ...] [--rounds 6] [--threads 2] [--out bench/RESULTS.md]
 
 Ours and a peer are two processes (``worker.py``), loaded before anything is timed. In a round each takes one step
-while the other waits in a blocked read. The first round is warm-up and is not counted. It refuses to start while other
-processes use the machine.
+while the other waits in a blocked read. The first round is warm-up and is not counted. After the last round one more
+step of ours is profiled. The job ``growth`` is ours alone: ``--jobs growth``. It refuses to start while other processes
+use the machine.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-from jobs import JOBS, Job, Peer, jobs_called
-from quiet import LIMIT, Busy, others_now
-from report import Run, differs, markdown
+from curves import CURVES, ROUNDS, Curve
+from jobs import JOBS, PROFILE, Job, Peer, jobs_called
+from quiet import Busy, others_now, refuse
+from report import markdown
+from results import Grown, Run, differs
 
 HERE = Path(__file__).parent
 NEEDED = 12.0
@@ -99,6 +104,7 @@ class Told:
         steps: Of each, its steps; the first is warm-up.
         rates: FLOP/s of each plain product, the best.
         others: Cores that other processes used, in each round.
+        profile: A profiled step of ours (``results.Profile`` as a dict); ``None`` where it was profiled before.
         gaps: For generation: where texts differ, by how much the peer's token beat the second likeliest.
     """
 
@@ -107,11 +113,12 @@ class Told:
     steps: dict[str, list[Event]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
+    profile: dict[str, Any] | None = None
     gaps: list[float | None] = field(default_factory=list)
 
 
-def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str, int]) -> Told:
-    """Return what ours and a peer told."""
+def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str, int], *, profile: bool) -> Told:
+    """Return what ours and a peer told; ``profile`` says whether a step of ours is profiled at the end."""
     told = Told()
     programs = (peer.ours, peer.name)
     workers: dict[str, Worker] = {}
@@ -134,12 +141,47 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
                     for shape, rate in product.ask("go")["rates"].items():
                         told.rates[shape] = max(rate, told.rates.get(shape, 0.0))
                 told.others.append(busy.others())
+            if profile:
+                say(f"{job.name}: profiling {peer.ours}")
+                try:
+                    event = workers[peer.ours].ask(PROFILE)
+                    told.profile = {"seconds": event["profile"], "product_flops": event.get("product_flops")}
+                except WorkerError as error:  # what was timed still counts
+                    say(str(error))
             if not job.trains:
                 told.gaps = workers[peer.name].ask(json.dumps(told.steps[peer.ours][-1]["texts"]))["gaps"]
         finally:
             for worker in workers.values():
                 worker.stop()
     return told
+
+
+def run_growth(options: argparse.Namespace, scale: dict[str, int]) -> dict[str, Grown]:
+    """Return what ours told of each curve: its points took their steps in turns."""
+    grown: dict[str, Grown] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        worker = Worker("growth", "ours", scale, options.threads, Path(folder))
+        try:
+            for curve in CURVES:
+                grown[curve.name] = run_curve(curve, worker, min(options.rounds, ROUNDS))
+        finally:
+            worker.stop()
+    return grown
+
+
+def run_curve(curve: Curve, worker: Worker, rounds: int) -> Grown:
+    """Return what ours told of one curve."""
+    grown = Grown({point.name: [] for point in curve.points}, [])
+    for number in range(rounds):
+        busy = Busy()
+        for point in curve.points if number % 2 == 0 else reversed(curve.points):
+            event = worker.ask(json.dumps([curve.name, point.name]))
+            grown.steps[point.name].append(event)
+            say(
+                f"growth {number} {curve.name}, {point.name}: {1e3 * event['seconds'] / event['tokens']:.2f} ms a token"
+            )
+        grown.others.append(busy.others())
+    return grown
 
 
 def options() -> argparse.Namespace:
@@ -171,6 +213,18 @@ def enough_memory(needed: float) -> None:
         raise SystemExit(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
 
 
+@contextmanager
+def attempt(run: Run, name: str, chosen: argparse.Namespace) -> Iterator[None]:
+    """Note in ``run`` why what is done here failed, and go on with the next."""
+    enough_memory(1.0 if chosen.quick else NEEDED)
+    say(f"{name}: preparing")
+    try:
+        yield
+    except WorkerError as error:
+        say(str(error))
+        run.failed[name] = str(error)
+
+
 def say(text: str) -> None:
     """Show how far it is."""
     print(text, file=sys.stderr, flush=True)
@@ -179,30 +233,25 @@ def say(text: str) -> None:
 def main() -> None:
     """Run the jobs and write the report."""
     chosen = options()
-    load, named = others_now()
-    if load > LIMIT and not chosen.force:
-        busiest = "\n".join(f"  {line}" for line in named)
-        raise SystemExit(
-            f"other processes use {load:.0%} of a core, more than {LIMIT:.0%}: times would mean nothing\n{busiest}"
-        )
+    if not chosen.force:
+        refuse(*others_now())
     scale = {"steps": chosen.rounds + 2}
     if chosen.quick:
-        scale |= {"max_length": 96, "prompts": 6, "new_tokens": 12}
-    told: dict[str, dict[str, dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
+        scale |= {"max_length": 96, "prompts": 6, "new_tokens": 12, "shrink": 16}
+    run = Run({}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {})
+    profiled: set[tuple[str, str]] = set()
     for job in jobs_called(chosen.jobs):
         for peer in job.peers:
             if chosen.peers is not None and peer.name not in chosen.peers:
                 continue
-            name = f"{job.name} beside {peer.name}"
-            enough_memory(1.0 if chosen.quick else NEEDED)
-            say(f"{name}: preparing")
-            try:
-                told.setdefault(job.name, {})[peer.key] = asdict(run_pair(job, peer, chosen, scale))
-            except WorkerError as error:
-                say(str(error))
-                failed[name] = str(error)
-    run = Run(told, chosen.rounds, chosen.threads, scale, sys.argv[1:], failed)
+            program = (job.name, peer.ours)
+            with attempt(run, f"{job.name} beside {peer.key}", chosen):
+                told = run_pair(job, peer, chosen, scale, profile=program not in profiled)
+                run.told.setdefault(job.name, {})[peer.key] = asdict(told)
+                profiled.add(program)
+        if not job.peers and chosen.peers is None:
+            with attempt(run, job.name, chosen):
+                run.growth.update(run_growth(chosen, scale))
     text = markdown(run)
     print(text)
     if chosen.force or chosen.quick:
@@ -210,7 +259,7 @@ def main() -> None:
     else:
         chosen.out.write_text(text)
         say(f"written to {chosen.out}")
-    wrong = [f"{name} failed" for name in failed] + [f"not the same work: {name}" for name in differs(run)]
+    wrong = [f"{name} failed" for name in run.failed] + [f"not the same work: {name}" for name in differs(run)]
     if wrong:
         raise SystemExit("; ".join(wrong))
 

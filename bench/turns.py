@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gate import Gate
+from jobs import PROFILE
+from step_profile import StepProfile
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
@@ -43,18 +45,31 @@ class Turns(TrainerCallback):
         gate: Of this process.
         first: What to tell when all is prepared.
         about: More about each step; without it the tokens of the trainer's own batches are told.
+        profile: Taken of a step that the driver asks to profile.
     """
 
-    def __init__(self, trainer: Trainer, gate: Gate, first: dict[str, Any], about: About | None = None) -> None:
-        self.trainer, self.gate, self.first, self.about = trainer, gate, first, about
+    def __init__(
+        self,
+        trainer: Trainer,
+        gate: Gate,
+        first: dict[str, Any],
+        about: About | None = None,
+        profile: StepProfile | None = None,
+    ) -> None:
+        self.trainer, self.gate, self.first, self.about, self.profile = trainer, gate, first, about, profile
         self._steps = -1
+        self._word = ""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell of the turn that ends here, and wait for the next."""
         if self._steps < 0:
-            self.gate.ready("step", **self.first)
+            self._word = self.gate.ready("step", **self.first)
         else:
             more = self.about(self._steps) if self.about else {"tokens": self.trainer.turn_tokens}
-            self.gate.done(loss=self.trainer.turn_loss, **more)
+            if self._word == PROFILE and self.profile:
+                more["profile"] = self.profile.stop()
+            self._word = self.gate.done(loss=self.trainer.turn_loss, **more)
         self.trainer.turn_loss, self.trainer.turn_tokens = 0.0, 0
         self._steps += 1
+        if self._word == PROFILE and self.profile:
+            self.profile.start()

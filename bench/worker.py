@@ -32,7 +32,11 @@ def main() -> None:
             gate.done(rates=product_rates())
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     rows = Rows(Scale(**scale))
-    if program.startswith("ours"):
+    if job == "growth":
+        from growth import grow
+
+        grow(rows, gate)
+    elif program.startswith("ours"):
         import ours
 
         ours.generate(rows, gate) if job == "generation" else ours.train(job, program, rows, gate)

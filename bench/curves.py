@@ -1,0 +1,88 @@
+"""How cost grows: what is varied, one thing at a time. Plain data: the driver and the report read it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ROUNDS = 4
+"""Rounds over a curve; the first is warm-up and not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of a curve: what a step of it trains on.
+
+    Attributes:
+        name: Within its curve.
+        control: Settings of the control, but for its levels.
+        levels: K; row n of a batch is of level n mod K.
+        length: Tokens of a row, the control's slot not counted.
+        rows: Of a batch.
+    """
+
+    name: str
+    control: dict[str, Any]
+    levels: int
+    length: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Settings that differ in one thing; all are compared with the first.
+
+    Attributes:
+        name: Within the benchmark.
+        title: What is varied, and what stays.
+        points: In the order of the report.
+        of_levels: Whether K is what is varied: then the last point has a goal.
+    """
+
+    name: str
+    title: str
+    points: tuple[Point, ...]
+    of_levels: bool = False
+
+
+def lora(rank: int) -> dict[str, Any]:
+    """Return settings of a LoRA control."""
+    return {"kind": "lora", "rank": rank, "alpha": 16}
+
+
+def prompt(length: int) -> dict[str, Any]:
+    """Return settings of a soft prompt."""
+    return {"kind": "soft-prompt", "length": length}
+
+
+def _levels(name: str, title: str, control: dict[str, Any], length: int) -> Curve:
+    """Return the curve of K: rows enough that every level has one, of few tokens for the sake of time."""
+    points = tuple(Point(f"{k} levels", control, k, length, rows=16) for k in (2, 5, 16))
+    return Curve(name, f"levels: {title}, 16 rows of {length} tokens", points, of_levels=True)
+
+
+CURVES = (
+    Curve(
+        "length",
+        "sequence length: LoRA of rank 4, two levels, 2,048 tokens a batch in as many rows as that makes",
+        tuple(Point(f"{t:,} tokens", lora(4), 2, length=t, rows=2048 // t) for t in (128, 256, 512, 1024, 2048)),
+    ),
+    _levels("levels-lora-4", "LoRA of rank 4", lora(4), 32),
+    _levels("levels-lora-64", "LoRA of rank 64, so that K·r is 128 and more", lora(64), 32),
+    _levels("levels-prompt", "soft prompt of 50", prompt(50), 16),
+    Curve(
+        "rank",
+        "rank: LoRA, two levels, 4 rows of 64 tokens",
+        tuple(Point(f"rank {r}", lora(r), 2, length=64, rows=4) for r in (1, 4, 16, 64)),
+    ),
+    Curve(
+        "prompt",
+        "soft prompt's length: two levels, 4 rows of 64 tokens and their slots",
+        tuple(Point(f"{n} virtual", prompt(n), 2, length=64, rows=4) for n in (1, 10, 50, 100)),
+    ),
+    Curve(
+        "rows",
+        "rows a batch: LoRA of rank 4, two levels, rows of 64 tokens",
+        tuple(Point(f"{n} row{'s' * (n > 1)}", lora(4), 2, length=64, rows=n) for n in (1, 4, 16)),
+    ),
+)

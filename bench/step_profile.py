@@ -1,0 +1,127 @@
+"""Where the time of one step goes, by kind of operation, as torch.profiler sees it. Knows no job.
+
+An operation is sorted by its name and by what stands around it. What LoRA adds is marked while the profile is taken, by
+hooks around its own; a backward operation belongs where the forward operation of its sequence number did. The profiler
+slows a step down, Python most of all: read shares, not seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from time import perf_counter
+from typing import Any
+
+from jobs import ATTENTION, CONTROL, DATA, ELEMENTWISE, OPERATIONS, OPTIMIZER, OUTSIDE, PRODUCTS
+from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+ENGINE = "autograd::engine"
+MARK = "meetlm bench: LoRA"
+PRODUCT_NAMES = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+CLIPPING = ("aten::_foreach", "aten::linalg_vector_norm")
+"""What clips the gradient: no forward of ours uses it, and nothing stands around it."""
+
+
+class StepProfile:
+    """Profiles from :meth:`start` to :meth:`stop`, on the thread that calls both.
+
+    Args:
+        layers: The layers that LoRA adds to; none where there is no LoRA.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module] = ()) -> None:
+        self._layers = list(layers)
+        self._handles: list[Any] = []
+        self._marks: list[AbstractContextManager[Any]] = []
+
+    def start(self) -> None:
+        """Mark the layers and start."""
+        for layer in self._layers:
+            self._handles.append(layer.register_forward_hook(self._enter, prepend=True))
+            self._handles.append(layer.register_forward_hook(self._leave))
+        # A recomputation that stops early, by an exception, would leave a mark open.
+        self._whole = set_checkpoint_early_stop(False)
+        self._whole.__enter__()
+        self._profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+        self._profiler.__enter__()
+        self._started = perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """Return the seconds of each of ``OPERATIONS``; their sum is the time since the start."""
+        total = perf_counter() - self._started
+        self._profiler.__exit__(None, None, None)
+        self._whole.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        seconds = sorted_time(self._profiler.events() or ())
+        seconds[OUTSIDE] = max(0.0, total - sum(seconds.values()))
+        return seconds
+
+    def _enter(self, *_: Any) -> None:
+        self._marks.append(record_function(MARK))
+        self._marks[-1].__enter__()
+
+    def _leave(self, *_: Any) -> None:
+        self._marks.pop().__exit__(None, None, None)
+
+
+def sorted_time(events: Iterable[FunctionEvent]) -> dict[str, float]:
+    """Return the seconds of each group but ``OUTSIDE``."""
+    ordered = sorted(events, key=lambda event: event.time_range.start)
+    seconds = dict.fromkeys(OPERATIONS[:-1], 0.0)
+    forward: dict[int, str] = {}
+    for event in ordered:
+        around = _around(event)
+        node = next((e for e in around if e.name.startswith(ENGINE)), None)
+        backward = node is not None and not _recomputed(around)
+        group = group_of([e.name for e in around], forward.get(node.sequence_nr) if node and backward else None)
+        if node is None and event.sequence_nr >= 0:
+            forward[event.sequence_nr] = group  # the last to see a number is the one that makes the node of it
+        if not event.name.startswith((MARK, "ProfilerStep")):
+            seconds[group] += event.self_cpu_time_total / 1e6
+    return seconds
+
+
+def group_of(names: Sequence[str], forward: str | None = None) -> str:
+    """Return the group of an operation.
+
+    Args:
+        names: Its own, then of what stands around it, from inside to outside.
+        forward: In backward, the group of the forward operation that this one belongs to.
+    """
+    for name in names:
+        if name == MARK:
+            return CONTROL
+        if name.startswith("Optimizer."):
+            return OPTIMIZER
+        if name.startswith("enumerate(DataLoader)"):
+            return DATA
+    if forward in (CONTROL, ATTENTION):
+        return forward
+    if any("scaled_dot_product" in name for name in names):
+        return ATTENTION
+    if any(name.startswith(CLIPPING) for name in names):
+        return OPTIMIZER
+    return PRODUCTS if names[0] in PRODUCT_NAMES else ELEMENTWISE
+
+
+def _recomputed(around: Sequence[FunctionEvent]) -> bool:
+    """Whether an operation in backward is of a forward that is run again: gradients are on there, so it has a number.
+
+    It is run for the node of the graph that first wants something of it, and is not that node's.
+    """
+    return any(e.name.startswith("aten::") and e.sequence_nr >= 0 for e in around)
+
+
+def _around(event: FunctionEvent) -> list[FunctionEvent]:
+    """Return an event and what stands around it."""
+    found = []
+    now: FunctionEvent | None = event
+    while now is not None:
+        found.append(now)
+        now = now.cpu_parent
+    return found
