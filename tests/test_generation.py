@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import engine as engines
-from meetlm.generation.engine import Engine, Request
+from meetlm.generation import rows as rows_module
+from meetlm.generation.engine import Engine
+from meetlm.generation.rows import PackedRows, PaddedRows, Request, steps_exactly
 from meetlm.generation.sampling import Sampling
+from meetlm.policy.past import Past
 from meetlm.policy.policy import Policy
-from tiny import ARCHITECTURES, OBEYED, text_format, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import ARCHITECTURES, OBEYED, PACKING, text_format, tiny_lm, tiny_policy, tiny_tokenizer
 
 GREEDY = Sampling(max_new_tokens=12)
 LENGTHS = (3, 17, 9, 1, 12)
@@ -219,16 +221,76 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
-def test_finished_rows_leave_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    right = DynamicCache.batch_select_indices
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy(architecture, "lora")
+    engine, sizes = engine_of(policy), []
+    monkeypatch.setattr(engines, "choose", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
+    rows = engine._rows
+    right = rows.step
+    monkeypatch.setattr(rows, "step", lambda self, tokens: (sizes.append(len(tokens)), right(self, tokens))[1])
+    engine.generate(requests_of(policy, (3, 4, 5)), GREEDY)
+    assert sizes == [3, 2, 1, 1]
+
+
+def test_only_what_packs_exactly_is_packed() -> None:
+    for architecture in ARCHITECTURES:
+        made = engine_of(tiny_policy(architecture, "lora"))._rows
+        assert made is (PackedRows if architecture in PACKING else PaddedRows)
+
+
+def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture whose steps are not those of one pass must be found out."""
+    policy = tiny_policy("llama", "lora")
+    right = Past.attend
+    monkeypatch.setattr(Past, "attend", lambda self, *args: right(self, *args) * 1.01)
+    why = steps_exactly(policy)
+    assert why is not None and "differ" in why
+    assert engine_of(policy)._rows is PaddedRows
+
+
+@pytest.mark.parametrize("architecture", PACKING)
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@torch.no_grad()
+def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two levels, a common start under each, a prompt asked for twice: fewer tokens, and the logits of padded rows."""
+    policy = tiny_policy(architecture, kind)
+    generator = torch.Generator().manual_seed(5)
+    start = torch.randint(4, 300, (30,), generator=generator).tolist()
+    requests = []
+    for level, weights in enumerate([(1.0, 0.0), (0.0, 1.0)]):
+        for length in (4, 11, 4, 1):
+            own = torch.randint(4, 300, (length,), generator=generator).tolist()
+            requests.append(Request((*policy.control.slots[level], *start, *own), weights, len(requests)))
+        requests.append(requests[-3])
+    tokens: list[int] = []
+    right = PackedRows._forward
     monkeypatch.setattr(
-        DynamicCache,
-        "batch_select_indices",
-        lambda self, kept: (sizes.append(len(kept)), right(self, kept))[1],
+        PackedRows,
+        "_forward",
+        lambda self, ids, *rest, **more: (tokens.append(ids.numel()), right(self, ids, *rest, **more))[1],
     )
-    scripted([" a<|endoftext|>", " a b c d<|endoftext|>", " a b<|endoftext|>"], monkeypatch)
-    assert sizes == [2, 1]
+    mixed = [requests[row] for row in (9, 0, 5, 1, 6, 2, 7, 3, 8, 4)]
+    packed, padded = (kind(policy, mixed, 3) for kind in (PackedRows, PaddedRows))
+    slot = len(policy.control.slots[0])
+    for step in range(3):
+        if step == 0:
+            one, other = packed.start(), padded.start()
+            assert tokens == [2 * (slot + 30 + 4 + 11 + 4 + 1)]
+        else:
+            chosen = torch.arange(20, 30)
+            one, other = packed.step(chosen[packed.order]), padded.step(chosen)
+        assert float((one[[packed.order.index(row) for row in range(10)]] - other).abs().max()) < 1e-4
+
+
+def test_long_prompts_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy("llama", "soft-prompt")
+    requests = requests_of(policy, (60, 50, 40, 30, 20, 10))
+    engine = engine_of(policy)
+    whole = engine.first_logits(requests)
+    monkeypatch.setattr(rows_module, "MAX_TOKENS", 64)
+    assert len(list(rows_module._chunks(requests))) > 3
+    assert float((engine.first_logits(requests) - whole).abs().max()) < 1e-4
 
 
 def test_progress_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 import meetlm
 from meetlm.config.errors import RunError
 from meetlm.export.peft import export_levels, why_not_peft
-from meetlm.generation.engine import Engine, Request
+from meetlm.generation.engine import Engine
+from meetlm.generation.rows import Request
 from meetlm.run.aligned import Aligned
 from run_folders import finished
 from tiny import ARCHITECTURES, TRAINED

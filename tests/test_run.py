@@ -14,7 +14,8 @@ from torch import Tensor
 
 import meetlm
 from meetlm.config.errors import ConfigError, DataError, RunError
-from meetlm.generation.engine import Engine, Request
+from meetlm.generation.engine import Engine
+from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy

@@ -15,7 +15,8 @@ from meetlm.data.encoding import Encoder
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
-from meetlm.generation.engine import Engine, Request
+from meetlm.generation.engine import Engine
+from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
 from meetlm.policy.packing import VARLEN

@@ -1,7 +1,6 @@
 """The sampler over a transformers model: batches of prompts, each row under its own level weights.
 
-Rows stand right-aligned ([pad, P, x]: the control is next to its query, unlike PEFT's [P, pad, x]); rows that finish
-leave the batch. Shapes: R rows, T tokens, V vocabulary.
+Rows that finish leave the batch. Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,27 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from meetlm.data.prompt_format import PromptFormat
+from meetlm.generation.rows import PackedRows, PaddedRows, Request, Rows, steps_exactly
 from meetlm.generation.sampling import Sampling, choose, row_generator
 from meetlm.policy.loading import check_positions
 from meetlm.policy.policy import Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to continue.
-
-    Attributes:
-        ids: Control slot and prompt.
-        weights: Level weights [K].
-        stream: Number of its random stream.
-    """
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    stream: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +46,7 @@ class Engine:
         self.policy, self.format = policy, prompt_format
         ends = policy.lm.generation_config.eos_token_id if policy.lm.generation_config else None
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        self._rows: type[Rows] = PaddedRows if steps_exactly(policy) else PackedRows
         self._eos = torch.tensor(sorted({*ends, prompt_format.tokenizer.eos_token_id}), device=policy.device)
 
     @torch.no_grad()
@@ -106,69 +91,32 @@ class Engine:
     @torch.no_grad()
     def first_logits(self, requests: Sequence[Request]) -> Tensor:
         """Return the logits of the first new token of each request, batched together, [R, V] f32."""
-        logits, _, _ = self._prefill(requests)
-        return logits
-
-    def _prefill(self, requests: Sequence[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
-        device, lm, control = self.policy.device, self.policy.lm, self.policy.control
-        longest = max(len(r.ids) for r in requests)
-        pads = [longest - len(r.ids) for r in requests]
-        ids = torch.tensor([[0] * pad + list(r.ids) for pad, r in zip(pads, requests, strict=True)], device=device)
-        mask = torch.tensor(
-            [[0] * pad + [1] * len(r.ids) for pad, r in zip(pads, requests, strict=True)], device=device
-        )
-        weights = torch.tensor([[r.weights] for r in requests], device=device)
-        cache = DynamicCache(config=lm.config)
-        control.weigh(weights)
-        logits = lm(
-            inputs_embeds=control.embed(ids, weights, lm.get_input_embeddings()),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return logits.float(), cache, mask
+        rows = self._rows(self.policy, requests, 1)
+        logits = rows.start()
+        return logits[[rows.order.index(row) for row in range(len(requests))]]
 
     def _batch(
         self, requests: Sequence[Request], sampling: Sampling, generators: list[torch.Generator]
     ) -> list[Generated]:
-        lm, control = self.policy.lm, self.policy.control
-        logits, cache, mask = self._prefill(requests)
-        weights = torch.tensor([[r.weights] for r in requests], device=mask.device)
-        alive = list(range(len(requests)))
+        rows = self._rows(self.policy, requests, sampling.max_new_tokens)
+        logits = rows.start()
         tokens: list[list[int]] = [[] for _ in requests]
         finish: dict[int, Literal["eos", "stop", "length"]] = {}
         for step in range(sampling.max_new_tokens):
-            chosen = choose(logits, sampling, [generators[row] for row in alive])
+            order = rows.order
+            chosen = choose(logits, sampling, [generators[row] for row in order])
             ended = torch.isin(chosen, self._eos).tolist()
-            for row, token, end in zip(alive, chosen.tolist(), ended, strict=True):
+            for row, token, end in zip(order, chosen.tolist(), ended, strict=True):
                 tokens[row].append(token)
                 if end:
                     finish[row] = "eos"
                 elif self._stop_at(tokens[row]):
                     finish[row] = "stop"
-            keep = [index for index, row in enumerate(alive) if row not in finish]
-            if not keep or step == sampling.max_new_tokens - 1:
+            done = [row for row in order if row in finish]
+            if len(done) == len(order) or step == sampling.max_new_tokens - 1:
                 break
-            if len(keep) < len(alive):
-                kept = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(kept)
-                chosen, mask, weights = chosen[kept], mask[kept], weights[kept]
-                alive = [alive[index] for index in keep]
-            control.weigh(weights)
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            logits = (
-                lm(
-                    input_ids=chosen[:, None],
-                    attention_mask=mask,
-                    position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                .logits[:, -1]
-                .float()
-            )
+            rows.drop(done)
+            logits = rows.step(torch.tensor([tokens[row][-1] for row in rows.order], device=chosen.device))
         return [self._finish(ids, finish.get(row, "length")) for row, ids in enumerate(tokens)]
 
     def _stop_at(self, ids: list[int]) -> bool:

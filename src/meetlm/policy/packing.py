@@ -19,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from meetlm.policy.past import Past
+
 VARLEN = "meet_varlen"
 FLASH_TOLERANCE = 5e-2
 """Largest relative difference of a logit between bf16 flash attention and f32."""
@@ -45,12 +47,17 @@ def varlen_attention(
         dropout: On attention weights.
         scaling: Of the scores; 1/sqrt(d) by default.
         kwargs: ``meet_borders``, Q + 1 numbers, marks the sequences; ``meet_shared``, Q numbers, says how many tokens
-            a branch shares with the last sequence that is none; ``sliding_window`` is obeyed; the rest is for sdpa.
+            a branch shares with the last sequence that is none. ``meet_past`` takes in the keys of each sequence, for
+            the rows that ``meet_rows`` names; without borders each token is the next one of a row of it.
+            ``sliding_window`` is obeyed; the rest is for sdpa.
 
     Returns:
         [1, T, H, d], and no weights.
     """
     borders: list[int] | None = kwargs.get("meet_borders")
+    past: Past | None = kwargs.get("meet_past")
+    if past is not None and borders is None:
+        return past.attend(_layer(module), query, key, value, scaling, kwargs.get("sliding_window")), None
     if borders is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -60,12 +67,13 @@ def varlen_attention(
     parts = (
         torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)
     )  # a slice's backward fills a whole tensor
-    outputs, root_key, root_value = [], key, value
+    outputs, whole, root_key, root_value = [], [], key, value
     for length, shared, q, k, v in zip(lengths, kwargs.get("meet_shared") or [0] * len(lengths), *parts, strict=True):
         if shared:
             k, v = (torch.cat([root[:, :, :shared], own], dim=2) for root, own in ((root_key, k), (root_value, v)))
         else:
             root_key, root_value = k, v
+        whole.append((k[0], v[0]))
         mask = None
         if shared or (window is not None and length > window):
             position = torch.arange(shared + length, device=query.device)
@@ -83,7 +91,15 @@ def varlen_attention(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
+    if past is not None:
+        past.keep(_layer(module), list(zip(kwargs["meet_rows"], whole, strict=True)))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _layer(module: nn.Module) -> int:
+    number = module.layer_idx
+    assert isinstance(number, int), "an attention layer knows its number"
+    return number
 
 
 AttentionInterface.register(VARLEN, varlen_attention)
@@ -93,17 +109,25 @@ AttentionMaskInterface.register(VARLEN, sdpa_mask)
 def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None) -> dict[str, Any]:
     """Return what a packed forward of ``lm`` passes beside ids and positions.
 
-    Flash attention wants ``cu_seq_lens`` and no mask. For ours, a 4-D mask of one element, which nothing looks at,
-    keeps transformers from building a dense one.
+    Flash attention wants ``cu_seq_lens`` and no mask.
     """
     borders = cu_seq_lens.tolist()
     if lm.config._attn_implementation == VARLEN:
-        nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=cu_seq_lens.device)
-        return {"meet_borders": borders, "meet_shared": shared, "attention_mask": nothing}
+        return {"meet_borders": borders, "meet_shared": shared, "attention_mask": _nothing(lm)}
     assert shared is None, "flash attention knows no branches"
     longest = max(end - start for start, end in pairwise(borders))
     lengths = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
     return {**lengths, "max_length_q": longest, "max_length_k": longest, "attention_mask": None}
+
+
+def step_arguments(lm: PreTrainedModel, past: Past) -> dict[str, Any]:
+    """Return what a forward of ``lm`` over the next token of each row of ``past`` passes beside ids and positions."""
+    return {"meet_past": past, "attention_mask": _nothing(lm)}
+
+
+def _nothing(lm: PreTrainedModel) -> Tensor:
+    """Return a 4-D mask that nothing looks at: it keeps transformers from building a dense one."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device)
 
 
 @torch.no_grad()
