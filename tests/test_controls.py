@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from meetlm.config.errors import ConfigError
+from meetlm.controls import lora
 from meetlm.controls.base import CONTROLS as registered
 from meetlm.controls.build import parse_control
 from meetlm.controls.lora import LoRA, target_layers
@@ -39,12 +41,12 @@ def backward(policy: Policy, batch: Sequence[Encoded]) -> dict[str, torch.Tensor
     return gradients(policy)
 
 
-def checkpointed(architecture: str, kind: str, layout: str | None = None) -> Policy:
+def checkpointed(architecture: str, kind: str, layout: str | None = None, **changes: Any) -> Policy:
     """The policy that ``tiny_policy`` makes, recomputing its activations in backward."""
     lm = tiny_lm(architecture)
     checkpoint_activations(lm)
     assert checkpoints_activations(lm)
-    policy = tiny_policy(architecture, kind, lm=lm, layout=layout)
+    policy = tiny_policy(architecture, kind, lm=lm, layout=layout, **changes)
     policy.train()  # in eval mode nothing is recomputed
     return policy
 
@@ -97,6 +99,39 @@ def test_checkpointed_gradients_of_an_architecture_that_is_padded(kind: str) -> 
     assert len(collate(batch, "padded")["blocks"]) > 2
     plain = backward(policy, batch)
     assert gap(plain, backward(checkpointed("gpt-neo", kind), batch)) < 1e-6
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_runs_of_one_level_are_the_wide_product(
+    checkpointing: bool, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past ``WIDE`` each level has its own product: the same gradients, to the levels that no token has too."""
+    names = ("q0", "q1", "q2", "q3")
+    wide = backward(tiny_policy("llama", "lora", levels=names, layout=layout), long_runs(names))
+    monkeypatch.setattr(lora, "WIDE", 1)
+    policy = checkpointed("llama", "lora", layout, levels=names) if checkpointing else None
+    policy = policy or tiny_policy("llama", "lora", levels=names, layout=layout)
+    assert gap(wide, backward(policy, long_runs(names))) < 1e-6
+    assert policy.control._runs is not None
+    assert not bool(wide["control.a.model/layers/0/mlp/up_proj"][3].any())
+
+
+def long_runs(names: Sequence[str]) -> list[Encoded]:
+    """Three sequences under other levels, the last level of ``names`` under none."""
+    policy = tiny_policy("llama", "lora", levels=names)
+    return sequences(policy, [(20, 15), (30, 9), (24, 16)], [2, 0, 1])
+
+
+def test_a_mix_and_short_runs_stay_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "WIDE", 1)
+    mixed, alternating = torch.zeros(1, 64, 3), torch.zeros(1, 64, 3)
+    mixed[..., 0], mixed[0, 40, 1] = 1.0, -0.5
+    alternating[0, torch.arange(64), torch.arange(64) % 3] = 1.0
+    for weights in (mixed, alternating, torch.ones(64, 1, 3)):
+        assert lora._runs(weights) is None
+    runs = lora._runs(mixed[:, :40])
+    assert runs is not None and (runs.levels, runs.lengths) == ([0], [40])
 
 
 def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:

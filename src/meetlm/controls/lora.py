@@ -1,14 +1,16 @@
 """LoRA with all levels stacked: a linear layer's output gains B·(w ⊙ A·x) (paper section 3.3.1; Hu et al., 2021).
 
 Per hooked layer A is [K, r, in] and B is [K, r, out], so that both flatten to K·r rows without a copy; w repeats each
-level weight r times. Cost grows with K·r. The layers keep their own classes and names: the hook adds to their output,
-and the model's checkpoint stays a plain one.
+level weight r times. Cost grows with K·r; over ``WIDE`` of them, where each token has one level, runs of tokens of
+one level go through their own r rows. The layers keep their own classes and names: the hook adds to their output, and
+the model's checkpoint stays a plain one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,11 @@ from transformers.pytorch_utils import Conv1D
 
 from meetlm.config.errors import ConfigError
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+
+WIDE = 128
+"""Most K·r that all tokens go through."""
+RUN = 16
+"""Tokens that a run has on average at least: shorter ones are more calls than they save."""
 
 
 class LoRASettings(ControlSettings):
@@ -45,6 +52,7 @@ class LoRA(Control):
         self._fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in self._targets.values())
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         self._gate: Tensor | None = None
+        self._runs: _Runs | None = None
         num_levels, rank = len(settings.levels), settings.rank
         for path, layer in self._targets.items():
             size_in, size_out = _sizes(layer)
@@ -59,8 +67,10 @@ class LoRA(Control):
             lm.get_submodule(path).register_forward_hook(self._hook(_key(path)))
 
     def weigh(self, weights: Tensor) -> None:
-        """Keep w ⊙ scale, each level repeated r times: [R, T, K·r]."""
-        self._gate = (weights * self.scale).repeat_interleave(self.rank, dim=-1)
+        """Keep w ⊙ scale, each level repeated r times: [R, T, K·r]; or the runs of tokens of one level."""
+        scaled = weights * self.scale
+        self._runs = _runs(scaled) if scaled.shape[-1] * self.rank > WIDE else None
+        self._gate = scaled.repeat_interleave(self.rank, dim=-1) if self._runs is None else None
 
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
         """Return the plain embeddings: LoRA has no slot."""
@@ -96,6 +106,8 @@ class LoRA(Control):
     def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             del layer
+            if self._runs is not None:
+                return output + self._runs.through(args[0], self.a[key], self.b[key]).to(output.dtype)
             assert self._gate is not None, "weigh() before the forward pass"
             a, b = self.a[key].flatten(0, 1), self.b[key].flatten(0, 1)
             low = functional.linear(args[0].to(a.dtype), a) * self._gate
@@ -103,6 +115,43 @@ class LoRA(Control):
             return output + added
 
         return add
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Runs of tokens of one level.
+
+    Attributes:
+        levels: Of each run.
+        lengths: Their tokens.
+        gate: Weight of its level for each token, [tokens, 1].
+    """
+
+    levels: list[int]
+    lengths: list[int]
+    gate: Tensor
+
+    def through(self, inputs: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return what is added to a layer's output for ``inputs`` [R, T, in]; a [K, r, in], b [K, r, out]."""
+        downs, ups = a.unbind(0), b.unbind(0)  # an index's backward would fill all K of them, run by run
+        parts = torch.split(inputs.flatten(0, 1).to(a.dtype), self.lengths)
+        gates = torch.split(self.gate, self.lengths)
+        added = [
+            (functional.linear(part, downs[level]) * gate).to(b.dtype) @ ups[level]
+            for part, gate, level in zip(parts, gates, self.levels, strict=True)
+        ]
+        return torch.cat(added).unflatten(0, inputs.shape[:2])
+
+
+def _runs(weights: Tensor) -> _Runs | None:
+    """Return the runs in weights [R, T, K]; ``None`` where they are not by token, a token mixes levels or runs are short."""
+    flat = weights.flatten(0, 1)
+    if weights.shape[1] == 1 or int((flat != 0).sum(dim=1).max()) > 1:
+        return None
+    levels, lengths = flat.abs().argmax(dim=1).unique_consecutive(return_counts=True)
+    if len(levels) * RUN > len(flat):
+        return None
+    return _Runs(levels.tolist(), lengths.tolist(), flat.sum(dim=1, keepdim=True))
 
 
 def target_layers(lm: PreTrainedModel, targets: str | tuple[str, ...]) -> dict[str, nn.Module]:
