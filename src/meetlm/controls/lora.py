@@ -140,15 +140,15 @@ class _Runs:
             (functional.linear(part, downs[level]) * gate).to(b.dtype) @ ups[level]
             for part, gate, level in zip(parts, gates, self.levels, strict=True)
         ]
-        return torch.cat(added).unflatten(0, inputs.shape[:2])
+        return torch.cat(added).view(*inputs.shape[:2], -1)
 
 
 def _runs(weights: Tensor) -> _Runs | None:
-    """Return the runs in weights [R, T, K]; ``None`` where they are not by token, a token mixes levels or runs are short."""
+    """Return the runs in weights [R, T, K]; ``None`` where a token mixes levels or they are short."""
     flat = weights.flatten(0, 1)
     if weights.shape[1] == 1 or int((flat != 0).sum(dim=1).max()) > 1:
         return None
-    levels, lengths = flat.abs().argmax(dim=1).unique_consecutive(return_counts=True)
+    levels, lengths = torch.unique_consecutive(flat.abs().argmax(dim=1), return_counts=True)
     if len(levels) * RUN > len(flat):
         return None
     return _Runs(levels.tolist(), lengths.tolist(), flat.sum(dim=1, keepdim=True))
