@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -79,12 +78,11 @@ def _machine(run: Run) -> list[str]:
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=_here())
     others = max((share for _, rounds in _others(run) for share in rounds), default=0.0)
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
         f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}.",
-        f"- Versions: {versions} at {git.stdout.strip() or 'no commit'}.",
+        f"- Versions: {versions} at {run.commit}.",
         f"- SmolLM2-135M-Instruct in f32, {run.threads} threads, GOMP_SPINCOUNT=2000; AdamW, the same rate at each "
         "step, gradient norm clipped at 1, no weight decay, no dropout. 8 rows a step (4 pairs where a job takes both "
         f"replies), at most {run.scale.get('max_length', 512)} tokens, in the order of the file: {_source()}.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -39,6 +41,7 @@ class Run:
         scale: Of the rows.
         command: The arguments it was started with.
         failed: Why a job could not be run, by its name.
+        commit: Of meetlm, when the run began.
     """
 
     told: dict[str, dict[str, dict[str, Any]]]
@@ -48,6 +51,21 @@ class Run:
     scale: dict[str, int]
     command: list[str]
     failed: dict[str, str]
+    commit: str = "no commit"
+
+    def save(self, file: Path) -> None:
+        """Keep what there is, beside its place and then renamed."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self)))
+        partial.replace(file)
+
+    @classmethod
+    def saved(cls, file: Path) -> Run:
+        """Return a run that :meth:`save` kept; what failed in it may be tried again."""
+        found = json.loads(file.read_text())
+        growth = {name: Grown(**curve) for name, curve in found.pop("growth").items()}
+        return cls(**{**found, "growth": growth, "failed": {}})
 
 
 @dataclass(frozen=True, slots=True)

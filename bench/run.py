@@ -1,6 +1,6 @@
 """The benchmark: meetlm beside TRL, PEFT and transformers on the same rows, step by step in turns.
 
-    python bench/run.py [--jobs NAME ...] [--rounds 6] [--threads 2] [--out bench/RESULTS.md]
+    python bench/run.py [--jobs NAME ...] [--rounds 6] [--threads 2] [--out bench/RESULTS.md] [--resume]
 
 Ours and a peer are two processes (``worker.py``), loaded before anything is timed. In a round each takes one step
 while the other waits in a blocked read. The first round is warm-up and is not counted. After the last round one more
@@ -30,6 +30,8 @@ from report import markdown
 from results import Grown, Run, differs
 
 HERE = Path(__file__).parent
+KEPT = HERE.parent / "runs" / "bench.json"
+"""What has been timed so far."""
 NEEDED = 12.0
 """GiB that the largest pair of programs takes, with room to spare."""
 Event = dict[str, Any]
@@ -195,6 +197,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny rows, to try the benchmark itself; nothing is written"
     )
+    parser.add_argument("--resume", action="store_true", help=f"go on with {KEPT}: what it has is not timed again")
     parser.add_argument("--force", action="store_true", help="start on a busy machine; nothing is written")
     chosen = parser.parse_args()
     if chosen.rounds < 2:
@@ -211,6 +214,28 @@ def enough_memory(needed: float) -> None:
     free = psutil.virtual_memory().available / 2**30
     if free < needed:
         raise SystemExit(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
+
+
+def begin(chosen: argparse.Namespace, scale: dict[str, int]) -> Run:
+    """Return a new run, or the one to go on with.
+
+    Raises:
+        SystemExit: The one to go on with had other settings.
+    """
+    if chosen.resume and KEPT.is_file():
+        run = Run.saved(KEPT)
+        if (run.rounds, run.threads, run.scale) != (chosen.rounds, chosen.threads, scale):
+            raise SystemExit(f"{KEPT} is of {run.rounds} rounds, {run.threads} threads and rows of {run.scale}")
+        return run
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
+    commit = git.stdout.strip() or "no commit"
+    return Run({}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {}, commit)
+
+
+def keep(run: Run, chosen: argparse.Namespace) -> None:
+    """Keep what there is, for ``--resume``."""
+    if not (chosen.force or chosen.quick):
+        run.save(KEPT)
 
 
 @contextmanager
@@ -238,20 +263,25 @@ def main() -> None:
     scale = {"steps": chosen.rounds + 2}
     if chosen.quick:
         scale |= {"max_length": 96, "prompts": 6, "new_tokens": 12, "shrink": 16}
-    run = Run({}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {})
+    run = begin(chosen, scale)
     profiled: set[tuple[str, str]] = set()
     for job in jobs_called(chosen.jobs):
         for peer in job.peers:
             if chosen.peers is not None and peer.name not in chosen.peers:
                 continue
             program = (job.name, peer.ours)
+            if peer.key in run.told.get(job.name, {}):
+                profiled.add(program)
+                continue
             with attempt(run, f"{job.name} beside {peer.key}", chosen):
                 told = run_pair(job, peer, chosen, scale, profile=program not in profiled)
                 run.told.setdefault(job.name, {})[peer.key] = asdict(told)
                 profiled.add(program)
-        if not job.peers and chosen.peers is None:
+                keep(run, chosen)
+        if not job.peers and chosen.peers is None and not run.growth:
             with attempt(run, job.name, chosen):
                 run.growth.update(run_growth(chosen, scale))
+                keep(run, chosen)
     text = markdown(run)
     print(text)
     if chosen.force or chosen.quick:
