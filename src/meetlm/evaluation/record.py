@@ -1,0 +1,274 @@
+"""What an evaluation found, and every row behind it: the one thing that the report reads, ``evaluation.json``.
+
+Everything is by column. A *cell* is one prompt under one seed, and every list of completions, values and outcomes has
+one entry a cell, in the order of ``cells``; prompts are what is drawn when intervals are made (paper sections 4.3-4.6).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from meetlm.config.files import write_atomic
+
+Outcome = Literal["win", "tie", "lose"]
+"""Of a system against the baseline, in one cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its interval.
+
+    Attributes:
+        value: The estimate.
+        low: The interval's lower end.
+        high: Its upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One held-out prompt.
+
+    Attributes:
+        id: Names it: a hash of its text.
+        prompt: Text, or messages with ``role`` and ``content``.
+        chosen: The preferred reply in the data; ``None`` where the data have none.
+    """
+
+    id: str
+    prompt: str | list[dict[str, str]]
+    chosen: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Where completions came from.
+
+    Attributes:
+        name: In tables.
+        files: Their files, one or more a seed.
+        run: The run that wrote them; ``None`` for a file from elsewhere.
+        level: Of the control; ``None`` where it is not stated.
+        sampling: Temperature, top_p, max_new_tokens, stop; ``None`` where they are not stated.
+    """
+
+    name: str
+    files: list[str]
+    run: str | None
+    level: str | dict[str, float] | None
+    sampling: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number for each completion.
+
+    Attributes:
+        name: Such as ``rouge-l``, ``reward``, ``words``.
+        description: One line for readers: what it is, in which unit.
+        higher: Whether more is better; ``None`` where neither is.
+        values: For each system, one a cell; ``None`` where it has none (an empty completion, a scorer's NaN).
+        means: For each system, over prompts, with its bootstrap interval.
+    """
+
+    name: str
+    description: str
+    higher: bool | None
+    values: dict[str, list[float | None]]
+    means: dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Win, lose and tie rates as the paper's tables have them, shares in [0, 1].
+
+    Attributes:
+        win: Share of cells won.
+        lose: Share lost.
+        tie: Share tied.
+        delta: win - lose (Δ in the paper).
+        sign_p: Two-sided p of a sign test over prompts, ties left out.
+        num_prompts: Prompts counted.
+        num_cells: Cells counted.
+        num_left_out: Cells without an outcome, each named among the problems.
+    """
+
+    win: Interval
+    lose: Interval
+    tie: Interval
+    delta: Interval
+    sign_p: float
+    num_prompts: int
+    num_cells: int
+    num_left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A system against the baseline by one evaluator.
+
+    Attributes:
+        system: Its name.
+        baseline: Name of the other.
+        evaluator: Such as ``reward``, ``judge``, ``rouge-l``.
+        outcomes: One a cell; ``None`` where there is none.
+        margins: One a cell: how clear it was (a difference of rewards; for a judge, the mean of both orders in
+            {-1, …, 1}), for sorting examples; ``None`` where there is none.
+        rates: Over all cells.
+        controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
+    """
+
+    system: str
+    baseline: str
+    evaluator: str
+    outcomes: list[Outcome | None]
+    margins: list[float | None]
+    rates: Rates
+    controlled_win: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two evaluators agree on a system's outcomes.
+
+    Attributes:
+        system: Its name.
+        evaluators: Both.
+        kappa: Cohen's κ over win, tie and lose; ``None`` where it is not defined (both are constant).
+        observed: Share of cells with the same outcome.
+        num_cells: Cells that both have an outcome for.
+    """
+
+    system: str
+    evaluators: tuple[str, str]
+    kappa: Interval | None
+    observed: float
+    num_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAccount:
+    """What a judge was asked and how it answered.
+
+    Attributes:
+        model: Its name at the endpoint.
+        base_url: The endpoint.
+        prompt: Name or file of the judge prompt.
+        prompt_text: The prompt itself: system message and template.
+        num_calls: Judgements needed, both orders.
+        num_cached: Of them, those found on disk.
+        num_unparsable: Answers without a verdict.
+        num_failed: Calls that failed for good.
+        consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
+        chance: What an order-blind coin with this judge's verdicts would reach.
+        conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.
+        prompt_tokens: Used in all, as the endpoint told; ``None`` where it did not.
+        completion_tokens: As ``prompt_tokens``.
+        cost: In the currency of the prices given; ``None`` without prices.
+    """
+
+    model: str
+    base_url: str
+    prompt: str
+    prompt_text: str
+    num_calls: int
+    num_cached: int
+    num_unparsable: int
+    num_failed: int
+    consistency: Interval | None
+    chance: float | None
+    conclusive: bool
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Rows that are not as they should be: never dropped in silence.
+
+    Attributes:
+        what: One line: which problem, in which system or measure.
+        count: How many rows.
+        examples: Some of them: file and line, or prompt id.
+    """
+
+    what: str
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        settings: Every setting, resolved, with versions.
+        baseline: Name of the system that the others are compared with.
+        systems: In the order given, the baseline too.
+        prompts: Held-out prompts.
+        cells: [index into ``prompts``, seed].
+        completions: For each system, one a cell.
+        measures: Of completions.
+        comparisons: By evaluator and system.
+        agreements: Between evaluators.
+        judge: Its account, where one was asked.
+        problems: Named and counted.
+    """
+
+    settings: dict[str, Any]
+    baseline: str
+    systems: list[System]
+    prompts: list[PromptRow]
+    cells: list[tuple[int, int]]
+    completions: dict[str, list[str]]
+    measures: list[Measure]
+    comparisons: list[Comparison]
+    agreements: list[Agreement] = field(default_factory=list)
+    judge: JudgeAccount | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON, beside its place and then renamed."""
+        write_atomic(file, json.dumps(asdict(self), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Evaluation:
+        """Return what :meth:`save` wrote."""
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return cls(
+            settings=found["settings"],
+            baseline=found["baseline"],
+            systems=[System(**one) for one in found["systems"]],
+            prompts=[PromptRow(**one) for one in found["prompts"]],
+            cells=[(prompt, seed) for prompt, seed in found["cells"]],
+            completions=found["completions"],
+            measures=[
+                Measure(**{**one, "means": {name: Interval(**mean) for name, mean in one["means"].items()}})
+                for one in found["measures"]
+            ],
+            comparisons=[_comparison(one) for one in found["comparisons"]],
+            agreements=[
+                Agreement(**{**one, "evaluators": tuple(one["evaluators"]), "kappa": _interval(one["kappa"])})
+                for one in found["agreements"]
+            ],
+            judge=found["judge"]
+            and JudgeAccount(**{**found["judge"], "consistency": _interval(found["judge"]["consistency"])}),
+            problems=[Problem(**one) for one in found["problems"]],
+        )
+
+
+def _comparison(found: dict[str, Any]) -> Comparison:
+    rates = {name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()}
+    return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": _interval(found["controlled_win"])})
+
+
+def _interval(found: dict[str, float] | None) -> Interval | None:
+    return None if found is None else Interval(**found)
