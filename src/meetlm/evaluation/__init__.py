@@ -1,1 +1,1 @@
-"""Evaluation: completions in, comparisons out. Reads files of completions, never a model of ours, and samples nothing."""
+"""Evaluation: completions in, comparisons out. Reads files of completions, never a model of ours; samples nothing."""
