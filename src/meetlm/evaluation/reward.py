@@ -76,7 +76,8 @@ class RewardModel:
                 f"{settings.model!r} gives {model.config.num_labels} numbers a row; expected a reward model, "
                 "which gives one (num_labels: 1)"
             )
-        self.settings, self.tokenizer, self.model = settings, tokenizer, model.eval()
+        model.train(False)
+        self.settings, self.tokenizer, self.model = settings, tokenizer, model
         self.form, self.told_by = form_of(tokenizer, getattr(model.config, RECORD, None), settings.input)
         limits = (settings.max_length, _positions(model), min(tokenizer.model_max_length, UNLIMITED))
         most = min(limit for limit in limits if limit is not None)
@@ -176,7 +177,7 @@ class RewardModel:
             return -1  # not looked at
         ends = {row.ids[-1] for row in rows}
         named = [one for one in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if one is not None]
-        return next(one for one in (*named, *range(len(ends) + 1)) if one not in ends)
+        return next(int(one) for one in (*named, *range(len(ends) + 1)) if one not in ends)
 
     def _problems(
         self,

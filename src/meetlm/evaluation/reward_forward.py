@@ -128,7 +128,8 @@ def packed_scores(model: PreTrainedModel, rows: Sequence[Ids], prompts: Sequence
             use_cache=False,
             **packed_arguments(model, borders, shared if any(shared) else None),
         ).last_hidden_state[0]
-        scores: Tensor = model.score(states[(borders[1:] - 1).long()])[:, 0]
+        head = model.get_submodule("score")
+        scores: Tensor = head(states[(borders[1:] - 1).long()])[:, 0]
     return scores.float()
 
 

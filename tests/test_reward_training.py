@@ -1,0 +1,160 @@
+"""Training a reward model from pairs with TRL."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from meetlm.cli.reward import reward
+from meetlm.config.errors import RunError
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.reward_loop import CHECKPOINTS, RewardTraining
+from meetlm.evaluation.reward_training import DONE, train_reward
+from reward_models import TOLERANCE, folder_of, load
+from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
+
+
+def _write_pairs(place: Path, count: int, seed: int, *, chat: bool = False) -> Path:
+    """Write pairs whose chosen reply says "good" where the rejected one says "bad", among random words."""
+    shuffle = random.Random(seed)
+    words = [word for word in _WORDS.replace(";", "").split() if word not in ("good", "bad")]
+    lines = []
+    for number in range(count):
+        said = " ".join(shuffle.choices(words, k=shuffle.randint(2, 9)))
+        prompt: Any = f"\n\nHuman: {number} {said}?\n\nAssistant:"
+        replies = {}
+        for side, word in (("chosen", "good"), ("rejected", "bad")):
+            reply = shuffle.choices(words, k=shuffle.randint(2, 8))
+            reply.insert(shuffle.randint(0, len(reply)), word)
+            replies[side] = " " + " ".join(reply)
+        if chat:
+            prompt = [{"role": "user", "content": said}]
+            replies = {side: [{"role": "assistant", "content": text.strip()}] for side, text in replies.items()}
+        lines.append({"prompt": prompt, **replies})
+    place.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return place
+
+
+class Stop(Exception):
+    """A kill."""
+
+
+def _training(tmp_path: Path, model: Path, **changes: Any) -> RewardTraining:
+    data = DataSettings(
+        source="pairs",
+        train_file=str(_write_pairs(tmp_path / "train.jsonl", 240, 0, chat=changes.pop("chat", False))),
+        eval_file=str(_write_pairs(tmp_path / "test.jsonl", 80, 1, chat=changes.pop("chat_test", False))),
+        max_length=200,
+    )
+    usual = {"lr": 1e-2, "epochs": 4.0, "lora_rank": 0, "save_steps": 10, "device": "cpu"}
+    return RewardTraining(model=str(model), data=data, **{**usual, **changes})
+
+
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def trl() -> None:
+    pytest.importorskip("trl")
+    pytest.importorskip("peft")
+
+
+def _lm(place: Path, template: str | None = None) -> Path:
+    tiny_lm("llama", dtype=torch.float32).save_pretrained(place)
+    tiny_tokenizer(template=template).save_pretrained(place)
+    return place
+
+
+@pytest.mark.slow
+@PEFT_WARNS
+@pytest.mark.usefixtures("trl")
+@pytest.mark.parametrize("rank", [0, 8])
+def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
+    settings = _training(tmp_path, _lm(tmp_path / "lm"), lora_rank=rank)
+    said: list[str] = []
+    trained = train_reward(settings, tmp_path / "rm", say=said.append)
+    assert trained.accuracy.value > 0.9 and trained.accuracy.low > 0.8
+    assert trained.num_test == 80 and trained.num_train == 240 and trained.steps == 120
+    assert any("the reward model reads text" in line for line in said)
+    record = json.loads((tmp_path / "rm" / DONE).read_text())
+    assert record["accuracy"]["value"] == trained.accuracy.value and record["versions"]["trl"]
+    assert not (tmp_path / "rm" / CHECKPOINTS).exists()
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    assert model.config.pad_token_id == tokenizer.pad_token_id is not None
+    scorer = load(tmp_path / "rm")
+    assert (scorer.form, scorer.told_by) == ("text", "recorded in the model's config.json")
+    held = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    prompts, replies = [row["prompt"] for row in held for _ in range(2)], []
+    for row in held:
+        replies += [row["chosen"], row["rejected"]]
+    found = scorer.score(prompts, replies)
+    texts = tokenizer([p + r for p, r in zip(prompts, replies, strict=True)], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        plain = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).logits[:, 0]
+    assert found == pytest.approx(plain.tolist(), abs=TOLERANCE)
+    higher = [float(a > b) for a, b in zip(plain[::2].tolist(), plain[1::2].tolist(), strict=True)]
+    assert sum(higher) / len(higher) == pytest.approx(trained.accuracy.value)
+
+    def stop(number: int) -> None:
+        done.append(number)
+        if sum(done) == 27:
+            raise Stop
+
+    done: list[int] = []
+    with pytest.raises(Stop):
+        train_reward(settings, tmp_path / "killed", on_done=stop)
+    (tmp_path / "killed" / CHECKPOINTS / "checkpoint-25").mkdir()  # cut off while it was written
+    later: list[int] = []
+    resumed = train_reward(settings, tmp_path / "killed", on_done=later.append)
+    assert later[0] == 20 and sum(later) == 120, "it went on at the last whole checkpoint"
+    assert resumed.accuracy == trained.accuracy
+    again = load(tmp_path / "killed").score(prompts, replies)
+    assert again == pytest.approx(found, abs=TOLERANCE)
+
+    before = (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns
+    assert train_reward(settings, tmp_path / "rm") == trained
+    assert (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match=r"lr was 0\.01 and is 0\.02"):
+        train_reward(settings.model_copy(update={"lr": 0.02}), tmp_path / "rm")
+    with pytest.raises(RunError, match="is not empty"):
+        train_reward(settings, tmp_path)
+
+
+@pytest.mark.slow
+@PEFT_WARNS
+@pytest.mark.usefixtures("trl")
+def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
+    lm = _lm(tmp_path / "lm", CHATML)
+    chat = train_reward(_training(tmp_path, lm, chat=True, chat_test=True), tmp_path / "chat")
+    assert load(tmp_path / "chat").form == "chat" and chat.accuracy.value > 0.9
+    assert AutoTokenizer.from_pretrained(tmp_path / "chat").chat_template == CHATML
+    encoder = folder_of("bert", tmp_path / "bert")
+    pair = train_reward(_training(tmp_path, encoder, lr=3e-3, epochs=6.0), tmp_path / "pair")
+    assert load(tmp_path / "pair").form == "pair" and pair.accuracy.value > 0.9
+
+
+@pytest.mark.slow
+@PEFT_WARNS
+@pytest.mark.usefixtures("trl")
+def test_train_command(tmp_path: Path) -> None:
+    lm, data = _lm(tmp_path / "lm"), _write_pairs(tmp_path / "pairs.jsonl", 120, 0)
+    words = ["train", "--data", str(data), "--model", str(lm), "--out", str(tmp_path / "rm"), "--quiet"]
+    done = CliRunner().invoke(reward, words)
+    assert done.exit_code == 2 and "--holdout" in done.output
+    done = CliRunner().invoke(reward, [*words, "--holdout", "40", "--device", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "held-out accuracy" in done.output and "on 40 pairs" in done.output
+    assert "80 of 80 rows kept" in done.output
+    assert load(tmp_path / "rm").form == "text"
