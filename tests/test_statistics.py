@@ -1,0 +1,282 @@
+"""Intervals cover as often as they say; swapping the systems mirrors every figure; outcomes by hand."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from itertools import product
+from typing import cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from meetlm.config.errors import ConfigError
+from meetlm.evaluation.outcomes import by_judge, by_reward, by_value, judge_margin, margins
+from meetlm.evaluation.record import Agreement, Interval, Outcome, Rates
+from meetlm.evaluation.statistics import agreement, mean, rates
+
+NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
+MIRRORED: dict[Outcome | None, Outcome | None] = {"win": "lose", "lose": "win", "tie": "tie", None: None}
+
+
+def some_outcomes(
+    num_prompts: int, seeds: int, seed: int = 0, missing: float = 0.0
+) -> tuple[list[Outcome | None], list[int]]:
+    """Outcomes of which one prompt's seeds go together, some of them missing, in mixed order."""
+    rng = np.random.default_rng(seed)
+    taste = rng.dirichlet([0.6, 0.5, 0.4], size=num_prompts)
+    cells = [(prompt, NAMES[rng.choice(3, p=taste[prompt])]) for prompt in range(num_prompts) for _ in range(seeds)]
+    order = rng.permutation(len(cells))
+    outcomes = [None if rng.random() < missing else cells[n][1] for n in order]
+    return outcomes, [cells[n][0] for n in order]
+
+
+def mirror(interval: Interval) -> Interval:
+    return Interval(-interval.value, -interval.high, -interval.low)
+
+
+# Outcomes
+
+
+def test_the_tie_band_has_its_edges() -> None:
+    edge = math.log(0.55 / 0.45)  # σ is 0.55 there
+    assert by_reward([edge, edge + 1e-9, edge - 1e-9], [0.0] * 3) == ["tie", "win", "tie"]
+    assert by_reward([0.0] * 3, [edge, edge + 1e-9, edge - 1e-9]) == ["tie", "lose", "tie"]
+    # The same difference, rounded otherwise, is the same outcome.
+    for base in (-7.3, 0.1, 1 / 3, 2.7, 11.9):
+        assert by_reward([base + edge, base], [base, base + edge]) == ["tie", "tie"]
+    assert by_reward([None, 1.0, None, 2.0], [1.0, None, None, 2.0]) == [None, None, None, "tie"]
+
+
+def test_the_tie_band_is_settable() -> None:
+    assert by_reward([1.0, 1.0], [-1.0, 1.0], (0.1, 0.9)) == ["tie", "tie"]  # σ(2) is 0.88
+    assert by_reward([1.0, 1.0], [1.0 - 1e-12, 1.0], (0.5, 0.5)) == ["win", "tie"]
+    for band in ((0.4, 0.55), (0.55, 0.45), (0.0, 1.0), (0.6, 0.7), (math.nan, 0.5)):
+        with pytest.raises(ConfigError, match=r"tie band .* expected edges inside \(0, 1\) at equal distances"):
+            by_reward([1.0], [0.0], band)
+
+
+def test_by_value_and_margins() -> None:
+    ours, theirs = [1.0, 2.0, 3.0, None], [2.0, 2.0, 2.0, 2.0]
+    assert by_value(ours, theirs) == ["lose", "tie", "win", None]
+    assert by_value(ours, theirs, higher=False) == ["win", "tie", "lose", None]
+    assert margins(ours, theirs) == [-1.0, 0.0, 1.0, None]
+    with pytest.raises(ValueError, match="cell 1: values nan and 2.0"):
+        by_value([1.0, math.nan], theirs[:2])
+
+
+def test_all_nine_verdicts_of_a_judge() -> None:
+    """Appendix C, written out."""
+    expected: dict[tuple[Outcome, Outcome], Outcome] = {
+        ("win", "win"): "win",  # wins twice
+        ("win", "tie"): "win",  # wins once and draws once
+        ("tie", "win"): "win",
+        ("lose", "lose"): "lose",  # loses twice
+        ("lose", "tie"): "lose",  # loses once and draws once
+        ("tie", "lose"): "lose",
+        ("tie", "tie"): "tie",  # draws twice
+        ("win", "lose"): "tie",  # wins once and loses once
+        ("lose", "win"): "tie",
+    }
+    assert {pair: by_judge(*pair) for pair in product(NAMES, NAMES)} == expected
+    assert [judge_margin("win", "win"), judge_margin("tie", "lose"), judge_margin("lose", "win")] == [1, -0.5, 0]
+
+
+# Rates
+
+
+def found(outcomes: list[Outcome | None], prompts: list[int], **more: int) -> Rates:
+    result = rates(outcomes, prompts, **more)
+    assert result is not None
+    return result
+
+
+def test_rates_by_hand() -> None:
+    # Prompt 0: win, lose, tie; prompt 1: win (and one without an outcome); prompt 2: lose, lose, win.
+    outcomes: list[Outcome | None] = ["win", "lose", "tie", "win", None, "lose", "lose", "win"]
+    result = found(outcomes, [0, 0, 0, 1, 1, 2, 2, 2])
+    assert result.win.value == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
+    assert result.lose.value == pytest.approx((1 / 3 + 0 + 2 / 3) / 3)
+    assert result.tie.value == pytest.approx((1 / 3) / 3)
+    assert result.delta.value == pytest.approx((0 + 1 - 1 / 3) / 3)
+    assert (result.num_prompts, result.num_cells, result.num_left_out) == (3, 7, 1)
+    assert result.sign_p == 1.0  # prompt 0 is even, one won, one lost
+
+
+def test_the_sign_test_by_hand() -> None:
+    """Of 10 decided prompts 9 are won: 2·(1 + 10)/2¹⁰; a prompt with three seeds has one sign."""
+    outcomes: list[Outcome | None] = ["win"] * 9 + ["lose", "tie"] + ["win", "lose", "tie"]
+    result = found(outcomes, [*range(11), 11, 11, 11])
+    assert result.sign_p == pytest.approx(22 / 1024)
+
+
+def test_a_against_a_is_ties_only() -> None:
+    rewards = np.random.default_rng(0).normal(size=50).tolist()
+    for outcomes in (by_reward(rewards, rewards), by_value(rewards, rewards)):
+        result = found(outcomes, list(range(50)))
+        assert (result.win, result.lose, result.delta) == (Interval(0, 0, 0),) * 3
+        assert result.tie == Interval(1, 1, 1)
+        assert result.sign_p == 1.0
+
+
+@pytest.mark.parametrize(("num_prompts", "seeds", "missing"), [(1, 1, 0.0), (37, 1, 0.1), (101, 5, 0.3), (40, 7, 0.2)])
+def test_swapping_mirrors_every_figure(num_prompts: int, seeds: int, missing: float) -> None:
+    outcomes, prompts = some_outcomes(num_prompts, seeds, seed=3, missing=missing)
+    one, other = found(outcomes, prompts), found([MIRRORED[o] for o in outcomes], prompts)
+    assert (one.win, one.lose, one.tie) == (other.lose, other.win, other.tie)
+    assert one.delta == mirror(other.delta)
+    assert one.sign_p == other.sign_p
+    second = some_outcomes(num_prompts, seeds, seed=4)[0]
+    kappas = [
+        agreed(first, [swap[o] for o in second], prompts)
+        for first, swap in ((outcomes, {o: o for o in MIRRORED}), ([MIRRORED[o] for o in outcomes], MIRRORED))
+    ]
+    assert kappas[0] == kappas[1]
+
+
+def test_the_order_of_cells_does_not_matter() -> None:
+    outcomes, prompts = some_outcomes(60, 3, missing=0.2)
+    order = np.random.default_rng(1).permutation(len(prompts))
+    assert found(outcomes, prompts) == found([outcomes[n] for n in order], [prompts[n] for n in order])
+
+
+def test_deterministic_by_seed() -> None:
+    outcomes, prompts = some_outcomes(60, 1)
+    assert found(outcomes, prompts, seed=1) == found(outcomes, prompts, seed=1)
+    assert found(outcomes, prompts, seed=1).win != found(outcomes, prompts, seed=2).win
+
+
+def test_seeds_of_a_prompt_stay_together() -> None:
+    """The same prompts seen under ten equal seeds tell nothing new: the interval stays."""
+    outcomes, prompts = some_outcomes(50, 1)
+    once, again = found(outcomes, prompts), found(outcomes * 10, prompts * 10)
+    assert (once.win, once.delta, once.sign_p) == (again.win, again.delta, again.sign_p)
+    assert (again.num_prompts, again.num_cells) == (50, 500)
+    values = [float(NAMES.index(cast(Outcome, o))) for o in outcomes]
+    assert mean(values, prompts) == mean(values * 2, prompts * 2)
+
+
+def test_nothing_to_count() -> None:
+    assert rates([None, None], [0, 1]) is None
+    assert mean([None, None], [0, 1]) is None
+    assert agreed(["win", None], [None, "win"], [0, 1]) is None
+
+
+def test_mean_by_hand() -> None:
+    result = mean([1.0, 2.0, None, 6.0, None], [0, 0, 0, 1, 2])
+    assert result and result.value == (1.5 + 6.0) / 2
+    assert (result.low, result.high) == (1.5, 6.0)  # two prompts: as far as the draws go
+    constant = mean([0.1] * 7, list(range(7)))
+    assert constant and constant.low == constant.value == constant.high == pytest.approx(0.1)
+
+
+def test_ten_thousand_prompts_take_seconds() -> None:
+    outcomes, prompts = some_outcomes(10_000, 1)
+    start = time.perf_counter()
+    found(outcomes, prompts)
+    assert time.perf_counter() - start < 15
+
+
+# Coverage
+
+SIMULATIONS = 2000
+
+
+def covers(simulate: Callable[[int], tuple[Interval, float]]) -> float:
+    """Share in percent of simulations whose interval has the truth in it."""
+    inside = 0
+    for number in range(SIMULATIONS):
+        interval, truth = simulate(number)
+        inside += interval.low <= truth <= interval.high
+    return 100 * inside / SIMULATIONS
+
+
+def clustered(number: int, num_prompts: int, seeds: int) -> tuple[NDArray[np.intp], list[int], float]:
+    """Outcomes (0 win, 1 tie, 2 lose) whose prompts differ: win 0.3 or 0.7, tie 0.2; Δ is 0.2 in truth."""
+    rng = np.random.default_rng([number, num_prompts, seeds])
+    win = np.repeat(np.where(rng.random(num_prompts) < 0.5, 0.3, 0.7), seeds)
+    draw = rng.random(num_prompts * seeds)
+    prompts = np.repeat(np.arange(num_prompts), seeds).tolist()
+    return np.where(draw < win, 0, np.where(draw < win + 0.2, 1, 2)), prompts, 0.2
+
+
+@pytest.mark.parametrize(("num_prompts", "seeds"), [(30, 1), (128, 1), (60, 3)])
+def test_delta_is_covered(num_prompts: int, seeds: int) -> None:
+    def simulate(number: int) -> tuple[Interval, float]:
+        codes, prompts, truth = clustered(number, num_prompts, seeds)
+        outcomes: list[Outcome | None] = [NAMES[code] for code in codes]
+        return found(outcomes, prompts, seed=number, resamples=1000).delta, truth
+
+    assert 93 <= covers(simulate) <= 97
+
+
+def test_cells_taken_for_prompts_are_not_covered() -> None:
+    """The test of the test: five seeds of a prompt, counted as five prompts, make intervals that are too narrow."""
+
+    def simulate(number: int) -> tuple[Interval, float]:
+        rng = np.random.default_rng(number)
+        outcomes: list[Outcome | None] = [NAMES[code] for code in np.repeat(2 * (rng.random(40) < 0.5), 5)]
+        return found(outcomes, list(range(200)), seed=number, resamples=500).delta, 0.0
+
+    assert covers(simulate) < 80
+
+
+@pytest.mark.parametrize(("name", "num_prompts"), [("lengths", 128), ("normal", 30), ("shares", 60)])
+def test_a_mean_is_covered(name: str, num_prompts: int) -> None:
+    def simulate(number: int) -> tuple[Interval, float]:
+        rng = np.random.default_rng([number, num_prompts])
+        if name == "lengths":  # right-skewed, as lengths of replies are
+            values, truth = rng.gamma(2.0, 20.0, size=num_prompts), 40.0
+        elif name == "normal":
+            values, truth = rng.normal(1.0, 3.0, size=num_prompts), 1.0
+        else:
+            values, truth = rng.beta(0.5, 1.0, size=num_prompts), 1 / 3
+        interval = mean(values.tolist(), list(range(num_prompts)), seed=number, resamples=1000)
+        assert interval
+        return interval, truth
+
+    assert 93 <= covers(simulate) <= 97
+
+
+# Agreement
+
+
+def agreed(one: list[Outcome | None], other: list[Outcome | None], prompts: list[int]) -> Agreement | None:
+    return agreement(one, other, prompts, system="a", evaluators=("reward", "judge"))
+
+
+def test_kappa_by_hand() -> None:
+    """Cohen's own kind of table: 20 both win, 5 + 10 apart, 15 both lose: observed 0.7, by chance 0.5."""
+    one: list[Outcome | None] = ["win"] * 25 + ["lose"] * 25 + [None]
+    other: list[Outcome | None] = ["win"] * 20 + ["lose"] * 5 + ["win"] * 10 + ["lose"] * 15 + ["win"]
+    result = agreed(one, other, list(range(51)))
+    assert result and result.kappa
+    assert (result.observed, result.num_cells) == (0.7, 50)
+    assert result.kappa.value == pytest.approx(0.4)
+    assert 0.05 < result.kappa.low < 0.25 and 0.55 < result.kappa.high < 0.75  # ±1.96·0.13 by the usual formula
+    assert (result.system, result.evaluators) == ("a", ("reward", "judge"))
+
+
+def test_kappa_at_its_ends() -> None:
+    outcomes, prompts = some_outcomes(40, 2)
+    same = agreed(outcomes, outcomes, prompts)
+    assert same and same.kappa == Interval(1, 1, 1) and same.observed == 1
+    constant: list[Outcome | None] = ["win"] * 80
+    both = agreed(constant, constant, prompts)
+    assert both and both.kappa is None and both.observed == 1
+    against: list[Outcome | None] = ["lose"] * 80
+    apart = agreed(constant, against, prompts)
+    assert apart and apart.kappa == Interval(0, 0, 0) and apart.observed == 0
+    one_constant = agreed(outcomes, constant, prompts)
+    assert one_constant and one_constant.kappa and one_constant.kappa.value == 0
+
+
+def test_kappa_of_strangers_is_near_zero() -> None:
+    one, prompts = some_outcomes(2000, 1, seed=1)
+    other, _ = some_outcomes(2000, 1, seed=2)
+    other = [other[n] for n in np.argsort(prompts)]
+    result = agreed(one, other, prompts)
+    assert result and result.kappa and result.kappa.low < 0 < result.kappa.high
+    assert result.kappa.high - result.kappa.low < 0.15
