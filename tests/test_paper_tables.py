@@ -1,0 +1,102 @@
+"""The arithmetic of the paper's tables: where they do not add up is listed, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from meetlm.evaluation.paper import (
+    DEBERTA,
+    ERRATA,
+    GPT4,
+    HH,
+    LORA,
+    LORA_FIRST,
+    MARK,
+    PROMPT_50,
+    PROMPT_FIRST,
+    PROMPT_SECOND,
+    PROMPT_TUNING,
+    RANK_4,
+    RANK_64,
+    ROWS,
+    SUMMARY,
+    PaperRow,
+    errata_of,
+    printed,
+)
+
+ROUNDING = 0.01
+"""Of figures with two decimals that are cut off, not rounded: 99.98 is a sum of such shares, too."""
+IDS = [f"{row.table} {row.dataset} {row.method} {row.evaluator}" for row in ROWS]
+
+
+def figures(row: PaperRow) -> tuple[float, float, float, float]:
+    return row.win, row.lose, row.tie, row.delta
+
+
+def test_every_row_is_there_once() -> None:
+    assert len(set(IDS)) == len(IDS)
+    assert [sum(row.table == table for row in ROWS) for table in (1, 2, 3, 4, 5)] == [9, 9, 8, 8, 12]
+    assert all((row.rouge_l is not None) == (row.rouge_avg is not None) == (row.table == 1) for row in ROWS)
+    assert {row.baseline for row in ROWS if row.table != 4} == {"CoH"}
+    assert {row.baseline for row in ROWS if row.table == 4} == {"DPO"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_delta_is_win_minus_lose_except_for_the_errata(row: PaperRow) -> None:
+    wrong = abs(row.win - row.lose - row.delta) > ROUNDING + 1e-9
+    assert wrong == any(one.kind == "delta" for one in errata_of(row))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_rates_add_up_except_for_the_errata(row: PaperRow) -> None:
+    wrong = abs(row.win + row.lose + row.tie - 100) > 3 * ROUNDING + 1e-9
+    assert wrong == any(one.kind == "sum" for one in errata_of(row))
+
+
+def test_the_errata_are_these() -> None:
+    assert [(one.kind, one.table, one.dataset, one.method, one.evaluator) for one in ERRATA] == [
+        ("delta", 3, SUMMARY, LORA, GPT4),
+        ("delta", 5, HH, LORA_FIRST, DEBERTA),
+        ("row", 3, HH, LORA, DEBERTA),
+        ("row", 3, HH, LORA, GPT4),
+        ("sum", 4, HH, LORA, GPT4),
+        ("sum", 5, HH, PROMPT_SECOND, DEBERTA),
+        ("sum", 5, SUMMARY, PROMPT_FIRST, DEBERTA),
+    ]
+    assert all(len([row for row in ROWS if one in errata_of(row)]) == 1 for one in ERRATA)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.table in (3, 5) and row.evaluator == DEBERTA], ids=str)
+def test_rows_that_stand_in_two_tables_are_the_same(row: PaperRow) -> None:
+    """Tables 3 and 5 are of 50 soft prompts and rank 4 (their captions); Table 3's HH LoRA is not."""
+    if row.method not in (PROMPT_TUNING, LORA):
+        return
+    table = {SUMMARY: 1, HH: 2}[row.dataset]
+    first = {one.method: figures(one) for one in ROWS if one.table == table}
+    expected = PROMPT_50 if row.method == PROMPT_TUNING else RANK_4
+    wrong = any(one.kind == "row" for one in errata_of(row))
+    assert (figures(row) == first[expected]) is not wrong
+    if wrong:
+        assert figures(row) == first[RANK_64]
+
+
+def test_errata_are_marked_where_figures_are_printed() -> None:
+    by_place = {(row.table, row.dataset, row.method, row.evaluator): printed(row) for row in ROWS}
+    wrong_delta = by_place[3, SUMMARY, LORA, GPT4]
+    assert wrong_delta == {
+        "win": "46.09",
+        "lose": "35.94",
+        "tie": "17.97",
+        "delta": f"13.00{MARK}",
+        "note": "46.09 − 35.94 is 10.15, not 13.00",
+    }
+    other_rank = by_place[3, HH, LORA, DEBERTA]
+    assert [other_rank[name] for name in ("win", "delta")] == [f"47.56{MARK}", f"17.79{MARK}"]
+    assert "rank 64, not rank 4" in other_rank["note"]
+    sums = by_place[5, HH, PROMPT_SECOND, DEBERTA]
+    assert [sums[name] for name in ("tie", "delta")] == [f"50.58{MARK}", "0.27"]
+    fine = by_place[2, HH, RANK_64, DEBERTA]
+    assert fine == {"win": "47.56", "lose": "29.77", "tie": "22.66", "delta": "17.79", "note": ""}
+    marked = [row for row in ROWS if any(MARK in text for text in printed(row).values())]
+    assert len(marked) == len(ERRATA)
