@@ -1,0 +1,175 @@
+"""A judge's outcomes and its account, by servers whose verdicts are known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from judge_server import Body, JudgeServer, Reply, chat, longer, pairs, says, settings, shown
+from meetlm.evaluation.judge import Judged, consistency_chance, judge, wilson
+from meetlm.evaluation.record import Outcome
+
+
+def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
+    done: list[int] = []
+    with JudgeServer(longer) as server:
+        found = judge(pairs(30), settings(server, prices={"prompt": 2.5, "completion": 10}), tmp_path, done.append)
+    outcomes, margins, account, problems = found
+    assert outcomes == ["win", "lose", "tie"] * 10
+    assert margins == [1.0, -1.0, 0.0] * 10
+    assert problems == []
+    assert (account.num_calls, account.num_cached, account.num_unparsable, account.num_failed) == (60, 0, 0, 0)
+    assert sum(done) == 60 and server.distinct == len(server.received) == 60
+    assert (account.prompt_tokens, account.completion_tokens) == (6000, 600)
+    assert account.cost == pytest.approx(6000 * 2.5e-6 + 600 * 10e-6)
+    assert account.consistency and account.consistency.value == 1.0
+    assert account.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
+    assert account.conclusive
+    assert "impartial" not in account.prompt_text and "neutral judge" in account.prompt_text
+    body = server.received[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge", 0.0, 1024)
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert server.paths[0] == "/v1/chat/completions"
+
+
+def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None:
+    answers = ["I like both, really.", "[[A]]", None, "first [[A]], no, [[B]]"]
+
+    def nonsense(body: Body, number: int) -> Reply:
+        return chat(answers[number], finish="length" if number == 0 else "stop")
+
+    with JudgeServer(nonsense) as server:
+        first = judge(pairs(2), settings(server, concurrency=1), tmp_path)
+        second = judge(pairs(2), settings(server, concurrency=1), tmp_path)
+    outcomes, margins, account, (problem,) = first
+    assert outcomes == margins == [None, None]
+    assert account.num_unparsable == 3 and account.num_failed == 0
+    assert account.consistency is None and account.chance is None and not account.conclusive
+    assert problem.count == 3 and "1 of them cut off" in problem.what
+    assert problem.examples == [
+        "pair 1, shown first: 'I like both, really.'",
+        "pair 2, shown first: ''",
+        "pair 2, shown second: 'first [[A]], no, [[B]]'",
+    ]
+    assert len(server.received) == 4 and second[3] == [problem]
+
+
+NINE = [
+    # shown first, shown second (as the judge says it: A is what it is shown first), outcome, margin
+    ("A", "B", "win", 1.0),
+    ("A", "C", "win", 0.5),
+    ("A", "A", "tie", 0.0),
+    ("C", "B", "win", 0.5),
+    ("C", "C", "tie", 0.0),
+    ("C", "A", "lose", -0.5),
+    ("B", "B", "tie", 0.0),
+    ("B", "C", "lose", -0.5),
+    ("B", "A", "lose", -1.0),
+]
+
+
+def from_table(body: Body, number: int) -> Reply:
+    """Pairs are (ours n, theirs n)."""
+    a, _ = shown(body)
+    row = NINE[int(a.split()[1])]
+    return chat(f"[[{row[0] if a.startswith('ours') else row[1]}]]")
+
+
+def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
+    asked = [("q", f"ours {n}", f"theirs {n}") for n in range(9)]
+    mirrored = {"win": "lose", "lose": "win", "tie": "tie"}
+    with JudgeServer(from_table) as server:
+        outcomes, margins, account, _ = judge(asked, settings(server), tmp_path)
+        swapped, back, other, _ = judge([(q, theirs, ours) for q, ours, theirs in asked], settings(server), tmp_path)
+    assert outcomes == [row[2] for row in NINE]
+    assert margins == [row[3] for row in NINE]
+    assert swapped == [mirrored[row[2]] for row in NINE]
+    assert back == [-row[3] for row in NINE]
+    assert account.consistency == other.consistency and account.chance == other.chance
+    assert other.num_cached == 18  # the same calls, read the other way round
+
+
+def test_a_system_against_itself_ties(tmp_path: Path) -> None:
+    same = [("q", f"reply {n}", f"reply {n}") for n in range(4)]
+    for text in ("[[C]]", "[[A]]", "[[B]]"):
+        with JudgeServer(says(text)) as server:
+            outcomes, _, account, _ = judge(same, settings(server), tmp_path / text)
+        assert outcomes == ["tie"] * 4
+        assert len(server.received) == 4 and account.num_calls == 8  # both orders are the same call
+        assert account.consistency and account.consistency.value == (1.0 if text == "[[C]]" else 0.0)
+        assert not account.conclusive
+
+
+@pytest.mark.parametrize("text", ["[[A]]", "[[B]]", "[[C]]"])
+def test_a_judge_that_always_says_the_same_is_inconclusive(tmp_path: Path, text: str) -> None:
+    with JudgeServer(says(text)) as server:
+        outcomes, _, account, _ = judge(pairs(64), settings(server), tmp_path)
+    assert set(outcomes) == {"tie"}
+    assert account.consistency and account.consistency.value == account.chance == (1.0 if text == "[[C]]" else 0.0)
+    assert not account.conclusive
+
+
+def test_chance_by_hand() -> None:
+    both: list[tuple[Outcome, Outcome]] = [("win", "lose"), ("win", "win"), ("tie", "lose"), ("lose", "tie")]
+    # Verdicts: A A, A B, tie A, B tie: a = 4/8, b = 2/8, tie = 2/8.
+    assert consistency_chance(both) == pytest.approx(2 * 0.5 * 0.25 + 0.25**2)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0), (0.8, 0.2, 0.0), (0.5, 0.2, 0.3), (0.97, 0.03, 0.0)], ids=str)
+def test_a_judge_that_sees_nothing_is_seldom_called_conclusive(shares: tuple[float, float, float]) -> None:
+    """Whatever its preference for a position: 2.5% at most, give or take (of 1000, 5 standard deviations)."""
+    drawn, called = random.Random(0), 0
+    first: dict[str, Outcome] = {"A": "win", "B": "lose", "C": "tie"}
+    second: dict[str, Outcome] = {"A": "lose", "B": "win", "C": "tie"}
+    for _ in range(1000):
+        both = [(first[drawn.choices("ABC", shares)[0]], second[drawn.choices("ABC", shares)[0]]) for _ in range(128)]
+        called += wilson(sum(a == b for a, b in both) / 128, 128).low > consistency_chance(both)
+    assert called <= 25 + 5 * 5
+
+
+def test_wilson_against_scipy() -> None:
+    for successes, trials in ((0, 5), (5, 5), (64, 128), (100, 128), (1, 1)):
+        expected = binomtest(successes, trials).proportion_ci(method="wilson")
+        found = wilson(successes / trials, trials)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson(0.0, 7).low == 0.0 and wilson(1.0, 7).high == 1.0
+
+
+def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
+    with JudgeServer(longer) as server:
+        one = judge(pairs(12), settings(server), tmp_path)[2]
+        three = judge([(q, ours + seed, theirs + seed) for q, ours, theirs in pairs(12) for seed in "xyz"],
+                      settings(server), tmp_path)[2]  # fmt: skip
+    assert three.num_calls == 72 and three.consistency == one.consistency == wilson(1.0, 12)
+
+
+def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
+    with JudgeServer(longer) as server:
+        outcomes, _, _, (problem,) = judge([("q", " ", "word"), ("r", "x", "")], settings(server), tmp_path)
+    assert outcomes == ["lose", "win"]
+    assert "empty" in problem.what and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
+
+
+def test_no_token_counts(tmp_path: Path) -> None:
+    with JudgeServer(lambda body, number: chat("[[A]]", usage=None)) as server:
+        _, _, account, (problem,) = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path)
+    assert account.prompt_tokens is account.completion_tokens is account.cost is None
+    assert "token counts" in problem.what and problem.count == 2
+
+
+def test_inside_a_running_loop(tmp_path: Path) -> None:
+    async def notebook() -> Judged:
+        return judge(pairs(2), settings(server), tmp_path)
+
+    with JudgeServer(longer) as server:
+        assert asyncio.run(notebook())[0] == ["win", "lose"]
+
+
+def test_nothing_to_judge(tmp_path: Path) -> None:
+    outcomes, margins, account, problems = judge([], settings("http://127.0.0.1:9/v1"), tmp_path)
+    assert (outcomes, margins, problems) == ([], [], [])
+    assert account.num_calls == 0 and account.consistency is None and not account.conclusive

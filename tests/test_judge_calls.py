@@ -1,0 +1,261 @@
+"""A judge's calls: kept on disk, tried again, counted where they fail, and stopped where all would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from judge_server import Body, JudgeServer, Reply, error, longer, pairs, says, settings
+from meetlm.config.errors import ConfigError
+from meetlm.evaluation.judge import judge
+from meetlm.evaluation.judge_cache import FILE
+
+
+def test_second_run_asks_nothing_and_needs_no_server_and_no_key(tmp_path: Path) -> None:
+    with JudgeServer(longer) as server:
+        first = judge(pairs(7), settings(server), tmp_path)
+        again = settings(server, key_env="MEETLM_NO_SUCH_KEY")
+    second = judge(pairs(7), again, tmp_path)
+    assert len(server.received) == 14
+    assert (second[0], second[1], second[3]) == (first[0], first[1], first[3])
+    assert second[2].num_cached == second[2].num_calls == 14
+    assert second[2].prompt_tokens == first[2].prompt_tokens  # of all answers, whenever they came
+
+
+def test_every_call_is_kept_with_what_was_sent(tmp_path: Path) -> None:
+    with JudgeServer(says("raw\n[[A]] ü")) as server:
+        judge(pairs(1), settings(server, extra={"seed": 3}), tmp_path)
+    entries = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert len(entries) == 2
+    assert entries[0]["messages"] in [body["messages"] for body in server.received]
+    assert entries[0]["answer"] == {
+        "text": "raw\n[[A]] ü",
+        "finish_reason": "stop",
+        "served_model": "judge-2026",
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+    }
+    assert entries[0]["sampling"] == {"temperature": 0.0, "max_tokens": 1024, "seed": 3}
+    assert entries[0]["base_url"] == server.url
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"model": "other"}, {"temperature": 0.5}, {"max_tokens": 7}, {"extra": {"seed": 1}}, {"prompt": "summary"}],
+    ids=str,
+)
+def test_other_settings_are_other_calls(tmp_path: Path, changed: dict[str, Any]) -> None:
+    with JudgeServer(says("Comparison: x\nPreferred: A [[A]]")) as server:
+        judge(pairs(1), settings(server), tmp_path)
+        account = judge(pairs(1), settings(server, **changed), tmp_path)[2]
+    assert len(server.received) == 4 and account.num_cached == 0
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path: Path) -> None:
+    """The endpoint dies after 9 answers; what was answered is not asked again, and the numbers are the same."""
+    with JudgeServer(longer) as server:
+        whole = judge(pairs(12), settings(server), tmp_path / "whole")
+        answered: set[str] = set()
+
+        def dying(body: Body, number: int) -> Reply:
+            if len(answered) >= 9:
+                return error(500, "out of order")
+            answered.add(json.dumps(body))
+            return longer(body, number)
+
+        server.behave = dying
+        with pytest.raises(ConfigError, match=r"3 calls in a row found no answer.*HTTP 500: out of order.*goes on"):
+            judge(pairs(12), settings(server, give_up_after=3, concurrency=1), tmp_path / "cut")
+        server.received.clear()
+        server.behave = longer
+        found = judge(pairs(12), settings(server), tmp_path / "cut")
+    assert found[0] == whole[0] and found[2].num_cached == 9
+    assert len(server.received) == server.distinct == 24 - 9
+    assert not answered & {json.dumps(body) for body in server.received}
+
+
+def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:
+    with JudgeServer(longer) as server:
+        first = judge(pairs(3), settings(server), tmp_path)
+        file = tmp_path / FILE
+        file.write_bytes(file.read_bytes()[:-40])
+        server.received.clear()
+        second = judge(pairs(3), settings(server), tmp_path)
+        assert len(server.received) == 1
+        assert second[0] == first[0] and second[2].num_cached == 5
+        (problem,) = second[3]
+        assert "damaged" in problem.what and problem.examples == [f"{file}:6"] and problem.count == 1
+        third = judge(pairs(3), settings(server), tmp_path)  # what was asked again is whole, beside the torn line
+    assert len(server.received) == 1
+    assert third[0] == first[0] and third[2].num_cached == 6 and third[3] == [problem]
+
+
+def test_failures_of_single_calls_are_counted(tmp_path: Path) -> None:
+    def too_long(body: Body, number: int) -> Reply:
+        if "q4" in body["messages"][-1]["content"]:
+            return error(400, "maximum context length is 8192 tokens", "context_length_exceeded")
+        return longer(body, number)
+
+    with JudgeServer(too_long) as server:
+        # Nothing but refusals is left to ask the second time: that is no reason to stop.
+        for _ in range(2):
+            outcomes, margins, account, problems = judge(
+                pairs(6), settings(server, give_up_after=2, concurrency=1), tmp_path, names=[f"p{n}" for n in range(6)]
+            )
+            assert outcomes == ["win", "lose", "tie", "win", None, "tie"]
+            assert margins[4] is None
+            assert (account.num_failed, account.num_unparsable) == (2, 0)
+            (problem,) = problems
+            assert problem.count == 2 and "failed for good" in problem.what
+            assert problem.examples[0].startswith("p4, shown first: HTTP 400: maximum context length")
+    assert len(server.received) == 12 + 2
+
+
+def test_nothing_answered_stops(tmp_path: Path) -> None:
+    with (
+        JudgeServer(lambda body, number: error(400, "unsupported parameter")) as server,
+        pytest.raises(ConfigError, match=rf"'judge' at {server.url}: none of 4 calls .*unsupported parameter"),
+    ):
+        judge(pairs(2), settings(server), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (error(401, "Incorrect API key provided"), "HTTP 401: Incorrect API key provided"),
+        (error(404, "no such model"), r"HTTP 404: no such model \(.*does not know this model"),
+        (error(429, "You exceeded your quota", "insufficient_quota"), "HTTP 429: You exceeded your quota"),
+        (Reply("<html>not here</html>", 404, {"Content-Type": "text/html"}), "HTTP 404"),
+    ],
+    ids=["401", "404", "quota", "html"],
+)
+def test_refusals_of_everything_stop_at_once(tmp_path: Path, reply: Reply, expected: str) -> None:
+    with JudgeServer(lambda body, number: reply) as server:
+        with pytest.raises(ConfigError, match=expected) as raised:
+            judge(pairs(20), settings(server, concurrency=2), tmp_path)
+        assert len(server.received) <= 4
+    assert f"judge 'judge' at {server.url}" in str(raised.value)
+
+
+def test_rate_limit_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+    def limited(body: Body, number: int) -> Reply:
+        return error(429, "slow down", Retry_After="1") if number == 0 else longer(body, number)
+
+    with JudgeServer(limited) as server:
+        outcomes, _, account, problems = judge(pairs(1), settings(server, retries=2, concurrency=1), tmp_path)
+    assert outcomes == ["win"] and account.num_failed == 0 and problems == []
+    assert server.times[1] - server.times[0] >= 0.95  # without the header: at most half a second
+    assert len(server.received) == 3
+
+
+def test_server_errors_and_stalls_are_tried_again(tmp_path: Path) -> None:
+    """Every first try fails: every other one by a 503, the rest by stalling past the time-out."""
+    seen: dict[str, int] = {}
+
+    def shaky(body: Body, number: int) -> Reply:
+        text = json.dumps(body)
+        seen[text] = seen.get(text, 0) + 1
+        if seen[text] > 1:
+            return longer(body, number)
+        return error(503, "busy") if number % 2 else Reply("{}", delay=20)
+
+    with JudgeServer(shaky) as server:
+        outcomes, _, account, _ = judge(pairs(3), settings(server, retries=3, timeout=1.0), tmp_path)
+    assert outcomes == ["win", "lose", "tie"] and account.num_failed == 0
+    assert len(server.received) >= 12 and server.distinct == 6
+
+
+def test_stall_for_good_is_counted(tmp_path: Path) -> None:
+    def stalls(body: Body, number: int) -> Reply:
+        return Reply("{}", delay=20) if "q1" in body["messages"][-1]["content"] else longer(body, number)
+
+    with JudgeServer(stalls) as server:
+        outcomes, _, account, (problem,) = judge(pairs(3), settings(server, timeout=1.0), tmp_path)
+    assert outcomes == ["win", None, "tie"] and account.num_failed == 2
+    assert problem.examples[0] == "pair 2, shown first: no answer in 1 s"
+
+
+def test_no_server_stops_soon(tmp_path: Path) -> None:
+    with JudgeServer(longer) as server:
+        url = server.url
+    with pytest.raises(ConfigError, match=r"4 calls in a row found no answer.*no connection"):
+        judge(pairs(200), settings(url, give_up_after=4), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply("{}"),
+        Reply('{"error": {"message": "upstream failed"}}'),
+        Reply("<html>welcome</html>", headers={"Content-Type": "text/html"}),
+        Reply("{not json"),
+        Reply('{"choices": []}'),
+        Reply('{"choices": [{"message": {"content": [{"text": "[[A]]"}]}}]}'),
+        Reply("[[A]]", headers={"Content-Type": "text/plain"}),
+        Reply("null"),
+    ],
+    ids=["empty", "error", "html", "torn", "no-choice", "parts", "text", "null"],
+)
+def test_what_is_no_completion_is_a_failed_call(tmp_path: Path, reply: Reply) -> None:
+    with JudgeServer(lambda body, number: reply if number == 2 else longer(body, number)) as server:
+        outcomes, _, account, (problem,) = judge(pairs(2), settings(server, concurrency=1), tmp_path)
+    assert outcomes == ["win", None] and account.num_failed == 1
+    assert "not a chat completion" in problem.examples[0] or "no connection" in problem.examples[0]
+
+
+def test_limit_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEETLM_TEST_KEY", "secret-of-the-test")
+
+    def slow(body: Body, number: int) -> Reply:
+        return Reply(longer(body, number).body, delay=0.05)
+
+    with JudgeServer(slow) as server:
+        judge(pairs(8), settings(server, concurrency=3, key_env="MEETLM_TEST_KEY"), tmp_path)
+    assert server.most == 3
+    assert set(server.keys) == {"Bearer secret-of-the-test"}
+    assert "secret-of-the-test" not in (tmp_path / FILE).read_text()
+
+
+def test_a_server_that_leaves_things_out(tmp_path: Path) -> None:
+    least = Reply('{"choices": [{"message": {"content": "[[C]]"}}]}')
+    with JudgeServer(lambda body, number: least) as server:
+        outcomes, _, account, _ = judge(pairs(1), settings(server), tmp_path)
+        assert judge(pairs(1), settings(server), tmp_path)[2].num_cached == 2
+    assert outcomes == ["tie"] and account.prompt_tokens is None
+
+
+def test_an_error_in_words_of_its_own(tmp_path: Path) -> None:
+    said = Reply('{"detail": "no room"}', 422)
+    with JudgeServer(lambda body, number: said) as server, pytest.raises(ConfigError, match="HTTP 422: .*no room"):
+        judge(pairs(1), settings(server), tmp_path)
+
+
+def test_words_that_cannot_be_sent_fail_alone(tmp_path: Path) -> None:
+    """Half of a surrogate pair, as a file from elsewhere may hold it, has no UTF-8."""
+    with JudgeServer(longer) as server:
+        outcomes, _, account, (problem,) = judge([*pairs(1), ("q", "\ud83d", "x")], settings(server), tmp_path)
+    assert outcomes == ["win", None] and account.num_failed == 2
+    assert "pair 2, shown first: " in problem.examples[0]
+
+
+def test_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEETLM_TEST_KEY", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable MEETLM_TEST_KEY is not set"):
+        judge(pairs(1), settings("http://127.0.0.1:9/v1", key_env="MEETLM_TEST_KEY"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"base_url": "localhost:8000"}, "begins with http"),
+        ({"extra": {"temperature": 1}}, "'temperature' cannot stand here: set it by itself"),
+        ({"extra": {"stream": True}}, "'stream' cannot stand here"),
+        ({"concurency": 1}, "did you mean 'concurrency'"),
+    ],
+)
+def test_settings_are_checked(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        settings("http://x/v1", **changed)
