@@ -1,0 +1,126 @@
+"""Completions side by side: the order to look at them in, what the page's search reads, and a few to print.
+
+Completions are anybody's text. Here they stay text; pages put them in as JSON, or escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+from meetlm.evaluation.record import Comparison, Evaluation, Outcome
+from meetlm.report.tables import evaluators_of, ordered
+
+CODES: dict[Outcome | None, str] = {"win": "w", "lose": "l", "tie": "t", None: "-"}
+"""Outcomes in the page, a letter a cell."""
+DIGITS = 3
+"""Significant ones of scores in the page; the record has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One cell to show.
+
+    Attributes:
+        comparison: Of which system, by which evaluator.
+        cell: Its index.
+        outcome: There.
+    """
+
+    comparison: Comparison
+    cell: int
+    outcome: Outcome
+
+
+def ranked(evaluation: Evaluation, comparison: Comparison) -> dict[Outcome | None, list[int]]:
+    """Return the cells of each outcome, those to look at first first.
+
+    Wins and losses by how clear they were; ties of different texts before ties of the same text, then the closest
+    first; cells without an outcome as they come.
+    """
+    ours, theirs = evaluation.completions[comparison.system], evaluation.completions[comparison.baseline]
+
+    def key(cell: int) -> tuple[bool, float]:
+        margin = comparison.margins[cell] or 0.0
+        if comparison.outcomes[cell] == "tie":
+            return ours[cell].strip() == theirs[cell].strip(), abs(margin)
+        return False, -abs(margin)
+
+    found: dict[Outcome | None, list[int]] = {"win": [], "lose": [], "tie": [], None: []}
+    for cell, outcome in enumerate(comparison.outcomes):
+        found[outcome].append(cell)
+    return {outcome: cells if outcome is None else sorted(cells, key=key) for outcome, cells in found.items()}
+
+
+def viewing_order(evaluation: Evaluation, comparison: Comparison) -> list[int]:
+    """Return all cells: the largest win, the largest loss, the closest tie, the next of each, those without outcome."""
+    found = ranked(evaluation, comparison)
+    turns = zip_longest(found["win"], found["lose"], found["tie"])
+    return [cell for cell in chain.from_iterable(turns) if cell is not None] + found[None]
+
+
+def highlights(evaluation: Evaluation, each: int = 1) -> list[Example]:
+    """Return the first wins, losses and ties of every system, by the first evaluator.
+
+    Args:
+        evaluation: Whose.
+        each: How many of each outcome.
+    """
+    kinds: Sequence[Outcome] = ("win", "lose", "tie")
+    return [
+        Example(comparison, cell, outcome)
+        for comparison in evaluation.comparisons
+        if comparison.evaluator == evaluators_of(evaluation)[0]
+        for found in [ranked(evaluation, comparison)]
+        for outcome in kinds
+        for cell in found[outcome][:each]
+    ]
+
+
+def payload(evaluation: Evaluation) -> str:
+    """Return all cells as JSON that may stand inside a ``script`` element.
+
+    ``<``, ``>`` and ``&`` are written as escapes, so no text can end the element or open a comment in it.
+    """
+    found: dict[str, Any] = {
+        "baseline": evaluation.baseline,
+        "systems": [one.name for one in evaluation.systems],
+        "prompts": [one.prompt for one in evaluation.prompts],
+        "ids": [one.id for one in evaluation.prompts],
+        "chosen": [one.chosen for one in evaluation.prompts],
+        "cells": evaluation.cells,
+        "completions": evaluation.completions,
+        "comparisons": [
+            {
+                "system": one.system,
+                "evaluator": one.evaluator,
+                "outcomes": "".join(CODES[outcome] for outcome in one.outcomes),
+                "margins": [_short(margin) for margin in one.margins],
+                "order": viewing_order(evaluation, one),
+            }
+            for one in ordered(evaluation)
+        ],
+        "measures": [
+            {"name": one.name, "values": {name: [_short(v) for v in found] for name, found in one.values.items()}}
+            for one in evaluation.measures
+        ],
+    }
+    text = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return a prompt as [role, text]; plain text has the role ``prompt``."""
+    return [("prompt", prompt)] if isinstance(prompt, str) else [(one["role"], one["content"]) for one in prompt]
+
+
+def _short(value: float | None) -> float | None:
+    if value is None:
+        return None
+    value = float(value)
+    return int(value) if value.is_integer() else float(f"{value:.{DIGITS}g}")

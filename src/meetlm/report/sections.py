@@ -1,0 +1,52 @@
+"""The sections of a report, each with its tables and figures, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meetlm.evaluation.record import Evaluation
+from meetlm.report.charts import evaluation_charts
+from meetlm.report.plots import Plot
+from meetlm.report.tables import Table, report_tables
+
+TITLES = {
+    "results": "Win rates",
+    "measures": "Measures",
+    "rewards": "Scores",
+    "lengths": "Lengths",
+    "agreement": "Agreement",
+    "judge": "The judge",
+    "problems": "Problems",
+    "settings": "Systems",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        name: Its anchor.
+        title: Its heading.
+        tables: First.
+        plots: After them.
+        texts: Printed as they are, by heading.
+    """
+
+    name: str
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def sections_of(evaluation: Evaluation) -> list[Section]:
+    """Return the sections that an evaluation has something for."""
+    tables, plots = report_tables(evaluation), evaluation_charts(evaluation)
+    texts = {"judge": {"The judge's prompt": evaluation.judge.prompt_text}} if evaluation.judge else {}
+    return [
+        Section(name, title, tables.get(name, []), plots.get(name, []), texts.get(name, {}))
+        for name, title in TITLES.items()
+        if name in tables or name in plots
+    ]

@@ -1,0 +1,243 @@
+"""The tables of a report, ready to print, the same in HTML and Markdown: those of the paper (1-5) and the accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from meetlm.evaluation.record import Comparison, Evaluation, Interval, JudgeAccount, Measure, System
+from meetlm.report.wording import (
+    NONE,
+    brackets,
+    decimals_of,
+    in_percent,
+    number,
+    p_value,
+    percents,
+)
+
+ROUGE = ("rouge-l", "rouge-avg")
+"""Beside the win rates, as in the paper's Table 1."""
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in one place of a table.
+
+    Attributes:
+        text: The figure, or words.
+        small: In smaller print after it: an interval, a description.
+        strong: Whether its interval is clear of "no difference".
+    """
+
+    text: str
+    small: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table; the first cell of a row is its heading.
+
+    Attributes:
+        caption: What it shows.
+        columns: Their headings.
+        rows: As many cells each as there are columns.
+        notes: What a reader has to know beside it.
+    """
+
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluators_of(evaluation: Evaluation) -> list[str]:
+    """Return the evaluators in the order of their first comparison, ROUGE after those that judge the reply itself."""
+    return list(dict.fromkeys(one.evaluator for one in ordered(evaluation)))
+
+
+def ordered(evaluation: Evaluation) -> list[Comparison]:
+    """Return the comparisons in the order of the report."""
+    return sorted(evaluation.comparisons, key=lambda one: one.evaluator.startswith("rouge"))
+
+
+def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
+    """Return a measure by its name; ``None`` where it was not taken."""
+    return next((one for one in evaluation.measures if one.name == name), None)
+
+
+def is_scale(measure: Measure) -> bool:
+    """Whether a measure is a ROUGE F1, which the paper prints times 100."""
+    return measure.name.startswith("rouge")
+
+
+def mean_cell(measure: Measure, system: str) -> Cell:
+    """Return a system's mean with its interval, ROUGE times 100 as in the paper."""
+    if system not in measure.means:
+        return Cell(NONE)
+    mean = percents(measure.means[system]) if is_scale(measure) else measure.means[system]
+    decimals = 2 if is_scale(measure) else decimals_of(mean)
+    return Cell(number(mean.value, decimals), brackets(mean, decimals))
+
+
+def _share(share: Interval, even: float | None = None) -> Cell:
+    found = percents(share)
+    clear = even is not None and not found.low <= 100 * even <= found.high
+    return Cell(number(found.value, 1), brackets(found, 1), strong=clear)
+
+
+def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
+    """Return the paper's table for one evaluator: win, lose, tie, Δ; in the first, ROUGE beside them as in Table 1."""
+    first = evaluator == evaluators_of(evaluation)[0]
+    beside = ROUGE if first and not evaluator.startswith("rouge") else ()
+    rouge = [measure for name in beside if (measure := measure_of(evaluation, name))]
+    compared = {one.system: one for one in evaluation.comparisons if one.evaluator == evaluator}
+    controlled = any(one.controlled_win for one in compared.values())
+    columns = ["System", *(one.name.upper().replace("AVG", "Avg") for one in rouge)]
+    columns += ["Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p"]
+    columns += ["Length-controlled win (%)"] * controlled + ["Prompts (cells)"]
+    rows = []
+    for system in (one.name for one in evaluation.systems):
+        if system not in compared and not (rouge and system == evaluation.baseline):
+            continue
+        start = [Cell(system, "baseline" if system == evaluation.baseline else "")]
+        start += [mean_cell(measure, system) for measure in rouge]
+        found = compared.get(system)
+        rows.append(
+            [*start, *_rates(found, controlled)] if found else start + [Cell(NONE)] * (len(columns) - len(start))
+        )
+    notes = []
+    if first:
+        notes.append(
+            f"Against {evaluation.baseline}. Δ is win − lose; Δ > 0 says that the system is better than the baseline. "
+            "Brackets are 95% bootstrap intervals over prompts; a bold figure's interval leaves out 0 (for Δ) or 50."
+        )
+    if first and controlled:
+        notes.append(
+            "The length-controlled win rate is what a logistic regression of the outcome on the difference of lengths "
+            "expects at equal lengths, ties counting half (after Dubois et al., 2024, arXiv:2404.04475); 50 is even."
+        )
+    left_out = [f"{one.system}: {one.rates.num_left_out:,}" for one in compared.values() if one.rates.num_left_out]
+    if left_out:
+        notes.append(f"Cells left out because they have no outcome (see the problems): {', '.join(left_out)}.")
+    return Table(f"Win rates by {evaluator}", columns, rows, notes)
+
+
+def _rates(found: Comparison, controlled: bool) -> list[Cell]:
+    rates = found.rates
+    cells = [_share(rates.win), _share(rates.lose), _share(rates.tie), _share(rates.delta, even=0.0)]
+    cells.append(Cell(p_value(rates.sign_p)))
+    if controlled:
+        cells.append(_share(found.controlled_win, even=0.5) if found.controlled_win else Cell(NONE))
+    return [*cells, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")]
+
+
+def measure_table(evaluation: Evaluation) -> Table:
+    """Return every measure's mean for every system."""
+    names = [one.name for one in evaluation.systems]
+    better = {True: "; more is better", False: "; less is better", None: ""}
+    rows = []
+    for measure in evaluation.measures:
+        times = "; printed times 100" if is_scale(measure) else ""
+        head = Cell(measure.name, f"{measure.description}{times}{better[measure.higher]}")
+        rows.append([head, *(mean_cell(measure, name) for name in names)])
+    missing = [
+        f"{measure.name} of {name}: {without:,}"
+        for measure in evaluation.measures
+        for name, values in measure.values.items()
+        if (without := sum(value is None for value in values))
+    ]
+    notes = ["Means over prompts with 95% bootstrap intervals."]
+    if missing:
+        notes.append(f"Cells without a value: {', '.join(missing)}.")
+    return Table("Means of the measures", ["Measure", *names], rows, notes)
+
+
+def agreement_table(evaluation: Evaluation) -> Table:
+    """Return Cohen's κ of every pair of evaluators."""
+    rows = [
+        [
+            Cell(f"{one.evaluators[0]} and {one.evaluators[1]}"),
+            Cell(one.system),
+            Cell(number(one.kappa.value, 2), brackets(one.kappa, 2)) if one.kappa else Cell("not defined"),
+            Cell(f"{number(100 * one.observed, 1)}"),
+            Cell(f"{one.num_cells:,}"),
+        ]
+        for one in evaluation.agreements
+    ]
+    columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Cells"]
+    note = "κ is agreement beyond chance over win, lose and tie: 1 is perfect, 0 is what chance gives (Cohen, 1960)."
+    return Table("Agreement between evaluators", columns, rows, [note])
+
+
+def judge_table(judge: JudgeAccount) -> Table:
+    """Return what the judge was asked, and how it answered."""
+    rows = {
+        "Model": judge.model,
+        "Endpoint": judge.base_url,
+        "Prompt": judge.prompt,
+        "Judgements needed, both orders": f"{judge.num_calls:,}",
+        "Found in the cache": f"{judge.num_cached:,}",
+        "Without a verdict": f"{judge.num_unparsable:,}",
+        "Failed for good": f"{judge.num_failed:,}",
+        "Same verdict in both orders": in_percent(judge.consistency)
+        if judge.consistency
+        else "no pair with two verdicts",
+        "By chance": NONE if judge.chance is None else f"{number(100 * judge.chance, 1)}%",
+        "Conclusive": "yes" if judge.conclusive else "no: consistency is not above chance beyond doubt",
+        "Prompt tokens": _told(judge.prompt_tokens),
+        "Completion tokens": _told(judge.completion_tokens),
+        "Cost, in the currency of the prices given": "no prices given" if judge.cost is None else f"{judge.cost:,.2f}",
+    }
+    return Table("The judge's account", ["What", "Value"], [[Cell(name), Cell(value)] for name, value in rows.items()])
+
+
+def _told(tokens: int | None) -> str:
+    return "the endpoint did not tell" if tokens is None else f"{tokens:,}"
+
+
+def problem_table(evaluation: Evaluation) -> Table:
+    """Return the problems, named and counted."""
+    rows = [[Cell(one.what), Cell(f"{one.count:,}"), Cell(", ".join(one.examples))] for one in evaluation.problems]
+    return Table("Rows that are not as they should be", ["What", "Rows", "Among them"], rows)
+
+
+def system_table(systems: Sequence[System]) -> Table:
+    """Return where each system's completions came from."""
+    rows = [
+        [
+            Cell(one.name),
+            Cell(one.run or "a file from elsewhere"),
+            Cell(_settings(one.level) or NOT_STATED),
+            Cell(_settings(one.sampling) or NOT_STATED),
+            Cell(", ".join(one.files)),
+        ]
+        for one in systems
+    ]
+    return Table("Where the completions came from", ["System", "Run", "Level", "Sampling", "Files"], rows)
+
+
+def _settings(found: str | dict[str, Any] | None) -> str:
+    if isinstance(found, dict):
+        return ", ".join(f"{name} {_plain(value)}" for name, value in found.items())
+    return found or ""
+
+
+def _plain(value: object) -> str:
+    return "none" if value is None or value == [] else repr(value) if isinstance(value, list) else str(value)
+
+
+def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
+    """Return the tables of each section that has any, by section."""
+    found = {
+        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)],
+        "measures": [measure_table(evaluation)] if evaluation.measures else [],
+        "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
+        "judge": [judge_table(evaluation.judge)] if evaluation.judge else [],
+        "problems": [problem_table(evaluation)] if evaluation.problems else [],
+        "settings": [system_table(evaluation.systems)],
+    }
+    return {section: tables for section, tables in found.items() if tables}

@@ -1,0 +1,277 @@
+"""Reports: what they say, in words, tables and temperatures."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from html_page import Page
+from made_evaluation import BASELINE, SYSTEMS, made_evaluation
+from meetlm.config.errors import DataError
+from meetlm.evaluation.record import Evaluation, Interval
+from meetlm.report.charts import binned
+from meetlm.report.examples import highlights, ranked, viewing_order
+from meetlm.report.summary import summarize, verdict
+from meetlm.report.tables import outcome_table, report_tables
+from meetlm.report.wording import decimals_of, in_percent, listed, number, p_value, points, with_interval
+from meetlm.report.write import write_report, write_temperature_report
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return made_evaluation()
+
+
+def with_delta(evaluation: Evaluation, evaluator: str, system: str, delta: Interval) -> Evaluation:
+    changed = [
+        replace(one, rates=replace(one.rates, delta=delta))
+        if (one.evaluator, one.system) == (evaluator, system)
+        else one
+        for one in evaluation.comparisons
+    ]
+    return replace(evaluation, comparisons=changed)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (12.34, 1, "12.3"),
+        (-3.97, 2, "−3.97"),
+        (-0.04, 1, "0.0"),
+        (0.0, 0, "0"),
+        (12345.6, 0, "12,346"),
+        (-1234.5, 1, "−1,234.5"),
+    ],
+)
+def test_numbers(value: float, decimals: int, text: str) -> None:
+    assert number(value, decimals) == text
+
+
+def test_intervals_and_their_digits() -> None:
+    assert with_interval(Interval(12.3, 4.1, 20.2), 1) == "12.3 [4.1, 20.2]"
+    assert in_percent(Interval(0.454, 0.392, 0.517)) == "45.4% [39.2, 51.7]"
+    assert points(Interval(0.154, 0.082, 0.225)) == "+15.4 [8.2, 22.5]"
+    assert points(Interval(-0.0397, -0.08, 0.0001)) == "−4.0 [−8.0, 0.0]"
+    widths = [(70, 25), (70, 3), (1.5, 0.12), (0.2, 0.001), (1, 0), (0, 0)]
+    assert [decimals_of(Interval(v, v - h, v + h)) for v, h in widths] == [0, 1, 2, 4, 2, 1]
+    assert [p_value(p) for p in (0.0002, 0.0321, 0.2, 1.0)] == ["< 0.001", "0.032", "0.20", "1.00"]
+    assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+
+
+# Words
+
+
+def test_the_summary_says_who_what_and_how_sure(evaluation: Evaluation) -> None:
+    clear = with_delta(evaluation, "reward", "hh-meet-lora", Interval(0.154, 0.082, 0.225))
+    clear = with_delta(clear, "rouge-l", "hh-meet-lora", Interval(0.02, -0.05, 0.09))
+    clear = with_delta(clear, "judge", "hh-meet-lora", Interval(-0.2, -0.3, -0.1))
+    found = summarize(clear)
+    for said in (
+        "hh-meet-lora, hh-meet-soft-prompt and hh-dpo were",
+        "with hh-coh on 120 held-out prompts under 2 seeds",
+        "240 pairs",
+        "by reward, judge (on 96 of them) and rouge-l",
+    ):
+        assert said in found.opening
+    lora = next(one for one in found.findings if one.system == "hh-meet-lora")
+    assert lora.verdicts == {"reward": "better", "judge": "worse", "rouge-l": "even"}
+    assert "better than hh-coh by reward (Δ +15.4 [8.2, 22.5], p" in lora.text
+    assert "not told apart from hh-coh by rouge-l (Δ +2.0 [−5.0, 9.0]" in lora.text
+    caveats = " ".join(found.caveats)
+    assert re.search(r"contains 0, so [^.]*hh-meet-lora by rouge-l", caveats)
+    assert "contradict each other on hh-meet-lora: better by reward, worse by judge" in caveats
+
+
+def test_an_interval_that_touches_0_is_no_finding(evaluation: Evaluation) -> None:
+    touching = with_delta(evaluation, "reward", "hh-dpo", Interval(0.1, 0.0, 0.2))
+    comparison = next(one for one in touching.comparisons if (one.evaluator, one.system) == ("reward", "hh-dpo"))
+    assert verdict(touching, comparison) == "even"
+
+
+def test_nothing_is_concluded_from_an_inconclusive_judge(evaluation: Evaluation) -> None:
+    assert evaluation.judge
+    poor = replace(
+        evaluation, judge=replace(evaluation.judge, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
+    )
+    found = summarize(poor)
+    assert all(one.verdicts["judge"] == "inconclusive" for one in found.findings)
+    assert all("no conclusion by judge" in one.text for one in found.findings)
+    assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct)" in found.caveats[0]
+    assert "35.0% [30.0, 40.0] of the pairs; chance alone gives 34.0%" in found.caveats[0]
+    assert "6 comparisons" in " ".join(found.caveats)  # the judge's three are no findings
+
+
+def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
+    caveats = " ".join(summarize(evaluation).caveats)
+    assert "hh-dpo does not state how it was sampled (temperature, top_p, max_new_tokens, stop)" in caveats
+    assert "3 outcomes of all comparisons together" in caveats
+    assert "reward is NaN for hh-dpo; left out of its rates (1)" in caveats
+    assert "1 had no verdict that could be read and 0 failed for good" in caveats
+    assert "one seed only" not in caveats
+    assert "one seed only" in " ".join(summarize(made_evaluation(20, (0,))).caveats)
+    assert "one seed only" not in " ".join(summarize(made_evaluation(20, (0,), temperature=0.0)).caveats)
+    long = with_delta(evaluation, "reward", "hh-dpo", Interval(0.2, 0.1, 0.3))
+    even = [
+        replace(one, controlled_win=Interval(0.49, 0.42, 0.56)) if one.system == "hh-dpo" else one
+        for one in long.comparisons
+    ]
+    caveats = " ".join(summarize(replace(long, comparisons=even)).caveats)
+    assert (
+        "At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, not clear of 50%: that it is"
+        in caveats
+    )
+
+
+# Tables
+
+
+def test_the_papers_table(evaluation: Evaluation) -> None:
+    found = outcome_table(evaluation, "reward")
+    assert found.columns == [
+        "System", "ROUGE-L", "ROUGE-Avg", "Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p",
+        "Length-controlled win (%)", "Prompts (cells)",
+    ]  # fmt: skip
+    assert [row[0].text for row in found.rows] == list(SYSTEMS)
+    rates = {one.system: one.rates for one in evaluation.comparisons if one.evaluator == "reward"}
+    for row in found.rows:
+        assert len(row) == len(found.columns)
+        if row[0].text == BASELINE:
+            assert row[0].small == "baseline"
+            continue
+        rate = rates[row[0].text]
+        shown = [float(cell.text.replace("−", "-")) for cell in row[3:7]]
+        assert shown == pytest.approx([100 * r.value for r in (rate.win, rate.lose, rate.tie, rate.delta)], abs=0.051)
+        assert row[6].strong == (not rate.delta.low <= 0 <= rate.delta.high)
+    mean = evaluation.measures[1].means["hh-dpo"]
+    assert float(found.rows[3][1].text) == pytest.approx(100 * mean.value, abs=0.0051)  # as the paper prints ROUGE
+    assert "hh-dpo: 1" in found.notes[-1]
+    assert outcome_table(evaluation, "rouge-l").columns[1] == "Win (%)"
+
+
+def test_every_account_has_its_table(evaluation: Evaluation) -> None:
+    found = report_tables(evaluation)
+    assert list(found) == ["results", "measures", "agreement", "judge", "problems", "settings"]
+    assert [one.caption for one in found["results"]] == [
+        f"Win rates by {name}" for name in ("reward", "judge", "rouge-l")
+    ]
+    assert found["agreement"][0].rows[-1][2].text == "not defined"
+    judge = {row[0].text: row[1].text for row in found["judge"][0].rows}
+    assert judge["Same verdict in both orders"] == "71.2% [68.0, 74.5]"
+    assert (judge["By chance"], judge["Prompt tokens"], judge["Without a verdict"]) == ("41.0%", "1,204,331", "1")
+    assert [row[1].text for row in found["problems"][0].rows] == ["1", "1", "1"]
+    dpo = found["settings"][0].rows[-1]
+    assert [cell.text for cell in dpo[1:4]] == ["a file from elsewhere", "not stated", "not stated"]
+    assert "temperature 0.7, top_p 0.95, stop none" in found["settings"][0].rows[0][3].text
+    assert "reward of hh-dpo: 1" in found["measures"][0].notes[-1]
+    for table in (table for tables in found.values() for table in tables):
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_a_bare_record_has_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    """Without a judge, measures, agreement, problems or comparisons there are just fewer sections."""
+    bare = replace(
+        evaluation, measures=[], agreements=[], judge=None, problems=[], comparisons=evaluation.comparisons[:3]
+    )
+    assert list(report_tables(bare)) == ["results", "settings"]
+    page = Page(write_report(bare, tmp_path)[0].read_text())
+    anchors = {attributes["href"] for attributes in page.all("a")}
+    assert anchors == {"#summary", "#results", "#lengths", "#examples", "#settings", "#versions"}
+    write_report(replace(bare, comparisons=[]), tmp_path)
+
+
+# Examples
+
+
+def test_the_order_to_look_at_examples_in(evaluation: Evaluation) -> None:
+    comparison = evaluation.comparisons[0]
+    six = replace(
+        evaluation,
+        cells=evaluation.cells[:7],
+        completions={name: [f"{name} {n}" if n != 2 else "same" for n in range(7)] for name in SYSTEMS},
+        comparisons=[
+            replace(
+                comparison,
+                outcomes=["win", "lose", "tie", "win", None, "tie", "tie"],
+                margins=[0.5, -2.0, 0.0, 3.0, None, -0.1, 0.05],
+            )
+        ],
+    )
+    found = ranked(six, six.comparisons[0])
+    assert found == {"win": [3, 0], "lose": [1], "tie": [6, 5, 2], None: [4]}
+    assert viewing_order(six, six.comparisons[0]) == [3, 1, 6, 0, 5, 2, 4]
+    assert [(one.outcome, one.cell) for one in highlights(six)] == [("win", 3), ("lose", 1), ("tie", 6)]
+
+
+def test_groups_by_length() -> None:
+    """Ten x in five groups; a prompt with two cells in one group counts once in its mean and interval."""
+    found = binned([(float(n), float(n % 2), n) for n in range(10)])
+    assert [x for x, _, _ in found] == [0.5, 2.5, 4.5, 6.5, 8.5]
+    assert all(y == 0.5 and half == pytest.approx(1.96 * 0.5) for _, y, half in found)
+    assert binned([(1.0, 0.0, 0), (1.0, 0.0, 0), (1.0, 3.0, 1)]) == [(1.0, 1.5, pytest.approx(1.96 * 1.5))]
+    assert binned([]) == []
+
+
+# Temperatures
+
+
+def test_temperatures(tmp_path: Path) -> None:
+    given = [(t, made_evaluation(30, (0,), temperature=t)) for t in (1.0, 0.0, 0.5)]
+    other = given[1][1]
+    swapped = replace(
+        other,
+        baseline="hh-dpo",
+        comparisons=[replace(one, baseline="hh-dpo") for one in other.comparisons if one.system == "hh-meet-lora"],
+    )
+    html, markdown = write_temperature_report([*given, (0.0, swapped)], tmp_path)
+    assert (html.name, markdown.name) == ("temperature.html", "temperature.md")
+    page, text = Page(html.read_text(encoding="utf-8")), markdown.read_text(encoding="utf-8")
+    figures = [svg["aria-label"] for svg in page.all("svg")]
+    assert len(figures) == 6  # two baselines, three evaluators
+    assert re.search(r"hh-meet-lora: \S+ \[.*\] at 0, .* at 0.5, .* at 1;", figures[0])
+    assert "| System | 0 | 0.5 | 1 |" in text
+    assert "3 temperatures from 0 to 1, against hh-coh and hh-dpo, on 30 prompts" in text
+    assert "hh-meet-lora against hh-dpo by reward has no evaluation at 0.5 and 1." in text
+    assert "One seed only at 0.5 and 1" in text
+    assert len(page.scripts()) == 1
+
+
+def test_temperatures_refused(tmp_path: Path) -> None:
+    one = made_evaluation(10, (0,))
+    with pytest.raises(DataError, match="by reward is there twice at temperature 0.5"):
+        write_temperature_report([(0.5, one), (0.5, one)], tmp_path)
+    with pytest.raises(DataError, match="no comparison to plot"):
+        write_temperature_report([], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Wrong records, large ones, a real browser
+
+
+def test_columns_that_do_not_fit(evaluation: Evaluation, tmp_path: Path) -> None:
+    first = evaluation.comparisons[0]
+    short = {**evaluation.completions, "hh-dpo": evaluation.completions["hh-dpo"][:-1]}
+    lacking = {name: texts for name, texts in evaluation.completions.items() if name != "hh-dpo"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"completions": short}, "completions.hh-dpo': has 239 entries; expected one for each of the 240 cells"),
+        (
+            {"completions": lacking},
+            "completions': is of hh-coh, hh-meet-lora, hh-meet-soft-prompt; expected a column for each",
+        ),
+        ({"comparisons": [replace(first, outcomes=[])]}, "comparisons.hh-meet-lora.reward': has 0 entries"),
+        ({"comparisons": [replace(first, margins=[0.0])]}, "reward margins': has 1 entries"),
+        ({"comparisons": [replace(first, system="x")]}, "names 'x'; expected one of the systems: hh-coh"),
+        ({"baseline": "y"}, "field 'baseline': names 'y'"),
+        ({"baseline": "hh-dpo"}, "field 'comparisons.hh-meet-lora': has the baseline 'hh-coh'; expected 'hh-dpo'"),
+        ({"cells": [(120, 0), *evaluation.cells[1:]]}, "names prompt 120; expected an index into 120 prompts"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(DataError, match=re.escape(said)):
+            write_report(replace(evaluation, **changes), tmp_path)
+    assert list(tmp_path.iterdir()) == []

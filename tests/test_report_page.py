@@ -1,0 +1,279 @@
+"""The report's page: it needs nothing from outside, completions stay text in it, and a browser runs it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import matplotlib
+import pytest
+from markdown_it import MarkdownIt
+
+from html_page import Page
+from made_evaluation import BASELINE, made_evaluation
+from meetlm.evaluation.record import Evaluation
+from meetlm.report.plots import draw
+from meetlm.report.write import write_report
+
+EVIL = (
+    "</script><script>alert(1)</script> <img src=x onerror=alert(2)> <!--<script> ]]> &lt;b&gt; ``` | **x** $y$ \u2028"
+)
+CSS = (resources.files("meetlm.report") / "templates" / "report.css").read_text()
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return made_evaluation()
+
+
+@pytest.fixture(scope="module")
+def written(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_report(evaluation, tmp_path_factory.mktemp("report") / "new")
+
+
+@pytest.fixture(scope="module")
+def page(written: tuple[Path, Path]) -> Page:
+    return Page(written[0].read_text(encoding="utf-8"))
+
+
+def test_every_cell_is_in_the_page(evaluation: Evaluation, page: Page) -> None:
+    data = json.loads(page.scripts()[0])
+    assert data["completions"] == evaluation.completions
+    assert data["prompts"] == [one.prompt for one in evaluation.prompts]
+    for one, found in zip(evaluation.comparisons, data["comparisons"], strict=True):
+        assert sorted(found["order"]) == list(range(240))
+        assert found["outcomes"].count("w") == one.outcomes.count("win")
+        assert found["outcomes"].count("-") == one.outcomes.count(None)
+
+
+def test_nothing_comes_from_outside(page: Page) -> None:
+    for tag, attributes in page.elements:
+        assert tag not in {
+            "link",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "img",
+            "image",
+            "video",
+            "audio",
+            "source",
+            "foreignobject",
+        }
+        for name, value in attributes.items():
+            if name in {
+                "src",
+                "href",
+                "xlink:href",
+                "srcset",
+                "action",
+                "formaction",
+                "poster",
+                "data",
+                "background",
+                "ping",
+            }:
+                assert value.startswith("#"), (tag, name, value)
+            assert not name.startswith("on"), (tag, name)
+            assert all(place.startswith("#") for place in re.findall(r"url\(([^)]*)\)", value))
+    styles = [text for tag, text in page.texts if tag == "style"]
+    assert len(styles) == 1
+    assert not re.search(r"@import|url\(|@font-face", styles[0])
+    assert not re.search(
+        r"fetch\(|XMLHttpRequest|import\(|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page.scripts()[1]
+    )
+
+
+def test_the_pages_policy_allows_its_own_script_only(page: Page) -> None:
+    policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    script = base64.b64encode(hashlib.sha256(page.scripts()[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert f"script-src 'sha256-{script}'" in policy
+    assert "http" not in policy.replace("http-equiv", "")
+
+
+def test_completions_stay_text(evaluation: Evaluation, page: Page, tmp_path: Path) -> None:
+    completions = {name: [EVIL] * len(texts) for name, texts in evaluation.completions.items()}
+    assert evaluation.judge
+    evil = replace(
+        evaluation,
+        completions=completions,
+        prompts=[replace(one, prompt=EVIL, chosen=EVIL) for one in evaluation.prompts],
+        problems=[replace(one, what=EVIL, examples=[EVIL]) for one in evaluation.problems],
+        settings={"note": EVIL},
+        judge=replace(evaluation.judge, model=EVIL, prompt_text=EVIL),
+    )
+    html, markdown = write_report(evil, tmp_path)
+    found = Page(html.read_text(encoding="utf-8"))
+    assert len(found.scripts()) == 2
+    assert found.scripts()[1] == page.scripts()[1]
+    assert [tag for tag, _ in found.elements] == [tag for tag, _ in page.elements]
+    assert "<" not in found.scripts()[0]
+    assert json.loads(found.scripts()[0])["completions"] == completions
+    assert any(tag == "pre" and EVIL in text for tag, text in found.texts)
+
+    shown = MarkdownIt("commonmark").enable("table").render(markdown.read_text(encoding="utf-8"))
+    tags = {tag for tag, _ in Page(shown).elements}
+    assert tags == {
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "ul",
+        "li",
+        "strong",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "pre",
+        "code",
+    }
+    blocks = [text for tag, text in Page(shown).texts if tag == "code"]
+    assert sum(EVIL in block for block in blocks) == 1 + 3 * 3 * 3  # the judge's prompt; 9 examples of 3 texts
+
+
+def test_names_stay_names(evaluation: Evaluation, tmp_path: Path) -> None:
+    """A name of markup, of mathematics and of letters that matplotlib's font lacks."""
+    odd = '<b>&"|$x^2$_猫🐱'
+    evaluation.save(tmp_path / "evaluation.json")
+    record = (
+        (tmp_path / "evaluation.json")
+        .read_text(encoding="utf-8")
+        .replace('"hh-dpo"', json.dumps(odd, ensure_ascii=False))
+    )
+    (tmp_path / "evaluation.json").write_text(record, encoding="utf-8")
+    html, markdown = write_report(Evaluation.read(tmp_path / "evaluation.json"), tmp_path)
+    page = Page(html.read_text(encoding="utf-8"))
+    assert not page.all("b")
+    assert sum(odd in text for tag, text in page.texts if tag == "text") >= 5  # in figures
+    assert any(odd == text.strip() for tag, text in page.texts if tag == "span")  # in tables
+    shown = Page(MarkdownIt("commonmark").enable("table").render(markdown.read_text(encoding="utf-8")))
+    assert any(odd in text for tag, text in shown.texts if tag == "td") or odd in "".join(
+        text for _, text in shown.texts
+    )
+
+
+def test_the_page_can_be_used_by_all(page: Page) -> None:
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert len(page.all("caption")) == len(page.all("table")) == 8
+    assert len(page.all("svg")) == len(page.all("figure")) == len(page.all("figcaption")) == 12
+    for svg in page.all("svg"):
+        assert svg["role"] == "img" and re.search(r"hh-dpo.*\d", svg["aria-label"])
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes in page.all("a") + page.all("use"):
+        assert attributes["href"].removeprefix("#") in ids
+    assert len(page.all("label")) == len(page.all("select")) + len(page.all("input")) == 4
+    assert page.all("html")[0]["lang"] == "en"
+    assert "width=device-width" in next(one["content"] for one in page.all("meta") if one.get("name") == "viewport")
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_contrast(theme: int) -> None:
+    """WCAG 2.1: 4.5 for text, 3 for marks."""
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", CSS.split(":root {")[theme + 1].split("}")[0]))
+
+    def contrast(one: str, other: str) -> float:
+        light, dark = sorted((luminance(colours[one]), luminance(colours[other])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    texts = [(name, ground) for name in ("ink", "muted") for ground in ("paper", "card", "warn")]
+    assert {pair: contrast(*pair) for pair in texts if contrast(*pair) < 4.5} == {}
+    marks = [name for name in colours if name.startswith("series") or name in ("win", "lose")]
+    assert len(marks) == 10
+    assert {name: contrast(name, "paper") for name in marks if contrast(name, "paper") < 3} == {}
+
+
+def test_the_same_record_gives_the_same_bytes(
+    evaluation: Evaluation, written: tuple[Path, Path], tmp_path: Path
+) -> None:
+    again = write_report(evaluation, tmp_path)
+    assert [file.name for file in again] == ["report.html", "report.md"]
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in written]
+
+
+def test_pages_print(written: tuple[Path, Path]) -> None:
+    text = written[0].read_text(encoding="utf-8")
+    assert "@media print" in text and "@media (max-width: 640px)" in text and "prefers-color-scheme: dark" in text
+
+
+def test_figures_leave_matplotlib_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    plot = draw("A title", 1.0, "alt <text>", "caption", lambda axes: axes.set_xlabel("x < 1"))
+    assert dict(matplotlib.rcParams) == before
+    svg = Page(plot.svg)
+    assert svg.all("svg") == [{"viewbox": svg.all("svg")[0]["viewbox"], "role": "img", "aria-label": "alt <text>"}]
+    assert any(text == "x < 1" for tag, text in svg.texts if tag == "text")
+    assert not re.search(r"#0000\d\d|http|DejaVu|<metadata|<style", plot.svg)
+    assert all(attributes["id"].startswith("a-title-") for _, attributes in svg.elements if "id" in attributes)
+    code = (
+        "import sys, meetlm.report.write; assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_cells(tmp_path: Path) -> None:
+    large = made_evaluation(5000, (0, 1))
+    began = time.perf_counter()
+    html, markdown = write_report(large, tmp_path)
+    assert time.perf_counter() - began < 60
+    texts = sum(len(text.encode()) for column in large.completions.values() for text in column)
+    assert html.stat().st_size < texts + 12e6
+    assert markdown.stat().st_size < 100e3
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
+    """The script runs under the page's policy, filters, searches, and shows markup as text."""
+    completions = {name: list(texts) for name, texts in evaluation.completions.items()}
+    completions["hh-dpo"][11] = f"needle {EVIL} <script>document.title = 'broken'</script>"
+    html, _ = write_report(replace(evaluation, completions=completions), tmp_path)
+
+    def dom(address: str) -> Page:
+        assert BROWSER
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        done = subprocess.run([BROWSER, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return Page(done.stdout)
+
+    first = dom(html.as_uri())
+    assert len(first.all("article")) == 6
+    assert any("6 of 240 shown" in text for _, text in first.texts)
+    found = dom(f"{html.as_uri()}#system=hh-dpo&search=needle")
+    assert len(found.all("article")) == 1
+    assert len(found.scripts()) == 2
+    assert not found.all("img")
+    assert any(tag == "title" and text == f"Evaluation against {BASELINE}" for tag, text in found.texts)
+    assert any("<img src=x onerror=alert(2)>" in text for tag, text in found.texts if tag == "p")
+    assert any(text == "needle" for tag, text in found.texts if tag == "mark")
+    wins = dom(f"{html.as_uri()}#system=hh-dpo&evaluator=judge&outcome=w")
+    count = next(
+        one for one in evaluation.comparisons if (one.system, one.evaluator) == ("hh-dpo", "judge")
+    ).outcomes.count("win")
+    assert any(f"6 of {count} shown" in text for _, text in wins.texts)
