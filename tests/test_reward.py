@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from transformers import (
 
 from meetlm.cli.reward import reward
 from meetlm.config.errors import ConfigError, DataError
-from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.reward import RewardModel, RewardSettings
 from meetlm.evaluation.reward_forward import packed_batches, padded_batches, pooled
 from meetlm.evaluation.reward_input import (
     RECORD,
@@ -31,6 +32,7 @@ from meetlm.evaluation.reward_input import (
     messages_of,
     question_of,
 )
+from meetlm.policy.loading import embedded_lm
 from reward_models import KINDS, TOLERANCE, deberta, folder_of, llama, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
@@ -294,3 +296,22 @@ def test_score_command(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "Hi"}) + "\n")
     with pytest.raises(DataError, match=r"good\.jsonl:1: field 'completion'"):
         CliRunner().invoke(reward, ["score", str(file), "--model", str(folder)], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_packs_and_scores_as_alone() -> None:
+    folder = embedded_lm()
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
+    settings = RewardSettings(model=str(folder), input="text", device="cpu", batch_tokens=256)
+    scorer = RewardModel(copy.deepcopy(model), AutoTokenizer.from_pretrained(folder), settings)
+    prompts, completions = rows(12)
+    found = scorer.score(prompts, completions)
+    assert scorer.why_padded is None
+    expected = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert isinstance(prompt, str)
+        with torch.no_grad():
+            expected.append(float(model(**scorer.tokenizer(prompt + completion, return_tensors="pt")).logits[0, 0]))
+    assert found == pytest.approx(expected, abs=TOLERANCE)
+    assert max(expected) - min(expected) > 0.1

@@ -60,9 +60,6 @@ def _training(tmp_path: Path, model: Path, **changes: Any) -> RewardTraining:
     return RewardTraining(model=str(model), data=data, **{**usual, **changes})
 
 
-PEFT_WARNS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
 @pytest.fixture
 def trl() -> None:
     pytest.importorskip("trl")
@@ -76,7 +73,6 @@ def _lm(place: Path, template: str | None = None) -> Path:
 
 
 @pytest.mark.slow
-@PEFT_WARNS
 @pytest.mark.usefixtures("trl")
 @pytest.mark.parametrize("rank", [0, 8])
 def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
@@ -133,7 +129,6 @@ def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@PEFT_WARNS
 @pytest.mark.usefixtures("trl")
 def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
     lm = _lm(tmp_path / "lm", CHATML)
@@ -146,7 +141,6 @@ def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@PEFT_WARNS
 @pytest.mark.usefixtures("trl")
 def test_train_command(tmp_path: Path) -> None:
     lm, data = _lm(tmp_path / "lm"), _write_pairs(tmp_path / "pairs.jsonl", 120, 0)

@@ -6,6 +6,7 @@ Knows ids; knows neither data sources nor how good the model is.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -114,24 +115,29 @@ def run_loop(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # TRL refuses to split a batch among GPUs
+    dataset = Dataset.from_dict(
+        {
+            "chosen_ids": [pairs[n][0].ids for n in order],
+            "rejected_ids": [pairs[n][1].ids for n in order],
+            "chosen_types": [pairs[n][0].types for n in order],
+            "rejected_types": [pairs[n][1].types for n in order],
+        }
+    )
     try:
-        trainer = RewardTrainer(
-            model=source,
-            args=arguments,
-            data_collator=_Collator(tokenizer.pad_token_id),
-            train_dataset=Dataset.from_dict(
-                {
-                    "chosen_ids": [pairs[n][0].ids for n in order],
-                    "rejected_ids": [pairs[n][1].ids for n in order],
-                    "chosen_types": [pairs[n][0].types for n in order],
-                    "rejected_types": [pairs[n][1].types for n in order],
-                }
-            ),
-            processing_class=tokenizer,
-            peft_config=_lora(settings),
-            callbacks=[_Steps(on_total, on_done)],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning
+            )  # PEFT asks for it
+            trainer = RewardTrainer(
+                model=source,
+                args=arguments,
+                data_collator=_Collator(tokenizer.pad_token_id),
+                train_dataset=dataset,
+                processing_class=tokenizer,
+                peft_config=_lora(settings),
+                callbacks=[_Steps(on_total, on_done)],
+            )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {settings.model!r} cannot be trained as a reward model: {error}") from error
     trainer.remove_callback(PrinterCallback)
