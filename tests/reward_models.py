@@ -25,7 +25,7 @@ from tiny import _WORDS, CHATML, config_of, tiny_tokenizer
 
 TOLERANCE = 1e-4
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_SMALL = {
+SMALL = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -49,7 +49,7 @@ def deberta() -> tuple[PreTrainedTokenizerBase, Any]:
     tokenizer = DebertaV2Tokenizer(vocab=_pieces(), unk_id=1)
     relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
     shared = {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
-    return tokenizer, DebertaV2Config(**_SMALL, vocab_size=len(tokenizer), **relative, **shared, type_vocab_size=0)
+    return tokenizer, DebertaV2Config(**SMALL, vocab_size=len(tokenizer), **relative, **shared, type_vocab_size=0)
 
 
 def bert() -> tuple[PreTrainedTokenizerBase, Any]:
@@ -58,7 +58,7 @@ def bert() -> tuple[PreTrainedTokenizerBase, Any]:
     words = sorted({*_WORDS.lower().replace(".", " .").replace("?", " ?").split(), *signs})
     vocabulary = [*SPECIAL, *words, *(f"##{c}" for c in signs), ":", ".", "?", ";"]
     tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(dict.fromkeys(vocabulary))})
-    return tokenizer, BertConfig(**_SMALL, vocab_size=len(tokenizer), max_position_embeddings=128)
+    return tokenizer, BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=128)
 
 
 def llama(*, pad: int | None = None, template: str | None = None) -> tuple[PreTrainedTokenizerBase, Any]:

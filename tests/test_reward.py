@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    RobertaConfig,
     pipeline,
 )
 
@@ -33,7 +34,7 @@ from meetlm.evaluation.reward_input import (
     question_of,
 )
 from meetlm.policy.loading import embedded_lm
-from reward_models import KINDS, TOLERANCE, deberta, folder_of, llama, load
+from reward_models import KINDS, SMALL, TOLERANCE, bert, deberta, folder_of, llama, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
 
@@ -164,6 +165,16 @@ def test_what_does_not_fit_is_cut_from_the_old_end_and_told(tmp_path: Path) -> N
     assert decoder.tokenizer.decode(list(row.ids)).endswith(" well")
     decoder.score(prompts, completions)
     assert decoder.problems[0].count == 1
+
+
+def test_positions_that_are_counted_from_behind_the_padding_id() -> None:
+    tokenizer, _ = bert()
+    config = RobertaConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    scorer = RewardModel(model, tokenizer, RewardSettings(model="roberta", device="cpu"))
+    assert scorer.most == 32
+    (found,) = scorer.score(["water " * 60], ["rice"])
+    assert found is not None and scorer.problems[0].count == 1
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
