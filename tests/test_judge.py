@@ -113,6 +113,19 @@ def test_a_judge_that_always_says_the_same_is_inconclusive(tmp_path: Path, text:
     assert not account.conclusive
 
 
+def test_a_little_above_chance_is_inconclusive(tmp_path: Path) -> None:
+    """Always A, but for one pair of 64: consistency 1/64 against 2 · 127/128 · 1/128."""
+
+    def once(body: Body, number: int) -> Reply:
+        return longer(body, number) if "Human: q0\n" in body["messages"][-1]["content"] else chat("[[A]]")
+
+    with JudgeServer(once) as server:
+        outcomes, _, account, _ = judge(pairs(64), settings(server), tmp_path)
+    assert outcomes == ["win"] + ["tie"] * 63
+    assert account.consistency and account.chance and account.consistency.value > account.chance
+    assert not account.conclusive
+
+
 def test_chance_by_hand() -> None:
     both: list[tuple[Outcome, Outcome]] = [("win", "lose"), ("win", "win"), ("tie", "lose"), ("lose", "tie")]
     # Verdicts: A A, A B, tie A, B tie: a = 4/8, b = 2/8, tie = 2/8.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,41 @@ def test_a_stopped_evaluation_goes_on(tmp_path: Path) -> None:
     assert found[0] == whole[0] and found[2].num_cached == 9
     assert len(server.received) == server.distinct == 24 - 9
     assert not answered & {json.dumps(body) for body in server.received}
+
+
+def test_a_killed_evaluation_keeps_every_answer(tmp_path: Path) -> None:
+    """The process is killed when it asks for the sixth time: five answers are on disk, the rest is asked anew."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def kills(body: Body, number: int) -> Reply:
+        if number == 5:
+            started[0].kill()
+        return longer(body, number)
+
+    with JudgeServer(kills) as server:
+        asked = settings(server, concurrency=1)
+        code = (
+            "import sys, json, pathlib; from meetlm.evaluation.judge import JudgeSettings, judge; "
+            "judge(json.loads(sys.argv[1]), JudgeSettings.model_validate_json(sys.argv[2]), pathlib.Path(sys.argv[3]))"
+        )
+        words = [json.dumps(pairs(6)), asked.model_dump_json(), str(tmp_path / "cache")]
+        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
+        assert started[0].wait(60) == -signal.SIGKILL
+        assert len((tmp_path / "cache" / FILE).read_text().splitlines()) == 5
+        server.behave = longer
+        outcomes, _, account, problems = judge(pairs(6), asked, tmp_path / "cache")
+    assert outcomes == ["win", "lose", "tie"] * 2 and problems == []
+    assert account.num_cached == 5
+    assert len(server.received) == 5 + 1 + 7 and server.distinct == 12  # only the call under way was sent twice
+
+
+def test_failures_between_answers_stop_nothing(tmp_path: Path) -> None:
+    def every_third(body: Body, number: int) -> Reply:
+        return error(500, "hiccup") if number % 3 == 0 else longer(body, number)
+
+    with JudgeServer(every_third) as server:
+        account = judge(pairs(9), settings(server, give_up_after=2, concurrency=1), tmp_path).account
+    assert account.num_failed == 6
 
 
 def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:

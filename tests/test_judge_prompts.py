@@ -59,7 +59,7 @@ def test_shipped() -> None:
         ("A forum post about\nBob", None),
         ("", None),
         ("<think>Preferred: B? Or\nPreferred: A</think>\nComparison: …\nPreferred: B", "B"),
-        ("<think>Preferred: B", None),
+        ("<think>Hm.\nPreferred: B", None),
     ],
 )
 def test_summary_verdicts(answer: str, verdict: str | None) -> None:
