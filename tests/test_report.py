@@ -122,6 +122,8 @@ def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
         replace(one, controlled_win=Interval(0.49, 0.42, 0.56)) if one.system == "hh-dpo" else one
         for one in long.comparisons
     ]
+    many = [replace(evaluation.problems[0], what=f"kind {n}") for n in range(6)]
+    assert "kind 3 (1); and 2 more kinds, all named" in summarize(replace(evaluation, problems=many)).caveats[-1]
     caveats = " ".join(summarize(replace(long, comparisons=even)).caveats)
     assert (
         "At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, not clear of 50%: that it is"
@@ -152,7 +154,15 @@ def test_the_papers_table(evaluation: Evaluation) -> None:
     mean = evaluation.measures[1].means["hh-dpo"]
     assert float(found.rows[3][1].text) == pytest.approx(100 * mean.value, abs=0.0051)  # as the paper prints ROUGE
     assert "hh-dpo: 1" in found.notes[-1]
-    assert outcome_table(evaluation, "rouge-l").columns[1] == "Win (%)"
+    assert outcome_table(evaluation, "rouge-l").columns[1] == "Win (%)"  # once is enough
+    none = [
+        replace(one, values={name: [None, *values[1:]] for name, values in one.values.items()})
+        if one.name[:5] == "rouge"
+        else one
+        for one in evaluation.measures
+    ]
+    note = report_tables(replace(evaluation, measures=none))["measures"][0].notes[-1]
+    assert note == "Cells without a value: reward, 1 of hh-dpo; rouge-l and rouge-avg, 1 of each system."
 
 
 def test_every_account_has_its_table(evaluation: Evaluation) -> None:
@@ -169,7 +179,7 @@ def test_every_account_has_its_table(evaluation: Evaluation) -> None:
     dpo = found["settings"][0].rows[-1]
     assert [cell.text for cell in dpo[1:4]] == ["a file from elsewhere", "not stated", "not stated"]
     assert "temperature 0.7, top_p 0.95, stop none" in found["settings"][0].rows[0][3].text
-    assert "reward of hh-dpo: 1" in found["measures"][0].notes[-1]
+    assert found["measures"][0].notes[-1] == "Cells without a value: reward, 1 of hh-dpo."
     for table in (table for tables in found.values() for table in tables):
         assert {len(row) for row in table.rows} == {len(table.columns)}
 

@@ -34,7 +34,9 @@ def write_markdown(
         parts += ["### What cannot be concluded", "\n".join(f"- {escaped(one)}" for one in summary.caveats)]
     for section in sections:
         parts += [f"## {section.title}", *map(table, section.tables)]
-        parts += [f"- Figure in the page, {escaped(one.title)}: {escaped(one.alt)}." for one in section.plots]
+        parts.append(
+            "\n".join(f"- Figure in the page, {escaped(one.title)}: {escaped(one.alt)}." for one in section.plots)
+        )
         parts += [f"**{escaped(name)}**\n\n{fenced(text)}" for name, text in section.texts.items()]
     if examples:
         parts += ["## Examples", *examples]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +12,8 @@ from meetlm.report.wording import count, in_percent, listed, number, p_value, po
 Verdict = Literal["better", "worse", "even", "inconclusive"]
 JUDGE = "judge"
 """Name of the evaluator that :class:`JudgeAccount` is of."""
+SHOWN = 4
+"""Problems named in the summary; the table has all."""
 SAMPLING = ("temperature", "top_p", "max_new_tokens", "stop")
 
 
@@ -227,6 +228,8 @@ def _of_rows(evaluation: Evaluation) -> list[str]:
             f"{count(left_out, 'outcome')} of all comparisons together could not be told and are left out of the rates."
         )
     if evaluation.problems:
-        what: Sequence[str] = [f"{one.what} ({one.count:,})" for one in evaluation.problems]
-        said.append(f"Rows with problems: {'; '.join(what)}.")
+        what = [f"{one.what} ({one.count:,})" for one in evaluation.problems[:SHOWN]]
+        more = len(evaluation.problems) - len(what)
+        rest = f"; and {count(more, 'more kind')}, all named under Problems" if more else ""
+        said.append(f"Rows with problems: {'; '.join(what)}{rest}.")
     return said

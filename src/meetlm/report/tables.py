@@ -12,6 +12,7 @@ from meetlm.report.wording import (
     brackets,
     decimals_of,
     in_percent,
+    listed,
     number,
     p_value,
     percents,
@@ -92,7 +93,7 @@ def _share(share: Interval, even: float | None = None) -> Cell:
 def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     """Return the paper's table for one evaluator: win, lose, tie, Δ; in the first, ROUGE beside them as in Table 1."""
     first = evaluator == evaluators_of(evaluation)[0]
-    beside = ROUGE if first and not evaluator.startswith("rouge") else ()
+    beside = ROUGE if first else ()
     rouge = [measure for name in beside if (measure := measure_of(evaluation, name))]
     compared = {one.system: one for one in evaluation.comparisons if one.evaluator == evaluator}
     controlled = any(one.controlled_win for one in compared.values())
@@ -144,16 +145,24 @@ def measure_table(evaluation: Evaluation) -> Table:
         times = "; printed times 100" if is_scale(measure) else ""
         head = Cell(measure.name, f"{measure.description}{times}{better[measure.higher]}")
         rows.append([head, *(mean_cell(measure, name) for name in names)])
-    missing = [
-        f"{measure.name} of {name}: {without:,}"
-        for measure in evaluation.measures
-        for name, values in measure.values.items()
-        if (without := sum(value is None for value in values))
-    ]
     notes = ["Means over prompts with 95% bootstrap intervals."]
+    missing = _without_value(evaluation)
     if missing:
-        notes.append(f"Cells without a value: {', '.join(missing)}.")
+        notes.append(f"Cells without a value: {'; '.join(missing)}.")
     return Table("Means of the measures", ["Measure", *names], rows, notes)
+
+
+def _without_value(evaluation: Evaluation) -> list[str]:
+    """Return which measures of which systems lack values in how many cells, measures that lack the same together."""
+    alike: dict[str, list[str]] = {}
+    for measure in evaluation.measures:
+        counts = {name: sum(value is None for value in values) for name, values in measure.values.items()}
+        lacking = [f"{number_of:,} of {name}" for name, number_of in counts.items() if number_of]
+        if lacking:
+            every = len(lacking) == len(counts) > 1 and len(set(counts.values())) == 1
+            told = f"{next(iter(counts.values())):,} of each system" if every else listed(lacking)
+            alike.setdefault(told, []).append(measure.name)
+    return [f"{listed(measures)}, {told}" for told, measures in alike.items()]
 
 
 def agreement_table(evaluation: Evaluation) -> Table:
