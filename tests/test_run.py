@@ -169,7 +169,7 @@ def test_completions_on_disk(tmp_path: Path) -> None:
     assert count == len(lines) == 6
     assert lines[0]["prompt"] == "\n\nHuman: What is rice? 0\n\nAssistant:"
     assert lines[0]["level"] == {"good": 1.5, "bad": -0.5}
-    assert lines[0]["sampling"] == {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9}
+    assert lines[0]["sampling"] == {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9, "stop": ["\n\nHuman:"]}
     assert (lines[0]["seed"], lines[0]["run"].split("-")[0]) == (3, "run")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Hi"}\n{"prompt": "Ho"}\n{"prompt": "Hi"}\n')

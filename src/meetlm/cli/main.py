@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from meetlm.cli import inspect
+from meetlm.cli.configured import configured
 from meetlm.cli.demo import demo, demo_data
+from meetlm.cli.evaluate import evaluate
+from meetlm.cli.plan import plan
 from meetlm.cli.recipes import recipes
+from meetlm.cli.reward import reward
 from meetlm.cli.sweep import search, sweep
 from meetlm.config.errors import MeetError
-
-if TYPE_CHECKING:
-    from meetlm.recipes.config import RunConfig
 
 _OVERRIDES = {"ignore_unknown_options": True}
 _RECIPES = "`meet recipes` lists the recipes."
@@ -90,7 +90,7 @@ def train(words: tuple[str, ...], file: Path | None, out: Path | None, quiet: bo
     """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import quiet_libraries
 
-    config = _config(words, file)
+    config = configured(words, file)
     quiet_libraries()
     from meetlm.run.execute import execute
 
@@ -110,23 +110,10 @@ def show_config(words: tuple[str, ...], file: Path | None) -> None:
     meet config hh-meet-lora --preset small --control.rank 8 > mine.yaml
     meet train --config mine.yaml
     """  # noqa: D301  click's mark is a real backspace
-    config = _config(words, file)
+    config = configured(words, file)
     from meetlm.config.describe import describe
 
     click.echo(describe(config), nl=False)
-
-
-def _config(words: tuple[str, ...], file: Path | None) -> RunConfig:
-    """Return the configuration that a recipe's name and overrides, in any order, and a file come to."""
-    from meetlm.config.yaml_files import split_words
-    from meetlm.recipes.config import load_config
-
-    names, overrides = split_words(words)
-    if len(names) > 1:
-        raise click.UsageError(f"name one recipe, not {', '.join(names)}; settings are KEY=VALUE or --KEY VALUE")
-    if not names and file is None:
-        raise click.UsageError("name a recipe or give --config FILE")
-    return load_config(names[0] if names else None, file, overrides)
 
 
 @main.command(short_help="Write a run's completions of prompts under a level.")
@@ -194,5 +181,5 @@ def generate(
     click.echo(f"{count} completions in {path}, the first of them above")
 
 
-for command in (inspect.data, inspect.doctor, demo, demo_data, recipes, sweep, search):
+for command in (inspect.data, inspect.doctor, demo, demo_data, recipes, sweep, search, plan, evaluate, reward):
     main.add_command(command)

@@ -15,7 +15,7 @@ _DEVICE = click.option(
 )
 
 
-@click.group(short_help="Train a reward model from preference pairs, or score completions with one.")
+@click.group(short_help="Train a reward model, or score completions with one.")
 def reward() -> None:
     """Train a reward model from preference pairs, or score completions with one."""
 

@@ -15,6 +15,7 @@ in chains), N trained tokens of the block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NotRequired, TypedDict
 
@@ -77,6 +78,32 @@ def collate(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 
         weights=torch.tensor([span.weights for span in spans], dtype=torch.float32),
         labels=labels,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """What a batch would hold.
+
+    Attributes:
+        positions: That the model computes: shared prompts once, padding counted.
+        input_tokens: As :class:`Batch` counts them: each sequence's own, no padding.
+        trained: Tokens that carry loss.
+    """
+
+    positions: int
+    input_tokens: int
+    trained: int
+
+
+def size_of(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 0.1, share: bool = False) -> BatchSize:
+    """Return the size of what :func:`collate` would make of the same arguments, without making it."""
+    lengths = [len(sequence.ids) for sequence in sequences]
+    if layout == "packed":
+        positions = sum(lengths) - (sum(_shared(sequences)) if share else 0)
+    else:
+        groups = _by_length([(0, sequence) for sequence in sequences], max_waste)
+        positions = sum(len(group) * len(group[0][1].ids) for group in groups)
+    return BatchSize(positions, sum(lengths), sum(sequence.num_trained for sequence in sequences))
 
 
 def budget(sequences: Sequence[Encoded], max_tokens: int, *, share: bool = False) -> Iterable[list[int]]:

@@ -266,7 +266,9 @@ class Evaluation:
 
 
 def _comparison(found: dict[str, Any]) -> Comparison:
-    rates = {name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()}
+    rates: dict[str, Any] = {
+        name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()
+    }
     return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": _interval(found["controlled_win"])})
 
 

@@ -22,6 +22,9 @@ from meetlm.data.encoding import Encoded
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
 from meetlm.policy.packing import VARLEN, packed_arguments, packs_exactly
 
+SCORED_TOKENS = 2048
+"""Most tokens that are scored in one forward pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
@@ -53,6 +56,7 @@ class Policy(nn.Module):
         lm: Any causal language model of transformers, in eval mode.
         control: Built for ``lm``; attached here.
         longest: Tokens of the longest sequence to come, for the packing check.
+        layout: Known already, where ``lm`` has no weights to check it with.
 
     Attributes:
         layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
@@ -60,10 +64,14 @@ class Policy(nn.Module):
         shares_prompts: Whether neighbours in a packed batch may share their prompt (flash attention cannot).
     """
 
-    def __init__(self, lm: PreTrainedModel, control: Control, longest: int = 512) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, control: Control, longest: int = 512, *, layout: Layout | None = None
+    ) -> None:
         super().__init__()
-        self.why_padded = packs_exactly(lm, longest)
-        self.layout: Layout = "packed" if self.why_padded is None else "padded"
+        if layout == "packed":
+            lm.set_attn_implementation(VARLEN)
+        self.why_padded = packs_exactly(lm, longest) if layout is None else None
+        self.layout: Layout = layout or ("packed" if self.why_padded is None else "padded")
         self.shares_prompts = lm.config._attn_implementation == VARLEN
         self.lm, self.control = lm, control
         self._weights: Tensor | None = None
@@ -124,7 +132,7 @@ class Policy(nn.Module):
     def score(
         self,
         sequences: Sequence[Encoded],
-        max_tokens: int = 2048,
+        max_tokens: int = SCORED_TOKENS,
         on_done: Callable[[int], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (log p(y|x, level) [S] f64, trained tokens [S]) of sequences in the order given, on the CPU.

@@ -47,7 +47,7 @@ class Completion:
         prompt: As given: text or messages.
         completion: Cut at its end and stripped.
         level: Name, or weights.
-        sampling: Temperature, nucleus, most new tokens.
+        sampling: Temperature, nucleus, most new tokens, stop strings.
         seed: Of the random streams.
         run: The run's id.
         num_tokens: New tokens.
@@ -142,7 +142,7 @@ class Aligned:
                 prompt=prompt if isinstance(prompt, str) else [dict(m) for m in prompt],
                 completion=one.text,
                 level=level if isinstance(level, str) else dict(level),
-                sampling=sampling.model_dump(),
+                sampling={**sampling.model_dump(), "stop": list(self.format.spec.stop)},
                 seed=seed,
                 run=self.meet.run,
                 num_tokens=one.num_tokens,

@@ -22,6 +22,9 @@ from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Aligned, Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
 
+COMPLETIONS = "completions"
+"""The folder in a run."""
+
 
 def parse_level(text: str | None) -> Level | None:
     """Return a level's name, or weights from ``good=1.5,bad=-0.5``.
@@ -83,7 +86,7 @@ def write_completions(
     asked = [_prompt(text) for text in prompts[:limit]]
     if on_total:
         on_total(len(asked))
-    path = out or run / "completions" / f"{_name(level or aligned.default_level, sampling, seed)}.jsonl"
+    path = out or run / COMPLETIONS / f"{_name(level or aligned.default_level, sampling, seed)}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0

@@ -1,0 +1,124 @@
+"""Tries a lever on a training step, inside one process, the ways in turns: what LOG.md quotes.
+
+    python bench/levers.py step [--job lora-sft]     one step as it is: for settings of the environment
+    python bench/levers.py rows [--job lora-sft]     8 rows a step in passes of 1, 2, 4 and 8
+    python bench/levers.py wide                      LoRA of K levels and rank r: all rows of A, or each level's own
+    python bench/levers.py compile [--job full]      torch.compile of the norms and the MLPs
+
+Seconds of forward and backward over the same four steps' rows, in each of some rounds; the first is warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from rows import Rows, Scale
+from stages import STAGES
+
+from meetlm.controls import lora
+from meetlm.controls.build import build_control, parse_control
+from meetlm.data.batch import collate
+from meetlm.data.encoding import Encoded, one_hot
+from meetlm.policy.policy import Policy
+from meetlm.training.run_stage import select
+from meetlm.training.stage import StageSettings
+
+STEPS, ROWS, ROUNDS = 4, 8, 4
+Ways = dict[str, Callable[[], None]]
+
+
+def main() -> None:
+    """Time the ways of a lever in turns and print each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lever", choices=["step", "rows", "wide", "compile"])
+    parser.add_argument("--job", default="lora-sft", choices=sorted({job for job, _ in STAGES}))
+    chosen = parser.parse_args()
+    for title, ways in wide() if chosen.lever == "wide" else [(chosen.job, LEVERS[chosen.lever](chosen.job))]:
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(ROUNDS):
+            for name in ways if number % 2 == 0 else reversed(ways):
+                started = perf_counter()
+                ways[name]()
+                seconds[name].append(perf_counter() - started)
+        for name, (first, *rest) in seconds.items():
+            print(f"{title}, {name}: {', '.join(f'{one:.2f}' for one in rest)} s (warm-up {first:.2f})", flush=True)
+
+
+def prepared(job: str, *, compiled: bool = False) -> tuple[Policy, list[list[Encoded]]]:
+    """Return a policy as the job's stage trains it, and the rows of some steps."""
+    rows = Rows(Scale(steps=STEPS))
+    of_control, of_stage = STAGES[job, "ours"]
+    lm = rows.lm().eval()
+    control = rows.control(lm, of_control)
+    stage = StageSettings(name=job, epochs=1, **of_stage)
+    items = rows.items(stage.format, control)
+    policy = Policy(lm, control, longest=max(len(one.ids) for item in items for one in item))
+    select(policy, stage)
+    if compiled:
+        for layer in lm.model.layers:
+            for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
+                part.compile(dynamic=True)
+    flat = [one for item in items for one in item]
+    return policy, [flat[start : start + ROWS] for start in range(0, STEPS * ROWS, ROWS)]
+
+
+def passes(policy: Policy, steps: list[list[Encoded]], rows: int = ROWS) -> Callable[[], None]:
+    """Return what goes forward and backward over all steps, ``rows`` sequences a pass."""
+
+    def go() -> None:
+        for step in steps:
+            for start in range(0, len(step), rows):
+                batch = collate(step[start : start + rows], policy.layout, share=policy.shares_prompts)
+                (-policy(batch["blocks"], batch["num_completions"]).values.sum()).backward()
+            for parameter in policy.parameters():
+                parameter.grad = None
+
+    return go
+
+
+def in_passes(policy: Policy, steps: list[list[Encoded]]) -> Ways:
+    """Return passes of few and of many rows."""
+    return {f"{rows} a pass": passes(policy, steps, rows) for rows in (1, 2, 4, 8)}
+
+
+def wide() -> list[tuple[str, Ways]]:
+    """Return for some K and r both ways through LoRA; rows of 128 random tokens, levels in turn."""
+    rows = Rows(Scale(steps=1))
+    made = []
+    for levels, rank in ((2, 4), (16, 4), (2, 64), (5, 64), (16, 64)):
+        lm = rows.lm().eval().requires_grad_(False)
+        names = [f"q{number}" for number in range(levels)]
+        control = build_control(
+            parse_control({"kind": "lora", "rank": rank, "levels": names}), lm, rows.format.words, seed=0
+        )
+        policy = Policy(lm, control, longest=128)
+        ids = torch.randint(0, 40_000, (ROWS, 128), generator=torch.Generator().manual_seed(0)).tolist()
+        step = [Encoded.of_one(tuple(row), 64, one_hot(at % levels, levels)) for at, row in enumerate(ids)]
+        go = passes(policy, [step])
+        made.append((f"K={levels}, r={rank}", {"all": _with(10**9, go), "own": _with(1, go)}))
+    return made
+
+
+def _with(most: int, go: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        lora.WIDE = most
+        go()
+
+    return run
+
+
+LEVERS: dict[str, Callable[[str], Ways]] = {
+    "step": lambda job: {"as it is": passes(*prepared(job))},
+    "rows": lambda job: in_passes(*prepared(job)),
+    "compile": lambda job: {
+        "as it is": passes(*prepared(job)),
+        "compiled": passes(*prepared(job, compiled=True)),
+    },
+}
+
+
+if __name__ == "__main__":
+    main()

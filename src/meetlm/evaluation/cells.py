@@ -1,0 +1,131 @@
+"""Brings the completions of several systems together: the same prompts under the same seeds, or nothing.
+
+A rate over prompts that one system has and another has not would compare prompts, not systems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from meetlm.config.errors import ConfigError
+from meetlm.evaluation.answers import SHOWN, Answer, Answers, as_json
+from meetlm.evaluation.record import Problem, PromptRow
+
+SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
+"""Of sampling: these have to be the same. Level and control are what is compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Prompts, seeds, and what each system has there.
+
+    Attributes:
+        prompts: Held-out prompts that have completions.
+        cells: [index into ``prompts``, seed].
+        answers: For each system, one a cell.
+        problems: What had to be left out, and what is not known.
+    """
+
+    prompts: list[PromptRow]
+    cells: list[tuple[int, int]]
+    answers: dict[str, list[Answer]]
+    problems: list[Problem]
+
+    @property
+    def clusters(self) -> list[int]:
+        """For each cell the index of its prompt: what is drawn together."""
+        return [prompt for prompt, _ in self.cells]
+
+
+def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, common: bool = False) -> Cells:
+    """Return the cells of several systems.
+
+    Args:
+        systems: Their completions; at least one.
+        chosen: The preferred reply of each held-out prompt, by prompt id, in their order; ``None`` where there is none.
+        common: Compare over the prompts that all systems have, instead of refusing where they differ.
+
+    Raises:
+        ConfigError: The systems were sampled differently or have other prompts, or none is held out.
+    """
+    sampled_alike(systems)
+    problems = [problem for answers in systems for problem in answers.problems]
+    for system in (answers.system for answers in systems):
+        unstated = [name for name in SETTINGS if name not in (system.sampling or {})]
+        if unstated:
+            what = f"{system.name}: does not state {', '.join(unstated)}, taken as those of the others"
+            problems.append(Problem(what, len(unstated), system.files))
+    keys = [set(answers.by_cell) for answers in systems]
+    shared, union = set.intersection(*keys), set.union(*keys)
+    if shared != union:
+        lacking = _lacking(systems, union)
+        if not common:
+            said = "; ".join(f"{name} lacks {len(rows)}, such as {rows[0]}" for name, rows in lacking.items())
+            raise ConfigError(
+                f"the systems have different prompts or seeds ({len(union)} in all): {said}. Write the completions of "
+                "all for the same prompts and seeds, or compare over what they have in common with --common"
+            )
+        problems += [
+            Problem(
+                f"{name}: no completion for a prompt or seed that others have; left out for all",
+                len(rows),
+                rows[:SHOWN],
+            )
+            for name, rows in lacking.items()
+        ]
+    outside = sorted({prompt for prompt, _ in shared} - set(chosen))
+    if outside:
+        where = [_where(systems[0], prompt) for prompt in outside]
+        problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where[:SHOWN]))
+    kept = [prompt for prompt in chosen if any((prompt, seed) in shared for seed in systems[0].seeds)]
+    if not kept:
+        raise ConfigError(
+            f"none of the {len({prompt for prompt, _ in shared})} prompts with completions is among the {len(chosen)} "
+            "of --data: was it the data that `meet generate` read?"
+        )
+    without = [prompt for prompt in chosen if prompt not in set(kept)]
+    if without:
+        problems.append(Problem("held-out prompts that no system has a completion for", len(without), without[:SHOWN]))
+    places = {prompt: place for place, prompt in enumerate(kept)}
+    order = sorted((places[prompt], seed) for prompt, seed in shared if prompt in places)
+    named = [(kept[place], seed) for place, seed in order]
+    first = {prompt: answer for (prompt, _), answer in systems[0].by_cell.items()}
+    return Cells(
+        [PromptRow(prompt, as_json(first[prompt].prompt), chosen[prompt]) for prompt in kept],
+        order,
+        {answers.system.name: [answers.by_cell[key] for key in named] for answers in systems},
+        problems,
+    )
+
+
+def sampled_alike(systems: Sequence[Answers]) -> None:
+    """Refuse systems whose sampling differs; one that states nothing passes.
+
+    Raises:
+        ConfigError: Names both, and the setting.
+    """
+    stated = [answers.system for answers in systems if answers.system.sampling is not None]
+    for one, other in zip(stated, stated[1:], strict=False):
+        assert one.sampling is not None and other.sampling is not None
+        for name in SETTINGS:
+            if name not in one.sampling or name not in other.sampling:
+                continue
+            left, right = json.dumps(one.sampling[name]), json.dumps(other.sampling[name])
+            if left != right:
+                raise ConfigError(
+                    f"{one.name} was sampled with {name} {left} and {other.name} with {right}: only completions that "
+                    "were sampled alike can be compared; `meet generate` writes them anew"
+                )
+
+
+def _lacking(systems: Sequence[Answers], union: set[tuple[str, int]]) -> dict[str, list[str]]:
+    """Return for each system that lacks some cells, where another system has them."""
+    found = {key: str(answers.by_cell[key].origin) for answers in systems for key in answers.by_cell}
+    missing = {answers.system.name: sorted(found[key] for key in union - set(answers.by_cell)) for answers in systems}
+    return {name: rows for name, rows in missing.items() if rows}
+
+
+def _where(answers: Answers, prompt: str) -> str:
+    return next(str(answer.origin) for (one, _), answer in answers.by_cell.items() if one == prompt)

@@ -1,0 +1,286 @@
+"""Compares systems with a baseline: completions in, one record out (paper sections 4.3-4.6).
+
+A preset holds the paper's protocol: temperature 0, at most 128 new tokens, level ``good``, the last checkpoint, one row
+a distinct prompt; every prompt for the reward model and a fixed seeded 128 of them for the judge.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.settings import Settings
+from meetlm.evaluation.callables import CallableScorer
+from meetlm.evaluation.cells import Cells
+from meetlm.evaluation.controlled import controlled_win
+from meetlm.evaluation.judge import JudgeSettings, judge
+from meetlm.evaluation.measures import MEASURES, ROUGES, text_measures
+from meetlm.evaluation.outcomes import PAPER_BAND, by_reward, by_value, margins
+from meetlm.evaluation.record import (
+    Comparison,
+    Evaluation,
+    JudgeAccount,
+    Measure,
+    Outcome,
+    Problem,
+    System,
+)
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.score_cache import KeptScores
+from meetlm.evaluation.statistics import agreement, mean, rates
+
+PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy")
+ROUGE = "rouge-avg"
+"""The one of ROUGE's measures that decides who wins a cell."""
+Column = list[float | None]
+
+
+class EvaluationSettings(Settings):
+    """How outcomes and intervals are made."""
+
+    band: tuple[float, float] = Field(PAPER_BAND, description="a tie where σ(r₁ - r₂) is inside (section 4.3)")
+    judge_prompts: int = Field(128, ge=1, description="prompts that the judge sees, chosen by seed (section 4.3)")
+    stemmer: bool = Field(False, description="stem words for ROUGE")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples of prompts")
+    seed: int = Field(0, ge=0, description="of the resamples, and of the judge's prompts")
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """Who decides; ROUGE does where the data have chosen replies.
+
+    Attributes:
+        reward: A reward model.
+        judge: An LLM judge.
+        scorers: Functions of the user's own.
+    """
+
+    reward: RewardModel | None = None
+    judge: JudgeSettings | None = None
+    scorers: Sequence[CallableScorer] = ()
+
+
+@dataclass
+class _Found:
+    measures: list[Measure] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    account: JudgeAccount | None = None
+
+
+def evaluate(
+    systems: Sequence[System],
+    cells: Cells,
+    baseline: str,
+    settings: EvaluationSettings,
+    evaluators: Evaluators,
+    folder: Path,
+    *,
+    more: dict[str, Any] | None = None,
+    on_scored: Callable[[int], object] | None = None,
+    on_judged: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Return the comparison of every system with the baseline; scores and answers are kept in ``folder`` as they come.
+
+    Args:
+        systems: In the order of the tables.
+        cells: Their completions, lined up.
+        baseline: Name of one of them.
+        settings: How outcomes and intervals are made.
+        evaluators: Who decides.
+        folder: For what is kept.
+        more: Settings to record besides.
+        on_scored: Called with a number of completions as the reward model is done with them.
+        on_judged: Called with a number of judgements, of two a pair.
+
+    Raises:
+        ConfigError: There is no such baseline, nothing to compare with it, or an evaluator cannot be used.
+    """
+    names = [system.name for system in systems]
+    if baseline not in names:
+        raise ConfigError(f"--baseline {baseline!r} is none of the systems{nearest(baseline, names)}")
+    if len(names) < 2:
+        raise ConfigError(f"only {baseline!r} is given: name another system to compare it with")
+    work = _Work([name for name in names if name != baseline], baseline, cells, settings, folder)
+    found = _Found(problems=list(cells.problems))
+    work.texts(found)
+    if evaluators.reward is not None:
+        work.reward(found, evaluators.reward, on_scored)
+    for scorer in evaluators.scorers:
+        work.scorer(found, scorer)
+    if evaluators.judge is not None:
+        work.judge(found, evaluators.judge, on_judged)
+    resolved = {
+        **(more or {}),
+        "evaluation": settings.model_dump(mode="json"),
+        "reward": evaluators.reward
+        and {**evaluators.reward.settings.model_dump(mode="json"), "reads": evaluators.reward.form},
+        "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
+        "scorers": [scorer.name for scorer in evaluators.scorers],
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    return Evaluation(
+        settings=resolved,
+        baseline=baseline,
+        systems=list(systems),
+        prompts=cells.prompts,
+        cells=cells.cells,
+        completions={name: [answer.completion for answer in cells.answers[name]] for name in names},
+        measures=found.measures,
+        comparisons=found.comparisons,
+        agreements=work.agreements(found.comparisons),
+        judge=found.account,
+        problems=found.problems,
+    )
+
+
+class _Work:
+    """The columns that evaluators share.
+
+    Args:
+        others: Systems that are compared with the baseline.
+        baseline: Its name.
+        cells: The completions.
+        settings: Of the evaluation.
+        folder: For what is kept.
+    """
+
+    def __init__(
+        self, others: list[str], baseline: str, cells: Cells, settings: EvaluationSettings, folder: Path
+    ) -> None:
+        self.others, self.baseline, self.cells, self.settings, self.folder = others, baseline, cells, settings, folder
+        self.names = [baseline, *others]
+        self.prompts = [cells.prompts[place].prompt for place, _ in cells.cells]
+        self.chosen = [cells.prompts[place].chosen for place, _ in cells.cells]
+        self.completions = {name: [answer.completion for answer in cells.answers[name]] for name in self.names}
+        self.rows = {name: [str(answer.origin) for answer in cells.answers[name]] for name in self.names}
+        self.characters: dict[str, Column] = {}
+        self._drawn: dict[str, int] = {"seed": settings.seed, "resamples": settings.resamples}
+
+    def texts(self, found: _Found) -> None:
+        """Add the measures of text, and ROUGE's comparison."""
+        columns = {
+            name: text_measures(self.prompts, self.completions[name], self.chosen, stemmer=self.settings.stemmer)
+            for name in self.names
+        }
+        self.characters = {name: columns[name]["characters"] for name in self.names}
+        for measure, (description, higher) in MEASURES.items():
+            values = {name: columns[name][measure] for name in self.names}
+            self._measure(found, measure, description, higher, values)
+            if measure == ROUGE and any(one is not None for one in values[self.baseline]):
+                self._compare_values(found, measure, values, higher=True)
+        without = sum(1 for one in self.chosen if one is None)
+        if without:
+            found.problems.append(
+                Problem(f"prompts without a chosen reply: {', '.join(ROUGES)} are not defined", without, [])
+            )
+
+    def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
+        """Add rewards and their comparison."""
+        kept = KeptScores(model, self.folder / "scores")
+        values: dict[str, Column] = {}
+        for name in self.names:
+            values[name], problems = kept.score(self.prompts, self.completions[name], self.rows[name], on_done)
+            found.problems += [Problem(f"reward, {name}: {one.what}", one.count, one.examples) for one in problems]
+        described = f"reward of {model.settings.model} (reads {model.form}: {model.told_by})"
+        self._measure(found, "reward", described, True, values)
+        for name in self.others:
+            ours, theirs = values[name], values[self.baseline]
+            outcomes = by_reward(ours, theirs, self.settings.band)
+            self._compare(found, "reward", name, outcomes, margins(ours, theirs))
+
+    def scorer(self, found: _Found, scorer: CallableScorer) -> None:
+        """Add the values of a function and their comparison."""
+        values = {}
+        for name in self.names:
+            values[name] = scorer.score(self.prompts, self.completions[name], self.chosen, names=self.rows[name])
+            found.problems += [Problem(f"{name}: {one.what}", one.count, one.examples) for one in scorer.problems]
+        self._measure(found, scorer.name, scorer.description, scorer.higher, values)
+        self._compare_values(found, scorer.name, values, higher=scorer.higher)
+
+    def judge(self, found: _Found, settings: JudgeSettings, on_done: Callable[[int], object] | None) -> None:
+        """Add the judge's comparison over its own prompts, and its account over all systems."""
+        places = self._judged()
+        pairs = [
+            (self.prompts[place], self.completions[name][place], self.completions[self.baseline][place])
+            for name in self.others
+            for place in places
+        ]
+        names = [f"{name}, {self.rows[name][place]}" for name in self.others for place in places]
+        judged = judge(pairs, settings, self.folder / "judge", on_done, names=names)
+        found.account, found.problems = judged.account, found.problems + judged.problems
+        for number, name in enumerate(self.others):
+            outcomes: list[Outcome | None] = [None] * len(self.prompts)
+            clear: Column = [None] * len(self.prompts)
+            for at, place in enumerate(places, number * len(places)):
+                outcomes[place], clear[place] = judged.outcomes[at], judged.margins[at]
+            self._compare(found, "judge", name, outcomes, clear, asked=set(places))
+
+    def agreements(self, comparisons: Sequence[Comparison]) -> list[Any]:
+        """Return how far evaluators agree, two by two, system by system."""
+        made = []
+        for system in self.others:
+            of_system = [one for one in comparisons if one.system == system]
+            for one, other in combinations(of_system, 2):
+                pair = (one.evaluator, other.evaluator)
+                agreed = agreement(
+                    one.outcomes, other.outcomes, self.cells.clusters, system=system, evaluators=pair, **self._drawn
+                )
+                made += [agreed] if agreed else []
+        return made
+
+    def _judged(self) -> list[int]:
+        """Return the cells that the judge sees: all of so many prompts, the same whatever systems are compared."""
+        ids = sorted(row.id for row in self.cells.prompts)
+        number = min(self.settings.judge_prompts, len(ids))
+        seen = set(random.Random(self.settings.seed).sample(ids, number))
+        return [at for at, (place, _) in enumerate(self.cells.cells) if self.cells.prompts[place].id in seen]
+
+    def _measure(
+        self, found: _Found, name: str, description: str, higher: bool | None, values: dict[str, Column]
+    ) -> None:
+        """Add a measure, unless no completion has it."""
+        means = {system: mean(column, self.cells.clusters, **self._drawn) for system, column in values.items()}
+        told = {system: interval for system, interval in means.items() if interval is not None}
+        if told:
+            found.measures.append(Measure(name, description, higher, values, told))
+
+    def _compare_values(self, found: _Found, evaluator: str, values: dict[str, Column], *, higher: bool) -> None:
+        for name in self.others:
+            ours, theirs = values[name], values[self.baseline]
+            clear = [one if higher or one is None else -one for one in margins(ours, theirs)]
+            self._compare(found, evaluator, name, by_value(ours, theirs, higher=higher), clear)
+
+    def _compare(
+        self,
+        found: _Found,
+        evaluator: str,
+        name: str,
+        outcomes: list[Outcome | None],
+        clear: Column,
+        *,
+        asked: set[int] | None = None,
+    ) -> None:
+        """Add a comparison; cells that were not asked about count neither as outcomes nor as left out."""
+        places = range(len(outcomes)) if asked is None else sorted(asked)
+        clusters = [self.cells.clusters[place] for place in places]
+        counted = [outcomes[place] for place in places]
+        of_all = rates(counted, clusters, **self._drawn)
+        if of_all is None:
+            raise ConfigError(
+                f"{evaluator} gives no outcome for any completion of {name}: see the problems of its rows"
+            )
+        ours, theirs = ([self.characters[one][place] for place in places] for one in (name, self.baseline))
+        controlled = controlled_win(counted, ours, theirs, clusters, **self._drawn)
+        found.comparisons.append(Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win))
+        if controlled.reason:
+            what = f"{evaluator}, {name}: no length-controlled win rate: {controlled.reason}"
+            found.problems.append(Problem(what, 1, []))

@@ -1,0 +1,129 @@
+"""Completions from files: what is refused, what is named and counted, and that only the same prompts are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meetlm.config.errors import ConfigError, DataError
+from meetlm.evaluation.answers import Answers, prompt_id, read_answers
+from meetlm.evaluation.cells import line_up
+
+SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 128, "stop": []}
+CHAT = [{"role": "user", "content": "Hello"}]
+
+
+def written(path: Path, rows: Sequence[Mapping[str, Any]], **stated: Any) -> Path:
+    path.write_text("".join(json.dumps({**stated, **row}) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def answers_of(name: str, prompts: Sequence[Any], folder: Path, **stated: Any) -> Answers:
+    rows = [{"prompt": prompt, "completion": f"{name} says {number}"} for number, prompt in enumerate(prompts)]
+    return read_answers(name, [written(folder / f"{name}.jsonl", rows, **{"sampling": SAMPLING, **stated})])
+
+
+def held_out(*prompts: str) -> dict[str, str | None]:
+    return {prompt_id(prompt): f"chosen of {prompt}" for prompt in prompts}
+
+
+def test_a_file_from_elsewhere(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": CHAT, "completion": "d"}])
+    answers = read_answers("a", [file])
+    assert (answers.system.run, answers.system.level, answers.system.sampling) == (None, None, None)
+    assert [one.completion for one in answers.by_cell.values()] == ["c", "d"]
+    assert answers.seeds == [0]
+    assert not answers.problems
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"completion": "c"}, r"a.jsonl:2.*prompt.*is missing"),
+        ({"prompt": " \n", "completion": "c"}, r"a.jsonl:2.*prompt.*is empty"),
+        ({"prompt": "p"}, r"a.jsonl:2.*completion.*is missing"),
+        ({"prompt": "p", "completion": None}, r"a.jsonl:2.*completion.*is null.*a string"),
+        ({"prompt": "p", "completion": "c", "seed": "1"}, r"a.jsonl:2.*seed.*is a string"),
+        ({"prompt": "p", "completion": "c", "level": "bad"}, r"a.jsonl:2.*level.*\"bad\".*null in .*a.jsonl:1"),
+        ({"prompt": "p", "completion": "c", "sampling": SAMPLING}, r"a.jsonl:2.*sampling"),
+    ],
+)
+def test_a_row_that_cannot_be_used(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "c"}, row])
+    with pytest.raises(DataError, match=said):
+        read_answers("a", [file])
+
+
+def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completion": "one"},
+        {"prompt": "q", "completion": " "},
+        {"prompt": "p", "completion": "two"},
+    ]
+    answers = read_answers("a", [written(tmp_path / "a.jsonl", rows)])
+    assert answers.by_cell[prompt_id("p"), 0].completion == "one"
+    again, empty = answers.problems
+    assert (again.count, again.examples) == (1, [f"{tmp_path / 'a.jsonl'}:3"])
+    assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
+
+
+def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
+    files = [
+        written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}]) for n in range(3)
+    ]
+    answers = read_answers("a", files)
+    assert {seed: one.completion for (_, seed), one in answers.by_cell.items()} == {0: "c0", 1: "c1", 2: "c2"}
+    assert answers.system.run == "r0, r1, r2"
+    seeded = [written(tmp_path / f"s{n}.jsonl", [{"prompt": "p", "completion": "c", "seed": n + 7}]) for n in range(2)]
+    assert read_answers("a", seeded).seeds == [7, 8]
+
+
+def test_cells_are_in_the_order_of_the_data(tmp_path: Path) -> None:
+    systems = [answers_of("a", ["x", "y", "z"], tmp_path), answers_of("b", ["z", "x", "y"], tmp_path)]
+    cells = line_up(systems, held_out("z", "y", "x"))
+    assert [row.prompt for row in cells.prompts] == ["z", "y", "x"]
+    assert [row.chosen for row in cells.prompts] == ["chosen of z", "chosen of y", "chosen of x"]
+    assert cells.cells == [(0, 0), (1, 0), (2, 0)] and cells.clusters == [0, 1, 2]
+    assert [one.completion for one in cells.answers["b"]] == ["b says 0", "b says 2", "b says 1"]
+    assert not cells.problems
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    systems = [answers_of("a", ["x", "y"], tmp_path), answers_of("b", ["x", "z", "w"], tmp_path)]
+    with pytest.raises(ConfigError, match=r"different prompts.*4 in all.*a lacks 2, such as .*b.jsonl.*b lacks 1"):
+        line_up(systems, held_out("x", "y", "z", "w"))
+    cells = line_up(systems, held_out("x", "y", "z", "w"), common=True)
+    assert [row.prompt for row in cells.prompts] == ["x"]
+    assert sorted(problem.count for problem in cells.problems if "left out for all" in problem.what) == [1, 2]
+    assert any("no system has" in problem.what and problem.count == 3 for problem in cells.problems)
+
+
+def test_prompts_that_are_not_held_out(tmp_path: Path) -> None:
+    systems = [answers_of("a", ["x", "y"], tmp_path)]
+    cells = line_up(systems, held_out("x"))
+    assert [(problem.count, problem.examples) for problem in cells.problems] == [(1, [f"{tmp_path / 'a.jsonl'}:2"])]
+    with pytest.raises(ConfigError, match="none of the 2 prompts"):
+        line_up(systems, held_out("v"))
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "max_new_tokens", "stop"])
+def test_other_sampling_is_refused(name: str, tmp_path: Path) -> None:
+    other = {**SAMPLING, name: ["\n"] if name == "stop" else 0.5}
+    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["x"], tmp_path, sampling=other)]
+    with pytest.raises(ConfigError, match=f"a was sampled with {name} .* and b with"):
+        line_up(systems, held_out("x"))
+
+
+def test_unstated_sampling_is_accepted_and_marked(tmp_path: Path) -> None:
+    systems = [
+        answers_of("a", ["x"], tmp_path, level="good"),
+        answers_of("b", ["x"], tmp_path, sampling=None),
+        answers_of("c", ["x"], tmp_path, level={"good": 1.5}),
+    ]
+    cells = line_up(systems, held_out("x"))
+    assert [problem.what.split(":")[0] for problem in cells.problems] == ["b"]
+    assert "temperature" in cells.problems[0].what
