@@ -27,7 +27,7 @@ from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.calibrate import Seconds, calibrate, calibrate_scoring, sample, scored_positions
 from meetlm.run.plan_memory import CpuMemory, GpuMemory, StageRehearsal
-from meetlm.run.plan_shapes import SHAPES, shape_memory
+from meetlm.run.plan_shapes import SHAPES, Shape, shape_memory
 from meetlm.run.planned_batches import StageBatches, StageCounts
 from meetlm.run.prepared import pinned_format, prepare_data
 from meetlm.training.stage import StageSettings
@@ -125,7 +125,12 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, *, gpus: Sequence[int] = (80,), timed: bool = True, say: Say = lambda text: None
+    config: RunConfig,
+    *,
+    gpus: Sequence[int] = (80,),
+    timed: bool = True,
+    shapes: Sequence[Shape] = SHAPES,
+    say: Say = lambda text: None,
 ) -> Plan:
     """Return what a run of ``config`` will take.
 
@@ -133,6 +138,7 @@ def make_plan(
         config: Resolved.
         gpus: Sizes of GPUs to plan for, in GiB.
         timed: Load the model and time a few passes of each stage; otherwise only its configuration is read.
+        shapes: Models of other sizes to plan for.
         say: Is told what is being done.
 
     Raises:
@@ -192,7 +198,7 @@ def make_plan(
             )
         )
     plans = [_on_gpus(config.model.name, needs, gpus)]
-    for shape in SHAPES:
+    for shape in shapes:
         say(f"{shape.name}: a dry run of its shape")
         distinct = {(stage.train, stage.format, stage.objective.kind): stage for stage in config.stages}
         found = [(stage, shape_memory(shape, config, stage, prompt_format.words)) for stage in distinct.values()]
