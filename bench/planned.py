@@ -1,6 +1,6 @@
 """What ``meet plan`` says a training job of ours takes in memory, for the report to put beside what was measured.
 
-    python bench/planned.py [--jobs NAME ...] [--steps 7]
+    python bench/planned.py [--jobs NAME ...] [--steps 6]
 
 Dry runs of the very steps of the job, in their order: nothing is trained, and no weights are loaded.
 """
@@ -71,9 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(job for job, _ in STAGES))
     parser.add_argument("--jobs", nargs="+", default=names, choices=names)
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--scale", type=json.loads, default={}, help="of the rows, as JSON")
     chosen = parser.parse_args()
-    rows = Rows(Scale(steps=chosen.steps))
+    rows = Rows(Scale(**{**chosen.scale, "steps": chosen.steps}))
     for job, program in STAGES:
         if job in chosen.jobs:
             found = {name: value and round(value, 1) for name, value in planned(job, rows, program).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -42,6 +42,7 @@ class Run:
         command: The arguments it was started with.
         failed: Why a job could not be run, by its name.
         commit: Of meetlm, when the run began.
+        planned: What ``meet plan`` says of memory, one for each training program of ours (``planned.py``).
     """
 
     told: dict[str, dict[str, dict[str, Any]]]
@@ -52,6 +53,7 @@ class Run:
     command: list[str]
     failed: dict[str, str]
     commit: str = "no commit"
+    planned: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
         """Keep what there is, beside its place and then renamed."""

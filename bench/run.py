@@ -232,6 +232,17 @@ def begin(chosen: argparse.Namespace, scale: dict[str, int]) -> Run:
     return Run({}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {}, commit)
 
 
+def plan_memory(run: Run) -> list[dict[str, Any]]:
+    """Return what ``meet plan`` says of the memory of each training program of ours that was run."""
+    jobs = [job.name for job in JOBS if job.trains and job.name in run.told]
+    if not jobs:
+        return []
+    say("planning memory")
+    words = [sys.executable, str(HERE / "planned.py"), "--steps", str(run.rounds), "--scale", json.dumps(run.scale)]
+    told = subprocess.run([*words, "--jobs", *jobs], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [json.loads(line) for line in told.splitlines()]
+
+
 def keep(run: Run, chosen: argparse.Namespace) -> None:
     """Keep what there is, for ``--resume``."""
     if not (chosen.force or chosen.quick):
@@ -282,6 +293,9 @@ def main() -> None:
             with attempt(run, job.name, chosen):
                 run.growth.update(run_growth(chosen, scale))
                 keep(run, chosen)
+    if not run.planned:
+        run.planned = plan_memory(run)
+        keep(run, chosen)
     text = markdown(run)
     print(text)
     if chosen.force or chosen.quick:
