@@ -294,7 +294,7 @@ def main() -> None:
                 run.growth.update(run_growth(chosen, scale))
                 keep(run, chosen)
     if not run.planned:
-        run.planned = plan_memory(run)
+        run.planned.extend(plan_memory(run))
         keep(run, chosen)
     text = markdown(run)
     print(text)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.inspect import SEED
+from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
 from meetlm.cli.progress import bar, quiet_libraries
 
 if TYPE_CHECKING:
     from meetlm.data.settings import DataSettings
-    from meetlm.evaluation.judge import JudgeSettings
     from meetlm.evaluation.record import Evaluation
 
 
@@ -29,19 +28,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Theirs  [default: 1].")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Theirs  [default: 128].")
 @click.option("--common", is_flag=True, help="Compare over the prompts that all systems have, where they differ.")
-@click.option("--reward", help="A reward model: hub name or folder; `meet reward train` makes one.")
-@click.option("--judge", help="Model of an LLM judge at --judge-url.")
-@click.option("--judge-url", help="An OpenAI-compatible endpoint  [default: OpenAI's].")
-@click.option("--judge-prompt", default="dialogue", show_default=True, help="summary, dialogue or a prompt file.")
-@click.option(
-    "--judge-set", multiple=True, metavar="KEY=VALUE", help="More of the judge: key_env, concurrency, max_tokens, …"
-)
-@click.option("--judge-prompts", type=click.IntRange(1), default=128, show_default=True, help="Prompts it sees.")
-@click.option(
-    "--scorer", "scorers", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own; repeatable."
-)
-@click.option("--stemmer", is_flag=True, help="Stem words for ROUGE.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the bootstrap and of the judge's prompts.")
+@decided_by
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/evaluation"), show_default=True, help="A folder."
 )
@@ -60,13 +47,9 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
         --judge gpt-4o --judge-prompt summary
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.config.yaml_files import check
-    from meetlm.evaluation.callables import load_scorer
     from meetlm.evaluation.cells import line_up
-    from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators
     from meetlm.evaluation.evaluate import evaluate as compare
     from meetlm.evaluation.protocol import PRESETS
-    from meetlm.evaluation.reward import RewardModel, RewardSettings
     from meetlm.generation.sampling import Sampling
     from meetlm.report.write import write_report
     from meetlm.run.compared import chosen_replies, data_of, read_systems
@@ -76,50 +59,28 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     }
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
     sampling = Sampling(**protocol.model_dump(exclude={"level"}))
-    judge_settings, scorers = _judge(given), [load_scorer(name) for name in given["scorers"]]
     answers = read_systems(systems, protocol.level or None, sampling)
     data = _data(given) if given["place"] else data_of(systems)
     chosen, repeated = chosen_replies(data)
     cells = line_up(answers, chosen, common=given["common"])
     cells.problems.extend(repeated)
-    settings = EvaluationSettings(judge_prompts=given["judge_prompts"], stemmer=given["stemmer"], seed=given["seed"])
-    reward = (
-        RewardModel.load(check(RewardSettings, {"model": given["reward"]}, {}, "reward")) if given["reward"] else None
-    )
+    settings, evaluators = settings_of(given), evaluators_of(given)
     with bar("reward", unit="reply", quiet=quiet) as on_scored, bar("judge", unit="call", quiet=quiet) as on_judged:
         evaluation = compare(
             [one.system for one in answers],
             cells,
             given["baseline"],
             settings,
-            Evaluators(reward, judge_settings, scorers),
+            evaluators,
             out,
             more={"protocol": protocol.model_dump(), "data": data.model_dump(mode="json")},
             on_scored=on_scored,
             on_judged=on_judged,
         )
     evaluation.save(out / "evaluation.json")
-    _show(evaluation)
+    show(evaluation)
     for file in write_report(evaluation, out):
         click.echo(f"The report is in {file}.")
-
-
-def _judge(given: dict[str, Any]) -> JudgeSettings | None:
-    from meetlm.config.yaml_files import check
-    from meetlm.evaluation.judge import JudgeSettings
-
-    if given["judge"] is None:
-        return None
-    import yaml
-
-    more = {}
-    for word in given["judge_set"]:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--judge-set {word!r}: expected KEY=VALUE")
-        more[key] = yaml.safe_load(value)
-    url = {"base_url": given["judge_url"]} if given["judge_url"] else {}
-    return check(JudgeSettings, {"model": given["judge"], "prompt": given["judge_prompt"], **url, **more}, {}, "judge")
 
 
 def _data(given: dict[str, Any]) -> DataSettings:
@@ -134,7 +95,7 @@ def _data(given: dict[str, Any]) -> DataSettings:
     return settings if file else settings.model_copy(update={"eval_split": given["split"]})
 
 
-def _show(evaluation: Evaluation) -> None:
+def show(evaluation: Evaluation) -> None:
     """Print who won, and what is wrong with rows."""
     click.echo(f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions each; Δ = win - lose, in %")
     for one in evaluation.comparisons:

@@ -16,6 +16,7 @@ from meetlm.cli.plan import plan
 from meetlm.cli.recipes import recipes
 from meetlm.cli.reward import reward
 from meetlm.cli.sweep import search, sweep
+from meetlm.cli.temperature import sweep_temperature
 from meetlm.config.errors import MeetError
 
 _OVERRIDES = {"ignore_unknown_options": True}
@@ -181,5 +182,17 @@ def generate(
     click.echo(f"{count} completions in {path}, the first of them above")
 
 
-for command in (inspect.data, inspect.doctor, demo, demo_data, recipes, sweep, search, plan, evaluate, reward):
+for command in (
+    inspect.data,
+    inspect.doctor,
+    demo,
+    demo_data,
+    recipes,
+    sweep,
+    search,
+    plan,
+    evaluate,
+    sweep_temperature,
+    reward,
+):
     main.add_command(command)

@@ -86,7 +86,7 @@ def write_completions(
     asked = [_prompt(text) for text in prompts[:limit]]
     if on_total:
         on_total(len(asked))
-    path = out or run / COMPLETIONS / f"{_name(level or aligned.default_level, sampling, seed)}.jsonl"
+    path = out or completions_file(run, level or aligned.default_level, sampling, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0
@@ -119,7 +119,9 @@ def _prompt(text: Text) -> Prompt:
     return text if isinstance(text, str) else [{"role": t.role, "content": t.content} for t in text]
 
 
-def _name(level: Level, sampling: Sampling, seed: int) -> str:
+def completions_file(run: Path, level: Level, sampling: Sampling, seed: int) -> Path:
+    """Return where a run's completions under a level go, unless another place is named."""
     named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
     text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
-    return re.sub(r"[^\w.\-]", "_", text)
+    name = re.sub(r"[^\w.\-]", "_", text)
+    return run / COMPLETIONS / f"{name}.jsonl"

@@ -1,0 +1,101 @@
+"""The same comparison over temperatures (the paper's section 4.6 and Figure 3): writes what is missing, then evaluates.
+
+What is there is not made again: completions by run, level, temperature and seed; scores by completion; evaluations are made
+of both. So the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meetlm.config.errors import ConfigError, nearest
+from meetlm.evaluation.cells import line_up
+from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
+from meetlm.evaluation.record import Evaluation
+from meetlm.generation.sampling import Sampling
+from meetlm.run.aligned import Level
+from meetlm.run.compared import chosen_replies, read_systems
+from meetlm.run.completions import completions_file, write_completions
+from meetlm.run.folder import read_data_settings, read_meet
+
+
+def sweep_temperature(
+    runs: Mapping[str, Path],
+    baselines: Sequence[str],
+    temperatures: Sequence[float],
+    sampling: Sampling,
+    settings: EvaluationSettings,
+    evaluators: Evaluators,
+    folder: Path,
+    *,
+    level: Level | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int = 32,
+    say: Callable[[str], object] = lambda text: None,
+    on_total: Callable[[int], Any] | None = None,
+    on_done: Callable[[int], Any] | None = None,
+) -> list[tuple[float, Evaluation]]:
+    """Return an evaluation of every other run against each baseline at each temperature, saved in ``folder``.
+
+    Args:
+        runs: Finished runs by name, with their weights where completions are missing; trained on the same held-out data.
+        baselines: Names of some of them.
+        temperatures: At least one.
+        sampling: The rest of it.
+        settings: Of the evaluations.
+        evaluators: Who decides.
+        folder: ``t0.5/BASELINE/evaluation.json``, and the scores.
+        level: Of the completions; each run's default where ``None``.
+        seed: Of the random streams.
+        limit: The first so many held-out prompts.
+        batch_size: Rows at once.
+        say: Takes lines for people.
+        on_total: Is told of completions to write.
+        on_done: Is told of completions written.
+
+    Raises:
+        ConfigError: A baseline is no run, or no run is left to compare.
+        RunError: A run is not finished or its weights are gone, and completions are missing.
+    """
+    for name in baselines:
+        if name not in runs:
+            raise ConfigError(f"--baseline {name!r} is none of the runs{nearest(name, list(runs))}")
+    others = [name for name in runs if name not in baselines]
+    if not others:
+        raise ConfigError("every run is a baseline: name one to compare with them")
+    data = read_data_settings(next(iter(runs.values())))
+    chosen, repeated = chosen_replies(data)
+    points = []
+    for temperature in temperatures:
+        drawn = sampling.model_copy(update={"temperature": temperature})
+        words = []
+        for name, run in runs.items():
+            own = level if level is not None else read_meet(run).default_level
+            file = completions_file(run, own, drawn, seed)
+            if not file.is_file():
+                say(f"{name} at temperature {temperature:g}: writing completions")
+                write_completions(
+                    run,
+                    None,
+                    own,
+                    drawn,
+                    seed=seed,
+                    limit=limit,
+                    batch_size=batch_size,
+                    on_done=on_done,
+                    on_total=on_total,
+                )
+            words.append(f"{name}={file}")
+        answers = {one.system.name: one for one in read_systems(words, None, drawn)}
+        for baseline in baselines:
+            compared = [answers[name] for name in (*others, baseline)]
+            cells = line_up(compared, chosen)
+            cells.problems.extend(repeated)
+            more = {"temperature": temperature, "sampling": drawn.model_dump(), "data": data.model_dump(mode="json")}
+            found = evaluate([one.system for one in compared], cells, baseline, settings, evaluators, folder, more=more)
+            found.save(folder / f"t{temperature:g}" / baseline / "evaluation.json")
+            points.append((temperature, found))
+    return points
