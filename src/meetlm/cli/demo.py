@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    short_help="Align a real small model and see it answer under both levels.",
+    short_help="Align a real small model and see both levels answer.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meetlm.evaluation.record import Evaluation
 
 
-@click.command(short_help="Compare completions with a baseline's, ending with a report.")
+@click.command(short_help="Compare completions with a baseline's; a report.")
 @click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
 @click.option("--data", "place", help="Held-out pairs: a file, folder or hub name  [default: the first run's].")

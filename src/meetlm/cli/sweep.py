@@ -22,7 +22,7 @@ _CONFIG = click.option(
 _QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
-@click.command(context_settings=_WORDS, short_help="Run recipes x seeds over the same data, ending with one table.")
+@click.command(context_settings=_WORDS, short_help="Run recipes x seeds over the same data; one table.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE... [KEY=VALUE]...")
 @click.option("--seeds", default="0", show_default=True, help="Runs of each recipe: seeds, comma between.")
 @_CONFIG

@@ -12,7 +12,7 @@ from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
 from meetlm.cli.progress import bar, quiet_libraries
 
 
-@click.command("sweep-temperature", short_help="Compare runs with baselines over temperatures, ending with a report.")
+@click.command("sweep-temperature", short_help="Compare runs over temperatures; a report.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--baseline", "baselines", multiple=True, required=True, help="Name of a run; repeatable.")
 @click.option("--temperatures", default="0,0.25,0.5,0.75,1", show_default=True, help="Numbers, comma between.")

@@ -1,7 +1,7 @@
 """The same comparison over temperatures (the paper's section 4.6 and Figure 3): writes what is missing, then evaluates.
 
-What is there is not made again: completions by run, level, temperature and seed; scores by completion; evaluations are made
-of both. So the same command goes on where it was stopped.
+What is there is not made again: completions by run, level, temperature and seed; scores by completion; evaluations are
+made of both. So the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sweep_temperature(
     """Return an evaluation of every other run against each baseline at each temperature, saved in ``folder``.
 
     Args:
-        runs: Finished runs by name, with their weights where completions are missing; trained on the same held-out data.
+        runs: Finished runs by name, with their weights where completions are missing; of the same held-out data.
         baselines: Names of some of them.
         temperatures: At least one.
         sampling: The rest of it.
