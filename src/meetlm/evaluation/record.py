@@ -236,7 +236,8 @@ class Evaluation:
     problems: list[Problem] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
-        """Write it as JSON, beside its place and then renamed."""
+        """Write it as JSON, beside its place and then renamed; its folder is made."""
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps(asdict(self), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
     @classmethod

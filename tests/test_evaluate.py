@@ -1,0 +1,247 @@
+"""The whole way: completions in, a record and a report out; stopped and started again, mirrored, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from judge_server import JudgeServer, longer
+from meetlm.cli import main
+from meetlm.evaluation.record import Comparison, Evaluation, Interval
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.score_cache import KeptScores
+from meetlm.run.execute import execute
+from reward_models import folder_of
+from run_folders import config_for
+from test_answers import SAMPLING, written
+
+PROMPTS = [f"\n\nHuman: What is rice? {number}\n\nAssistant:" for number in range(30)]
+SAYS = ("rice is good food", "no", "I like rice and water and it is good", "", "rice rice rice", "water is not rice")
+
+
+def systems(folder: Path, shifts: Sequence[int] = (0, 1, 3), **stated: Any) -> list[str]:
+    """Return words for some systems whose replies differ."""
+    words = []
+    for name, shift in zip("abc", shifts, strict=False):
+        rows = [
+            {"prompt": prompt, "completion": SAYS[(number + shift * (1 + number // 6)) % len(SAYS)]}
+            for number, prompt in enumerate(PROMPTS)
+        ]
+        words.append(f"{name}={written(folder / f'{name}.jsonl', rows, sampling=SAMPLING, **stated)}")
+    return words
+
+
+def held_out(folder: Path) -> Path:
+    rows = [
+        {"chosen": f"{prompt} rice is a good food to eat", "rejected": f"{prompt} no idea at all"} for prompt in PROMPTS
+    ]
+    return written(folder / "test.jsonl", rows)
+
+
+def meet(*words: object) -> Any:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def evaluated(folder: Path, *words: object) -> Evaluation:
+    done = meet("evaluate", *words, "--data", held_out(folder), "--out", folder / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    return Evaluation.read(folder / "out" / "evaluation.json")
+
+
+def by_name(evaluation: Evaluation, evaluator: str, system: str) -> Comparison:
+    return next(one for one in evaluation.comparisons if (one.evaluator, one.system) == (evaluator, system))
+
+
+def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_scorers.py").write_text(
+        'def brevity(prompt, completion):\n    """Minus the length."""\n    return -float(len(completion))\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    reward = folder_of("deberta", tmp_path / "rm")
+    with JudgeServer(longer) as server:
+        words = [*systems(tmp_path), "--baseline", "c", "--reward", reward, "--scorer", "own_scorers:brevity"]
+        judge = [
+            "--judge",
+            "some-judge",
+            "--judge-url",
+            server.url,
+            "--judge-set",
+            "key_env=null",
+            "--judge-prompts",
+            20,
+        ]
+        found = evaluated(tmp_path, *words, *judge)
+        calls = len(server.received)
+        again = evaluated(tmp_path, *words, *judge)
+        assert len(server.received) == calls > 0  # a second run asks nothing
+    assert again.comparisons == found.comparisons and again.measures == found.measures
+    evaluators = {one.evaluator for one in found.comparisons}
+    assert evaluators == {"rouge-avg", "reward", "own_scorers:brevity", "judge"}
+    assert {one.system for one in found.comparisons} == {"a", "b"}
+    judged = by_name(found, "judge", "a")
+    assert sum(outcome is not None for outcome in judged.outcomes) == judged.rates.num_cells == 20
+    texts = zip(found.completions["a"], found.completions["c"], judged.outcomes, strict=True)
+    expected = {1: "win", 0: "tie", -1: "lose"}
+    for ours, theirs, outcome in texts:
+        assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
+    assert found.judge is not None and found.judge.conclusive
+    empty = [problem for problem in found.problems if "a: empty completions" in problem.what]
+    assert [problem.count for problem in empty] == [found.completions["a"].count("")]
+    page, text = (tmp_path / "out" / name for name in ("report.html", "report.md"))
+    assert "rice is good food" in page.read_text() and "| a " in text.read_text()
+    assert found.settings["protocol"]["max_new_tokens"] == 128
+    assert len(found.agreements) == 2 * 6
+
+
+def test_a_system_beside_itself_only_ties(tmp_path: Path) -> None:
+    reward = folder_of("llama with a template", tmp_path / "rm")
+    found = evaluated(tmp_path, *systems(tmp_path, (2, 2)), "--baseline", "b", "--reward", reward)
+    for one in found.comparisons:
+        assert set(one.outcomes) <= {"tie", None}
+        assert one.rates.tie.value == 1 and one.rates.delta == Interval(0, 0, 0) and one.rates.sign_p == 1
+
+
+def test_swapping_the_systems_mirrors_every_figure(tmp_path: Path) -> None:
+    reward = folder_of("deberta", tmp_path / "rm")
+    words = [*systems(tmp_path, (0, 1)), "--reward", reward]
+    one, other = (evaluated(tmp_path, *words, "--baseline", name) for name in "ba")
+    for mine in one.comparisons:
+        theirs = by_name(other, mine.evaluator, "b")
+        flipped = {"win": "lose", "lose": "win", "tie": "tie", None: None}
+        assert [flipped[outcome] for outcome in mine.outcomes] == theirs.outcomes
+        assert mine.rates.win == theirs.rates.lose and mine.rates.tie == theirs.rates.tie
+        delta, mirrored = mine.rates.delta, theirs.rates.delta
+        assert (delta.value, delta.low, delta.high) == (-mirrored.value, -mirrored.high, -mirrored.low)
+        assert mine.rates.sign_p == theirs.rates.sign_p
+
+
+def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward model dies after some rows: they are not scored again, and the numbers are those of one go."""
+    reward = folder_of("deberta", tmp_path / "rm")
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    words = [*systems(tmp_path), "--baseline", "c", "--reward", reward]
+    whole.mkdir(), half.mkdir()
+    expected = evaluated(whole, *words)
+    scored: list[int] = []
+    right = RewardModel.score
+
+    def dies(self: RewardModel, prompts: Any, completions: Any, *rest: Any, **more: Any) -> Any:
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        scored.append(len(completions))
+        return right(self, prompts, completions, *rest, **more)
+
+    monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 4)
+    monkeypatch.setattr(RewardModel, "score", dies)
+    done = meet("evaluate", *words, "--data", held_out(half), "--out", half / "out", "--quiet")
+    assert done.exit_code != 0 and not (half / "out" / "evaluation.json").exists()
+    (kept,) = (half / "out" / "scores").iterdir()
+    with kept.open("a") as lines:
+        lines.write('{"scores": {"torn')  # a write cut short
+    monkeypatch.setattr(RewardModel, "score", right)
+    calls: list[int] = []
+    monkeypatch.setattr(
+        RewardModel, "score", lambda self, p, c, *a, **k: (calls.append(len(c)), right(self, p, c, *a, **k))[1]
+    )
+    found = evaluated(half, *words)
+    distinct = {(p, c) for name in "abc" for p, c in zip(PROMPTS, expected.completions[name], strict=True)}
+    assert sum(scored) + sum(calls) == len(distinct)
+    assert [(one.evaluator, one.outcomes) for one in found.comparisons] == [
+        (one.evaluator, one.outcomes) for one in expected.comparisons
+    ]
+    assert found.problems == expected.problems
+
+
+def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = RewardModel._scores
+
+    def spoiled(self: RewardModel, rows: Any, prompts: Any) -> Any:
+        for batch, scores in right(self, rows, prompts):
+            yield batch, [float("nan") if number == 0 else score for number, score in zip(batch, scores, strict=True)]
+
+    monkeypatch.setattr(RewardModel, "_scores", spoiled)
+    words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
+    for _ in range(2):  # the second time from what is kept
+        found = evaluated(tmp_path, *words)
+        named = [problem for problem in found.problems if "NaN" in problem.what]
+        assert named and all(problem.what.startswith("reward, ") for problem in named)
+        lost = by_name(found, "reward", "a").rates.num_left_out
+        assert lost == by_name(found, "reward", "a").outcomes.count(None) > 0
+
+
+def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
+    from meetlm.evaluation.reward import RewardSettings
+
+    files = set()
+    for kind in ("deberta", "bert"):
+        model = RewardModel.load(RewardSettings(model=str(folder_of(kind, tmp_path / kind))))
+        files.add(KeptScores(model, tmp_path).file)
+        files.add(KeptScores(model, tmp_path).file)
+    assert len(files) == 2
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    words = systems(tmp_path, (0, 1))
+    data = ["--data", held_out(tmp_path), "--out", tmp_path / "out"]
+    assert "none of the systems" in meet("evaluate", *words, "--baseline", "d", *data).output
+    assert "name another system" in meet("evaluate", words[0], "--baseline", "a", *data).output
+    assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
+    assert "none of the systems is a run" in meet("evaluate", *words, "--baseline", "a").output
+    assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "a", *data).output
+    said = meet("evaluate", *words, "--baseline", "a", "--tie-band", 0.4, 0.7, "--reward", "x", *data).output
+    assert "error: " in said
+
+
+def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    said = meet("evaluate", tmp_path / "run", "--baseline", "run", "--max-new-tokens", 4).output
+    command = f"meet generate {tmp_path / 'run'} --level good --temperature 0 --top-p 1 --max-new-tokens 4"
+    assert command in said
+    assert meet(*command.split()[1:]).exit_code == 0
+    other = systems(tmp_path)[0]
+    done = meet("evaluate", tmp_path / "run", other, "--baseline", "a", "--max-new-tokens", 4)
+    assert done.exit_code == 1 and "was sampled with max_new_tokens" in done.output
+
+
+def test_a_temperature_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for seed in (0, 1):
+        execute(
+            config_for(tmp_path / str(seed), "llama", "lora", f"seed={seed}"), tmp_path / f"r{seed}", progress=False
+        )
+        runs.append(tmp_path / f"r{seed}")
+    words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
+    words += ["--out", tmp_path / "out", "--quiet"]
+    done = meet(*words)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "out" / "temperature.html").read_text()
+    first = Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json")
+    assert "<svg" in page and first.systems[0].sampling is not None and first.systems[0].sampling["temperature"] == 1
+    (runs[0] / "completions" / "good-t1-p1-n4-seed0.jsonl").unlink()
+    written_files: list[Path] = []
+    from meetlm.run import temperature
+
+    right = temperature.write_completions
+    monkeypatch.setattr(
+        temperature, "write_completions", lambda run, *a, **k: (written_files.append(run), right(run, *a, **k))[1]
+    )
+    assert meet(*words).exit_code == 0
+    assert written_files == [runs[0]]
+    assert Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json").comparisons == first.comparisons
+    assert "every run is a baseline" in meet(*words, "--baseline", "r0").output
+    assert "none of the runs" in meet(*words, "--baseline", "r7").output
+
+
+def test_seeds_of_a_prompt_stay_together(tmp_path: Path) -> None:
+    """Three replicates of the same outcomes tell no more than one."""
+    one = evaluated(tmp_path, *systems(tmp_path, (0, 1)), "--baseline", "b")
+    words = [f"{word},{word.split('=')[1]},{word.split('=')[1]}" for word in systems(tmp_path, (0, 1))]
+    three = evaluated(tmp_path, *words, "--baseline", "b")
+    assert len(three.cells) == 3 * len(one.cells)
+    assert by_name(one, "rouge-avg", "a").rates.delta == by_name(three, "rouge-avg", "a").rates.delta
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["systems"][0]["files"][0].endswith("a.jsonl")
