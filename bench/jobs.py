@@ -17,6 +17,8 @@ LEVELS_GOAL = 1.1
 """Most that a token of 16 levels costs, where one of 2 levels costs 1: "about the same"."""
 PROFILE = "profile"
 """The driver's word for a step that is profiled, after all that are timed; ``go`` is that for any other."""
+SCORE_TOLERANCE = 1e-4
+"""Largest difference of two scores of one row that still counts as the same work."""
 LOSS_TOLERANCE = 1e-3
 """Largest relative difference of two losses of the same step that still counts as the same work."""
 
@@ -59,7 +61,8 @@ class Job:
         name: For ``--jobs``.
         title: What is done.
         peers: In the order of the report; none where ours is compared with itself.
-        rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows), ``prompts`` or ``random``.
+        rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows), ``prompts``, ``scored`` or
+            ``random``.
         best_goal: Least ratio over the fastest of the peers marked ``in_best``.
     """
 
@@ -73,6 +76,11 @@ class Job:
     def trains(self) -> bool:
         """Whether it is a training job."""
         return self.rows in ("chosen", "pairs")
+
+    @property
+    def scores(self) -> bool:
+        """Whether it is the scoring job."""
+        return self.rows == "scored"
 
 
 PACKS = "its packs of 1,024 tokens, two a step, hold other rows"
@@ -109,6 +117,7 @@ JOBS = (
     ),
     Job("dpo", "DPO", (Peer("trl", goal=2.5), Peer("trl-precomputed", goal=2.5)), "pairs"),
     Job("generation", "generation: 64 prompts, 64 new tokens, greedy", (Peer("transformers", goal=2.0),), "prompts"),
+    Job("scoring", "reward model: 400 pairs, both replies", (Peer("transformers", goal=2.0),), "scored"),
     Job(
         "checkpointing",
         "LoRA r=4, one level, gradient checkpointing on both sides",

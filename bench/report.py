@@ -124,6 +124,8 @@ def _work(row: Compared) -> str:
     if row.peer.other_rows:
         return f"not step by step: {row.peer.other_rows}"
     verdict = "" if row.same_work else "**NO**: "
+    if row.job.scores:
+        return f"{verdict}scores within {row.gap:.0e}"
     if row.job.trains:
         tokens = "the same tokens" if row.tokens else "other tokens"
         return f"{verdict}{tokens}, losses within {row.gap:.0e}"

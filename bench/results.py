@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from curves import CURVES, Curve
-from jobs import FLOPS_GOAL, JOBS, LEVELS_GOAL, LOSS_TOLERANCE, MEMORY_GOAL, PRODUCTS, Job, Peer
+from jobs import FLOPS_GOAL, JOBS, LEVELS_GOAL, LOSS_TOLERANCE, MEMORY_GOAL, PRODUCTS, SCORE_TOLERANCE, Job, Peer
 
 NEAR_TIE = 1e-2
 """Logits nearer than this may change places by rounding alone."""
@@ -81,7 +81,8 @@ class Compared:
         ours: Our tokens a second, the median.
         theirs: The peer's.
         memory: Our memory and the peer's, in MB above what is loaded.
-        gap: Largest relative difference of two losses of a step; ``None`` where the rows are others.
+        gap: Largest relative difference of two losses of a step, or difference of two scores of a row; ``None`` where
+            the rows are others.
         tokens: Whether both read the same number of real tokens in each step.
         apart: For generation, where texts differ: by how much the peer's token beat the second likeliest.
         best: Whether this is the row of the peer's best setting, beside its own row.
@@ -108,6 +109,8 @@ class Compared:
         """Whether both sides did the same work, as far as it can be told."""
         if self.peer.other_rows:
             return True
+        if self.job.scores:
+            return self.gap is not None and self.gap <= SCORE_TOLERANCE
         if self.job.trains:
             return self.tokens and self.gap is not None and self.gap < LOSS_TOLERANCE
         return all(gap is None or gap < NEAR_TIE for gap in self.apart)
@@ -215,7 +218,7 @@ def goals(run: Run) -> list[Goal]:
         if row.peer.goal is None:
             continue
         found.append(Goal(title, "speed", f"tokens a second, over {row.name}", row.peer.goal, row.ratios, program))
-        if theirs > 0:
+        if theirs > 0 and not row.job.scores:
             what, numbers = f"memory, over {row.name}", f"{ours:,.0f} MB beside {theirs:,.0f} MB"
             found.append(Goal(title, "memory", what, MEMORY_GOAL, [ours / theirs], program, numbers))
     for rate in rates(run):
@@ -313,7 +316,15 @@ def _compared(job: Job, peer: Peer, told: dict[str, Any]) -> Compared:
         median(speeds[0]),
         median(speeds[1]),
         (ours[-1]["above_mb"], theirs[-1]["above_mb"]),
-        max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in steps) if compares else None,
+        _score_gap(steps) if job.scores else _loss_gap(steps) if compares else None,
         all(a["tokens"] == b["tokens"] for a, b in steps),
         told["gaps"],
     )
+
+
+def _loss_gap(steps: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+    return max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in steps)
+
+
+def _score_gap(steps: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+    return max(abs(one - other) for a, b in steps for one, other in zip(a["scores"], b["scores"], strict=True))

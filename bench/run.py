@@ -143,14 +143,14 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
                     for shape, rate in product.ask("go")["rates"].items():
                         told.rates[shape] = max(rate, told.rates.get(shape, 0.0))
                 told.others.append(busy.others())
-            if profile:
+            if profile and not job.scores:
                 say(f"{job.name}: profiling {peer.ours}")
                 try:
                     event = workers[peer.ours].ask(PROFILE)
                     told.profile = {"seconds": event["profile"], "product_flops": event.get("product_flops")}
                 except WorkerError as error:  # what was timed still counts
                     say(str(error))
-            if not job.trains:
+            if job.rows == "prompts":
                 told.gaps = workers[peer.name].ask(json.dumps(told.steps[peer.ours][-1]["texts"]))["gaps"]
         finally:
             for worker in workers.values():

@@ -32,7 +32,11 @@ def main() -> None:
             gate.done(rates=product_rates())
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     rows = Rows(Scale(**scale))
-    if job == "growth":
+    if job == "scoring":
+        import scoring
+
+        scoring.serve(program, rows, gate)
+    elif job == "growth":
         from growth import grow
 
         grow(rows, gate)
