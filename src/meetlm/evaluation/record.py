@@ -172,6 +172,7 @@ class JudgeAccount:
         prompt_tokens: Used in all, as the endpoint told; ``None`` where it did not.
         completion_tokens: As ``prompt_tokens``.
         cost: In the currency of the prices given; ``None`` without prices.
+        num_same: Pairs whose replies are the same: a tie without asking, in none of the counts above.
     """
 
     model: str
@@ -188,21 +189,24 @@ class JudgeAccount:
     prompt_tokens: int | None
     completion_tokens: int | None
     cost: float | None
+    num_same: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Rows that are not as they should be: never dropped in silence.
+    """Rows that are not as they should be, and what else has to be known: never dropped in silence.
 
     Attributes:
         what: One line: which problem, in which system or measure.
-        count: How many rows.
+        count: How many rows, or what else ``what`` says.
         examples: Some of them: file and line, or prompt id.
+        of_rows: Whether rows are counted: not where settings, estimates or a judge's answers are.
     """
 
     what: str
     count: int
     examples: list[str]
+    of_rows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
