@@ -30,6 +30,7 @@ from meetlm.evaluation.reward_input import (
     Prompt,
     RewardInput,
     form_of,
+    joined,
     messages_of,
     question_of,
 )
@@ -223,6 +224,31 @@ def test_nothing_to_read_is_told(tmp_path: Path) -> None:
     assert scorer.score([], []) == [] and scorer.problems == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_space_around_a_completion_changes_nothing(kind: str, tmp_path: Path) -> None:
+    scorer = load(folder_of(kind, tmp_path), input=KINDS[kind][2])
+    prompts, completions = rows(5)
+    bare = [text.strip() for text in completions]
+    wide = [f" {text} \n" for text in completions]
+    assert scorer.read(prompts, completions) == scorer.read(prompts, bare) == scorer.read(prompts, wide)
+    assert scorer.score(prompts, completions) == scorer.score(prompts, bare) == scorer.score(prompts, wide)
+
+
+def test_text_is_joined_by_one_space() -> None:
+    assert joined("\n\nHuman: Rice?\n\nAssistant:", "Boil it.") == "\n\nHuman: Rice?\n\nAssistant: Boil it."
+    assert joined("", "Boil it.") == "Boil it."
+    assert [joined(f"A post{end}", "Short.") for end in (" ", "\n", "\n\n")] == [
+        "A post Short.",
+        "A post\nShort.",
+        "A post\n\nShort.",
+    ]
+    tokenizer = tiny_tokenizer()
+    reader = RewardInput(tokenizer, "text", None)
+    for prompt, whole in (("\n\nAssistant:", "\n\nAssistant: rice"), ("Rice?\n", "Rice?\nrice"), ("", "rice")):
+        expected = Ids(tuple(tokenizer(whole)["input_ids"]))
+        assert reader.encode([prompt] * 3, ["rice", " rice", "\nrice  "]) == [expected] * 3
+
+
 def test_what_each_form_reads() -> None:
     hh = "\n\nHuman: How are you?\n\nAssistant: Well.\n\nHuman: And rice?\n\nAssistant:"
     turns = [
@@ -241,9 +267,10 @@ def test_what_each_form_reads() -> None:
     assert text[0] == text[1] == Ids(tuple(tokenizer(hh + " Boil it.")["input_ids"]))
     closed = RewardInput(tokenizer, "text", None, eos=True).encode([hh], [" Boil it."])[0]
     assert isinstance(closed, Ids) and closed.ids[-1] == tokenizer.eos_token_id
-    chat = RewardInput(tokenizer, "chat", None).encode([hh, hh + " Boil"], [" Boil it.", " it."])
+    begun = [*turns, {"role": "assistant", "content": ""}]
+    chat = RewardInput(tokenizer, "chat", None).encode([hh, hh + " Boil", begun], [" Boil it.", " it.", "Boil it."])
     whole = [*turns, {"role": "assistant", "content": "Boil it."}]
-    assert chat[0] == chat[1] == Ids(tuple(tokenizer.apply_chat_template(whole, return_dict=False)))
+    assert chat[0] == chat[1] == chat[2] == Ids(tuple(tokenizer.apply_chat_template(whole, return_dict=False)))
     two, _ = deberta()
     (pair,) = RewardInput(two, "pair", None).encode([hh], [" Boil it. "])
     expected = two(hh.strip(), "Boil it.")
@@ -256,7 +283,7 @@ def test_the_form_is_told_or_asked_for() -> None:
     assert form_of(chat, None, "auto")[0] == "chat" and form_of(pair, None, "auto")[0] == "pair"
     assert form_of(chat, "text", "auto") == ("text", "recorded in the model's config.json")
     assert form_of(chat, "text", "chat") == ("chat", "asked for")
-    with pytest.raises(ConfigError, match="expected input: pair, chat or text"):
+    with pytest.raises(ConfigError, match="expected input: pair, chat or text, such as --reward-set input=text"):
         form_of(plain, None, "auto")
     with pytest.raises(ConfigError, match="no chat template"):
         form_of(plain, None, "chat")

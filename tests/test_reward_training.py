@@ -18,9 +18,12 @@ from transformers import (
 from meetlm.cli.reward import reward
 from meetlm.config.errors import RunError
 from meetlm.data.settings import DataSettings
+from meetlm.data.splits import read_splits
+from meetlm.evaluation.reward_data import prepare_pairs
+from meetlm.evaluation.reward_input import RewardInput
 from meetlm.evaluation.reward_loop import CHECKPOINTS, RewardTraining
 from meetlm.evaluation.reward_training import DONE, train_reward
-from reward_models import TOLERANCE, folder_of, load
+from reward_models import KINDS, TOLERANCE, folder_of, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
 
@@ -70,6 +73,27 @@ def _lm(place: Path, template: str | None = None) -> Path:
     tiny_lm("llama", dtype=torch.float32).save_pretrained(place)
     tiny_tokenizer(template=template).save_pretrained(place)
     return place
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama with a template", "bert"])
+def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
+    """HH's replies begin with a space; completions that `meet generate` writes have lost it."""
+    said = [f"\n\nHuman: How are you {number}?\n\nAssistant:" for number in range(4)]
+    lines = [{"chosen": f"{one} I am well. ", "rejected": f"{one} A bad way"} for one in said]
+    for name, some in (("train", lines[:3]), ("test", lines[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    settings = DataSettings(
+        source="hh", train_file=str(tmp_path / "train.jsonl"), eval_file=str(tmp_path / "test.jsonl")
+    )
+    scorer = load(folder_of(kind, tmp_path / "rm"), input=KINDS[kind][2])
+    trained, held = read_splits(settings)
+    pairs = prepare_pairs(settings, trained, held, RewardInput(scorer.tokenizer, scorer.form, None))
+    assert len(pairs.train) == 3
+    for completion, side in (("I am well.", 0), ("A bad way", 1)):
+        assert scorer.read(said[:3], [completion] * 3) == [pair[side] for pair in pairs.train]
+    if scorer.form == "text":
+        assert scorer.tokenizer.decode(pairs.train[0][0].ids) == lines[0]["chosen"].rstrip()
+    assert scorer.score(*pairs.held_out()) == scorer.score([said[3]] * 2, ["I am well.", "A bad way"])
 
 
 @pytest.mark.slow

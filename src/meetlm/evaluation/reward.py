@@ -43,7 +43,8 @@ class RewardSettings(Settings):
     input: Literal["auto", "pair", "chat", "text"] = Field(
         "auto",
         description="pair: question and answer as two sequences; chat: the tokenizer's chat template; text: prompt and "
-        "completion as one text; auto: as the checkpoint or its tokenizer tells",
+        "completion as one text, one space between unless the prompt ends in white space; auto: as the checkpoint or "
+        "its tokenizer tells; white space around a completion is never read",
     )
     eos: bool = Field(False, description="input text: close it with the EOS token")
     max_length: int | None = Field(None, ge=8, description="most tokens of a row; null for the model's positions")
@@ -87,6 +88,12 @@ class RewardModel:
         self.why_padded: str | None = None
         self._packs: bool | None = None
 
+    @property
+    def precision(self) -> str:
+        """What scores are computed in, and where: numbers of another precision are no repetition of these."""
+        device = self.model.device.type
+        return f"{'bfloat16' if device == 'cuda' else self.model.dtype} on {device}"
+
     @classmethod
     def load(cls, settings: RewardSettings) -> RewardModel:
         """Return the reward model that ``settings`` name.
@@ -120,7 +127,7 @@ class RewardModel:
         *,
         names: Sequence[str] | None = None,
     ) -> list[float | None]:
-        """Return each completion's reward, in the order given; equal rows are scored once.
+        """Return each completion's reward, in the order given; rows of one prompt and completion are scored once.
 
         Args:
             prompts: One a completion: text, or messages with ``role`` and ``content``.
@@ -135,13 +142,13 @@ class RewardModel:
         assert len(prompts) == len(completions), "one prompt a completion"
         names = [f"row {number + 1}" for number in range(len(prompts))] if names is None else names
         numbers: dict[tuple[str, str], int] = {}
-        keys = [(json.dumps(p, ensure_ascii=False), c) for p, c in zip(prompts, completions, strict=True)]
+        keys = [(json.dumps(p, ensure_ascii=False), c.strip()) for p, c in zip(prompts, completions, strict=True)]
         of = [numbers.setdefault(key, len(numbers)) for key in keys]
         where: list[list[int]] = [[] for _ in numbers]
         for place, number in enumerate(of):
             where[number].append(place)
         firsts = [places[0] for places in where]
-        encoded = self._input.encode([prompts[n] for n in firsts], [completions[n] for n in firsts])
+        encoded = self.read([prompts[n] for n in firsts], [completions[n] for n in firsts])
         values: list[float | None] = [None] * len(encoded)
         usable = [number for number, row in enumerate(encoded) if isinstance(row, Ids)]
         done = on_done or (lambda number: None)
@@ -151,8 +158,42 @@ class RewardModel:
             for number, score in zip(batch, scores, strict=True):
                 values[usable[number]] = score if math.isfinite(score) else None
             done(sum(len(where[usable[number]]) for number in batch))
-        self.problems = self._problems(encoded, values, where, names)
-        return [values[number] for number in of]
+        rewards = [values[number] for number in of]
+        self.problems = self.problems_of([encoded[number] for number in of], rewards, names)
+        return rewards
+
+    def read(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Ids | str]:
+        """Return what the model reads of each row, or in one line why it has nothing to read."""
+        return self._input.encode(prompts, completions)
+
+    def problems_of(
+        self, read: Sequence[Ids | str], rewards: Sequence[float | None], names: Sequence[str]
+    ) -> list[Problem]:
+        """Return what is wrong with rows, named and counted by kind.
+
+        Args:
+            read: Of each row, as :meth:`read` returns it.
+            rewards: As many; ``None`` for a row that has none.
+            names: As many.
+        """
+        found: dict[str, list[str]] = {}
+        cut = 0
+        for row, reward, name in zip(read, rewards, names, strict=True):
+            if isinstance(row, str):
+                found.setdefault(f"has no reward: {row}", []).append(name)
+                continue
+            if row.cut:
+                cut += row.cut
+                found.setdefault("cut", []).append(name)
+            if reward is None:
+                found.setdefault("has no reward: the reward model's score is NaN or infinite", []).append(name)
+        if "cut" in found:
+            what = (
+                f"is longer than the {self.most} tokens that the reward model reads; {cut} tokens were left out, "
+                "the oldest of the prompt first"
+            )
+            found[what] = found.pop("cut")
+        return [Problem(f"a completion {what}", len(rows), rows[:EXAMPLES]) for what, rows in found.items()]
 
     def _scores(self, rows: list[Ids], prompts: list[str]) -> Iterator[tuple[list[int], list[float]]]:
         """Yield the numbers of rows and their scores, batch by batch."""
@@ -178,35 +219,6 @@ class RewardModel:
         ends = {row.ids[-1] for row in rows}
         named = [one for one in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if one is not None]
         return next(int(one) for one in (*named, *range(len(ends) + 1)) if one not in ends)
-
-    def _problems(
-        self,
-        encoded: Sequence[Ids | str],
-        values: Sequence[float | None],
-        where: Sequence[Sequence[int]],
-        names: Sequence[str],
-    ) -> list[Problem]:
-        found: dict[str, list[int]] = {}
-        cut = 0
-        for row, value, places in zip(encoded, values, where, strict=True):
-            if isinstance(row, str):
-                found.setdefault(f"has no reward: {row}", []).extend(places)
-                continue
-            if row.cut:
-                cut += row.cut * len(places)
-                found.setdefault("cut", []).extend(places)
-            if value is None:
-                found.setdefault("has no reward: the reward model's score is NaN or infinite", []).extend(places)
-        problems = []
-        for what, places in found.items():
-            if what == "cut":
-                what = (
-                    f"is longer than the {self.most} tokens that the reward model reads; {cut} tokens were left out, "
-                    "the oldest of the prompt first"
-                )
-            examples = [names[place] for place in sorted(places)[:EXAMPLES]]
-            problems.append(Problem(f"a completion {what}", len(places), examples))
-        return problems
 
 
 def _positions(model: PreTrainedModel) -> int | None:

@@ -1,6 +1,7 @@
 """The pairs that a reward model is trained and measured on, as ids: read, filtered and accounted for as any run's are.
 
-Both sides of a pair are encoded by :class:`RewardInput`, which scoring uses too: trained and scored rows are the same.
+Both sides of a pair are encoded by :class:`RewardInput`, which scoring uses too: a reply is read the same whether the
+data keep white space around it (HH's begin with a space) or a completion has lost it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """What a reward model reads of a prompt and its completion: two sequences, a conversation, or one text.
 
+:meth:`RewardInput.encode` is the only way in, for training, held-out accuracy and scoring alike, so that white space
+around a completion, which data sources keep and `meet generate` does not, changes nothing that is read.
+
 Knows tokenizers; knows no model and no reward.
 """
 
@@ -70,7 +73,8 @@ def form_of(tokenizer: PreTrainedTokenizerBase, recorded: object, asked: str) ->
     else:
         raise ConfigError(
             "how the reward model reads a prompt and its reply cannot be told: its tokenizer has neither a chat "
-            "template nor tokens that part two sequences; expected input: pair, chat or text"
+            "template nor tokens that part two sequences; expected input: pair, chat or text, such as "
+            "--reward-set input=text (of `meet reward`: --input text)"
         )
     if form == "chat" and tokenizer.chat_template is None:
         raise ConfigError("input is 'chat', and the reward model's tokenizer has no chat template")
@@ -102,10 +106,11 @@ def row_of(example: PreferenceExample, reply: Text) -> tuple[Prompt, str]:
 class RewardInput:
     """Turns prompts and completions into ids.
 
-    ``pair`` is the tokenizer's two sequences: the question is the bare text of a prompt of one user message, else the
-    dialogue as text (HH's transcripts as they are), both sides without white space around them. ``chat`` is the chat
-    template's text with the completion as the assistant's turn; HH's transcripts are taken apart into turns. ``text``
-    is prompt and completion as one text; conversations are put as HH's transcripts.
+    White space around a completion is left out in every form. ``pair`` is the tokenizer's two sequences: the question
+    is the bare text of a prompt of one user message, else the dialogue as text (HH's transcripts as they are), without
+    white space around it. ``chat`` is the chat template's text with the completion as the assistant's turn; HH's
+    transcripts are taken apart into turns. ``text`` is prompt and completion as one text, :func:`joined` by one space
+    as in HH's transcripts; conversations are put as these.
 
     Args:
         tokenizer: The model's.
@@ -125,11 +130,15 @@ class RewardInput:
         self._end = str(tokenizer.eos_token) if eos and form == "text" else ""
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Ids | str]:
-        """Return each row's ids, or in one line why it has none: no token, or a conversation the template refuses."""
+        """Return each row's ids, or in one line why it has none: no token, or a conversation the template refuses.
+
+        White space around completions changes nothing.
+        """
+        answers = [completion.strip() for completion in completions]
         if self.form == "pair":
-            return self._pairs(prompts, completions)
+            return self._pairs(prompts, answers)
         texts, refused = [], {}
-        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        for number, (prompt, completion) in enumerate(zip(prompts, answers, strict=True)):
             try:
                 texts.append(self._text(prompt, completion))
             except TemplateError as error:
@@ -142,11 +151,10 @@ class RewardInput:
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
-            turns = [*messages_of(prompt), {"role": "assistant", "content": completion.strip()}]
-            return str(self.tokenizer.apply_chat_template(_joined(turns), tokenize=False))
-        if isinstance(prompt, str):
-            return prompt + completion + self._end
-        return f"\n\n{transcript(prompt)} {completion.strip()}{self._end}"
+            turns = [*messages_of(prompt), {"role": "assistant", "content": completion}]
+            return str(self.tokenizer.apply_chat_template(_one_reply(turns), tokenize=False))
+        before = prompt if isinstance(prompt, str) else f"\n\n{transcript(prompt)}"
+        return joined(before, completion) + self._end
 
     def _cut(self, ids: list[int]) -> Ids | str:
         if not ids:
@@ -157,9 +165,8 @@ class RewardInput:
         tail = ids[len(ids) - (self.most - len(head)) :]
         return Ids((*head, *tail), cut=len(ids) - self.most)
 
-    def _pairs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Ids | str]:
+    def _pairs(self, prompts: Sequence[Prompt], answers: list[str]) -> list[Ids | str]:
         questions = [question_of(prompt) for prompt in prompts]
-        answers = [completion.strip() for completion in completions]
         if not questions:
             return []
         rows: list[Ids | str] = []
@@ -196,6 +203,15 @@ class RewardInput:
         return Ids(ids, None if types is None else tuple(types), length - len(ids))
 
 
+def joined(before: str, completion: str) -> str:
+    """Return a text with a completion behind it, which has no white space around it.
+
+    One space is between them, as in HH's transcripts; none where the text is empty or ends in white space itself.
+    """
+    gap = "" if not before or before[-1].isspace() else " "
+    return f"{before}{gap}{completion}"
+
+
 def question_of(prompt: Prompt) -> str:
     """Return a prompt as one text: a single user message bare, else the dialogue."""
     if isinstance(prompt, str):
@@ -229,10 +245,10 @@ def messages_of(prompt: Prompt) -> list[Message]:
     return messages
 
 
-def _joined(turns: list[Message]) -> list[Message]:
+def _one_reply(turns: list[Message]) -> list[Message]:
     """Return the turns, a reply that the prompt has begun joined to its beginning."""
     *earlier, last = turns
     if earlier and earlier[-1]["role"] == "assistant":
-        begun = f"{earlier[-1]['content']} {last['content']}"
-        return [*earlier[:-1], {"role": "assistant", "content": begun}]
+        whole = joined(earlier[-1]["content"], last["content"])
+        return [*earlier[:-1], {"role": "assistant", "content": whole}]
     return turns

@@ -39,7 +39,8 @@ class RewardTraining(Settings):
     input: Literal["auto", "pair", "chat", "text"] = Field(
         "auto",
         description="how a prompt and its reply are read; auto: two sequences where the tokenizer has tokens for them, "
-        "else the chat template for conversations, and one text for texts",
+        "else the chat template for conversations, and one text for texts; as scoring reads them, white space around a "
+        "reply left out",
     )
     lora_rank: int = Field(
         16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 trains every weight"
