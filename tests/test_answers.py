@@ -24,7 +24,7 @@ def written(path: Path, rows: Sequence[Mapping[str, Any]], **stated: Any) -> Pat
 
 def answers_of(name: str, prompts: Sequence[Any], folder: Path, **stated: Any) -> Answers:
     rows = [{"prompt": prompt, "completion": f"{name} says {number}"} for number, prompt in enumerate(prompts)]
-    return read_answers(name, [written(folder / f"{name}.jsonl", rows, **{"sampling": SAMPLING, **stated})])
+    return read_answers(name, [[written(folder / f"{name}.jsonl", rows, **{"sampling": SAMPLING, **stated})]])
 
 
 def held_out(*prompts: str) -> dict[str, str | None]:
@@ -33,7 +33,7 @@ def held_out(*prompts: str) -> dict[str, str | None]:
 
 def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": CHAT, "completion": "d"}])
-    answers = read_answers("a", [file])
+    answers = read_answers("a", [[file]])
     assert (answers.system.run, answers.system.level, answers.system.sampling) == (None, None, None)
     assert [one.completion for one in answers.by_cell.values()] == ["c", "d"]
     assert answers.seeds == [0]
@@ -50,12 +50,17 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
         ({"prompt": "p", "completion": "c", "seed": "1"}, r"a.jsonl:2.*seed.*is a string"),
         ({"prompt": "p", "completion": "c", "level": "bad"}, r"a.jsonl:2.*level.*\"bad\".*null in .*a.jsonl:1"),
         ({"prompt": "p", "completion": "c", "sampling": SAMPLING}, r"a.jsonl:2.*sampling"),
+        ({"prompt": "p", "completion": "c", "level": 2}, r"a.jsonl:2.*level.*is an integer.*a name"),
+        ({"prompt": "p", "completion": "c", "run": ["r"]}, r"a.jsonl:2.*run.*is a list.*a string"),
+        ({"prompt": "p", "completion": "c", "sampling": 5}, r"a.jsonl:2.*sampling.*is an integer.*an object"),
+        ({"prompt": "p", "completion": "c", "sampling": {"top_p": "1"}}, r"a.jsonl:2.*sampling.top_p.*is a string"),
+        ({"prompt": "p", "completion": "c", "sampling": {"stop": 5}}, r"a.jsonl:2.*sampling.stop.*a string or a list"),
     ],
 )
 def test_a_row_that_cannot_be_used(row: dict[str, Any], said: str, tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "c"}, row])
     with pytest.raises(DataError, match=said):
-        read_answers("a", [file])
+        read_answers("a", [[file]])
 
 
 def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
@@ -64,7 +69,7 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
         {"prompt": "q", "completion": " "},
         {"prompt": "p", "completion": "two"},
     ]
-    answers = read_answers("a", [written(tmp_path / "a.jsonl", rows)])
+    answers = read_answers("a", [[written(tmp_path / "a.jsonl", rows)]])
     assert answers.by_cell[prompt_id("p"), 0].completion == "one"
     again, empty = answers.problems
     assert (again.count, again.examples) == (1, [f"{tmp_path / 'a.jsonl'}:3"])
@@ -72,14 +77,69 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
 
 
 def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
-    files = [
-        written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}]) for n in range(3)
+    places = [
+        [written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}])] for n in range(3)
     ]
-    answers = read_answers("a", files)
+    answers = read_answers("a", places)
     assert {seed: one.completion for (_, seed), one in answers.by_cell.items()} == {0: "c0", 1: "c1", 2: "c2"}
     assert answers.system.run == "r0, r1, r2"
-    seeded = [written(tmp_path / f"s{n}.jsonl", [{"prompt": "p", "completion": "c", "seed": n + 7}]) for n in range(2)]
+    seeded = [
+        [written(tmp_path / f"s{n}.jsonl", [{"prompt": "p", "completion": "c", "seed": n + 7}])] for n in range(2)
+    ]
     assert read_answers("a", seeded).seeds == [7, 8]
+
+
+def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None:
+    places = [
+        [
+            written(
+                tmp_path / f"{n}.jsonl",
+                [{"prompt": p, "completion": f"{n}{p}{seed}", "seed": seed} for seed in (0, 1) for p in "xyz"],
+            )
+        ]
+        for n in range(2)
+    ]
+    answers = read_answers("a", places)
+    assert answers.seeds == [0, 1, 2, 3] and len(answers.by_cell) == 12 and not answers.problems
+    assert [answers.by_cell[prompt_id("x"), place].completion for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
+
+
+def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
+    """A run has the completions of its first prompts in one file and those of all in another."""
+    first, everything, other = (
+        written(
+            tmp_path / f"{name}.jsonl", [{"prompt": p, "completion": f"{name if p == 'w' else 'c'}{p}"} for p in of]
+        )
+        for name, of in (("first", "xw"), ("all", "xyzw"), ("other", "xv"))
+    )
+    answers = read_answers("a", [[first, everything, other]])
+    assert sorted(one.completion for one in answers.by_cell.values()) == ["cv", "cx", "cy", "cz", "firstw"]
+    assert [(one.count, one.examples) for one in answers.problems] == [(1, [f"{everything}:4"])]
+
+
+def seeded(name: str, seeds: Sequence[int], folder: Path) -> Answers:
+    rows = [{"prompt": p, "completion": f"{name}{p}{seed}", "seed": seed} for seed in seeds for p in "xy"]
+    return read_answers(name, [[written(folder / f"{name}.jsonl", rows, sampling=SAMPLING)]])
+
+
+def test_other_seeds_are_paired_in_their_order(tmp_path: Path) -> None:
+    cells = line_up([seeded("a", [0, 1], tmp_path), seeded("b", [5, 3], tmp_path)], held_out("x", "y"))
+    assert cells.cells == [(0, 0), (0, 1), (1, 0), (1, 1)] and not cells.problems
+    assert [one.completion for one in cells.answers["a"]] == ["ax0", "ax1", "ay0", "ay1"]
+    assert [one.completion for one in cells.answers["b"]] == ["bx3", "bx5", "by3", "by5"]
+
+
+def test_one_replicate_is_compared_with_each(tmp_path: Path) -> None:
+    cells = line_up([seeded("a", [4], tmp_path), seeded("b", [0, 1, 2], tmp_path)], held_out("x", "y"))
+    assert [one.completion for one in cells.answers["a"]] == ["ax4"] * 3 + ["ay4"] * 3
+    assert [one.completion for one in cells.answers["b"]] == ["bx0", "bx1", "bx2", "by0", "by1", "by2"]
+
+
+def test_two_seeds_and_three_are_refused(tmp_path: Path) -> None:
+    systems = [seeded("a", [0, 1], tmp_path), seeded("b", [0, 1, 2], tmp_path)]
+    with pytest.raises(ConfigError, match="a lacks 2, such as"):
+        line_up(systems, held_out("x", "y"))
+    assert len(line_up(systems, held_out("x", "y"), common=True).cells) == 4
 
 
 def test_cells_are_in_the_order_of_the_data(tmp_path: Path) -> None:
@@ -96,10 +156,10 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     systems = [answers_of("a", ["x", "y"], tmp_path), answers_of("b", ["x", "z", "w"], tmp_path)]
     with pytest.raises(ConfigError, match=r"different prompts.*4 in all.*a lacks 2, such as .*b.jsonl.*b lacks 1"):
         line_up(systems, held_out("x", "y", "z", "w"))
-    cells = line_up(systems, held_out("x", "y", "z", "w"), common=True)
+    cells = line_up(systems, held_out("x", "y", "z", "w", "v"), common=True)
     assert [row.prompt for row in cells.prompts] == ["x"]
     assert sorted(problem.count for problem in cells.problems if "left out for all" in problem.what) == [1, 2]
-    assert any("no system has" in problem.what and problem.count == 3 for problem in cells.problems)
+    assert any("no system has" in problem.what and problem.count == 1 for problem in cells.problems)
 
 
 def test_prompts_that_are_not_held_out(tmp_path: Path) -> None:
@@ -127,3 +187,25 @@ def test_unstated_sampling_is_accepted_and_marked(tmp_path: Path) -> None:
     cells = line_up(systems, held_out("x"))
     assert [problem.what.split(":")[0] for problem in cells.problems] == ["b"]
     assert "temperature" in cells.problems[0].what
+
+
+def test_sampling_is_compared_between_all_that_state_it(tmp_path: Path) -> None:
+    systems = [
+        answers_of("a", ["x"], tmp_path),
+        answers_of("b", ["x"], tmp_path, sampling={"top_p": 1}),
+        answers_of("c", ["x"], tmp_path, sampling={**SAMPLING, "temperature": 1.0}),
+    ]
+    with pytest.raises(ConfigError, match="a was sampled with temperature 0.0 and c with 1.0"):
+        line_up(systems, held_out("x"))
+
+
+def test_the_same_sampling_may_be_written_otherwise(tmp_path: Path) -> None:
+    other = {"temperature": 0, "top_p": 1, "max_new_tokens": 128, "stop": None, "beams": 1}
+    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["x"], tmp_path, sampling=other)]
+    assert not line_up(systems, held_out("x")).problems
+
+
+def test_no_prompt_in_common(tmp_path: Path) -> None:
+    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["y"], tmp_path)]
+    with pytest.raises(ConfigError, match="no prompt for which all systems"):
+        line_up(systems, held_out("x", "y"), common=True)

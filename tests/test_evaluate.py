@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from judge_server import JudgeServer, longer
+from judge_server import JudgeServer, longer, says
 from meetlm.cli import main
 from meetlm.evaluation.record import Comparison, Evaluation, Interval
 from meetlm.evaluation.reward import RewardModel
@@ -193,8 +194,94 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
     assert "none of the systems is a run" in meet("evaluate", *words, "--baseline", "a").output
     assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "a", *data).output
-    said = meet("evaluate", *words, "--baseline", "a", "--tie-band", 0.4, 0.7, "--reward", "x", *data).output
-    assert "error: " in said
+
+
+def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
+    words = systems(tmp_path, (0, 1), level="bad")
+    rest = ["--baseline", "b", "--data", held_out(tmp_path), "--out", tmp_path / "out", "--quiet"]
+    said = meet("evaluate", *words, "--max-new-tokens", 64, *rest).output
+    assert "a was sampled with max_new_tokens 128, where 64 is asked for" in said and "--max-new-tokens 128" in said
+    found = evaluated(tmp_path, *words, "--baseline", "b")
+    named = [problem for problem in found.problems if "states the level bad where good is asked for" in problem.what]
+    assert len(named) == 2
+
+
+def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "silent.py").write_text("def score(prompt, completion):\n    return None\n")
+    monkeypatch.chdir(tmp_path)
+    with JudgeServer(says("I would rather not say.")) as server:
+        found = evaluated(
+            tmp_path,
+            *systems(tmp_path, (0, 1)),
+            *["--baseline", "b", "--scorer", "silent:score", "--judge", "j", "--judge-url", server.url],
+            *["--judge-set", "key_env=null"],
+        )
+    assert [one.evaluator for one in found.comparisons] == ["rouge-avg"]
+    named = [problem.what for problem in found.problems if "no outcome in any cell" in problem.what]
+    assert [what.split(",")[0] for what in named] == ["silent:score", "judge"]
+    assert found.judge is not None and found.judge.num_unparsable == found.judge.num_calls > 0
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    assert "no outcome in any cell" in page and "no outcome in any cell" in text
+
+
+def test_nobody_decides(tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "completion": "水"} for prompt in PROMPTS]
+    words = [f"{name}={written(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
+    data = written(tmp_path / "zh.jsonl", [{"prompt": p, "chosen": "米饭", "rejected": "不"} for p in PROMPTS])
+    said = meet("evaluate", *words, "--baseline", "b", "--data", data, "--out", tmp_path / "out")
+    assert said.exit_code == 1 and "nobody decides who wins" in said.output
+
+
+def test_a_chosen_reply_that_rouge_cannot_read_is_named(tmp_path: Path) -> None:
+    data = held_out(tmp_path)
+    lines = data.read_text().splitlines()
+    lines[3] = json.dumps({"chosen": f"{PROMPTS[3]} ......", "rejected": f"{PROMPTS[3]} no"})
+    data.write_text("\n".join(lines))
+    done = meet(*["evaluate", *systems(tmp_path, (0, 1)), "--baseline", "b", "--data", data, "--out", tmp_path / "out"])
+    assert done.exit_code == 0, done.output
+    found = Evaluation.read(tmp_path / "out" / "evaluation.json")
+    (named,) = [problem for problem in found.problems if "are not defined" in problem.what]
+    assert named.count == by_name(found, "rouge-avg", "a").rates.num_left_out == 1
+    assert "......" in named.examples[0]
+
+
+def test_places_with_any_sign_in_their_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1,2"
+    folder.mkdir()
+    words = [word.split("=", 1)[1] for word in systems(folder, (0, 1))]
+    found = evaluated(tmp_path, words[0], f"other={words[1]}", "--baseline", "other")
+    assert [system.name for system in found.systems] == ["a", "other"]
+
+
+def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> None:
+    """What `meet generate` wrote for other prompts, or for the first ones, spoils no evaluation."""
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    other = written(tmp_path / "other.jsonl", [{"prompt": f"Is {n} odd?"} for n in range(3)])
+    few = ["generate", run, "--max-new-tokens", 4]
+    for more in (["--limit", 2], [], ["--data", other]):
+        assert meet(*few, *more).exit_code == 0
+    files = sorted(file.name for file in (run / "completions").iterdir())
+    assert files == [f"good-t0-p1-n4-seed0{end}.jsonl" for end in ("-first2", "-of-other", "")]
+    words = ["evaluate", run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--quiet"]
+    done = meet(*words, "--level", "", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = Evaluation.read(tmp_path / "out" / "evaluation.json")
+    whole = (run / "completions" / files[2]).read_text().splitlines()
+    assert len(found.cells) == len(whole) and not any("under the same seed" in one.what for one in found.problems)
+    assert [Path(file).name for file in found.systems[0].files] == [files[0], files[2]]
+    assert meet(*words, "--data", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
+
+
+def test_a_run_without_its_weights_is_compared(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    assert meet("generate", run, "--max-new-tokens", 4, "--level", "good=1.5,bad=-0.5").exit_code == 0
+    shutil.rmtree(run / "model")
+    words = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--out", tmp_path / "out", "--quiet"]
+    done = meet("evaluate", *words, "--level", "good=1.5,bad=-0.5")
+    assert done.exit_code == 0, done.output
+    assert meet("generate", run, "--max-new-tokens", 4).exit_code == 1
 
 
 def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
@@ -234,7 +321,11 @@ def test_a_temperature_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkey
     assert written_files == [runs[0]]
     assert Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json").comparisons == first.comparisons
     assert "every run is a baseline" in meet(*words, "--baseline", "r0").output
+    assert "stands there twice" in meet(*words, "--baseline", "r1").output
     assert "none of the runs" in meet(*words, "--baseline", "r7").output
+    assert meet(*words[:-3], "--out", tmp_path / "few", "--limit", 2, "--quiet").exit_code == 0
+    few = Evaluation.read(tmp_path / "few" / "t0" / "r1" / "evaluation.json")
+    assert len(few.prompts) == 2 < len(first.prompts)
 
 
 def test_seeds_of_a_prompt_stay_together(tmp_path: Path) -> None:

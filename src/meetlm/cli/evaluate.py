@@ -53,18 +53,20 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     from meetlm.generation.sampling import Sampling
     from meetlm.report.write import write_report
     from meetlm.run.compared import chosen_replies, data_of, read_systems
+    from meetlm.run.completions import parse_level
 
     asked = {
         name: given[name] for name in ("level", "temperature", "top_p", "max_new_tokens") if given[name] is not None
     }
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
     sampling = Sampling(**protocol.model_dump(exclude={"level"}))
-    answers = read_systems(systems, protocol.level or None, sampling)
+    settings = settings_of(given)
     data = _data(given) if given["place"] else data_of(systems)
     chosen, repeated = chosen_replies(data)
+    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=given["place"])
     cells = line_up(answers, chosen, common=given["common"])
     cells.problems.extend(repeated)
-    settings, evaluators = settings_of(given), evaluators_of(given)
+    evaluators = evaluators_of(given)
     with bar("reward", unit="reply", quiet=quiet) as on_scored, bar("judge", unit="call", quiet=quiet) as on_judged:
         evaluation = compare(
             [one.system for one in answers],
@@ -73,7 +75,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
             settings,
             evaluators,
             out,
-            more={"protocol": protocol.model_dump(), "data": data.model_dump(mode="json")},
+            more={"preset": given["preset"], "protocol": protocol.model_dump(), "data": data.model_dump(mode="json")},
             on_scored=on_scored,
             on_judged=on_judged,
         )

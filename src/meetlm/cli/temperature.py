@@ -9,6 +9,7 @@ import click
 
 from meetlm.cli.evaluate import show
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
+from meetlm.cli.inspect import SEED
 from meetlm.cli.progress import bar, quiet_libraries
 
 
@@ -20,6 +21,8 @@ from meetlm.cli.progress import bar, quiet_libraries
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many held-out prompts only.")
+@click.option("--sampling-seed", type=SEED, default=0, show_default=True, help="Of the completions.")
+@click.option("--common", is_flag=True, help="Compare over the prompts that all runs have, where they differ.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts at once.")
 @decided_by
 @click.option(
@@ -39,16 +42,18 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
     from meetlm.config.errors import ConfigError
     from meetlm.generation.sampling import Sampling
     from meetlm.report.write import write_temperature_report
+    from meetlm.run.compared import named_places
     from meetlm.run.completions import parse_level
     from meetlm.run.temperature import sweep_temperature as run
 
     named: dict[str, Path] = {}
     for word in runs:
-        name, _, place = word.rpartition("=")
-        name = name or Path(place).resolve().name
+        name, places = named_places(word)
+        if len(places) > 1:
+            raise ConfigError(f"{word!r} are several places: expected one run")
         if name in named:
-            raise ConfigError(f"two runs are called {name!r}: name them, as in NAME={place}")
-        named[name] = Path(place)
+            raise ConfigError(f"two runs are called {name!r}: name them, as in NAME={places[0]}")
+        named[name] = places[0]
     sampling = Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"])
     with bar("generate", quiet=quiet) as on_done:
         points = run(
@@ -60,8 +65,9 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
             evaluators_of(given),
             out,
             level=parse_level(given["level"]),
-            seed=given["seed"],
+            seed=given["sampling_seed"],
             limit=given["limit"],
+            common=given["common"],
             batch_size=given["batch_size"],
             say=click.echo,
             on_total=on_done.expect,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from meetlm.data.example import Origin, Text, Turn
 from meetlm.data.pairs import text_or_turns
-from meetlm.data.rows import Row, read_file
+from meetlm.data.rows import Row, kind_of, read_file
 from meetlm.evaluation.record import Problem, System
+
+T = TypeVar("T")
 
 SHOWN = 5
 """Rows named in a problem."""
@@ -30,14 +32,12 @@ class Answer:
         prompt: Text or messages.
         completion: Text; may be empty.
         seed: 0 where the row does not say.
-        num_tokens: As the row says.
         origin: File and line.
     """
 
     prompt: Text
     completion: str
     seed: int
-    num_tokens: int | None
     origin: Origin
 
     @property
@@ -72,27 +72,31 @@ def prompt_id(prompt: Text) -> str:
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def read_answers(name: str, files: Sequence[Path]) -> Answers:
+def read_answers(name: str, places: Sequence[Sequence[Path]]) -> Answers:
     """Return the completions of a system.
 
-    Files that have a seed in common are replicates (of runs trained under several seeds): their place in ``files`` then
-    counts as the seed.
+    Places that have a seed in common are replicates (of runs trained under several seeds): what counts as the seed is
+    then the number of a place and seed among all of them.
 
     Args:
         name: Of the system.
-        files: JSON lines; the fields ``seed`` (0), ``level``, ``sampling``, ``run`` and ``num_tokens`` may be missing.
+        places: The files of each place: JSON lines. The fields ``seed`` (0), ``level``, ``sampling`` and ``run`` may be
+            missing.
 
     Raises:
-        DataError: A row has no prompt or no completion, or states another level or sampling than the first one.
+        DataError: A row has no prompt or no completion, states something that is none, or another level or sampling
+            than the first one.
     """
-    rows = [list(read_file(file)) for file in files]
-    level, sampling = (_alike(name, [row for of_file in rows for row in of_file]) for name in ("level", "sampling"))
-    runs = dict.fromkeys(run for of_file in rows for row in of_file if (run := row.fields.get("run")) is not None)
-    read = [[_answer(row) for row in of_file] for of_file in rows]
+    rows = [[row for file in files for row in read_file(file)] for files in places]
+    every = [row for of_place in rows for row in of_place]
+    level, sampling = _alike("level", every, _level), _alike("sampling", every, _sampling)
+    runs = dict.fromkeys(row.text("run") for row in every if row.fields.get("run") is not None)
     kept: dict[tuple[str, int], Answer] = {}
     again: list[Answer] = []
-    for answer in _replicates(read):
-        if kept.setdefault(answer.key, answer) is not answer:
+    for answer in _replicates([[_answer(row) for row in of_place] for of_place in rows]):
+        first = kept.setdefault(answer.key, answer)
+        other = answer.origin.file == first.origin.file or answer.completion != first.completion
+        if first is not answer and other:
             again.append(answer)
     problems = [
         *_problem(f"{name}: a prompt again under the same seed; its first completion counts", again),
@@ -101,7 +105,8 @@ def read_answers(name: str, files: Sequence[Path]) -> Answers:
             [answer for answer in kept.values() if not answer.completion.strip()],
         ),
     ]
-    system = System(name, [str(file) for file in files], ", ".join(map(str, runs)) or None, level, sampling)
+    files = [str(file) for of_place in places for file in of_place]
+    system = System(name, files, ", ".join(runs) or None, level, sampling)
     return Answers(system, kept, problems)
 
 
@@ -125,28 +130,58 @@ def _answer(row: Row) -> Answer:
     if not prompt_text(prompt).strip():
         raise row.error("is empty", field="prompt", expected="some text")
     seed = row.number("seed") if row.fields.get("seed") is not None else 0
-    tokens = row.number("num_tokens") if row.fields.get("num_tokens") is not None else None
-    return Answer(prompt, row.text("completion"), seed, tokens, row.origin)
+    return Answer(prompt, row.text("completion"), seed, row.origin)
 
 
-def _alike(field: str, rows: Sequence[Row]) -> Any:
+def _level(row: Row) -> str | dict[str, float] | None:
+    """Return the level that a row states."""
+    level = row.fields.get("level")
+    if isinstance(level, dict) and all(isinstance(weight, int | float) for weight in level.values()):
+        return level
+    return None if level is None else row.value("level", "a name, or an object of weights", str)
+
+
+def _sampling(row: Row) -> dict[str, Any] | None:
+    """Return the sampling that a row states: what is null is not stated, but for ``stop``, which then is empty."""
+    if row.fields.get("sampling") is None:
+        return None
+    stated = row.inside("sampling")
+    found = {name: value for name, value in stated.fields.items() if value is not None or name == "stop"}
+    for name in ("temperature", "top_p", "max_new_tokens"):
+        if name in found and (isinstance(found[name], bool) or not isinstance(found[name], int | float)):
+            raise stated.error(f"is {kind_of(found[name])}", field=name, expected="a number")
+    if "stop" in found:
+        stop = found["stop"] or []
+        found["stop"] = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stop, list | str) or not all(isinstance(one, str) for one in stop):
+            raise stated.error(f"is {json.dumps(stop)}", field="stop", expected="a string or a list of them")
+    return found
+
+
+def _alike(field: str, rows: Sequence[Row], read: Callable[[Row], T]) -> T:
     """Return what all rows state for a field, ``None`` where they state nothing."""
-    first = rows[0].fields.get(field)
+    first = read(rows[0])
     for row in rows:
-        if row.fields.get(field) != first:
+        if (stated := read(row)) != first:
             raise row.error(
-                f"is {json.dumps(row.fields.get(field))}",
+                f"is {json.dumps(stated)}",
                 field=field,
                 expected=f"the same in all rows of a system: {json.dumps(first)} in {rows[0].origin}",
             )
     return first
 
 
-def _replicates(files: Sequence[Sequence[Answer]]) -> Iterable[Answer]:
-    seeds = [{answer.seed for answer in answers} for answers in files]
-    if sum(map(len, seeds)) == len(set().union(*seeds)):
-        return [answer for answers in files for answer in answers]
-    return [replace(answer, seed=number) for number, answers in enumerate(files) for answer in answers]
+def _replicates(places: Sequence[Sequence[Answer]]) -> list[Answer]:
+    """Return the answers of all places, those of each place and seed under a seed of their own."""
+    pairs = sorted({(number, answer.seed) for number, answers in enumerate(places) for answer in answers})
+    if len(pairs) == len({seed for _, seed in pairs}):
+        return [answer for answers in places for answer in answers]
+    numbers = {pair: number for number, pair in enumerate(pairs)}
+    return [
+        replace(answer, seed=numbers[number, answer.seed])
+        for number, answers in enumerate(places)
+        for answer in answers
+    ]
 
 
 def _problem(what: str, answers: Iterable[Answer]) -> list[Problem]:

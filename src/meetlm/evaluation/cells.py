@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from meetlm.config.errors import ConfigError
 from meetlm.evaluation.answers import SHOWN, Answer, Answers, as_json
@@ -42,6 +43,9 @@ class Cells:
 def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, common: bool = False) -> Cells:
     """Return the cells of several systems.
 
+    Replicates are paired by their seeds; where these differ, in their order, and a system that has one is compared with
+    each of the others' (their intervals are over prompts either way).
+
     Args:
         systems: Their completions; at least one.
         chosen: The preferred reply of each held-out prompt, by prompt id, in their order; ``None`` where there is none.
@@ -56,7 +60,8 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
         unstated = [name for name in SETTINGS if name not in (system.sampling or {})]
         if unstated:
             what = f"{system.name}: does not state {', '.join(unstated)}, taken as those of the others"
-            problems.append(Problem(what, len(unstated), system.files))
+            problems.append(Problem(what, len(unstated), system.files, of_rows=False))
+    systems = _paired(systems)
     keys = [set(answers.by_cell) for answers in systems]
     shared, union = set.intersection(*keys), set.union(*keys)
     if shared != union:
@@ -79,13 +84,15 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
     if outside:
         where = [_where(systems[0], prompt) for prompt in outside]
         problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where[:SHOWN]))
-    kept = [prompt for prompt in chosen if any((prompt, seed) in shared for seed in systems[0].seeds)]
+    everywhere = {prompt for prompt, _ in shared}
+    kept = [prompt for prompt in chosen if prompt in everywhere]
     if not kept:
-        raise ConfigError(
-            f"none of the {len({prompt for prompt, _ in shared})} prompts with completions is among the {len(chosen)} "
-            "of --data: was it the data that `meet generate` read?"
-        )
-    without = [prompt for prompt in chosen if prompt not in set(kept)]
+        if everywhere:
+            what = f"none of the {len(everywhere)} prompts with completions is among the {len(chosen)} of --data"
+            raise ConfigError(f"{what}: was it the data that `meet generate` read?")
+        raise ConfigError("there is no prompt for which all systems have completions")
+    somewhere = {prompt for prompt, _ in union}
+    without = [prompt for prompt in chosen if prompt not in somewhere]
     if without:
         problems.append(Problem("held-out prompts that no system has a completion for", len(without), without[:SHOWN]))
     places = {prompt: place for place, prompt in enumerate(kept)}
@@ -106,18 +113,33 @@ def sampled_alike(systems: Sequence[Answers]) -> None:
     Raises:
         ConfigError: Names both, and the setting.
     """
-    stated = [answers.system for answers in systems if answers.system.sampling is not None]
-    for one, other in zip(stated, stated[1:], strict=False):
-        assert one.sampling is not None and other.sampling is not None
-        for name in SETTINGS:
-            if name not in one.sampling or name not in other.sampling:
-                continue
-            left, right = json.dumps(one.sampling[name]), json.dumps(other.sampling[name])
-            if left != right:
+    for name in SETTINGS:
+        stated = [one.system for one in systems if one.system.sampling is not None and name in one.system.sampling]
+        for one, other in pairwise(stated):
+            assert one.sampling is not None and other.sampling is not None
+            if one.sampling[name] != other.sampling[name]:
                 raise ConfigError(
-                    f"{one.name} was sampled with {name} {left} and {other.name} with {right}: only completions that "
-                    "were sampled alike can be compared; `meet generate` writes them anew"
+                    f"{one.name} was sampled with {name} {json.dumps(one.sampling[name])} and {other.name} with "
+                    f"{json.dumps(other.sampling[name])}: only completions that were sampled alike can be compared; "
+                    "`meet generate` writes them anew"
                 )
+
+
+def _paired(systems: Sequence[Answers]) -> list[Answers]:
+    """Return the systems with the same seeds, where each has as many, or one."""
+    seeds = [answers.seeds for answers in systems]
+    most = max(map(len, seeds))
+    if all(one == seeds[0] for one in seeds) or not all(len(one) in (1, most) for one in seeds):
+        return list(systems)
+    return [replace(answers, by_cell=_renumbered(answers, most)) for answers in systems]
+
+
+def _renumbered(answers: Answers, most: int) -> dict[tuple[str, int], Answer]:
+    """Return the completions by prompt and place among ``most`` replicates; a single one stands at each place."""
+    if len(answers.seeds) == 1:
+        return {(prompt, place): one for (prompt, _), one in answers.by_cell.items() for place in range(most)}
+    places = {seed: place for place, seed in enumerate(answers.seeds)}
+    return {(prompt, places[seed]): one for (prompt, seed), one in answers.by_cell.items()}
 
 
 def _lacking(systems: Sequence[Answers], union: set[tuple[str, int]]) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
+from meetlm.evaluation.answers import SHOWN
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
@@ -102,7 +103,7 @@ def evaluate(
         on_judged: Called with a number of judgements, of two a pair.
 
     Raises:
-        ConfigError: There is no such baseline, nothing to compare with it, or an evaluator cannot be used.
+        ConfigError: There is no such baseline, nothing to compare with it, or nobody who decides.
     """
     names = [system.name for system in systems]
     if baseline not in names:
@@ -112,6 +113,11 @@ def evaluate(
     work = _Work([name for name in names if name != baseline], baseline, cells, settings, folder)
     found = _Found(problems=list(cells.problems))
     work.texts(found)
+    if not (found.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
+        raise ConfigError(
+            "nobody decides who wins: ROUGE is not defined for these replies, so name a reward model, a judge or a "
+            "function: --reward, --judge, --scorer"
+        )
     if evaluators.reward is not None:
         work.reward(found, evaluators.reward, on_scored)
     for scorer in evaluators.scorers:
@@ -177,11 +183,11 @@ class _Work:
             self._measure(found, measure, description, higher, values)
             if measure == ROUGE and any(one is not None for one in values[self.baseline]):
                 self._compare_values(found, measure, values, higher=True)
-        without = sum(1 for one in self.chosen if one is None)
-        if without:
-            found.problems.append(
-                Problem(f"prompts without a chosen reply: {', '.join(ROUGES)} are not defined", without, [])
-            )
+        rouge = zip(self.cells.clusters, self.chosen, columns[self.baseline][ROUGE], strict=True)
+        undefined = [f"{self.cells.prompts[prompt].id}: {reply!r}" for prompt, reply, value in rouge if value is None]
+        if undefined:
+            what = f"no chosen reply, or one without Latin letters and digits: {', '.join(ROUGES)} are not defined"
+            found.problems.append(Problem(what, len(undefined), undefined[:SHOWN]))
 
     def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
         """Add rewards and their comparison."""
@@ -269,18 +275,18 @@ class _Work:
         *,
         asked: set[int] | None = None,
     ) -> None:
-        """Add a comparison; cells that were not asked about count neither as outcomes nor as left out."""
+        """Add a comparison, if there is any outcome; cells that were not asked about are not left out."""
         places = range(len(outcomes)) if asked is None else sorted(asked)
         clusters = [self.cells.clusters[place] for place in places]
         counted = [outcomes[place] for place in places]
         of_all = rates(counted, clusters, **self._drawn)
         if of_all is None:
-            raise ConfigError(
-                f"{evaluator} gives no outcome for any completion of {name}: see the problems of its rows"
-            )
+            what = f"{evaluator}, {name}: no outcome in any cell, so there is no comparison"
+            found.problems.append(Problem(what, len(counted), [], of_rows=False))
+            return
         ours, theirs = ([self.characters[one][place] for place in places] for one in (name, self.baseline))
         controlled = controlled_win(counted, ours, theirs, clusters, **self._drawn)
         found.comparisons.append(Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win))
         if controlled.reason:
             what = f"{evaluator}, {name}: no length-controlled win rate: {controlled.reason}"
-            found.problems.append(Problem(what, 1, []))
+            found.problems.append(Problem(what, 1, [], of_rows=False))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.data.example import PreferenceExample, Text
-from meetlm.data.rows import read_file
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_held_out
 from meetlm.evaluation.answers import Answers, prompt_id, read_answers
@@ -22,30 +21,50 @@ from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
 SHOWN = 5
 
 
-def read_systems(words: Sequence[str], level: Level | None, sampling: Sampling) -> list[Answers]:
+def read_systems(
+    words: Sequence[str],
+    level: Level | None,
+    sampling: Sampling,
+    held_out: Container[str],
+    *,
+    data: str | None = None,
+) -> list[Answers]:
     """Return the systems that words name.
 
     Args:
         words: ``PLACE``, ``NAME=PLACE`` or ``NAME=PLACE,PLACE``; a place is a run's folder or a file of completions.
             Several places are replicates.
         level: Of the completions to take from a run; its default where ``None``.
-        sampling: Theirs.
+        sampling: Theirs, and that of files that state it.
+        held_out: Ids of the prompts that a run's completions are of.
+        data: Where these come from, if not from the run.
 
     Raises:
-        ConfigError: Two systems have one name, or a place is neither.
+        ConfigError: Two systems have one name, a place is neither, or a file states another sampling.
         RunError: A run has no such completions; the message has the command that writes them.
         DataError: A row cannot be used.
     """
     systems: list[Answers] = []
     for word in words:
-        name, _, places = word.rpartition("=")
-        paths = [Path(place) for place in places.split(",")]
-        name = name or (paths[0].resolve().name if paths[0].is_dir() else paths[0].stem)
+        name, places = named_places(word)
         if name in [answers.system.name for answers in systems]:
-            raise ConfigError(f"two systems are called {name!r}: name them, as in NAME={places}")
-        files = [file for path in paths for file in _files(path, level, sampling)]
-        systems.append(read_answers(name, files))
+            raise ConfigError(f"two systems are called {name!r}: name them, as in NAME={places[0]}")
+        answers = read_answers(name, [_files(place, level, sampling, held_out, data) for place in places])
+        _as_asked(answers, level, sampling)
+        systems.append(answers)
     return systems
+
+
+def named_places(word: str) -> tuple[str, list[Path]]:
+    """Return the name and the places of ``PLACE``, ``NAME=PLACE`` or ``NAME=PLACE,PLACE``.
+
+    What exists is a place, whatever signs are in it.
+    """
+    name, equals, rest = word.partition("=")
+    if not equals or Path(word).exists():
+        name, rest = "", word
+    paths = [Path(rest)] if Path(rest).exists() else [Path(place) for place in rest.split(",")]
+    return name or (paths[0].stem if paths[0].is_file() else paths[0].resolve().name), paths
 
 
 def data_of(words: Sequence[str]) -> DataSettings:
@@ -55,9 +74,9 @@ def data_of(words: Sequence[str]) -> DataSettings:
         ConfigError: None of them is a run.
     """
     for word in words:
-        for place in word.rpartition("=")[2].split(","):
-            if (Path(place) / CONFIG).is_file():
-                return read_data_settings(Path(place))
+        for place in named_places(word)[1]:
+            if (place / CONFIG).is_file():
+                return read_data_settings(place)
     raise ConfigError("none of the systems is a run, so the held-out prompts are not known: --data")
 
 
@@ -87,31 +106,53 @@ def _reply(chosen: Text) -> str:
     return (chosen if isinstance(chosen, str) else "\n\n".join(turn.content for turn in chosen)).strip()
 
 
-def _files(path: Path, level: Level | None, sampling: Sampling) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ConfigError(f"{path} is neither a run's folder nor a file of completions")
-    if level is None and (path / MEET).is_file():
-        level = read_meet(path).default_level
-    wanted = sampling.model_dump()
+def _as_asked(answers: Answers, level: Level | None, sampling: Sampling) -> None:
+    """Refuse sampling that is stated and not what was asked for; name another level.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    system = answers.system
+    for name, wanted in sampling.model_dump().items():
+        stated = (system.sampling or {}).get(name, wanted)
+        if stated != wanted:
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"{system.name} was sampled with {name} {stated:g}, where {wanted:g} is asked for "
+                f"({system.files[0]}): --{option} {stated:g} compares completions sampled so"
+            )
+    if level is not None and system.level not in (None, level):
+        what = f"{system.name} states the level {_word(system.level)} where {_word(level)} is asked for; taken as it is"
+        answers.problems.append(Problem(what, len(answers.by_cell), system.files, of_rows=False))
+
+
+def _files(
+    place: Path, level: Level | None, sampling: Sampling, held_out: Container[str], data: str | None
+) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise ConfigError(f"{place} is neither a run's folder nor a file of completions")
+    if level is None and (place / MEET).is_file():
+        level = read_meet(place, weights=False).default_level
     found: dict[Path, Any] = {}
-    for file in sorted((path / COMPLETIONS).glob("*.jsonl")):
-        first = next(read_file(file)).fields
-        stated = first.get("sampling") or {}
-        if all(stated.get(name) == value for name, value in wanted.items()) and level in (None, first.get("level")):
-            found[file] = first.get("level")
+    for file in sorted((place / COMPLETIONS).glob("*.jsonl")):
+        answers = read_answers(place.name, [[file]])
+        stated = answers.system.sampling or {}
+        alike = all(stated.get(name) == value for name, value in sampling.model_dump().items())
+        if alike and level in (None, answers.system.level) and any(prompt in held_out for prompt, _ in answers.by_cell):
+            found[file] = answers.system.level
     if not found:
-        named = "" if level is None else f" --level {_word(level)}"
+        given = ("" if data is None else f" --data {data}") + ("" if level is None else f" --level {_word(level)}")
         raise RunError(
-            f"{path} has no completions at level {_word(level) if level else 'of any name'}, temperature "
-            f"{sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new tokens. "
-            f"Write them: meet generate {path}{named} --temperature {sampling.temperature:g} "
+            f"{place} has no completions of the held-out prompts at {'any level' if level is None else _word(level)}, "
+            f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new "
+            f"tokens. Write them: meet generate {place}{given} --temperature {sampling.temperature:g} "
             f"--top-p {sampling.top_p:g} --max-new-tokens {sampling.max_new_tokens}"
         )
-    levels = {json.dumps(one) for one in found.values()}
+    levels = {json.dumps(one, sort_keys=True) for one in found.values()}
     if len(levels) > 1:
-        raise RunError(f"{path} has completions at the levels {', '.join(sorted(levels))}: choose one with --level")
+        raise RunError(f"{place} has completions at the levels {', '.join(sorted(levels))}: choose one with --level")
     return list(found)
 
 

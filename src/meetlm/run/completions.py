@@ -68,7 +68,7 @@ def write_completions(
         seed: Of the random streams.
         limit: The first so many prompts.
         batch_size: Rows at once.
-        out: The file; by default in ``RUN/completions``, named by level and sampling.
+        out: The file; by default :func:`completions_file`.
         on_done: Is told the number of completions done, batch by batch.
         on_total: Is told their number in all, once the prompts have been read.
 
@@ -86,7 +86,7 @@ def write_completions(
     asked = [_prompt(text) for text in prompts[:limit]]
     if on_total:
         on_total(len(asked))
-    path = out or completions_file(run, level or aligned.default_level, sampling, seed)
+    path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0
@@ -119,9 +119,13 @@ def _prompt(text: Text) -> Prompt:
     return text if isinstance(text, str) else [{"role": t.role, "content": t.content} for t in text]
 
 
-def completions_file(run: Path, level: Level, sampling: Sampling, seed: int) -> Path:
-    """Return where a run's completions under a level go, unless another place is named."""
+def completions_file(
+    run: Path, level: Level, sampling: Sampling, seed: int, *, data: Path | None = None, limit: int | None = None
+) -> Path:
+    """Return where a run's completions go, unless another place is named: all that makes them others is in the name."""
     named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
     text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
+    text += "" if data is None else f"-of-{data.stem}"
+    text += "" if limit is None else f"-first{limit}"
     name = re.sub(r"[^\w.\-]", "_", text)
     return run / COMPLETIONS / f"{name}.jsonl"

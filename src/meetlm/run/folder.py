@@ -168,8 +168,12 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
     write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
 
 
-def read_meet(folder: Path) -> Meet:
+def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     """Return a finished run's ``meet.json``.
+
+    Args:
+        folder: The run.
+        weights: Refuse a run whose weights were dropped.
 
     Raises:
         RunError: There is none, or a part of the run is missing.
@@ -184,7 +188,7 @@ def read_meet(folder: Path) -> Meet:
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} was written by another version of meetlm: {error}") from error
     parse_control(meet.control)
-    if not (folder / MODEL / "config.json").is_file():
+    if weights and not (folder / MODEL / "config.json").is_file():
         raise RunError(
             f"{folder / MODEL} is missing: the run's weights were dropped (meet sweep --keep-weights keeps them)"
         )

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.evaluation.answers import read_answers
 from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
 from meetlm.evaluation.record import Evaluation
 from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Level
-from meetlm.run.compared import chosen_replies, read_systems
+from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.folder import read_data_settings, read_meet
 
@@ -33,6 +34,7 @@ def sweep_temperature(
     level: Level | None = None,
     seed: int = 0,
     limit: int | None = None,
+    common: bool = False,
     batch_size: int = 32,
     say: Callable[[str], object] = lambda text: None,
     on_total: Callable[[int], Any] | None = None,
@@ -49,20 +51,23 @@ def sweep_temperature(
         evaluators: Who decides.
         folder: ``t0.5/BASELINE/evaluation.json``, and the scores.
         level: Of the completions; each run's default where ``None``.
-        seed: Of the random streams.
+        seed: Of the random streams that completions are drawn by.
         limit: The first so many held-out prompts.
+        common: Compare over the prompts that all runs have, instead of refusing where they differ.
         batch_size: Rows at once.
         say: Takes lines for people.
         on_total: Is told of completions to write.
         on_done: Is told of completions written.
 
     Raises:
-        ConfigError: A baseline is no run, or no run is left to compare.
+        ConfigError: A baseline is no run or stands there twice, or no run is left to compare.
         RunError: A run is not finished or its weights are gone, and completions are missing.
     """
     for name in baselines:
         if name not in runs:
             raise ConfigError(f"--baseline {name!r} is none of the runs{nearest(name, list(runs))}")
+    if len(set(baselines)) < len(baselines):
+        raise ConfigError(f"a --baseline stands there twice: {', '.join(baselines)}")
     others = [name for name in runs if name not in baselines]
     if not others:
         raise ConfigError("every run is a baseline: name one to compare with them")
@@ -71,10 +76,10 @@ def sweep_temperature(
     points = []
     for temperature in temperatures:
         drawn = sampling.model_copy(update={"temperature": temperature})
-        words = []
+        answers = {}
         for name, run in runs.items():
-            own = level if level is not None else read_meet(run).default_level
-            file = completions_file(run, own, drawn, seed)
+            own = level if level is not None else read_meet(run, weights=False).default_level
+            file = completions_file(run, own, drawn, seed, limit=limit)
             if not file.is_file():
                 say(f"{name} at temperature {temperature:g}: writing completions")
                 write_completions(
@@ -88,11 +93,10 @@ def sweep_temperature(
                     on_done=on_done,
                     on_total=on_total,
                 )
-            words.append(f"{name}={file}")
-        answers = {one.system.name: one for one in read_systems(words, None, drawn)}
+            answers[name] = read_answers(name, [[file]])
         for baseline in baselines:
             compared = [answers[name] for name in (*others, baseline)]
-            cells = line_up(compared, chosen)
+            cells = line_up(compared, chosen, common=common)
             cells.problems.extend(repeated)
             more = {"temperature": temperature, "sampling": drawn.model_dump(), "data": data.model_dump(mode="json")}
             found = evaluate([one.system for one in compared], cells, baseline, settings, evaluators, folder, more=more)
