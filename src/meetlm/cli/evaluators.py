@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,17 +16,87 @@ if TYPE_CHECKING:
     from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators
     from meetlm.evaluation.judge import JudgeSettings
 
+_REWARD = {"model": "reward"}
+_JUDGE = {"model": "judge", "base_url": "judge_url", "prompt": "judge_prompt"}
+"""Settings that have an option of their own."""
+_NEEDS = {"judge": ("judge_url", "judge_prompt", "judge_set", "judge_prompts"), "reward": ("reward_set",)}
+"""Options that say nothing without another."""
+
+
+def _option(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"
+
+
+def _settings(own: Mapping[str, str]) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, Any]]:
+    """Return what reads words KEY=VALUE, whose values are YAML.
+
+    Args:
+        own: Keys that have an option of their own, and the option's parameter.
+    """
+
+    def read(context: click.Context, option: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
+        import yaml
+
+        found: dict[str, Any] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not key or not equals:
+                raise click.BadParameter(f"{word!r}: expected KEY=VALUE")
+            if key in own:
+                raise click.BadParameter(f"{word!r}: expected as {_option(own[key])}")
+            if key in found:
+                raise click.BadParameter(f"{word!r}: {key} is given twice")
+            try:
+                found[key] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError):  # a date that is none is the latter
+                raise click.BadParameter(f"{word!r}: the value is not YAML") from None
+        return found
+
+    return read
+
+
+def _band(context: click.Context, option: click.Parameter, band: tuple[float, float]) -> tuple[float, float]:
+    """Refuse a band that cannot be one, before anything is read or scored."""
+    from meetlm.evaluation.outcomes import by_reward
+
+    by_reward([], [], band)
+    return band
+
+
+def _once(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise click.BadParameter(f"{name!r} is given twice")
+    return names
+
+
 _OPTIONS = (
     click.option("--reward", help="A reward model: hub name or folder; `meet reward train` makes one."),
+    click.option(
+        "--reward-set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_settings(_REWARD),
+        help="How it reads: input (pair, chat or text), eos, max_length, batch_tokens, device.",
+    ),
     click.option("--judge", help="Model of an LLM judge at --judge-url."),
     click.option("--judge-url", help="An OpenAI-compatible endpoint  [default: OpenAI's]."),
-    click.option("--judge-prompt", default="dialogue", show_default=True, help="summary, dialogue or a prompt file."),
+    click.option("--judge-prompt", help="summary, dialogue or a prompt file  [default: dialogue]."),
     click.option(
-        "--judge-set", multiple=True, metavar="KEY=VALUE", help="More of the judge: key_env, concurrency, max_tokens, …"
+        "--judge-set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_settings(_JUDGE),
+        help="More of the judge: key_env, concurrency, max_tokens, …",
     ),
-    click.option("--judge-prompts", type=click.IntRange(1), default=128, show_default=True, help="Prompts it sees."),
+    click.option("--judge-prompts", type=click.IntRange(1), help="Prompts it sees  [default: 128]."),
     click.option(
-        "--scorer", "scorers", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own; repeatable."
+        "--scorer",
+        "scorers",
+        multiple=True,
+        metavar="MODULE:FUNCTION",
+        callback=_once,
+        help="A function of your own; repeatable.",
     ),
     click.option("--stemmer", is_flag=True, help="Stem words for ROUGE."),
     click.option(
@@ -31,6 +104,7 @@ _OPTIONS = (
         type=(float, float),
         default=(0.45, 0.55),
         show_default=True,
+        callback=_band,
         help="Rewards tie where σ of their difference is inside.",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Of the bootstrap and the judge's prompts."),
@@ -38,10 +112,20 @@ _OPTIONS = (
 
 
 def decided_by(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command."""
+    """Add the options to a command, which starts only where none of them is given in vain."""
+
+    @wraps(command)
+    def checked(**given: Any) -> Any:
+        for needed, names in _NEEDS.items():
+            for name in names:
+                if given[needed] is None and given[name] not in (None, {}):
+                    raise click.UsageError(f"{_option(name)} is given, and no {_option(needed)} that it is of")
+        return command(**given)
+
+    decorated: Callable[..., Any] = checked
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def settings_of(given: dict[str, Any]) -> EvaluationSettings:
@@ -49,7 +133,7 @@ def settings_of(given: dict[str, Any]) -> EvaluationSettings:
     from meetlm.config.yaml_files import check
     from meetlm.evaluation.evaluate import EvaluationSettings
 
-    named = {name: given[name] for name in ("judge_prompts", "stemmer", "seed")}
+    named = {name: given[name] for name in ("judge_prompts", "stemmer", "seed") if given[name] is not None}
     return check(EvaluationSettings, {**named, "band": given["tie_band"]}, {}, "evaluation")
 
 
@@ -61,23 +145,37 @@ def evaluators_of(given: dict[str, Any]) -> Evaluators:
     from meetlm.evaluation.reward import RewardModel, RewardSettings
 
     judge, scorers = _judge(given), [load_scorer(name) for name in given["scorers"]]
-    reward = given["reward"] and RewardModel.load(check(RewardSettings, {"model": given["reward"]}, {}, "reward"))
-    return Evaluators(reward or None, judge, scorers)
+    reward = None
+    if given["reward"] is not None:
+        named = {"model": given["reward"], **given["reward_set"]}
+        reward = RewardModel.load(check(RewardSettings, named, {}, "reward"))
+    return Evaluators(reward, judge, scorers)
 
 
 def _judge(given: dict[str, Any]) -> JudgeSettings | None:
-    from meetlm.config.yaml_files import check
-    from meetlm.evaluation.judge import JudgeSettings
-
+    """Return the judge; its prompt and key are looked at before anything is scored that would wait for it."""
     if given["judge"] is None:
         return None
-    import yaml
+    from meetlm.config.yaml_files import check
+    from meetlm.evaluation.judge import JudgeSettings
+    from meetlm.evaluation.judge_prompts import load_prompt
 
-    more = {}
-    for word in given["judge_set"]:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--judge-set {word!r}: expected KEY=VALUE")
-        more[key] = yaml.safe_load(value)
-    url = {"base_url": given["judge_url"]} if given["judge_url"] else {}
-    return check(JudgeSettings, {"model": given["judge"], "prompt": given["judge_prompt"], **url, **more}, {}, "judge")
+    named = {"prompt": "dialogue"}
+    named |= {key: given[name] for key, name in _JUDGE.items() if given[name] is not None}
+    settings = check(JudgeSettings, {**named, **given["judge_set"]}, {}, "judge")
+    load_prompt(settings.prompt)
+    _has_key(settings)
+    return settings
+
+
+def _has_key(settings: JudgeSettings) -> None:
+    """Refuse a judge without its key, unless there are answers in --out: where these are all, no key is needed."""
+    from meetlm.config.errors import ConfigError
+
+    kept = Path(click.get_current_context().params["out"]) / "judge"
+    if settings.key_env is None or os.environ.get(settings.key_env) or any(kept.glob("*")):
+        return
+    raise ConfigError(
+        f"the environment variable {settings.key_env} is not set; it should hold the judge's key "
+        "(--judge-set key_env=NAME names another variable; key_env=null if the endpoint wants no key)"
+    )

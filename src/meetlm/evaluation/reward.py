@@ -99,9 +99,11 @@ class RewardModel:
         """Return the reward model that ``settings`` name.
 
         Raises:
-            ConfigError: It cannot be found, is no reward model, or how it reads cannot be told.
+            ConfigError: It cannot be found, is no reward model, how it reads cannot be told, or the device is missing.
         """
         name = settings.model
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda', and PyTorch finds no CUDA device; expected cpu or auto")
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True
