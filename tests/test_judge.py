@@ -37,7 +37,7 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
 
 
 def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None:
-    answers = ["I like both, really.", "[[A]]", None, "first [[A]], no, [[B]]"]
+    answers = ["I like both, really.", "[[A]]", "?", "first [[A]], no, [[B]]"]
 
     def nonsense(body: Body, number: int) -> Reply:
         return chat(answers[number], finish="length" if number == 0 else "stop")
@@ -52,7 +52,7 @@ def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None
     assert problem.count == 3 and "1 of them cut off" in problem.what
     assert problem.examples == [
         "pair 1, shown first: 'I like both, really.'",
-        "pair 2, shown first: ''",
+        "pair 2, shown first: '?'",
         "pair 2, shown second: 'first [[A]], no, [[B]]'",
     ]
     assert len(server.received) == 4 and second[3] == [problem]
@@ -93,15 +93,32 @@ def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
     assert other.num_cached == 18  # the same calls, read the other way round
 
 
-def test_a_system_against_itself_ties(tmp_path: Path) -> None:
-    same = [("q", f"reply {n}", f"reply {n}") for n in range(4)]
-    for text in ("[[C]]", "[[A]]", "[[B]]"):
-        with JudgeServer(says(text)) as server:
-            outcomes, _, account, _ = judge(same, settings(server), tmp_path / text)
-        assert outcomes == ["tie"] * 4
-        assert len(server.received) == 4 and account.num_calls == 8  # both orders are the same call
-        assert account.consistency and account.consistency.value == (1.0 if text == "[[C]]" else 0.0)
-        assert not account.conclusive
+def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
+    """White space around a reply is not shown to a judge, so it makes no other reply."""
+    same, done = [("q", f"reply {n}", f" reply {n}\n") for n in range(4)], list[int]()
+    with JudgeServer(says("[[A]]")) as server:
+        outcomes, margins, account, problems = judge(same, settings(server), tmp_path, done.append)
+    assert (outcomes, margins, problems) == (["tie"] * 4, [0.0] * 4, [])
+    assert server.received == [] and account.num_calls == 0 and account.num_same == 4 and sum(done) == 8
+    assert account.consistency is None and account.chance is None and not account.conclusive
+
+
+@pytest.mark.parametrize("prompt", ["dialogue", "summary"])
+def test_pairs_with_the_same_reply_say_nothing_about_the_judge(tmp_path: Path, prompt: str) -> None:
+    """60 of 100 pairs the same, a judge without a tie that is right on all others."""
+    asked = [("q", "same", "same")] * 60 + [(f"q{n}", "ours, long", "theirs") for n in range(20)]
+    asked += [(f"r{n}", "ours", "theirs, long") for n in range(20)]
+
+    def knows(body: Body, number: int) -> Reply:
+        text = body["messages"][-1]["content"]
+        first = text.index("long") < text.index("ours" if "theirs, long" in text else "theirs")
+        return chat(f"Comparison: …\nPreferred: {'A' if first else 'B'}\n[[{'A' if first else 'B'}]]")
+
+    with JudgeServer(knows) as server:
+        outcomes, _, account, problems = judge(asked, settings(server, prompt=prompt), tmp_path)
+    assert outcomes == ["tie"] * 60 + ["win"] * 20 + ["lose"] * 20 and problems == []
+    assert len(server.received) == account.num_calls == 80 and account.num_same == 60
+    assert account.consistency == wilson(1.0, 40) and account.chance == 0.5 and account.conclusive
 
 
 @pytest.mark.parametrize("text", ["[[A]]", "[[B]]", "[[C]]"])
@@ -163,7 +180,7 @@ def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
 def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
         outcomes, _, _, (problem,) = judge([("q", " ", "word"), ("r", "x", "")], settings(server), tmp_path)
-    assert outcomes == ["lose", "win"]
+    assert outcomes == ["lose", "win"] and problem.of_rows
     assert "empty" in problem.what and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
 
 
@@ -171,7 +188,7 @@ def test_no_token_counts(tmp_path: Path) -> None:
     with JudgeServer(lambda body, number: chat("[[A]]", usage=None)) as server:
         _, _, account, (problem,) = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path)
     assert account.prompt_tokens is account.completion_tokens is account.cost is None
-    assert "token counts" in problem.what and problem.count == 2
+    assert "token counts" in problem.what and problem.count == 2 and not problem.of_rows
 
 
 def test_inside_a_running_loop(tmp_path: Path) -> None:

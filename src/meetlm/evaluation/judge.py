@@ -2,13 +2,16 @@
 
 A judge may go by the position alone, so the account says how often both orders agree, and what a judge that cannot see
 the completions at all would reach. Where the two cannot be told apart, no conclusion can be drawn from its outcomes.
+
+Replies that are the same, but for white space around them, are a tie without asking: a judge would be shown the same
+thing in both orders, and what it says of that tells nothing of either.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal, NamedTuple
@@ -71,10 +74,12 @@ class JudgeSettings(EndpointSettings):
     Attributes:
         prompt: ``summary``, ``dialogue`` or a file (see :mod:`meetlm.evaluation.judge_prompts`).
         prices: Of the endpoint; ``None`` leaves the cost open.
+        ask_again: Ask again where the kept answer holds no verdict. Other answers are used as they are.
     """
 
     prompt: str = Field(description="summary, dialogue or a prompt file")
     prices: Prices | None = Field(None, description="per million tokens; null leaves the cost open")
+    ask_again: bool = Field(False, description="ask again where the kept answer holds no verdict")
 
 
 @dataclass(slots=True)
@@ -116,13 +121,13 @@ def judge(
 
     Answers are kept in ``cache_dir`` as they arrive: what is there is not asked again, and where all of it is, neither
     key nor endpoint is needed. Calls that are the same to the letter are sent once. An empty completion is judged like
-    any other, and named.
+    any other, and named; replies that are the same are not asked about.
 
     Args:
         pairs: What is compared.
         settings: Of the judge.
         cache_dir: Folder of the answers; made where it is missing.
-        on_done: Called with a number of judgements as they are done, of two a pair.
+        on_done: Called with a number of judgements as they are done, of two a pair, whether asked about or not.
         names: Of pairs, for problems (such as ids of prompts); ``pair 1``, … by default.
 
     Raises:
@@ -131,25 +136,35 @@ def judge(
     """
     prompt = load_prompt(settings.prompt)
     called = list(names) if names is not None else [f"pair {number}" for number in range(1, len(pairs) + 1)]
+    assert len(called) == len(pairs), "one name a pair"
+    on_done = on_done or (lambda number: None)
+    asked = [place for place, (_, ours, theirs) in enumerate(pairs) if ours.strip() != theirs.strip()]
+    if num_same := len(pairs) - len(asked):
+        on_done(2 * num_same)
     judgements = [
-        _judgement(order, name, pair, prompt, settings)
-        for name, pair in zip(called, pairs, strict=True)
-        for order in (0, 1)
+        _judgement(order, called[place], pairs[place], prompt, settings) for place in asked for order in (0, 1)
     ]
     with AnswerCache(cache_dir) as cache:
-        found = _Found({one.key: known for one in judgements if (known := cache.get(one.key))})
+        kept = {one.key: known for one in judgements if (known := cache.get(one.key))}
+        answers = bool(kept)
+        if settings.ask_again:
+            kept = {key: answer for key, answer in kept.items() if prompt.verdict(answer.text)}
+        found = _Found(kept)
         num_cached = sum(one.key in found.answers for one in judgements)
-        _ask_missing(judgements, settings, cache, found, on_done or (lambda number: None))
+        _ask_missing(judgements, settings, cache, found, on_done, answers=answers)
         problems = [_damaged(cache)] if cache.damaged else []
     for one in judgements:
         verdict = prompt.verdict(found.answers[one.key].text) if one.key in found.answers else None
         one.outcome = _SEEN[one.order][verdict] if verdict else None
     both = [(first.outcome, second.outcome) for first, second in zip(judgements[0::2], judgements[1::2], strict=True)]
-    outcomes = [by_judge(first, second) if first and second else None for first, second in both]
-    margins = [judge_margin(first, second) if first and second else None for first, second in both]
+    outcomes: list[Outcome | None] = ["tie"] * len(pairs)
+    margins: list[float | None] = [0.0] * len(pairs)
+    for place, (first, second) in zip(asked, both, strict=True):
+        outcomes[place] = by_judge(first, second) if first and second else None
+        margins[place] = judge_margin(first, second) if first and second else None
     problems += _problems(pairs, called, judgements, found)
-    account = _account(settings, prompt, pairs, judgements, both, found, num_cached)
-    return Judged(outcomes, margins, account, problems)
+    account = _account(settings, prompt, [pairs[place] for place in asked], judgements, both, found, num_cached)
+    return Judged(outcomes, margins, replace(account, num_same=num_same), problems)
 
 
 def consistency_chance(both: Sequence[tuple[Outcome, Outcome]]) -> float:
@@ -196,6 +211,8 @@ def _ask_missing(
     cache: AnswerCache,
     found: _Found,
     on_done: Callable[[int], object],
+    *,
+    answers: bool,
 ) -> None:
     waiting: dict[str, int] = {}
     calls: dict[str, Call] = {}
@@ -218,7 +235,7 @@ def _ask_missing(
         found.failures[key] = why
         on_done(waiting[key])
 
-    ask(list(calls.values()), settings, answered, failed, answers=bool(found.answers))
+    ask(list(calls.values()), settings, answered, failed, answers=answers)
 
 
 def _account(
@@ -277,23 +294,21 @@ def _problems(
         if one.key in found.answers
         and None in (found.answers[one.key].prompt_tokens, found.answers[one.key].completion_tokens)
     ]
-    listed = {
-        "judge: answers without a verdict, so that their pairs have no outcome"
-        + (f" ({cut_off} of them cut off at the most tokens)" if cut_off else ""): [
-            f"{one.name}: {_head(answer.text)!r}" for one, answer in unparsable
-        ],
-        "judge: calls that failed for good, so that their pairs have no outcome": [
-            f"{one.name}: {found.failures[one.key]}" for one in judgements if one.key in found.failures
-        ],
-        "judge: empty completions, judged like any other": empty,
-        "judge: answers that came without token counts, so that tokens and cost are not known": uncounted,
-    }
-    return [Problem(what, len(those), those[:_MOST_EXAMPLES]) for what, those in listed.items() if those]
+    cut = f" ({cut_off} of them cut off at the most tokens)" if cut_off else ""
+    said = [f"{one.name}: {_head(answer.text)!r}" for one, answer in unparsable]
+    failed = [f"{one.name}: {found.failures[one.key]}" for one in judgements if one.key in found.failures]
+    listed = [
+        (f"judge: answers without a verdict, so that their pairs have no outcome{cut}", said, True),
+        ("judge: calls that failed for good, so that their pairs have no outcome", failed, True),
+        ("judge: empty completions, compared like any other", empty, True),
+        ("judge: answers that came without token counts, so that tokens and cost are not known", uncounted, False),
+    ]
+    return [Problem(what, len(those), those[:_MOST_EXAMPLES], of_rows) for what, those, of_rows in listed if those]
 
 
 def _damaged(cache: AnswerCache) -> Problem:
     what = "judge: damaged lines among the answers on disk, as a kill leaves them; their calls are asked again"
-    return Problem(what, len(cache.damaged), cache.damaged[:_MOST_EXAMPLES])
+    return Problem(what, len(cache.damaged), cache.damaged[:_MOST_EXAMPLES], of_rows=False)
 
 
 def _head(text: str, most: int = 120) -> str:

@@ -2,7 +2,8 @@
 
 ``judge_calls.jsonl`` is only ever appended to, a call a line, and keeps what was sent and the raw answer. A call is
 known again by a hash of endpoint, model, messages and sampling settings; not of the key. The endpoint is part of it
-since two servers may well have different models under one name.
+since two servers may well have different models under one name. Of a call that was asked again the last answer counts;
+an empty one counts as none.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Answer:
     """What an endpoint answered.
 
     Attributes:
-        text: Raw; empty where there was none.
+        text: Raw.
         finish_reason: As the endpoint told: ``stop``, ``length``, ….
         served_model: The model that answered, as the endpoint told.
         prompt_tokens: As the endpoint told; ``None`` where it did not.
@@ -120,4 +121,5 @@ class AnswerCache:
         except (ValueError, KeyError, TypeError):
             self.damaged.append(f"{self.file}:{number}")
         else:
-            self._answers[key] = answer
+            if answer.text.strip():
+                self._answers[key] = answer

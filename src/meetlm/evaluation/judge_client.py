@@ -2,7 +2,8 @@
 
 Knows no prompt and no verdict. Rate limits, time-outs, lost connections and server errors are tried again by the
 ``openai`` client: after as long as ``Retry-After`` asks for (a wait over two minutes counts as a failure), else with
-exponential back-off.
+exponential back-off. So are answers without any text, here; not where the endpoint says that it cut them off or
+filtered them, as it would again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _HOPELESS = {
 }
 """What no other call can fare better with."""
 
+_FINAL = {"length", "content_filter"}
+"""Reasons to finish with which an empty answer would be empty again."""
+
 _SET_APART = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 
 
@@ -47,7 +51,7 @@ class EndpointSettings(Settings):
         extra: Further fields of the request, such as ``max_completion_tokens``, ``reasoning_effort`` or ``seed``.
         concurrency: Calls under way at one time.
         timeout: Seconds until a call counts as stalled.
-        retries: Of a call after a rate limit, a stall, a lost connection or a server error.
+        retries: Of a call after a rate limit, a stall, a lost connection, a server error or an empty answer.
         give_up_after: Stop when so many calls in a row have found no answer, all their retries included.
     """
 
@@ -59,7 +63,9 @@ class EndpointSettings(Settings):
     extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request")
     concurrency: int = Field(8, ge=1, description="calls under way at one time")
     timeout: float = Field(120.0, gt=0, description="seconds until a call counts as stalled")
-    retries: int = Field(5, ge=0, description="of a call that was rate-limited, stalled or met a server error")
+    retries: int = Field(
+        5, ge=0, description="of a call that was rate-limited, stalled, met a server error or an empty answer"
+    )
     give_up_after: int = Field(16, ge=1, description="calls in a row without an answer after which to stop")
 
     @field_validator("base_url")
@@ -160,10 +166,7 @@ class _Asker:
         import openai
 
         try:
-            found = await client.chat.completions.create(
-                model=call.model, messages=cast(Any, call.messages), stream=False, extra_body=call.sampling
-            )
-            answer = _answer(found)
+            answer = await self._answer_to(client, call)
         except openai.APIStatusError as error:
             said = f"HTTP {error.status_code}: {_said(error)}"
             if error.status_code in _HOPELESS:
@@ -180,8 +183,25 @@ class _Asker:
         except (openai.APIError, ValueError) as error:
             self._failed(call, f"not a chat completion: {_clip(str(error))}")
         else:
-            self.answers, self.in_a_row = True, 0
-            self.on_answer(call, answer)
+            if answer.text.strip():
+                self.answers, self.in_a_row = True, 0
+                self.on_answer(call, answer)
+            else:
+                # As with a refusal: where others have a text, this is about the call alone.
+                self._failed(call, f"an empty answer (finish_reason {answer.finish_reason})", count=not self.answers)
+
+    async def _answer_to(self, client: openai.AsyncOpenAI, call: Call) -> Answer:
+        """Return the answer; an empty one only where none but empty ones came, retries included."""
+        for attempt in range(self.settings.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(0.5 * 2 ** (attempt - 1), 8.0))
+            found = await client.chat.completions.create(
+                model=call.model, messages=cast(Any, call.messages), stream=False, extra_body=call.sampling
+            )
+            answer = _answer(found)
+            if answer.text.strip() or answer.finish_reason in _FINAL:
+                break
+        return answer
 
     def _failed(self, call: Call, why: str, *, count: bool = True) -> None:
         self.last = why
