@@ -32,7 +32,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "generate: 100%" in done.stderr
     assert "2/2" in done.stderr
-    path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0.jsonl"
+    path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0-first2.jsonl"
     assert f"2 completions in {path}" in done.output
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
     again = meet("train", *config, "--out", str(run), "--quiet")
