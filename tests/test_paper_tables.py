@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from click.testing import CliRunner
+
+from meetlm.cli.main import main
 from meetlm.evaluation.paper import (
     DEBERTA,
     ERRATA,
@@ -100,3 +104,25 @@ def test_errata_are_marked_where_figures_are_printed() -> None:
     assert fine == {"win": "47.56", "lose": "29.77", "tie": "22.66", "delta": "17.79", "note": ""}
     marked = [row for row in ROWS if any(MARK in text for text in printed(row).values())]
     assert len(marked) == len(ERRATA)
+
+
+def test_meet_paper_prints_every_row_on_its_line_with_errata_marked_and_listed() -> None:
+    out = CliRunner().invoke(main, ["paper"], catch_exceptions=False).output
+    assert [int(number) for number in re.findall(r"^Table (\d)", out, re.MULTILINE)] == [1, 2, 3, 4, 5]
+    lines = [line.split() for line in out.splitlines()]
+    for row in ROWS:
+        text = printed(row)
+        figures = [text[name] for name in ("win", "lose", "tie", "delta")]
+        start = row.method.split()
+        assert any(line[: len(start)] == start and "|".join(figures) in "|".join(line) for line in lines), row
+    for one in ERRATA:
+        assert f"{MARK} {one.dataset}, {one.method}, by {one.evaluator}: {one.text}\n" in out
+    assert out.count(MARK) == sum("".join(printed(row).values()).count(MARK) for row in ROWS) + len(ERRATA) + 1
+    assert "\u2212" + "77.85" in out and "25.53" in out
+
+
+def test_meet_paper_prints_one_table() -> None:
+    out = CliRunner().invoke(main, ["paper", "--table", "4"], catch_exceptions=False).output
+    assert "Table 4" in out and "Table 3" not in out and "129 of 128 prompts" in out and "10.15" not in out
+    assert "13.11" not in out and "ROUGE" not in out
+    assert CliRunner().invoke(main, ["paper", "--table", "6"]).exit_code == 2

@@ -12,6 +12,7 @@ from meetlm.cli import inspect
 from meetlm.cli.configured import configured
 from meetlm.cli.demo import demo, demo_data
 from meetlm.cli.evaluate import evaluate
+from meetlm.cli.paper import paper
 from meetlm.cli.plan import plan
 from meetlm.cli.recipes import recipes
 from meetlm.cli.reward import reward
@@ -194,5 +195,6 @@ for command in (
     evaluate,
     sweep_temperature,
     reward,
+    paper,
 ):
     main.add_command(command)

@@ -136,10 +136,29 @@ ERRATA: tuple[Erratum, ...] = (
 )
 
 
+CAPTIONS: dict[int, str] = {
+    1: f"sizes of the control on {SUMMARY}, against CoH, by {DEBERTA}",
+    2: f"sizes of the control on {HH}, against CoH, by {DEBERTA}",
+    3: "against CoH, with 50 soft prompts or rank 4",
+    4: "against DPO",
+    5: f"each step alone, against CoH, by {DEBERTA}",
+}
+"""What each table shows, in our words."""
+
+
 def errata_of(row: PaperRow) -> list[Erratum]:
     """Return what is known to be wrong with a row; mostly nothing."""
     place = (row.table, row.dataset, row.method, row.evaluator)
     return [one for one in ERRATA if (one.table, one.dataset, one.method, one.evaluator) == place]
+
+
+def errata_notes(table: int) -> list[str]:
+    """Return what is wrong in a table, a line each, with the row that it is about.
+
+    Args:
+        table: 1 to 5.
+    """
+    return [f"{one.dataset}, {one.method}, by {one.evaluator}: {one.text}" for one in ERRATA if one.table == table]
 
 
 def printed(row: PaperRow) -> dict[str, str]:
@@ -152,5 +171,8 @@ def printed(row: PaperRow) -> dict[str, str]:
     errata = errata_of(row)
     marked = {name for one in errata for name in about[one.kind]}
     figures = {"win": row.win, "lose": row.lose, "tie": row.tie, "delta": row.delta}
-    text = {name: f"{value:.2f}{MARK if name in marked else ''}" for name, value in figures.items()}
+    text = {
+        name: f"{value:.2f}".replace("-", "\N{MINUS SIGN}") + (MARK if name in marked else "")
+        for name, value in figures.items()
+    }
     return text | {"note": "; ".join(one.text for one in errata)}
