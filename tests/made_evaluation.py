@@ -171,6 +171,7 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             Problem("hh-meet-lora: empty completions, compared like any other", 1, ["runs/hh-meet-lora/good.jsonl:6"]),
             Problem("reward is NaN for hh-dpo; left out of its rates", 1, [prompts[1].id]),
             Problem("judge: no verdict in one order", 1, [prompts[3].id]),
+            Problem("hh-dpo: does not state stop, taken as those of the others", 1, ["hh-dpo.jsonl"], of_rows=False),
         ],
     )  # fmt: skip
 

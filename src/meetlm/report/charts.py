@@ -24,6 +24,7 @@ from meetlm.report.plots import (
     shortened,
 )
 from meetlm.report.tables import evaluators_of, measure_of, ordered
+from meetlm.report.verdict import DOUBTFUL, RULE, is_clear, is_doubtful
 from meetlm.report.wording import in_percent, number, percents, points
 
 NUM_BINS = 5
@@ -72,7 +73,7 @@ def scorers_of(evaluation: Evaluation) -> list[Measure]:
 def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
     """Return win, tie and lose rates of every system as bars, with the intervals of win and lose."""
     compared = [one for one in evaluation.comparisons if one.evaluator == evaluator]
-    rates = [one.rates for one in compared]
+    rates, doubtful = [one.rates for one in compared], is_doubtful(evaluation, evaluator)
     texts = [
         f"{number(100 * r.win.value, 1)} / {number(100 * r.tie.value, 1)} / {number(100 * r.lose.value, 1)}"
         for r in rates
@@ -81,10 +82,12 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
     def paint(axes: Axes) -> None:
         for row, rate in enumerate(rates):
             win, tie, lose = (percents(one) for one in (rate.win, rate.tie, rate.lose))
-            first = {"win": "win", "tie": "tie", "lose": "lose"} if row == 0 else dict.fromkeys(("win", "tie", "lose"))
-            axes.barh(row, win.value, 0.5, color=WIN, label=first["win"])
-            axes.barh(row, tie.value, 0.5, left=win.value, color=TIE, label=first["tie"])
-            axes.barh(row, lose.value, 0.5, left=win.value + tie.value, color=LOSE, label=first["lose"])
+            starts = {"win": 0.0, "tie": win.value, "lose": win.value + tie.value}
+            for (kind, start), share, colour in zip(starts.items(), (win, tie, lose), (WIN, TIE, LOSE), strict=True):
+                axes.barh(
+                    row, share.value, 0.5, left=start, facecolor=PAPER if doubtful else colour, edgecolor=colour,
+                    linewidth=1.4 if doubtful else 0, label=kind if row == 0 else None,
+                )  # fmt: skip
             # One above the other, so that they can be told apart where ties are few.
             for y, low, high in ((row - 0.11, win.low, win.high), (row + 0.11, 100 - lose.high, 100 - lose.low)):
                 axes.plot([low, high], [y, y], color=PAPER, linewidth=4.5, solid_capstyle="butt")
@@ -100,7 +103,7 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
     caption = (
         f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, "
         "the lower one of the lose rate, which counts from the right."
-    )
+    ) + f" {DOUBTFUL}" * doubtful
     return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * len(rates), alt, caption, paint)
 
 
@@ -116,7 +119,7 @@ def delta_chart(evaluation: Evaluation) -> Plot:
         for row, one in enumerate(compared):
             delta = percents(one.rates.delta)
             colour, marker = series_style(evaluators.index(one.evaluator))
-            clear = delta.low > 0 or delta.high < 0
+            clear = is_clear(evaluation, one)
             axes.plot([delta.low, delta.high], [row, row], color=colour, linewidth=2)
             axes.plot(delta.value, row, marker, color=colour, markersize=7, markerfacecolor=colour if clear else PAPER)
         rows = [
@@ -127,7 +130,9 @@ def delta_chart(evaluation: Evaluation) -> Plot:
         axes.set_xlabel("Δ = win − lose, percentage points")
 
     alt = "; ".join(f"{one.system} by {one.evaluator}: {points(one.rates.delta)}" for one in compared)
-    caption = f"Against {evaluation.baseline}, with 95% intervals; a filled mark's interval does not contain 0."
+    caption = f"Against {evaluation.baseline}, with 95% intervals; a mark is filled where {RULE}."
+    if doubtful := [name for name in evaluators if is_doubtful(evaluation, name)]:
+        caption += f" Of {doubtful[0]}: {DOUBTFUL[0].lower()}{DOUBTFUL[1:]}"
     return draw("Δ by every evaluator", 0.75 + 0.55 * len(compared), alt, caption, paint)
 
 
@@ -178,8 +183,10 @@ def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measu
         f"Cells in {NUM_BINS} groups by how many words longer the system's reply is than {evaluation.baseline}'s. A "
         "line that climbs says that longer replies win. Whiskers are ±1.96 standard errors over prompts."
     )
-    axis = f"words more than {shortened(evaluation.baseline)}"
-    return _lines(evaluation, f"Length against {evaluator}'s outcome", lines, axis, "Δ (%)", caption, zero=True)
+    doubtful = is_doubtful(evaluation, evaluator)
+    caption += f" {DOUBTFUL}" * doubtful
+    axis, title = f"words more than {shortened(evaluation.baseline)}", f"Length against {evaluator}'s outcome"
+    return _lines(evaluation, title, lines, axis, "Δ (%)", caption, zero=True, hollow=doubtful)
 
 
 def score_by_length_chart(evaluation: Evaluation, measure: Measure, words: Measure) -> Plot:
@@ -232,6 +239,7 @@ def _lines(
     caption: str,
     *,
     zero: bool = False,
+    hollow: bool = False,
 ) -> Plot:
     order = [one.name for one in evaluation.systems]
 
@@ -244,7 +252,10 @@ def _lines(
             colour, marker = series_style(order.index(system))
             colour = MUTED if system == evaluation.baseline else colour
             xs, ys, halves = zip(*rows, strict=True)
-            axes.errorbar(xs, ys, yerr=halves, color=colour, marker=marker, elinewidth=1, label=shortened(system, 40))
+            inside, name = PAPER if hollow else colour, shortened(system, 40)
+            axes.errorbar(
+                xs, ys, yerr=halves, color=colour, marker=marker, markerfacecolor=inside, elinewidth=1, label=name
+            )
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if any(lines.values()):
@@ -259,15 +270,20 @@ def _lines(
 
 
 def temperature_chart(
-    title: str, baseline: str, lines: dict[str, list[tuple[float, Interval]]], order: Sequence[str]
+    title: str,
+    baseline: str,
+    lines: dict[str, list[tuple[float, Interval, bool]]],
+    order: Sequence[str],
+    note: str = "",
 ) -> Plot:
     """Return Δ over temperature, a line a system: the paper's Figure 3.
 
     Args:
         title: Of the figure.
         baseline: What the systems are compared with.
-        lines: For each system its temperatures and Δ, a share.
+        lines: For each system its temperatures, Δ, a share, and whether that shows a difference.
         order: All systems: their places give colours.
+        note: Ends the caption.
     """
 
     def paint(axes: Axes) -> None:
@@ -275,8 +291,8 @@ def temperature_chart(
         for place, (system, rows) in enumerate(lines.items()):
             colour, marker = series_style(list(order).index(system))
             # A little apart, so that intervals at the same temperature can be told from each other.
-            xs = [temperature + 0.008 * (place - (len(lines) - 1) / 2) for temperature, _ in rows]
-            deltas = [percents(delta) for _, delta in rows]
+            xs = [temperature + 0.008 * (place - (len(lines) - 1) / 2) for temperature, _, _ in rows]
+            deltas = [percents(delta) for _, delta, _ in rows]
             errors = [[d.value - d.low for d in deltas], [d.high - d.value for d in deltas]]
             axes.errorbar(
                 xs,
@@ -284,18 +300,24 @@ def temperature_chart(
                 yerr=errors,
                 color=colour,
                 marker=marker,
+                markerfacecolor=PAPER,
                 elinewidth=1,
                 label=shortened(system, 40),
             )
+            clear = [(x, delta.value) for x, delta, (_, _, told) in zip(xs, deltas, rows, strict=True) if told]
+            axes.plot([x for x, _ in clear], [y for _, y in clear], marker, color=colour)
         axes.set_xlabel("temperature")
         axes.set_ylabel("Δ (%)")
         legend_below(axes, 1)
 
     alt = "; ".join(
-        f"{system}: " + ", ".join(f"{points(delta)} at {temperature:g}" for temperature, delta in rows)
+        f"{system}: " + ", ".join(f"{points(delta)} at {temperature:g}" for temperature, delta, _ in rows)
         for system, rows in lines.items()
     )
-    caption = f"Δ against {baseline}, with 95% intervals; above the grey line the system is better."
+    caption = (
+        f"Δ against {baseline}, with 95% intervals; above the grey line the system wins more than it loses. A mark is "
+        f"filled where {RULE}. {note}"
+    ).strip()
     return draw(title, 3.1 + 0.24 * len(lines), alt, caption, paint)
 
 

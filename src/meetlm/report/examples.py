@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from meetlm.evaluation.record import Comparison, Evaluation, Outcome
-from meetlm.report.tables import evaluators_of, ordered
+from meetlm.report.tables import ordered
 
 CODES: dict[Outcome | None, str] = {"win": "w", "lose": "l", "tie": "t", None: "-"}
 """Outcomes in the page, a letter a cell."""
@@ -63,17 +63,19 @@ def viewing_order(evaluation: Evaluation, comparison: Comparison) -> list[int]:
 
 
 def highlights(evaluation: Evaluation, each: int = 1) -> list[Example]:
-    """Return the first wins, losses and ties of every system, by the first evaluator.
+    """Return the first wins, losses and ties of every system, by the first evaluator that has outcomes for it.
 
     Args:
         evaluation: Whose.
         each: How many of each outcome.
     """
     kinds: Sequence[Outcome] = ("win", "lose", "tie")
+    firsts: dict[str, Comparison] = {}
+    for one in ordered(evaluation):
+        firsts.setdefault(one.system, one)
     return [
         Example(comparison, cell, outcome)
-        for comparison in evaluation.comparisons
-        if comparison.evaluator == evaluators_of(evaluation)[0]
+        for comparison in firsts.values()
         for found in [ranked(evaluation, comparison)]
         for outcome in kinds
         for cell in found[outcome][:each]

@@ -33,7 +33,7 @@ def write_markdown(
     if summary.caveats:
         parts += ["### What cannot be concluded", "\n".join(f"- {escaped(one)}" for one in summary.caveats)]
     for section in sections:
-        parts += [f"## {section.title}", *map(table, section.tables)]
+        parts += [f"## {section.title}", escaped(section.lead), *map(table, section.tables)]
         parts.append(
             "\n".join(f"- Figure in the page, {escaped(one.title)}: {escaped(one.alt)}." for one in section.plots)
         )
@@ -52,7 +52,7 @@ def table(found: Table) -> str:
 
 
 def examples_of(evaluation: Evaluation) -> list[str]:
-    """Return the largest win and loss and the closest tie of every system, by the first evaluator."""
+    """Return the largest win and loss and the closest tie of every system, by the first evaluator that has any."""
     written = []
     for one in highlights(evaluation):
         prompt, seed = evaluation.cells[one.cell]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from meetlm.evaluation.record import Evaluation
 from meetlm.report.charts import evaluation_charts
+from meetlm.report.paper import ORIENTATION, paper_table
 from meetlm.report.plots import Plot
 from meetlm.report.tables import Table, report_tables
 
@@ -32,6 +33,7 @@ class Section:
         tables: First.
         plots: After them.
         texts: Printed as they are, by heading.
+        lead: What stands before all; a section that has one is folded in the page, with this to open it.
     """
 
     name: str
@@ -39,14 +41,17 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     texts: Mapping[str, str] = field(default_factory=dict)
+    lead: str = ""
 
 
 def sections_of(evaluation: Evaluation) -> list[Section]:
     """Return the sections that an evaluation has something for."""
     tables, plots = report_tables(evaluation), evaluation_charts(evaluation)
     texts = {"judge": {"The judge's prompt": evaluation.judge.prompt_text}} if evaluation.judge else {}
-    return [
+    found = [
         Section(name, title, tables.get(name, []), plots.get(name, []), texts.get(name, {}))
         for name, title in TITLES.items()
         if name in tables or name in plots
     ]
+    papers = [paper_table(number) for number in range(1, 6)]
+    return [*found, Section("paper", "The paper's own figures", papers, lead=ORIENTATION)]

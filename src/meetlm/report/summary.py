@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from meetlm.evaluation.cells import SETTINGS
 from meetlm.evaluation.record import Comparison, Evaluation, Interval, Measure
-from meetlm.report.tables import evaluators_of, measure_of, ordered
+from meetlm.report.tables import evaluators_of, measure_of, ordered, others_of
+from meetlm.report.verdict import JUDGE, RULE, Verdict, is_clear, is_doubtful, leaves_out_0, verdict, why_doubtful
 from meetlm.report.wording import count, in_percent, listed, number, p_value, points
 
-Verdict = Literal["better", "worse", "even", "inconclusive"]
-JUDGE = "judge"
-"""Name of the evaluator that :class:`JudgeAccount` is of."""
 SHOWN = 4
 """Problems named in the summary; the table has all."""
-SAMPLING = ("temperature", "top_p", "max_new_tokens", "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +49,19 @@ def summarize(evaluation: Evaluation) -> Summary:
     return Summary(_opening(evaluation), _findings(evaluation), _caveats(evaluation))
 
 
-def verdict(evaluation: Evaluation, comparison: Comparison) -> Verdict:
-    """Return what a comparison shows: better or worse only where the interval of Δ does not contain 0."""
-    delta = comparison.rates.delta
-    if comparison.evaluator == JUDGE and evaluation.judge and not evaluation.judge.conclusive:
-        return "inconclusive"
-    return "better" if delta.low > 0 else "worse" if delta.high < 0 else "even"
-
-
 def _opening(evaluation: Evaluation) -> str:
-    others = [one.name for one in evaluation.systems if one.name != evaluation.baseline]
+    others = others_of(evaluation)
     seeds = len({seed for _, seed in evaluation.cells})
     compared = f"{listed(others)} {'was' if len(others) == 1 else 'were'} compared with {evaluation.baseline}"
     on = f"on {count(len(evaluation.prompts), 'held-out prompt')}"
     if seeds > 1:
         on += f" under {seeds} seeds ({count(len(evaluation.cells), 'pair')} of completions a system)"
     by = listed([_evaluator(evaluation, name) for name in evaluators_of(evaluation)])
+    if not by:
+        return f"{compared} {on}. No evaluator told the outcome of any pair, so there is no finding."
     return (
         f"{compared} {on}, by {by}. Δ is the share of prompts won minus the share lost, in percentage points; "
-        "brackets are 95% bootstrap intervals over prompts."
+        f"brackets are 95% bootstrap intervals over prompts. Better and worse are said only where {RULE}."
     )
 
 
@@ -112,6 +103,7 @@ def _figures(comparison: Comparison) -> str:
 def _caveats(evaluation: Evaluation) -> list[str]:
     return [
         *_of_the_judge(evaluation),
+        *_of_the_missing(evaluation),
         *_of_intervals(evaluation),
         *_of_disagreement(evaluation),
         *_of_length(evaluation),
@@ -124,15 +116,10 @@ def _of_the_judge(evaluation: Evaluation) -> list[str]:
     judge, said = evaluation.judge, []
     if judge is None:
         return []
-    if not judge.conclusive:
-        chance = f"; chance alone gives {number(100 * judge.chance, 1)}%" if judge.chance is not None else ""
-        how = (
-            f"it gave the same verdict in both orders for {in_percent(judge.consistency)} of the pairs{chance}"
-            if judge.consistency
-            else "no pair has a verdict in both orders"
-        )
+    if is_doubtful(evaluation, JUDGE):
         said.append(
-            f"Nothing can be concluded from the judge ({judge.model}): {how}. Its figures are printed, not findings."
+            f"Nothing can be concluded from the judge ({judge.model}): {why_doubtful(judge)}. Its figures are printed, "
+            "not findings."
         )
     lost = judge.num_unparsable + judge.num_failed
     if lost:
@@ -143,12 +130,25 @@ def _of_the_judge(evaluation: Evaluation) -> list[str]:
     return said
 
 
+def _of_the_missing(evaluation: Evaluation) -> list[str]:
+    evaluators = evaluators_of(evaluation)
+    if evaluation.judge is not None and JUDGE not in evaluators:
+        evaluators.append(JUDGE)
+    by = {name: [one.system for one in evaluation.comparisons if one.evaluator == name] for name in evaluators}
+    missing = {name: [one for one in others_of(evaluation) if one not in found] for name, found in by.items()}
+    return [
+        f"There is no figure for {listed(systems)} by {name}: no pair has an outcome."
+        for name, systems in missing.items()
+        if systems
+    ]
+
+
 def _of_intervals(evaluation: Evaluation) -> list[str]:
     said = []
     told = [one for one in ordered(evaluation) if verdict(evaluation, one) != "inconclusive"]
     even: dict[str, list[str]] = {}
     for one in told:
-        if verdict(evaluation, one) == "even":
+        if not leaves_out_0(one.rates):
             even.setdefault(one.system, []).append(one.evaluator)
     if even:
         where = "; ".join(f"{system} by {listed(evaluators)}" for system, evaluators in even.items())
@@ -156,10 +156,13 @@ def _of_intervals(evaluation: Evaluation) -> list[str]:
     weak = [
         f"{one.system} by {one.evaluator} (p = {p_value(one.rates.sign_p)})"
         for one in told
-        if verdict(evaluation, one) in ("better", "worse") and one.rates.sign_p >= 0.05
+        if leaves_out_0(one.rates) and not is_clear(evaluation, one)
     ]
     if weak:
-        said.append(f"The sign test over prompts does not confirm what the interval of Δ shows for {listed(weak)}.")
+        said.append(
+            "The interval of Δ leaves out 0, but the sign test over prompts does not confirm it, so it is no finding: "
+            f"{listed(weak)}."
+        )
     if len(told) > 1:
         said.append(
             f"There are {len(told)} comparisons, each with its own 95% interval, not corrected for their number: of "
@@ -205,7 +208,7 @@ def _if_longer(evaluation: Evaluation, system: str) -> str:
 
 
 def _of_sampling(evaluation: Evaluation) -> list[str]:
-    unstated = {one.name: [name for name in SAMPLING if name not in (one.sampling or {})] for one in evaluation.systems}
+    unstated = {one.name: [name for name in SETTINGS if name not in (one.sampling or {})] for one in evaluation.systems}
     said = [
         f"{name} does not state how it was sampled ({', '.join(missing)}): taken to be as the others were."
         for name, missing in unstated.items()
@@ -227,9 +230,13 @@ def _of_rows(evaluation: Evaluation) -> list[str]:
         said.append(
             f"{count(left_out, 'outcome')} of all comparisons together could not be told and are left out of the rates."
         )
-    if evaluation.problems:
-        what = [f"{one.what} ({one.count:,})" for one in evaluation.problems[:SHOWN]]
-        more = len(evaluation.problems) - len(what)
+    rows = [one for one in evaluation.problems if one.of_rows]
+    if rows:
+        what = [f"{one.what} ({one.count:,})" for one in rows[:SHOWN]]
+        more = len(rows) - len(what)
         rest = f"; and {count(more, 'more kind')}, all named under Problems" if more else ""
         said.append(f"Rows with problems: {'; '.join(what)}{rest}.")
+    notes = len(evaluation.problems) - len(rows)
+    if notes:
+        said.append(f"{count(notes, 'note')} under Problems that {'is' if notes == 1 else 'are'} not about rows.")
     return said

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from meetlm.evaluation.measures import ROUGES
 from meetlm.evaluation.record import Comparison, Evaluation, Interval, JudgeAccount, Measure, System
+from meetlm.report.verdict import DOUBTFUL, JUDGE, RULE, is_clear, is_doubtful, why_doubtful
 from meetlm.report.wording import (
     NONE,
     brackets,
+    count,
     decimals_of,
     in_percent,
     listed,
@@ -30,7 +33,7 @@ class Cell:
     Attributes:
         text: The figure, or words.
         small: In smaller print after it: an interval, a description.
-        strong: Whether its interval is clear of "no difference".
+        strong: Whether it shows a difference.
     """
 
     text: str
@@ -62,7 +65,7 @@ def evaluators_of(evaluation: Evaluation) -> list[str]:
 
 def ordered(evaluation: Evaluation) -> list[Comparison]:
     """Return the comparisons in the order of the report."""
-    return sorted(evaluation.comparisons, key=lambda one: one.evaluator.startswith("rouge"))
+    return sorted(evaluation.comparisons, key=lambda one: one.evaluator in ROUGES)
 
 
 def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
@@ -72,7 +75,7 @@ def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
 
 def is_scale(measure: Measure) -> bool:
     """Whether a measure is a ROUGE F1, which the paper prints times 100."""
-    return measure.name.startswith("rouge")
+    return measure.name in ROUGES
 
 
 def mean_cell(measure: Measure, system: str) -> Cell:
@@ -84,10 +87,10 @@ def mean_cell(measure: Measure, system: str) -> Cell:
     return Cell(number(mean.value, decimals), brackets(mean, decimals))
 
 
-def _share(share: Interval, even: float | None = None) -> Cell:
+def share_cell(share: Interval, *, strong: bool = False) -> Cell:
+    """Return a share in percent with its interval."""
     found = percents(share)
-    clear = even is not None and not found.low <= 100 * even <= found.high
-    return Cell(number(found.value, 1), brackets(found, 1), strong=clear)
+    return Cell(number(found.value, 1), brackets(found, 1), strong)
 
 
 def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
@@ -102,19 +105,21 @@ def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     columns += ["Length-controlled win (%)"] * controlled + ["Prompts (cells)"]
     rows = []
     for system in (one.name for one in evaluation.systems):
-        if system not in compared and not (rouge and system == evaluation.baseline):
+        if system == evaluation.baseline and not rouge:
             continue
         start = [Cell(system, "baseline" if system == evaluation.baseline else "")]
         start += [mean_cell(measure, system) for measure in rouge]
         found = compared.get(system)
         rows.append(
-            [*start, *_rates(found, controlled)] if found else start + [Cell(NONE)] * (len(columns) - len(start))
+            [*start, *_rates(found, controlled, strong=is_clear(evaluation, found))]
+            if found
+            else start + [Cell(NONE)] * (len(columns) - len(start))
         )
-    notes = []
+    notes = _of_the_judge(evaluation) if evaluator == JUDGE else []
     if first:
         notes.append(
             f"Against {evaluation.baseline}. Δ is win − lose; Δ > 0 says that the system is better than the baseline. "
-            "Brackets are 95% bootstrap intervals over prompts; a bold figure's interval leaves out 0 (for Δ) or 50."
+            f"Brackets are 95% bootstrap intervals over prompts; Δ is bold where {RULE}."
         )
     if first and controlled:
         notes.append(
@@ -124,15 +129,31 @@ def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     left_out = [f"{one.system}: {one.rates.num_left_out:,}" for one in compared.values() if one.rates.num_left_out]
     if left_out:
         notes.append(f"Cells left out because they have no outcome (see the problems): {', '.join(left_out)}.")
+    mute = [name for name in others_of(evaluation) if name not in compared]
+    if mute:
+        notes.append(f"Without any outcome, so without figures: {listed(mute)}.")
     return Table(f"Win rates by {evaluator}", columns, rows, notes)
 
 
-def _rates(found: Comparison, controlled: bool) -> list[Cell]:
+def others_of(evaluation: Evaluation) -> list[str]:
+    """Return the systems that are to be compared with the baseline."""
+    return [one.name for one in evaluation.systems if one.name != evaluation.baseline]
+
+
+def _of_the_judge(evaluation: Evaluation) -> list[str]:
+    notes = [DOUBTFUL] if is_doubtful(evaluation, JUDGE) else []
+    if evaluation.judge and evaluation.judge.num_same:
+        same = count(evaluation.judge.num_same, "pair")
+        notes.append(f"{same} with the same reply: a tie without asking, which says nothing about the judge.")
+    return notes
+
+
+def _rates(found: Comparison, controlled: bool, *, strong: bool) -> list[Cell]:
     rates = found.rates
-    cells = [_share(rates.win), _share(rates.lose), _share(rates.tie), _share(rates.delta, even=0.0)]
+    cells = [*map(share_cell, (rates.win, rates.lose, rates.tie)), share_cell(rates.delta, strong=strong)]
     cells.append(Cell(p_value(rates.sign_p)))
     if controlled:
-        cells.append(_share(found.controlled_win, even=0.5) if found.controlled_win else Cell(NONE))
+        cells.append(share_cell(found.controlled_win) if found.controlled_win else Cell(NONE))
     return [*cells, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")]
 
 
@@ -179,7 +200,8 @@ def agreement_table(evaluation: Evaluation) -> Table:
     ]
     columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Cells"]
     note = "κ is agreement beyond chance over win, lose and tie: 1 is perfect, 0 is what chance gives (Cohen, 1960)."
-    return Table("Agreement between evaluators", columns, rows, [note])
+    doubtful = any(is_doubtful(evaluation, name) for one in evaluation.agreements for name in one.evaluators)
+    return Table("Agreement between evaluators", columns, rows, [note] + [DOUBTFUL] * doubtful)
 
 
 def judge_table(judge: JudgeAccount) -> Table:
@@ -192,11 +214,10 @@ def judge_table(judge: JudgeAccount) -> Table:
         "Found in the cache": f"{judge.num_cached:,}",
         "Without a verdict": f"{judge.num_unparsable:,}",
         "Failed for good": f"{judge.num_failed:,}",
-        "Same verdict in both orders": in_percent(judge.consistency)
-        if judge.consistency
-        else "no pair with two verdicts",
+        "Pairs with the same reply, a tie without asking": f"{judge.num_same:,}",
+        "Same verdict in both orders": in_percent(judge.consistency) if judge.consistency else NONE,
         "By chance": NONE if judge.chance is None else f"{number(100 * judge.chance, 1)}%",
-        "Conclusive": "yes" if judge.conclusive else "no: consistency is not above chance beyond doubt",
+        "Conclusive": conclusive(judge),
         "Prompt tokens": _told(judge.prompt_tokens),
         "Completion tokens": _told(judge.completion_tokens),
         "Cost, in the currency of the prices given": "no prices given" if judge.cost is None else f"{judge.cost:,.2f}",
@@ -204,14 +225,29 @@ def judge_table(judge: JudgeAccount) -> Table:
     return Table("The judge's account", ["What", "Value"], [[Cell(name), Cell(value)] for name, value in rows.items()])
 
 
+def conclusive(judge: JudgeAccount) -> str:
+    """Return whether anything can be concluded from a judge, and if not, why."""
+    if judge.num_calls == 0:
+        return "nothing was asked"
+    return "yes" if judge.conclusive else f"no: {why_doubtful(judge)}"
+
+
 def _told(tokens: int | None) -> str:
     return "the endpoint did not tell" if tokens is None else f"{tokens:,}"
 
 
-def problem_table(evaluation: Evaluation) -> Table:
-    """Return the problems, named and counted."""
-    rows = [[Cell(one.what), Cell(f"{one.count:,}"), Cell(", ".join(one.examples))] for one in evaluation.problems]
-    return Table("Rows that are not as they should be", ["What", "Rows", "Among them"], rows)
+def problem_tables(evaluation: Evaluation) -> list[Table]:
+    """Return the problems, named and counted: those of rows, then notes that are not about rows."""
+    kinds = {True: ("Rows that are not as they should be", "Rows"), False: ("Notes that are not about rows", "Count")}
+    return [
+        Table(
+            caption,
+            ["What", counted, "Among them"],
+            [[Cell(one.what), Cell(f"{one.count:,}"), Cell(", ".join(one.examples) or NONE)] for one in found],
+        )
+        for of_rows, (caption, counted) in kinds.items()
+        if (found := [one for one in evaluation.problems if one.of_rows == of_rows])
+    ]
 
 
 def system_table(systems: Sequence[System]) -> Table:
@@ -246,7 +282,7 @@ def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
         "measures": [measure_table(evaluation)] if evaluation.measures else [],
         "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
         "judge": [judge_table(evaluation.judge)] if evaluation.judge else [],
-        "problems": [problem_table(evaluation)] if evaluation.problems else [],
+        "problems": problem_tables(evaluation),
         "settings": [system_table(evaluation.systems)],
     }
     return {section: tables for section, tables in found.items() if tables}

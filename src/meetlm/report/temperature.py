@@ -8,8 +8,9 @@ from meetlm.config.errors import DataError
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.report.charts import temperature_chart
 from meetlm.report.sections import Section
-from meetlm.report.summary import Finding, Summary, verdict
-from meetlm.report.tables import Cell, Table, ordered, problem_table, system_table
+from meetlm.report.summary import Finding, Summary
+from meetlm.report.tables import Cell, Table, conclusive, ordered, problem_tables, share_cell, system_table
+from meetlm.report.verdict import DOUBTFUL, JUDGE, RULE, is_clear, is_doubtful, verdict, why_doubtful
 from meetlm.report.wording import NONE, brackets, count, listed, number, percents, points
 
 Points = Sequence[tuple[float, Evaluation]]
@@ -17,14 +18,23 @@ Lines = dict[tuple[str, str], dict[str, dict[float, tuple[Evaluation, Comparison
 """By baseline and evaluator, then system, then temperature."""
 
 
+def sorted_points(given: Points) -> Points:
+    """Return the evaluations by temperature, which rises."""
+    return sorted(given, key=lambda point: point[0])
+
+
 def temperature_lines(given: Points) -> Lines:
     """Return every comparison by baseline and evaluator, then system, then temperature, which rises.
 
     Raises:
-        DataError: There is no comparison, or one twice.
+        DataError: There is no evaluation, or a comparison twice.
     """
+    if not given:
+        raise DataError(
+            "there is no evaluation to plot", file="evaluation.json", field="comparisons", expected="at least one"
+        )
     found: Lines = {}
-    for temperature, evaluation in sorted(given, key=lambda point: point[0]):
+    for temperature, evaluation in sorted_points(given):
         for one in ordered(evaluation):
             line = found.setdefault((one.baseline, one.evaluator), {}).setdefault(one.system, {})
             if temperature in line:
@@ -36,10 +46,6 @@ def temperature_lines(given: Points) -> Lines:
                     expected="one evaluation a temperature and baseline",
                 )
             line[temperature] = evaluation, one
-    if not found:
-        raise DataError(
-            "there is no comparison to plot", file="evaluation.json", field="comparisons", expected="at least one"
-        )
     return found
 
 
@@ -47,15 +53,18 @@ def temperature_summary(given: Points) -> Summary:
     """Return what came out over all temperatures, in words."""
     lines = temperature_lines(given)
     temperatures = sorted({temperature for temperature, _ in given})
-    baselines = list(dict.fromkeys(baseline for baseline, _ in lines))
+    baselines = list(dict.fromkeys(evaluation.baseline for _, evaluation in given))
     prompts = sorted({len(evaluation.prompts) for _, evaluation in given})
     numbers = count(prompts[-1], "prompt") if len(prompts) == 1 else f"{prompts[0]:,} to {count(prompts[-1], 'prompt')}"
     opening = (
         f"Δ, the share of prompts won minus the share lost, in percentage points, at "
         f"{count(len(temperatures), 'temperature')} from {temperatures[0]:g} to {temperatures[-1]:g}, against "
-        f"{listed(baselines)}, on {numbers}. Brackets are 95% bootstrap intervals over prompts."
+        f"{listed(baselines)}, on {numbers}. Brackets are 95% bootstrap intervals over prompts. Better and worse are "
+        f"said only where {RULE}."
     )
-    findings, caveats = [], []
+    findings, caveats = [], _of_the_judge(given)
+    if not lines:
+        caveats.append("No evaluator told the outcome of any pair, so there is no finding.")
     for (baseline, evaluator), systems in lines.items():
         for system, line in systems.items():
             by = {t: verdict(evaluation, one) for t, (evaluation, one) in line.items()}
@@ -74,7 +83,7 @@ def temperature_summary(given: Points) -> Summary:
             findings.append(Finding(system, f"by {evaluator}, {'; '.join(parts)}.", {}))
             missing = [f"{t:g}" for t in temperatures if t not in line]
             if missing:
-                caveats.append(f"{system} against {baseline} by {evaluator} has no evaluation at {listed(missing)}.")
+                caveats.append(f"{system} against {baseline} by {evaluator} has no figure at {listed(missing)}.")
     compared = sum(len(line) for systems in lines.values() for line in systems.values())
     if compared > 1:
         caveats.append(
@@ -85,7 +94,7 @@ def temperature_summary(given: Points) -> Summary:
     if one_seed:
         at = listed([f"{t:g}" for t in sorted(set(one_seed))])
         caveats.append(f"One seed only at {at}: the intervals hold the chance of prompts, not of draws.")
-    problems = sum(one.count for _, evaluation in given for one in evaluation.problems)
+    problems = sum(one.count for _, evaluation in given for one in evaluation.problems if one.of_rows)
     if problems:
         caveats.append(f"{count(problems, 'row')} with problems in all evaluations together: named below.")
     order = list(dict.fromkeys(one.system for one in findings))
@@ -99,30 +108,73 @@ def temperature_sections(given: Points) -> list[Section]:
     plots, tables = [], []
     for (baseline, evaluator), systems in lines.items():
         title = f"Δ against {baseline} by {evaluator}"
-        deltas = {name: [(t, one.rates.delta) for t, (_, one) in line.items()] for name, line in systems.items()}
-        plots.append(temperature_chart(title, baseline, deltas, order))
+        deltas = {
+            name: [(t, one.rates.delta, is_clear(evaluation, one)) for t, (evaluation, one) in line.items()]
+            for name, line in systems.items()
+        }
+        doubtful = _doubtful(given, baseline) if evaluator == JUDGE else []
+        notes = [f"At {listed(doubtful)}: {DOUBTFUL[0].lower()}{DOUBTFUL[1:]}"] if doubtful else []
+        plots.append(temperature_chart(title, baseline, deltas, order, *notes))
         temperatures = sorted({t for line in systems.values() for t in line})
         rows = [[Cell(name), *(_delta(line.get(t)) for t in temperatures)] for name, line in systems.items()]
-        note = "Δ in percentage points with its 95% interval; bold where the interval does not contain 0."
-        tables.append(Table(f"{title}, over temperature", ["System", *(f"{t:g}" for t in temperatures)], rows, [note]))
+        notes = [f"Δ in percentage points with its 95% interval; bold where {RULE}.", *notes]
+        tables.append(Table(f"{title}, over temperature", ["System", *(f"{t:g}" for t in temperatures)], rows, notes))
     problems = [
-        Table(f"Problems at temperature {t:g} against {evaluation.baseline}", found.columns, found.rows)
+        Table(f"{found.caption}, at temperature {t:g} against {evaluation.baseline}", found.columns, found.rows)
         for t, evaluation in given
-        if evaluation.problems
-        for found in [problem_table(evaluation)]
+        for found in problem_tables(evaluation)
     ]
     sources = [
         Table(f"Systems at temperature {t:g} against {evaluation.baseline}", found.columns, found.rows)
         for t, evaluation in given
         for found in [system_table(evaluation.systems)]
     ]
-    sections = [Section("figures", "Figures", [], plots), Section("results", "Tables", tables)]
+    sections = [Section("figures", "Figures", [], plots), Section("results", "Tables", tables)] if lines else []
+    sections += _judge_section(given)
     sections += [Section("problems", "Problems", problems)] if problems else []
     return [*sections, Section("settings", "Systems", sources)]
+
+
+def _doubtful(given: Points, baseline: str) -> list[str]:
+    """Return the temperatures at which nothing can be concluded from the judge, against a baseline."""
+    return [f"{t:g}" for t, one in sorted_points(given) if one.baseline == baseline and is_doubtful(one, JUDGE)]
+
+
+def _of_the_judge(given: Points) -> list[str]:
+    return [
+        f"Nothing can be concluded from the judge ({evaluation.judge.model}) at {t:g} against {evaluation.baseline}: "
+        f"{why_doubtful(evaluation.judge)}."
+        for t, evaluation in sorted_points(given)
+        if evaluation.judge and is_doubtful(evaluation, JUDGE)
+    ]
+
+
+def _judge_section(given: Points) -> list[Section]:
+    """Return every judge's account, a row an evaluation, and the prompts."""
+    asked = [(t, evaluation.baseline, evaluation.judge) for t, evaluation in sorted_points(given) if evaluation.judge]
+    if not asked:
+        return []
+    columns = [
+        "Temperature and baseline", "Judgements", "Found in the cache", "Without a verdict", "Failed for good",
+        "Same reply, a tie without asking", "Same verdict in both orders (%)", "By chance (%)", "Conclusive", "Cost",
+    ]  # fmt: skip
+    rows = []
+    for t, baseline, one in asked:
+        counts = (one.num_calls, one.num_cached, one.num_unparsable, one.num_failed, one.num_same)
+        row = [Cell(f"{t:g}, {baseline}"), *(Cell(f"{number_of:,}") for number_of in counts)]
+        row.append(share_cell(one.consistency) if one.consistency else Cell(NONE))
+        row.append(Cell(NONE if one.chance is None else number(100 * one.chance, 1)))
+        rows.append([*row, Cell(conclusive(one)), Cell(NONE if one.cost is None else f"{one.cost:,.2f}")])
+    models = dict.fromkeys(f"{one.model} at {one.base_url}, prompt {one.prompt}" for _, _, one in asked)
+    costs = [one.cost for _, _, one in asked if one.cost is not None]
+    notes = [f"Model: {'; '.join(models)}."]
+    notes += [f"In all {sum(costs):,.2f}, in the currency of the prices given."] if costs else []
+    texts = {f"The judge's prompt, {one.prompt}": one.prompt_text for _, _, one in asked}
+    return [Section(JUDGE, "The judge", [Table("The judge's accounts", columns, rows, notes)], texts=texts)]
 
 
 def _delta(found: tuple[Evaluation, Comparison] | None) -> Cell:
     if found is None:
         return Cell(NONE)
     delta = percents(found[1].rates.delta)
-    return Cell(number(delta.value, 1), brackets(delta, 1), strong=delta.low > 0 or delta.high < 0)
+    return Cell(number(delta.value, 1), brackets(delta, 1), strong=is_clear(*found))

@@ -105,13 +105,13 @@
     );
     words = control.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const outcome = control.outcome.value;
-    found = comparison
-      ? comparison.order.filter(
-          (cell) =>
-            (!outcome || comparison.outcomes[cell] === outcome) &&
-            (!words.length || words.every((word) => textsOf(cell).includes(word))),
-        )
-      : [];
+    // Where an evaluator has no outcome of a system at all, its completions are still there to be read.
+    const order = comparison ? comparison.order : data.cells.map((_, cell) => cell);
+    found = order.filter(
+      (cell) =>
+        (!outcome || (comparison ? comparison.outcomes[cell] : "-") === outcome) &&
+        (!words.length || words.every((word) => textsOf(cell).includes(word))),
+    );
     shown = 0;
     control.cells.replaceChildren();
     showMore();
@@ -131,8 +131,12 @@
   }
 
   const distinct = (values) => [...new Set(values)];
-  for (const id of ["system", "evaluator"])
-    control[id].append(...distinct(data.comparisons.map((one) => one[id])).map((name) => element("option", { value: name }, name)));
+  const choices = {
+    system: data.systems.filter((name) => name !== data.baseline),
+    evaluator: distinct(data.comparisons.map((one) => one.evaluator)),
+  };
+  for (const [id, names] of Object.entries(choices))
+    control[id].append(...(names.length ? names : ["none"]).map((name) => element("option", { value: name }, name)));
   let waiting;
   document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("filters").addEventListener("input", () => {
