@@ -397,7 +397,7 @@ def test_temperatures_say_what_the_judge_is_worth(tmp_path: Path) -> None:
     assert text.count("At 0.5: no conclusion can be drawn from this judge") == 1  # beside the table
     account = text.partition("## The judge")[2].partition("\n## ")[0]
     assert "| 0, hh-coh | 288 |" in account and "| 71.2 [68.0, 74.5] | 41.0 | yes | 0.34 |" in account
-    assert "| 35.0 [30.0, 40.0] | 34.0 | no: it gave the same verdict" in account
+    assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.34 |" in account
     assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account and "In all 0.68" in account
     assert "Compare two replies to {question}." in account
     assert "2 rows with problems in all evaluations together" in text

@@ -253,7 +253,8 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
     """The script runs under the page's policy, filters, searches, and shows markup as text."""
     completions = {name: list(texts) for name, texts in evaluation.completions.items()}
     completions["hh-dpo"][11] = f"needle {EVIL} <script>document.title = 'broken'</script>"
-    html, _ = write_report(replace(evaluation, completions=completions), tmp_path)
+    told = [one for one in evaluation.comparisons if (one.system, one.evaluator) != ("hh-meet-lora", "judge")]
+    html, _ = write_report(replace(evaluation, completions=completions, comparisons=told), tmp_path)
 
     def dom(address: str) -> Page:
         assert BROWSER
@@ -277,3 +278,5 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
         one for one in evaluation.comparisons if (one.system, one.evaluator) == ("hh-dpo", "judge")
     ).outcomes.count("win")
     assert any(f"6 of {count} shown" in text for _, text in wins.texts)
+    mute = dom(f"{html.as_uri()}#system=hh-meet-lora&evaluator=judge")  # completions without an outcome can be read
+    assert any("6 of 240 shown" in text for _, text in mute.texts) and len(mute.all("article")) == 6

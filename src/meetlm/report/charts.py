@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -84,10 +85,10 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
             win, tie, lose = (percents(one) for one in (rate.win, rate.tie, rate.lose))
             starts = {"win": 0.0, "tie": win.value, "lose": win.value + tie.value}
             for (kind, start), share, colour in zip(starts.items(), (win, tie, lose), (WIN, TIE, LOSE), strict=True):
-                axes.barh(
-                    row, share.value, 0.5, left=start, facecolor=PAPER if doubtful else colour, edgecolor=colour,
-                    linewidth=1.4 if doubtful else 0, label=kind if row == 0 else None,
-                )  # fmt: skip
+                style: dict[str, Any] = {"color": colour}
+                if doubtful:  # outlined, above the paper behind the names
+                    style = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.4, "zorder": 4}
+                axes.barh(row, share.value, 0.5, left=start, label=kind if row == 0 else None, **style)
             # One above the other, so that they can be told apart where ties are few.
             for y, low, high in ((row - 0.11, win.low, win.high), (row + 0.11, 100 - lose.high, 100 - lose.low)):
                 axes.plot([low, high], [y, y], color=PAPER, linewidth=4.5, solid_capstyle="butt")
@@ -305,7 +306,7 @@ def temperature_chart(
                 label=shortened(system, 40),
             )
             clear = [(x, delta.value) for x, delta, (_, _, told) in zip(xs, deltas, rows, strict=True) if told]
-            axes.plot([x for x, _ in clear], [y for _, y in clear], marker, color=colour)
+            axes.plot([x for x, _ in clear], [y for _, y in clear], marker, color=colour, zorder=3)  # over the hollow
         axes.set_xlabel("temperature")
         axes.set_ylabel("Δ (%)")
         legend_below(axes, 1)

@@ -164,7 +164,8 @@ def _judge_section(given: Points) -> list[Section]:
         row = [Cell(f"{t:g}, {baseline}"), *(Cell(f"{number_of:,}") for number_of in counts)]
         row.append(share_cell(one.consistency) if one.consistency else Cell(NONE))
         row.append(Cell(NONE if one.chance is None else number(100 * one.chance, 1)))
-        rows.append([*row, Cell(conclusive(one)), Cell(NONE if one.cost is None else f"{one.cost:,.2f}")])
+        told = conclusive(one) if one.consistency is None or one.conclusive else "no"  # why stands beside it
+        rows.append([*row, Cell(told), Cell(NONE if one.cost is None else f"{one.cost:,.2f}")])
     models = dict.fromkeys(f"{one.model} at {one.base_url}, prompt {one.prompt}" for _, _, one in asked)
     costs = [one.cost for _, _, one in asked if one.cost is not None]
     notes = [f"Model: {'; '.join(models)}."]
