@@ -257,7 +257,7 @@ def test_an_empty_answer_is_tried_again_and_never_kept(tmp_path: Path, said: str
         return chat(said) if number in (0, 2, 3, 4) else longer(body, number)
 
     with JudgeServer(shy) as server:
-        asked = settings(server, concurrency=1, retries=2, give_up_after=2)
+        asked = settings(server, concurrency=1, retries=2, give_up_after=1)
         outcomes, _, account, (problem,) = judge(pairs(2), asked, tmp_path)
         assert outcomes == [None, "lose"] and (account.num_failed, account.num_unparsable) == (1, 0)
         assert problem.examples == ["pair 1, shown second: an empty answer (finish_reason stop)"]
