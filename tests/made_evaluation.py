@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,23 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             Problem("hh-dpo: does not state stop, taken as those of the others", 1, ["hh-dpo.jsonl"], of_rows=False),
         ],
     )  # fmt: skip
+
+
+def with_delta(evaluation: Evaluation, evaluator: str, system: str, delta: Interval, p: float = 0.001) -> Evaluation:
+    changed = [
+        replace(one, rates=replace(one.rates, delta=delta, sign_p=p))
+        if (one.evaluator, one.system) == (evaluator, system)
+        else one
+        for one in evaluation.comparisons
+    ]
+    return replace(evaluation, comparisons=changed)
+
+
+def doubted(evaluation: Evaluation) -> Evaluation:
+    """The same with a judge from which nothing can be concluded."""
+    assert evaluation.judge
+    poor = replace(evaluation.judge, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
+    return replace(evaluation, judge=poor)
 
 
 def compare(

@@ -1,0 +1,130 @@
+"""Reports of a judge that says little: nothing is concluded from it, and nothing breaks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from made_evaluation import doubted, made_evaluation, with_delta
+from meetlm.evaluation.record import Evaluation, Interval, Problem
+from meetlm.report.charts import evaluation_charts
+from meetlm.report.plots import Plot
+from meetlm.report.summary import summarize
+from meetlm.report.tables import outcome_table, report_tables
+from meetlm.report.temperature import temperature_sections
+from meetlm.report.write import write_report, write_temperature_report
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return made_evaluation()
+
+
+def test_nothing_is_concluded_from_an_inconclusive_judge(evaluation: Evaluation) -> None:
+    assert evaluation.judge
+    found = summarize(doubted(evaluation))
+    assert all(one.verdicts["judge"] == "inconclusive" for one in found.findings)
+    assert all("no conclusion by judge" in one.text for one in found.findings)
+    assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct)" in found.caveats[0]
+    assert "35.0% [30.0, 40.0] of the pairs; chance alone gives 34.0%" in found.caveats[0]
+    assert "6 comparisons" in " ".join(found.caveats)  # the judge's three are no findings
+
+
+def test_nothing_of_an_inconclusive_judge_is_bold_or_filled(evaluation: Evaluation) -> None:
+    """And a note stands beside each table and figure that it is in, and beside no other."""
+    system = "hh-meet-lora"
+    clear = with_delta(evaluation, "judge", system, Interval(0.3, 0.2, 0.4))
+    poor = doubted(clear)
+
+    def strong(one: Evaluation) -> list[bool]:
+        return [cell.strong for row in outcome_table(one, "judge").rows for cell in row]
+
+    assert any(strong(clear)) and not any(strong(poor))
+    tables = [table for found in report_tables(poor).values() for table in found]
+    plots = [plot for found in evaluation_charts(poor).values() for plot in found]
+    noted = [one.caption for one in tables if "No conclusion" in " ".join(one.notes)]
+    assert noted == ["Win rates by judge", "Agreement between evaluators"]
+    noted = [one.title for one in plots if "o conclusion" in one.caption]
+    assert noted == ["Δ by every evaluator", "Win, tie, lose by judge", "Length against judge's outcome"]
+    before = {plot.title: plot for found in evaluation_charts(clear).values() for plot in found}
+    filled = {title: count_filled(before[title]) for title in noted}
+    assert all(count_filled(plot) < filled[plot.title] for plot in plots if plot.title in filled)
+    assert not any("o conclusion" in plot.caption for plot in before.values())
+    # A judge that had nothing to be asked is in no doubt.
+    assert poor.judge
+    mute = replace(poor, judge=replace(poor.judge, num_calls=0, num_same=288, consistency=None, chance=None))
+    assert strong(mute) == strong(clear) and "Nothing can be concluded" not in str(summarize(mute).caveats)
+    rows = {row[0].text: row[1].text for row in report_tables(mute)["judge"][0].rows}
+    assert (
+        rows["Conclusive"] == "nothing was asked" and rows["Pairs with the same reply, a tie without asking"] == "288"
+    )
+    assert "288 pairs with the same reply: a tie without asking" in " ".join(outcome_table(mute, "judge").notes)
+
+
+def count_filled(plot: Plot) -> int:
+    """Shapes in a colour of an outcome or a system."""
+    return len(re.findall(r"fill: var\(--(?:win|tie|lose|series-\d)\)", plot.svg))
+
+
+def test_a_judge_without_a_verdict_has_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    """Of one system, of all, and where nobody else decides either."""
+    assert evaluation.judge
+    mute = replace(
+        evaluation.judge, num_calls=192, num_unparsable=192, consistency=None, chance=None, conclusive=False, cost=None
+    )
+    judged = {one.system: one for one in evaluation.comparisons if one.evaluator == "judge"}
+    part = replace(evaluation, comparisons=[one for one in evaluation.comparisons if one != judged["hh-dpo"]])
+    assert "There is no figure for hh-dpo by judge: no pair has an outcome." in summarize(part).caveats
+    table = outcome_table(part, "judge")
+    assert [cell.text for cell in table.rows[-1]] == ["hh-dpo"] + ["–"] * (len(table.columns) - 1)
+    assert "Without any outcome, so without figures: hh-dpo." in table.notes
+    others = [one for one in evaluation.comparisons if one.evaluator != "judge"]
+    for comparisons in (others, []):
+        found = replace(evaluation, comparisons=comparisons, judge=mute, agreements=[])
+        html, markdown = (file.read_text(encoding="utf-8") for file in write_report(found, tmp_path))
+        for text in (html, markdown):
+            assert "no verdict could be read" in text
+            assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct): no verdict could be read." in text
+            assert "by judge: no pair has an outcome" in text
+        assert "| Same verdict in both orders | – |" in markdown and "| By chance | – |" in markdown
+        assert ("No evaluator told the outcome of any pair" in html) == (not comparisons)
+        assert bool(comparisons) == ("### Largest win" in markdown)
+    assert summarize(replace(evaluation, comparisons=[])).findings == []
+    one = write_temperature_report([(0.0, found), (0.5, evaluation)], tmp_path)[1].read_text(encoding="utf-8")
+    assert "at 0 against hh-coh: no verdict could be read" in one
+    none = write_temperature_report([(0.0, found)], tmp_path)[1].read_text(encoding="utf-8")
+    assert "No evaluator told the outcome of any pair" in none and "## The judge" in none
+
+
+def test_temperatures_say_what_the_judge_is_worth(tmp_path: Path) -> None:
+    """Its account at every temperature; at 0.5 nothing of it is bold or filled, and why stands in the words."""
+    good, also = (made_evaluation(60, (0,), temperature=t) for t in (0.0, 0.5))
+    lora = {"evaluator": "judge", "system": "hh-meet-lora", "delta": Interval(0.3, 0.2, 0.4)}
+    good, also = with_delta(good, **lora), with_delta(also, **lora)
+    poor = doubted(also)
+    rows = [Problem("empty", 2, []), Problem("note", 40, [], of_rows=False)]
+    texts, plots = {}, {}
+    for name, other in (("good", also), ("poor", poor)):
+        given = [(0.5, replace(other, problems=rows)), (0.0, replace(good, problems=[]))]
+        files = write_temperature_report(given, tmp_path)
+        texts[name] = files[1].read_text(encoding="utf-8")
+        plots[name] = {plot.title: plot for plot in temperature_sections(given)[0].plots}
+        table = next(line for line in texts[name].splitlines() if line.startswith("| hh-meet-lora | **30.0** [20.0"))
+        assert ("**" in table.split("|")[3]) == (name == "good")
+    figure = "Δ against hh-coh by judge"
+    assert count_filled(plots["poor"][figure]) < count_filled(plots["good"][figure])
+    assert "At 0.5: no conclusion can be drawn from this judge" in plots["poor"][figure].caption
+    assert "no conclusion" not in plots["good"][figure].caption + plots["poor"]["Δ against hh-coh by reward"].caption
+    text = texts["poor"]
+    assert "at 0.5 against hh-coh: it gave the same verdict in both orders for 35.0% [30.0, 40.0] of the pairs" in text
+    assert text.count("At 0.5: no conclusion can be drawn from this judge") == 1  # beside the table
+    account = text.partition("## The judge")[2].partition("\n## ")[0]
+    assert "| 0, hh-coh | 288 |" in account and "| 71.2 [68.0, 74.5] | 41.0 | yes | 0.34 |" in account
+    assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.34 |" in account
+    assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account and "In all 0.68" in account
+    assert "Compare two replies to {question}." in account
+    assert "- 2 rows with problems in all evaluations together" in text
+    assert "Nothing can be concluded" not in texts["good"]
