@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 
-import torch
-from jobs import PAIRS, ROWS
-from rows import Rows, Scale
-from stages import STAGES
+from meetlm.config.process import prepare
 
-from meetlm.diagnostics.allocator import held, replays
-from meetlm.diagnostics.memory import Rehearsal
-from meetlm.objectives.base import OBJECTIVES
-from meetlm.policy.loading import checkpoint_activations, load_skeleton
-from meetlm.training.loop import Collator
-from meetlm.training.stage import StageSettings
+prepare()  # as the command `meet` does: how a process keeps memory is part of what it takes
+
+import torch  # noqa: E402
+from jobs import PAIRS, ROWS  # noqa: E402
+from rows import Rows, Scale  # noqa: E402
+from stages import STAGES  # noqa: E402
+
+from meetlm.diagnostics.allocator import held, replays  # noqa: E402
+from meetlm.diagnostics.memory import Rehearsal  # noqa: E402
+from meetlm.objectives.base import OBJECTIVES  # noqa: E402
+from meetlm.policy.loading import checkpoint_activations, load_skeleton  # noqa: E402
+from meetlm.training.loop import Collator  # noqa: E402
+from meetlm.training.stage import StageSettings  # noqa: E402
 
 MB = 1e6
 

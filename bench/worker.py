@@ -10,12 +10,16 @@ import sys
 import warnings
 from pathlib import Path
 
-from gate import Gate
-
 
 def main() -> None:
     """Run the program until the driver has had enough."""
     job, program, scale = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    if program.startswith("ours"):
+        from meetlm.config.process import prepare
+
+        prepare()  # as the command `meet` does before torch is loaded
+    from gate import Gate
+
     gate = Gate()
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather this than another, where memory runs out
     import torch

@@ -1,10 +1,8 @@
 """The command ``meet``: parse, call, print. The only room that prints."""
 
-import os
+from meetlm.config.process import prepare
 
-# Before torch is loaded: its threads spin for long while they wait by default, and two such programs on the same cores
-# slow each other down tenfold and more. A short spin costs a program that is alone hardly anything (LOG.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+prepare()  # before anything imports torch
 
 from meetlm.cli.main import main  # noqa: E402
 

@@ -1,32 +1,34 @@
 """LoRA with all levels stacked: a linear layer's output gains B·(w ⊙ A·x) (paper section 3.3.1; Hu et al., 2021).
 
-Per hooked layer A is [K, r, in] and B is [K, r, out], so that both flatten to K·r rows without a copy; w repeats each
+Per layer A is [K, r, in] and B is [K, r, out], so that both flatten to K·r rows without a copy; w repeats each
 level weight r times. Cost grows with K·r; over ``WIDE`` of them, where each token has one level, runs of tokens of
-one level go through their own r rows. The layers keep their own classes and names: the hook adds to their output, and
-the model's checkpoint stays a plain one.
+one level go through their own r rows. The layers keep their own classes, names and weights: only how they go forward
+is replaced (``low_rank``), and the model's checkpoint stays a plain one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from meetlm.config.errors import ConfigError
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+from meetlm.controls.low_rank import Layers, Reach, Runs, Wide
 
 WIDE = 128
 """Most K·r that all tokens go through."""
 RUN = 16
 """Tokens that a run has on average at least: shorter ones are more calls than they save."""
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers of one module that read the same input, and so can be one node. That they do is seen as they run."""
 
 
 class LoRASettings(ControlSettings):
@@ -51,8 +53,8 @@ class LoRA(Control):
         self._targets = target_layers(lm, settings.targets)
         self._fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in self._targets.values())
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
-        self._gate: Tensor | None = None
-        self._runs: _Runs | None = None
+        self._weights: Tensor | None = None
+        self._runs: Runs | None = None
         num_levels, rank = len(settings.levels), settings.rank
         for path, layer in self._targets.items():
             size_in, size_out = _sizes(layer)
@@ -62,15 +64,25 @@ class LoRA(Control):
             self.b[_key(path)] = nn.Parameter(torch.zeros(num_levels, rank, size_out))
 
     def attach(self, lm: PreTrainedModel) -> None:
-        """Hook every target layer of ``lm``."""
-        for path in self._targets:
-            lm.get_submodule(path).register_forward_hook(self._hook(_key(path)))
+        """Replace how every target layer of ``lm`` goes forward."""
+        for paths in _siblings(self._targets):
+            layers = {path: lm.get_submodule(path) for path in paths}
+            together = _Together(self, list(layers.items()))
+            for place, layer in enumerate(layers.values()):
+                layer.forward = partial(together, place)  # type: ignore[method-assign]
 
     def weigh(self, weights: Tensor) -> None:
-        """Keep w ⊙ scale, each level repeated r times: [R, T, K·r]; or the runs of tokens of one level."""
-        scaled = weights * self.scale
-        self._runs = _runs(scaled) if scaled.shape[-1] * self.rank > WIDE else None
-        self._gate = scaled.repeat_interleave(self.rank, dim=-1) if self._runs is None else None
+        """Keep w ⊙ scale, [R, T, K]; or the runs of tokens of one level."""
+        self._weights = weights * self.scale
+        self._runs = _runs(self._weights) if weights.shape[-1] * self.rank > WIDE else None
+
+    def reach(self, x: Tensor) -> Reach:
+        """Return what tokens x [R, T, in] reach under the weights of :meth:`weigh`."""
+        assert self._weights is not None, "weigh() before the forward pass"
+        if self._runs is not None:
+            return self._runs
+        gate = self._weights.expand(*x.shape[:-1], -1).flatten(0, -2)
+        return Wide(gate.repeat_interleave(self.rank, dim=-1))
 
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
         """Return the plain embeddings: LoRA has no slot."""
@@ -103,47 +115,52 @@ class LoRA(Control):
             "modules_to_save": None,
         }
 
-    def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            del layer
-            if self._runs is not None:
-                return output + self._runs.through(args[0], self.a[key], self.b[key]).to(output.dtype)
-            assert self._gate is not None, "weigh() before the forward pass"
-            a, b = self.a[key].flatten(0, 1), self.b[key].flatten(0, 1)
-            low = functional.linear(args[0].to(a.dtype), a) * self._gate
-            added: Tensor = (low.to(b.dtype) @ b).to(output.dtype)
-            return output + added
 
-        return add
+class _Together:
+    """The forward of layers that read one input: the first to be called computes all, the others take theirs.
 
-
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """Runs of tokens of one level.
-
-    Attributes:
-        levels: Of each run.
-        lengths: Their tokens.
-        gate: Weight of its level for each token, [tokens, 1].
+    Args:
+        control: Whose levels they obey.
+        layers: By module path.
     """
 
-    levels: list[int]
-    lengths: list[int]
-    gate: Tensor
+    def __init__(self, control: LoRA, layers: list[tuple[str, nn.Module]]) -> None:
+        self._control, self._layers = control, layers
+        self._input: Tensor | None = None
+        self._ready: dict[int, Tensor] = {}
 
-    def through(self, inputs: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return what is added to a layer's output for ``inputs`` [R, T, in]; a [K, r, in], b [K, r, out]."""
-        downs, ups = a.unbind(0), b.unbind(0)  # an index's backward would fill all K of them, run by run
-        parts = torch.split(inputs.flatten(0, 1).to(a.dtype), self.lengths)
-        gates = torch.split(self.gate, self.lengths)
-        added = [
-            (functional.linear(part, downs[level]) * gate).to(b.dtype) @ ups[level]
-            for part, gate, level in zip(parts, gates, self.levels, strict=True)
-        ]
-        return torch.cat(added).view(*inputs.shape[:2], -1)
+    def __call__(self, place: int, x: Tensor) -> Tensor:
+        """Return the output of the layer at ``place`` for x [R, T, in]."""
+        if self._input is not x or place not in self._ready:
+            self._input, self._ready = x, dict(enumerate(self._forward(x)))
+        output = self._ready.pop(place)
+        if not self._ready:
+            self._input = None
+        return output
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        control, keys = self._control, [_key(path) for path, _ in self._layers]
+        layers = Layers(
+            [layer.weight for _, layer in self._layers],  # type: ignore[misc]
+            [layer.bias for _, layer in self._layers],  # type: ignore[misc]
+            [control.a[key] for key in keys],
+            [control.b[key] for key in keys],
+            transposed=isinstance(self._layers[0][1], Conv1D),
+        )
+        return layers.forward(x, control.reach(x))
 
 
-def _runs(weights: Tensor) -> _Runs | None:
+def _siblings(targets: Iterable[str]) -> list[list[str]]:
+    """Return module paths in groups: those that ``SIBLINGS`` names together in one parent, every other one alone."""
+    groups: dict[tuple[str, object], list[str]] = {}
+    for path in targets:
+        parent, _, name = path.rpartition(".")
+        family = next((names for names in SIBLINGS if name in names), name)
+        groups.setdefault((parent, family), []).append(path)
+    return list(groups.values())
+
+
+def _runs(weights: Tensor) -> Runs | None:
     """Return the runs in weights [R, T, K]; ``None`` where a token mixes levels or they are short."""
     flat = weights.flatten(0, 1)
     if weights.shape[1] == 1 or int((flat != 0).sum(dim=1).max()) > 1:
@@ -151,7 +168,7 @@ def _runs(weights: Tensor) -> _Runs | None:
     levels, lengths = torch.unique_consecutive(flat.abs().argmax(dim=1), return_counts=True)
     if len(levels) * RUN > len(flat):
         return None
-    return _Runs(levels.tolist(), lengths.tolist(), flat.sum(dim=1, keepdim=True))
+    return Runs(levels.tolist(), lengths.tolist(), flat.sum(dim=1, keepdim=True))
 
 
 def target_layers(lm: PreTrainedModel, targets: str | tuple[str, ...]) -> dict[str, nn.Module]:

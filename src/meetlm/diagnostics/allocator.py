@@ -11,6 +11,7 @@ blocks and writes nothing into them, which costs address space and hardly any me
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
 import subprocess
 import sys
@@ -18,21 +19,20 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from meetlm.config.errors import MeetError
+from meetlm.config.process import HUGE_BLOCK, huge_blocks, keep_memory
 
 NOTE = 0
 """The key of an event that is no block but says what begins: one of the three below."""
 DONE, FORWARD, BACKWARD = 0, 1, 2
 
-ALIGNMENT = 64
-"""Of PyTorch's blocks on a CPU."""
+ALIGNMENT, PAGE = 64, 4096
+"""Of PyTorch's blocks on a CPU; of those that it asks huge pages for."""
 BESIDE_BLOCK = (24,)
 """Sizes of the small objects that come and go with a block: its version counter."""
 BESIDE_GRAPH = (16, 16, 32)
 """Sizes of those that a block made in a forward pass brings along until the graph is dropped: edges and reference
 counts of its nodes. They are the numbers of such objects, by block, at the end of a forward pass of SmolLM2 with LoRA;
 larger ones are too large for the gaps and change nothing."""
-FROM_SYSTEM = 32 * 2**20
-"""Blocks from here on come from the system and go back to it: the most that glibc's threshold rises to."""
 
 
 def replays() -> bool:
@@ -79,10 +79,13 @@ class _Library:
         self._c.free.argtypes = [ctypes.c_void_p]
         self._c.mallinfo2.restype = _Info
         self._place = ctypes.c_void_p()
+        self._huge = HUGE_BLOCK if huge_blocks() else math.inf
+        keep_memory()
 
     def block(self, size: int) -> int:
         """Return a block as PyTorch takes it."""
-        if self._c.posix_memalign(ctypes.byref(self._place), ALIGNMENT, size):
+        alignment = PAGE if size >= self._huge else ALIGNMENT
+        if self._c.posix_memalign(ctypes.byref(self._place), alignment, size):
             raise SystemExit(f"no block of {size} bytes")
         return self._place.value or 0
 
@@ -104,8 +107,6 @@ class _Library:
 def _replay(events: Iterator[tuple[int, int]]) -> int:
     """Take and give back every block; return the most that was held."""
     library = _Library()
-    # A process that has loaded a model has given large blocks back, which raises the threshold for good.
-    library.free([library.block(FROM_SYSTEM - 2**16)])
     base = most = library.held()
     taken: dict[int, list[int]] = {}
     graph: list[int] = []
