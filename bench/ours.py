@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
-from meetlm.controls.lora import target_layers
+from meetlm.controls.lora import SIBLINGS
 from meetlm.data.encoding import one_hot
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
@@ -96,7 +96,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
             trainer.turn_flops = Counter()
             return {"tokens": real_tokens(taken, slot), "flops": counted.total(), "product_flops": counted["products"]}
 
-        profile = StepProfile(target_layers(lm, "all-linear").values() if rank else ())
+        profile = StepProfile(narrow=max(map(len, SIBLINGS)) * len(control.levels) * rank)
         trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, about, profile))
         trainer.train()
 

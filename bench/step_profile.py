@@ -1,26 +1,24 @@
 """Where the time of one step goes, by kind of operation, as torch.profiler sees it. Knows no job.
 
-An operation is sorted by its name and by what stands around it. What LoRA adds is marked while the profile is taken, by
-hooks around its own; a backward operation belongs where the forward operation of its sequence number did. The profiler
-slows a step down, Python most of all: read shares, not seconds.
+An operation is sorted by its name, by what stands around it and, within the node of a layer and its LoRA, by its
+shapes: a product that is as narrow as LoRA's ranks is LoRA's own. A backward operation belongs where the forward
+operation of its sequence number did. The profiler slows a step down, Python most of all: read shares, not seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from time import perf_counter
-from typing import Any
 
 from jobs import ATTENTION, CONTROL, DATA, ELEMENTWISE, OPERATIONS, OPTIMIZER, OUTSIDE, PRODUCTS
-from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 ENGINE = "autograd::engine"
-MARK = "meetlm bench: LoRA"
-PRODUCT_NAMES = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+NODES = ("_Node", "_NodeBackward")
+"""Of layers and their LoRA (``controls/low_rank``), forward and backward; their own time is Python's."""
+PRODUCT_NAMES = frozenset({"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"})
 CLIPPING = ("aten::_foreach", "aten::linalg_vector_norm")
 """What clips the gradient: no forward of ours uses it, and nothing stands around it."""
 
@@ -29,23 +27,18 @@ class StepProfile:
     """Profiles from :meth:`start` to :meth:`stop`, on the thread that calls both.
 
     Args:
-        layers: The layers that LoRA adds to; none where there is no LoRA.
+        narrow: Most columns that a product of LoRA's has: K·r for each layer of one input; 0 where there is no LoRA.
     """
 
-    def __init__(self, layers: Iterable[nn.Module] = ()) -> None:
-        self._layers = list(layers)
-        self._handles: list[Any] = []
-        self._marks: list[AbstractContextManager[Any]] = []
+    def __init__(self, narrow: int = 0) -> None:
+        self._narrow = narrow
 
     def start(self) -> None:
-        """Mark the layers and start."""
-        for layer in self._layers:
-            self._handles.append(layer.register_forward_hook(self._enter, prepend=True))
-            self._handles.append(layer.register_forward_hook(self._leave))
-        # A recomputation that stops early, by an exception, would leave a mark open.
+        """Start."""
+        # A recomputation that stops early, by an exception, would leave its operations without an end.
         self._whole = set_checkpoint_early_stop(False)
         self._whole.__enter__()
-        self._profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+        self._profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True, record_shapes=True)
         self._profiler.__enter__()
         self._started = perf_counter()
 
@@ -54,22 +47,12 @@ class StepProfile:
         total = perf_counter() - self._started
         self._profiler.__exit__(None, None, None)
         self._whole.__exit__(None, None, None)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        seconds = sorted_time(self._profiler.events() or ())
+        seconds = sorted_time(self._profiler.events() or (), self._narrow)
         seconds[OUTSIDE] = max(0.0, total - sum(seconds.values()))
         return seconds
 
-    def _enter(self, *_: Any) -> None:
-        self._marks.append(record_function(MARK))
-        self._marks[-1].__enter__()
 
-    def _leave(self, *_: Any) -> None:
-        self._marks.pop().__exit__(None, None, None)
-
-
-def sorted_time(events: Iterable[FunctionEvent]) -> dict[str, float]:
+def sorted_time(events: Iterable[FunctionEvent], narrow: int = 0) -> dict[str, float]:
     """Return the seconds of each group but ``OUTSIDE``."""
     ordered = sorted(events, key=lambda event: event.time_range.start)
     seconds = dict.fromkeys(OPERATIONS[:-1], 0.0)
@@ -78,29 +61,36 @@ def sorted_time(events: Iterable[FunctionEvent]) -> dict[str, float]:
         around = _around(event)
         node = next((e for e in around if e.name.startswith(ENGINE)), None)
         backward = node is not None and not _recomputed(around)
-        group = group_of([e.name for e in around], forward.get(node.sequence_nr) if node and backward else None)
+        before = forward.get(node.sequence_nr) if node and backward else None
+        group = group_of([e.name for e in around], before, is_narrow(event.input_shapes or (), narrow))
         if node is None and event.sequence_nr >= 0:
             forward[event.sequence_nr] = group  # the last to see a number is the one that makes the node of it
-        if not event.name.startswith((MARK, "ProfilerStep")):
+        if event.name not in NODES and not event.name.startswith("ProfilerStep"):
             seconds[group] += event.self_cpu_time_total / 1e6
     return seconds
 
 
-def group_of(names: Sequence[str], forward: str | None = None) -> str:
+def is_narrow(shapes: Iterable[Sequence[int]], narrow: int) -> bool:
+    """Whether a matrix among ``shapes`` has a side of at most ``narrow``."""
+    return any(len(shape) == 2 and min(shape) <= narrow for shape in shapes)
+
+
+def group_of(names: Sequence[str], forward: str | None = None, narrow: bool = False) -> str:
     """Return the group of an operation.
 
     Args:
         names: Its own, then of what stands around it, from inside to outside.
         forward: In backward, the group of the forward operation that this one belongs to.
+        narrow: Whether it is on a matrix as narrow as LoRA's.
     """
+    if any(name in NODES for name in names):
+        return PRODUCTS if names[0] in PRODUCT_NAMES and not narrow else CONTROL
     for name in names:
-        if name == MARK:
-            return CONTROL
         if name.startswith("Optimizer."):
             return OPTIMIZER
         if name.startswith("enumerate(DataLoader)"):
             return DATA
-    if forward in (CONTROL, ATTENTION):
+    if forward == ATTENTION:
         return forward
     if any("scaled_dot_product" in name for name in names):
         return ATTENTION

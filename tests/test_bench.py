@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from meetlm.controls.lora import target_layers
 from meetlm.data.batch import collate
 from meetlm.policy.loading import checkpoint_activations
 from tiny import sequences, tiny_lm, tiny_policy
@@ -40,7 +39,7 @@ from jobs import (
     jobs_called,
 )
 from results import Goal, Grown, Profile, Run, compared, differs, goals, growth_ratios, rates, spread
-from step_profile import MARK, StepProfile, group_of, sorted_time
+from step_profile import StepProfile, group_of, is_narrow, sorted_time
 
 EMPTY = Run({}, {}, rounds=3, threads=1, scale={}, command=[], failed={})
 
@@ -179,8 +178,8 @@ def test_a_shrunk_point_keeps_its_levels_and_two_tokens() -> None:
     [
         (["aten::mm", "aten::matmul", "aten::linear"], None, PRODUCTS),
         (["aten::linear"], None, ELEMENTWISE),
-        (["aten::mm", MARK], None, CONTROL),
-        (["aten::mm", "MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], CONTROL, CONTROL),
+        (["aten::mul_", "_Node"], None, CONTROL),
+        (["aten::mm", "_NodeBackward", "autograd::engine::evaluate_function: _NodeBackward"], None, PRODUCTS),
         (["aten::mm", "MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], PRODUCTS, PRODUCTS),
         (["aten::mul", "MulBackward0", "autograd::engine::evaluate_function: MulBackward0"], PRODUCTS, ELEMENTWISE),
         (["aten::bmm", "aten::scaled_dot_product_attention"], None, ATTENTION),
@@ -198,44 +197,54 @@ def test_operations_are_sorted_by_name_and_surroundings(names: list[str], forwar
     assert group_of(names, forward) == group
 
 
+def test_narrow_products_of_a_node_are_loras_own() -> None:
+    assert is_narrow(([64, 576], [576, 24]), 24)
+    assert not is_narrow(([64, 576], [576, 192], []), 24)
+    assert group_of(["aten::addmm_", "_Node"], None, narrow=True) == CONTROL
+    assert group_of(["aten::addmm_", "_Node"], None, narrow=False) == PRODUCTS
+    assert group_of(["aten::mm"], None, narrow=True) == PRODUCTS, "a model's own narrow layer is no LoRA"
+
+
 def test_backward_is_sorted_by_its_forward_and_what_is_recomputed_by_itself() -> None:
     clock = count()
 
-    def event(name: str, seconds: float, number: int = -1, within: Any = None) -> Any:
+    def event(name: str, seconds: float, number: int = -1, within: Any = None, shapes: Any = None) -> Any:
         start = SimpleNamespace(start=next(clock))
         return SimpleNamespace(
-            name=name, self_cpu_time_total=1e6 * seconds, sequence_nr=number, cpu_parent=within, time_range=start
+            name=name,
+            self_cpu_time_total=1e6 * seconds,
+            sequence_nr=number,
+            cpu_parent=within,
+            time_range=start,
+            input_shapes=shapes,
         )
 
-    mark = event(MARK, 100.0)
-    forward = event("aten::mm", 1.0, 5, mark)
-    node = event("autograd::engine::evaluate_function: MmBackward0", 2.0, 5)
-    backward = event("aten::mm", 4.0, -1, node)
+    attention = event("aten::scaled_dot_product_attention", 1.0, 5)
+    node = event("autograd::engine::evaluate_function: ScaledDotProductBackward0", 2.0, 5)
+    backward = event("aten::sum", 4.0, -1, node)
     again = event("aten::mm", 8.0, 9, node)
-    below = event("aten::add", 16.0, -1, event("aten::scaled_dot_product_attention", 32.0, 9, node))
-    seconds = sorted_time([backward, below.cpu_parent, below, again, node, forward, mark])
-    assert seconds[CONTROL] == 1 + 2 + 4
-    assert seconds[PRODUCTS] == 8
-    assert seconds[ATTENTION] == 16 + 32
-    assert sum(seconds.values()) == 63, "the mark is no operation"
+    layer = event("_Node", 100.0, 7)
+    wide = event("aten::mm", 16.0, -1, layer, [[9, 64], [64, 32]])
+    narrow = event("aten::mm", 32.0, -1, layer, [[9, 64], [64, 4]])
+    seconds = sorted_time([backward, again, node, attention, narrow, wide, layer], narrow=4)
+    assert seconds[ATTENTION] == 1 + 2 + 4
+    assert seconds[PRODUCTS] == 8 + 16
+    assert seconds[CONTROL] == 32
+    assert sum(seconds.values()) == 63, "a node's own time is Python's"
 
 
 @pytest.mark.parametrize(("kind", "recomputes"), [("lora", False), ("lora", True), ("soft-prompt", False)])
-def test_a_profile_adds_up_and_leaves_no_hooks(kind: str, recomputes: bool) -> None:
+def test_a_profile_adds_up(kind: str, recomputes: bool) -> None:
     lm = tiny_lm("llama", dtype=torch.float32)
     if recomputes:
         checkpoint_activations(lm)
     policy = tiny_policy("llama", kind, lm=lm).float().train()
     policy.lm.requires_grad_(False)
-    layers = list(target_layers(policy.lm, "all-linear").values()) if kind == "lora" else []
     batch = collate(sequences(policy, [(5, 4), (3, 6)]), policy.layout)
-    before = [len(layer._forward_hooks) for layer in layers]
-    profile = StepProfile(layers)
+    profile = StepProfile(narrow=6 if kind == "lora" else 0)
     profile.start()
     policy(batch["blocks"], batch["num_completions"]).sums().sum().backward()
-    assert not profile._marks
     seconds = profile.stop()
-    assert [len(layer._forward_hooks) for layer in layers] == before
     assert set(seconds) == set(OPERATIONS)
     assert all(seconds[group] > 0 for group in (PRODUCTS, ATTENTION, ELEMENTWISE, OUTSIDE))
     assert (seconds[CONTROL] > 0) is (kind == "lora")

@@ -12,7 +12,10 @@ HUGE_BLOCK = 2 * 2**20
 """Bytes of a tensor from which on torch puts it on pages of its own and asks for huge ones."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers for them in ``mallopt``."""
-_OF_LIBRARY = {_TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", 2**31 - 1), _MMAP_THRESHOLD: ("MALLOC_MMAP_THRESHOLD_", 2**30)}
+_OF_LIBRARY = {
+    _TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", 2**31 - 1),
+    _MMAP_THRESHOLD: ("MALLOC_MMAP_THRESHOLD_", 2**30),
+}
 
 
 def prepare() -> None:

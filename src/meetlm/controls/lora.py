@@ -69,7 +69,7 @@ class LoRA(Control):
             layers = {path: lm.get_submodule(path) for path in paths}
             together = _Together(self, list(layers.items()))
             for place, layer in enumerate(layers.values()):
-                layer.forward = partial(together, place)  # type: ignore[method-assign]
+                layer.forward = partial(together, place)
 
     def weigh(self, weights: Tensor) -> None:
         """Keep w ⊙ scale, [R, T, K]; or the runs of tokens of one level."""

@@ -79,7 +79,9 @@ class Runs(Reach):
         lows = []
         for factor in factors:
             low = x.new_empty(len(x), factor.shape[1])
-            for level, part, out in zip(self.levels, x.split(self.lengths), low.split(self.lengths), strict=True):
+            for level, part, out in zip(
+                self.levels, torch.split(x, self.lengths), torch.split(low, self.lengths), strict=True
+            ):
                 torch.mm(part, factor[level].T, out=out)
             lows.append(low.mul_(self.gate))
         return lows
@@ -87,14 +89,18 @@ class Runs(Reach):
     def add_up(self, y: Tensor, lows: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
         """See :class:`Reach`."""
         for low, factor in zip(lows, factors, strict=True):
-            for level, part, out in zip(self.levels, low.split(self.lengths), y.split(self.lengths), strict=True):
+            for level, part, out in zip(
+                self.levels, torch.split(low, self.lengths), torch.split(y, self.lengths), strict=True
+            ):
                 out.addmm_(part, factor[level])
 
     def outer(self, lows: Sequence[Tensor], x: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """See :class:`Reach`."""
         found = [torch.zeros_like(one) for one in like]
         for low, gradient in zip(lows, found, strict=True):
-            for level, part, of_x in zip(self.levels, low.split(self.lengths), x.split(self.lengths), strict=True):
+            for level, part, of_x in zip(
+                self.levels, torch.split(low, self.lengths), torch.split(x, self.lengths), strict=True
+            ):
                 gradient[level].addmm_(part.T, of_x)
         return found
 
@@ -122,9 +128,11 @@ class Layers:
         kind = x.device.type
         autocasts = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocasts else self.weights[0].dtype
-        tensors = [None if one is None else one.to(dtype) for one in (*self.weights, *self.biases, *self.down, *self.up)]
+        tensors = [
+            None if one is None else one.to(dtype) for one in (*self.weights, *self.biases, *self.down, *self.up)
+        ]
         with torch.autocast(kind, enabled=False):
-            outputs: tuple[Tensor, ...] = _Node.apply(
+            outputs: tuple[Tensor, ...] = _Node.apply(  # type: ignore[no-untyped-call]
                 x.flatten(0, -2).to(dtype), reach, len(self.weights), self.transposed, *tensors
             )
         return tuple(one.view(*x.shape[:-1], -1) for one in outputs)
@@ -159,10 +167,11 @@ class _Node(torch.autograd.Function):
         of_weights, of_biases, of_downs, of_ups = _quarters(wanted[3:], count)
         dx: Tensor | None = None
         gradients: list[Tensor | None] = [None] * (4 * count)
-        reached = [i for i in range(count) if outer[i] is not None]
-        low_gradients = []
-        for i in reached:
-            dy = outer[i]
+        low_gradients, reached = [], []
+        for i, dy in enumerate(outer):
+            if dy is None:
+                continue
+            reached.append(i)
             low_gradients += reach.down(dy, [ups[i]])
             if wants_x:
                 left = weights[i].T if ctx.transposed else weights[i]
