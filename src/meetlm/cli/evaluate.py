@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
+from meetlm.cli.numbers import finite
 from meetlm.cli.progress import bar, quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 @click.option("--data", "place", help="Held-out pairs: a file, folder or hub name  [default: the first run's].")
 @click.option("--source", help="Format of its rows: hh, summarize or pairs  [default: told by the first row].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
-@click.option("--split", default="test", show_default=True, help="Split of a folder or hub data set.")
+@click.option("--split", help="Split of a folder or hub data set  [default: test].")
 @click.option("--preset", type=click.Choice(["paper"]), default="paper", show_default=True, help="The protocol.")
 @click.option("--level", help="Completions of a run to take  [default: good; '' for each run's default].")
-@click.option("--temperature", type=click.FloatRange(0), help="Theirs  [default: 0].")
+@click.option("--temperature", type=click.FloatRange(0), callback=finite, help="Theirs  [default: 0].")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Theirs  [default: 1].")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Theirs  [default: 128].")
 @click.option("--common", is_flag=True, help="Compare over the prompts that all systems have, where they differ.")
@@ -61,7 +62,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
     sampling = Sampling(**protocol.model_dump(exclude={"level"}))
     settings = settings_of(given)
-    data = _data(given) if given["place"] else data_of(systems)
+    data = _data(given) or data_of(systems)
     chosen, repeated = chosen_replies(data)
     answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=given["place"])
     cells = line_up(answers, chosen, common=given["common"])
@@ -85,16 +86,26 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
         click.echo(f"The report is in {file}.")
 
 
-def _data(given: dict[str, Any]) -> DataSettings:
+def _data(given: dict[str, Any]) -> DataSettings | None:
+    """Return where held-out rows are, as the options say; none of these is given in vain."""
     from meetlm.diagnostics.locate import locate
 
-    place = str(given["place"])
-    file = Path(place).expanduser().is_file()
-    split = "train" if file else given["split"]
+    place, file = given["place"], given["place"] is not None and Path(given["place"]).expanduser().is_file()
+    for name in ("source", "subset", "split"):
+        if given[name] is not None and (place is None or (file and name != "source")):
+            what = "no --data that it is of" if place is None else f"--data is a file ({place}), which has none"
+            raise click.UsageError(f"--{name} is given, and {what}")
+    if place is None:
+        return None
+    split = given["split"] or "test"
     settings, _ = locate(
-        place, source=given["source"], subset=given["subset"], split=split, test=place if file else None
+        place,
+        source=given["source"],
+        subset=given["subset"],
+        split="train" if file else split,
+        test=place if file else None,
     )
-    return settings if file else settings.model_copy(update={"eval_split": given["split"]})
+    return settings if file else settings.model_copy(update={"eval_split": split})
 
 
 def show(evaluation: Evaluation) -> None:

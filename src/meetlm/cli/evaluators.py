@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REWARD = {"model": "reward"}
 _JUDGE = {"model": "judge", "base_url": "judge_url", "prompt": "judge_prompt"}
 """Settings that have an option of their own."""
-_NEEDS = {"judge": ("judge_url", "judge_prompt", "judge_set", "judge_prompts"), "reward": ("reward_set",)}
+_NEEDS = {"judge": ("judge_url", "judge_prompt", "judge_set", "judge_prompts"), "reward": ("reward_set", "tie_band")}
 """Options that say nothing without another."""
 
 
@@ -55,11 +55,14 @@ def _settings(own: Mapping[str, str]) -> Callable[[click.Context, click.Paramete
     return read
 
 
-def _band(context: click.Context, option: click.Parameter, band: tuple[float, float]) -> tuple[float, float]:
+def _band(
+    context: click.Context, option: click.Parameter, band: tuple[float, float] | None
+) -> tuple[float, float] | None:
     """Refuse a band that cannot be one, before anything is read or scored."""
     from meetlm.evaluation.outcomes import by_reward
 
-    by_reward([], [], band)
+    if band is not None:
+        by_reward([], [], band)
     return band
 
 
@@ -102,10 +105,8 @@ _OPTIONS = (
     click.option(
         "--tie-band",
         type=(float, float),
-        default=(0.45, 0.55),
-        show_default=True,
         callback=_band,
-        help="Rewards tie where σ of their difference is inside.",
+        help="Rewards tie where σ of their difference is inside  [default: 0.45 0.55].",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Of the bootstrap and the judge's prompts."),
 )
@@ -133,8 +134,9 @@ def settings_of(given: dict[str, Any]) -> EvaluationSettings:
     from meetlm.config.yaml_files import check
     from meetlm.evaluation.evaluate import EvaluationSettings
 
-    named = {name: given[name] for name in ("judge_prompts", "stemmer", "seed") if given[name] is not None}
-    return check(EvaluationSettings, {**named, "band": given["tie_band"]}, {}, "evaluation")
+    own = {"judge_prompts": "judge_prompts", "stemmer": "stemmer", "seed": "seed", "band": "tie_band"}
+    named = {key: given[name] for key, name in own.items() if given[name] is not None}
+    return check(EvaluationSettings, named, {}, "evaluation")
 
 
 def evaluators_of(given: dict[str, Any]) -> Evaluators:

@@ -12,6 +12,7 @@ from meetlm.cli import inspect
 from meetlm.cli.configured import configured
 from meetlm.cli.demo import demo, demo_data
 from meetlm.cli.evaluate import evaluate
+from meetlm.cli.numbers import finite
 from meetlm.cli.paper import paper
 from meetlm.cli.plan import plan
 from meetlm.cli.recipes import recipes
@@ -124,7 +125,12 @@ def show_config(words: tuple[str, ...], file: Path | None) -> None:
 @click.option("--level", help="A level's name, or weights such as good=1.5,bad=-0.5  [default: the run's].")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens.")
 @click.option(
-    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest token."
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    callback=finite,
+    help="0 takes the likeliest token.",
 )
 @click.option(
     "--top-p",

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from meetlm.cli.inspect import SEED
+from meetlm.cli.numbers import finite
 
 _INPUT = click.Choice(["auto", "pair", "chat", "text"])
+_POSITIVE = click.FloatRange(0, min_open=True)
 _DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it runs."
 )
@@ -33,8 +35,10 @@ def reward() -> None:
 @click.option("--max-length", type=click.IntRange(8), default=256, show_default=True, help="Most tokens of a side.")
 @click.option("--limit", type=click.IntRange(1), help="Train on the first so many usable pairs.")
 @click.option("--limit-test", type=click.IntRange(1), help="Measure on the first so many usable held-out pairs.")
-@click.option("--epochs", type=float, default=1.0, show_default=True, help="Passes over the pairs.")
-@click.option("--lr", type=float, help="AdamW's rate  [default: 5e-4; 2e-5 with --lora-rank 0].")
+@click.option(
+    "--epochs", type=_POSITIVE, default=1.0, show_default=True, callback=finite, help="Passes over the pairs."
+)
+@click.option("--lr", type=_POSITIVE, callback=finite, help="AdamW's rate  [default: 5e-4; 2e-5 with --lora-rank 0].")
 @click.option("--pairs", type=click.IntRange(1), default=8, show_default=True, help="Pairs in an optimizer step.")
 @click.option(
     "--lora-rank",
@@ -95,7 +99,7 @@ def train(
             "data": {**found.model_dump(), "limit_train": limit, "limit_eval": limit_test},
             "input": form,
             "lora_rank": lora_rank,
-            "lr": lr or (5e-4 if lora_rank else 2e-5),
+            "lr": (5e-4 if lora_rank else 2e-5) if lr is None else lr,
             "epochs": epochs,
             "pairs": pairs,
             "seed": seed,

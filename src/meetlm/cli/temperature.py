@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,6 @@ def _numbers(text: str) -> list[float]:
         numbers = sorted({float(part) for part in text.split(",")})
     except ValueError:
         raise click.UsageError(f"--temperatures {text!r}: expected numbers with commas between") from None
-    if numbers[0] < 0:
-        raise click.UsageError(f"--temperatures {text!r}: expected numbers of 0 and more")
+    if not all(0 <= number < math.inf for number in numbers):
+        raise click.UsageError(f"--temperatures {text!r}: expected finite numbers of 0 and more")
     return numbers

@@ -11,7 +11,7 @@ class Protocol(Settings):
     """What completions have to be; the defaults are the paper's (sections 4.3 and 4.6, appendix A)."""
 
     level: str | None = Field("good", description="of the control; null for each run's default")
-    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token (section 4.6)")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 takes the likeliest token (section 4.6)")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus")
     max_new_tokens: int = Field(128, ge=1, description="most new tokens (appendix A)")
 

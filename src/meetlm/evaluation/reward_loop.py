@@ -45,8 +45,10 @@ class RewardTraining(Settings):
     lora_rank: int = Field(
         16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 trains every weight"
     )
-    lr: float = Field(5e-4, gt=0, description="AdamW's rate; 2e-5 is usual for every weight (lora_rank 0)")
-    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    lr: float = Field(
+        5e-4, gt=0, allow_inf_nan=False, description="AdamW's rate; 2e-5 is usual for every weight (lora_rank 0)"
+    )
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="passes over the training pairs")
     pairs: int = Field(8, ge=1, description="pairs in one optimizer step")
     micro_pairs: int = Field(8, ge=1, description="most pairs in one forward pass")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")

@@ -16,7 +16,7 @@ class Sampling(Settings):
     """Settings of a generation; stored with every completion."""
 
     max_new_tokens: int = Field(128, ge=1, description="most new tokens (128 in the paper)")
-    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 takes the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of this much probability")
 
 

@@ -71,12 +71,14 @@ def data_of(words: Sequence[str]) -> DataSettings:
     """Return the data settings of the first run among the systems that words name.
 
     Raises:
-        ConfigError: None of them is a run.
+        ConfigError: None of them is a run, or a place before the first one is nowhere.
     """
     for word in words:
         for place in named_places(word)[1]:
             if (place / CONFIG).is_file():
                 return read_data_settings(place)
+            if not place.is_file():
+                raise _no_place(place)
     raise ConfigError("none of the systems is a run, so the held-out prompts are not known: --data")
 
 
@@ -132,7 +134,7 @@ def _files(
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise ConfigError(f"{place} is neither a run's folder nor a file of completions")
+        raise _no_place(place)
     if level is None and (place / MEET).is_file():
         level = read_meet(place, weights=False).default_level
     found: dict[Path, Any] = {}
@@ -154,6 +156,11 @@ def _files(
     if len(levels) > 1:
         raise RunError(f"{place} has completions at the levels {', '.join(sorted(levels))}: choose one with --level")
     return list(found)
+
+
+def _no_place(place: Path) -> ConfigError:
+    what = "is a folder and no run" if place.is_dir() else "is neither a run's folder nor a file of completions"
+    return ConfigError(f"{place} {what}")
 
 
 def _word(level: Level) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.yaml_files import check
 from meetlm.evaluation.answers import read_answers
 from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
@@ -60,7 +61,7 @@ def sweep_temperature(
         on_done: Is told of completions written.
 
     Raises:
-        ConfigError: A baseline is no run or stands there twice, or no run is left to compare.
+        ConfigError: A baseline is no run or stands there twice, no run is left to compare, or a temperature is none.
         RunError: A run is not finished or its weights are gone, and completions are missing.
     """
     for name in baselines:
@@ -75,7 +76,7 @@ def sweep_temperature(
     chosen, repeated = chosen_replies(data)
     points = []
     for temperature in temperatures:
-        drawn = sampling.model_copy(update={"temperature": temperature})
+        drawn = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
         answers = {}
         for name, run in runs.items():
             own = level if level is not None else read_meet(run, weights=False).default_level

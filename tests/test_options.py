@@ -1,0 +1,79 @@
+"""Options of evaluation that cannot be meant, or would say nothing, are refused before anything is read or trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from meetlm.cli import main
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.reward_loop import RewardTraining
+from meetlm.generation.sampling import Sampling
+
+HERE = str(Path(__file__))
+
+
+def refused(words: list[str]) -> str:
+    """Give a command; return what it says on refusing."""
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code in (1, 2) and not isinstance(done.exception, ValueError), done.output
+    return " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "a.jsonl", "--baseline", "a", "--temperature"],
+        ["generate", "run", "--temperature"],
+        ["sweep-temperature", "a", "b", "--baseline", "b", "--temperatures"],
+        ["reward", "train", "--data", "a.jsonl", "--out", "rm", "--lr"],
+        ["reward", "train", "--data", "a.jsonl", "--out", "rm", "--epochs"],
+    ],
+)
+def test_numbers_that_are_none(words: list[str], number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused([*words, number])
+    assert any(what in said for what in ("not a finite number", "finite numbers of 0 and more", "not in the range"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_of_zero_is_not_the_default(tmp_path: Path) -> None:
+    words = ["reward", "train", "--data", "a.jsonl", "--out", str(tmp_path / "rm"), "--lr", "0"]
+    assert "'--lr': 0.0 is not in the range x>0" in refused(words)
+
+
+def test_settings_take_no_infinity() -> None:
+    for change in ({"lr": float("inf")}, {"epochs": float("nan")}):
+        with pytest.raises(ValueError, match="finite number|greater than 0"):
+            RewardTraining.model_validate({"data": {"source": "pairs", "path": "p"}, **change})
+    with pytest.raises(ValueError, match="finite number"):
+        Sampling(temperature=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--subset", "harmless-base"], "--subset is given, and no --data that it is of"),
+        (["--source", "hh"], "--source is given, and no --data that it is of"),
+        (["--split", "test"], "--split is given, and no --data that it is of"),
+        (["--data", HERE, "--subset", "x"], f"--subset is given, and --data is a file ({HERE}), which has none"),
+        (["--data", HERE, "--split", "test"], f"--split is given, and --data is a file ({HERE}), which has none"),
+        (["--tie-band", "0.45", "0.55"], "--tie-band is given, and no --reward that it is of"),
+    ],
+)
+def test_options_in_vain(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewardModel, "load", lambda settings: pytest.fail("a reward model is loaded"))
+    assert told in refused(["evaluate", "a.jsonl", "--baseline", "a", *words])
+
+
+def test_a_mistyped_run_is_named(tmp_path: Path) -> None:
+    nowhere, folder, file = tmp_path / "rnu", tmp_path / "folder", tmp_path / "a.jsonl"
+    folder.mkdir()
+    file.write_text('{"prompt": "p", "completion": "c"}\n')
+    words = ["evaluate", str(file), "--baseline", "a"]
+    assert f"{nowhere} is neither a run's folder nor a file" in refused([*words, str(nowhere)])
+    assert f"{folder} is a folder and no run" in refused([*words, str(folder)])
+    assert "none of the systems is a run" in refused(words)
