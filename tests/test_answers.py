@@ -170,6 +170,27 @@ def test_prompts_that_are_not_held_out(tmp_path: Path) -> None:
         line_up(systems, held_out("v"))
 
 
+def test_other_prompts_of_a_file_make_systems_no_different(tmp_path: Path) -> None:
+    """A file of more than the held-out prompts is compared over these, and the rest is counted."""
+    systems = [answers_of("a", ["x", "y"], tmp_path), answers_of("b", ["w", "y", "x", "v"], tmp_path)]
+    cells = line_up(systems, held_out("x", "y"))
+    assert [row.prompt for row in cells.prompts] == ["x", "y"]
+    assert [one.completion for one in cells.answers["b"]] == ["b says 2", "b says 1"]
+    (left,) = cells.problems
+    assert (left.count, sorted(left.examples)) == (2, [f"{tmp_path / 'b.jsonl'}:{line}" for line in (1, 4)])
+    with pytest.raises(ConfigError, match="a lacks 1, such as .*b.jsonl:1"):
+        line_up(systems, held_out("x", "y", "w"))
+
+
+def test_seeds_of_prompts_that_are_not_held_out_do_not_count(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "completion": "c", "seed": 3}, {"prompt": "other", "completion": "c", "seed": 8}]
+    systems = [
+        read_answers("a", [[written(tmp_path / "a.jsonl", rows, sampling=SAMPLING)]]),
+        answers_of("b", ["x"], tmp_path),
+    ]
+    assert len(line_up(systems, held_out("x")).cells) == 1
+
+
 @pytest.mark.parametrize("name", ["temperature", "top_p", "max_new_tokens", "stop"])
 def test_other_sampling_is_refused(name: str, tmp_path: Path) -> None:
     other = {**SAMPLING, name: ["\n"] if name == "stop" else 0.5}

@@ -61,6 +61,16 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
         if unstated:
             what = f"{system.name}: does not state {', '.join(unstated)}, taken as those of the others"
             problems.append(Problem(what, len(unstated), system.files, of_rows=False))
+    everything = [item for answers in systems for item in answers.by_cell.items()]
+    somewhere = {prompt: str(answer.origin) for (prompt, _), answer in reversed(everything)}
+    outside = sorted(set(somewhere) - set(chosen))
+    if outside:
+        where = [somewhere[prompt] for prompt in outside]
+        problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where[:SHOWN]))
+        if len(outside) == len(somewhere):
+            what = f"none of the {len(outside)} prompts with completions is among the {len(chosen)} of --data"
+            raise ConfigError(f"{what}: was it the data that `meet generate` read?")
+        systems = [_held_out(answers, chosen) for answers in systems]
     systems = _paired(systems)
     keys = [set(answers.by_cell) for answers in systems]
     shared, union = set.intersection(*keys), set.union(*keys)
@@ -80,18 +90,10 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
             )
             for name, rows in lacking.items()
         ]
-    outside = sorted({prompt for prompt, _ in shared} - set(chosen))
-    if outside:
-        where = [_where(systems[0], prompt) for prompt in outside]
-        problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where[:SHOWN]))
     everywhere = {prompt for prompt, _ in shared}
     kept = [prompt for prompt in chosen if prompt in everywhere]
     if not kept:
-        if everywhere:
-            what = f"none of the {len(everywhere)} prompts with completions is among the {len(chosen)} of --data"
-            raise ConfigError(f"{what}: was it the data that `meet generate` read?")
         raise ConfigError("there is no prompt for which all systems have completions")
-    somewhere = {prompt for prompt, _ in union}
     without = [prompt for prompt in chosen if prompt not in somewhere]
     if without:
         problems.append(Problem("held-out prompts that no system has a completion for", len(without), without[:SHOWN]))
@@ -149,5 +151,6 @@ def _lacking(systems: Sequence[Answers], union: set[tuple[str, int]]) -> dict[st
     return {name: rows for name, rows in missing.items() if rows}
 
 
-def _where(answers: Answers, prompt: str) -> str:
-    return next(str(answer.origin) for (one, _), answer in answers.by_cell.items() if one == prompt)
+def _held_out(answers: Answers, chosen: Mapping[str, str | None]) -> Answers:
+    """Return the completions of held-out prompts alone: what else a file holds makes systems no different."""
+    return replace(answers, by_cell={key: one for key, one in answers.by_cell.items() if key[0] in chosen})
