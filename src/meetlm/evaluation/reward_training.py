@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.files import write_atomic
 from meetlm.data.splits import read_splits
-from meetlm.diagnostics.preference import Rate, rate, wins
+from meetlm.diagnostics.preference import Rate, wins
 from meetlm.evaluation.reward import RewardModel, RewardSettings
 from meetlm.evaluation.reward_data import RewardPairs, prepare_pairs, training_form
 from meetlm.evaluation.reward_input import RECORD, RewardInput
 from meetlm.evaluation.reward_loop import CHECKPOINTS, RewardTraining, run_loop
+from meetlm.evaluation.statistics import mean
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 
 DONE = "reward.json"
@@ -161,4 +163,11 @@ def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs) -> tuple[R
         raise RunError(f"training has diverged, a lower lr may help: {said}")
     rewards = np.array(found, dtype=np.float64)
     sizes = np.array([len(completion.strip()) for completion in completions])
-    return rate(wins(rewards[::2], rewards[1::2])), rate(wins(sizes[::2], sizes[1::2]))
+    return _rate(wins(rewards[::2], rewards[1::2])), _rate(wins(sizes[::2], sizes[1::2]))
+
+
+def _rate(outcomes: NDArray[np.float64]) -> Rate:
+    """Return the mean of ``outcomes`` [S], one a prompt, with the interval that an evaluation's figures have."""
+    found = mean(outcomes.tolist(), range(len(outcomes)))
+    assert found is not None, "there is a held-out pair"
+    return Rate(found.value, found.low, found.high)
