@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,11 @@ def test_a_scorer_that_cannot_be_had(module: str, name: str, says: str) -> None:
 
 
 def test_a_builtin_scorer() -> None:
-    """``math.dist`` and the like have no say in their parameters; what they return counts."""
-    scorer = CallableScorer("math:fsum", lambda prompt, completion: math.fsum(map(float, completion.split())))
-    assert score(scorer, ["1 2", "0.5"]) == [3.0, 0.5]
+    """``operator.lt`` says its parameters, ``itertools.zip_longest`` does not; what they return counts."""
+    with pytest.raises(ValueError, match="no signature found"):
+        inspect.signature(zip_longest)
+    scorer = load_scorer("itertools:zip_longest")
+    with pytest.raises(ConfigError, match=r"scorer itertools:zip_longest: row 1: returned <.*; expected a number"):
+        score(scorer, ["ab"])
+    assert score(load_scorer("operator:lt"), ["o", "q"]) == [0.0, 1.0]
     assert score(CallableScorer("x:y", lambda p, c: np.bool_(len(c) > 1)), ["ab", "a"]) == [1.0, 0.0]

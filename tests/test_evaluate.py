@@ -49,6 +49,7 @@ def meet(*words: object) -> Any:
 
 
 def evaluated(folder: Path, *words: object) -> Evaluation:
+    folder.mkdir(exist_ok=True)
     done = meet("evaluate", *words, "--data", held_out(folder), "--out", folder / "out", "--quiet")
     assert done.exit_code == 0, done.output
     return Evaluation.read(folder / "out" / "evaluation.json")
@@ -110,7 +111,15 @@ def test_a_system_beside_itself_only_ties(tmp_path: Path) -> None:
 def test_swapping_the_systems_mirrors_every_figure(tmp_path: Path) -> None:
     reward = folder_of("deberta", tmp_path / "rm")
     words = [*systems(tmp_path, (0, 1)), "--reward", reward]
-    one, other = (evaluated(tmp_path, *words, "--baseline", name) for name in "ba")
+    with JudgeServer(longer) as server:
+        words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        one, other = (evaluated(tmp_path / f"{name} first", *words, "--baseline", name) for name in "ba")
+    assert {mine.evaluator for mine in one.comparisons} == {"rouge-avg", "reward", "judge"}
+    assert [(mine.values, mine.means) for mine in one.measures] == [
+        (theirs.values, theirs.means) for theirs in other.measures
+    ]
+    kappas = [{(mine.evaluators, mine.kappa, mine.observed) for mine in which.agreements} for which in (one, other)]
+    assert kappas[0] == kappas[1] and len(kappas[0]) == 3
     for mine in one.comparisons:
         theirs = by_name(other, mine.evaluator, "b")
         flipped = {"win": "lose", "lose": "win", "tie": "tie", None: None}
@@ -119,6 +128,12 @@ def test_swapping_the_systems_mirrors_every_figure(tmp_path: Path) -> None:
         delta, mirrored = mine.rates.delta, theirs.rates.delta
         assert (delta.value, delta.low, delta.high) == (-mirrored.value, -mirrored.high, -mirrored.low)
         assert mine.rates.sign_p == theirs.rates.sign_p
+        controlled, seen = mine.controlled_win, theirs.controlled_win
+        assert (controlled is None) == (seen is None)
+        if controlled is not None and seen is not None:
+            assert controlled.value == pytest.approx(1 - seen.value, abs=1e-6)
+            assert (controlled.low, controlled.high) == pytest.approx((1 - seen.high, 1 - seen.low), abs=1e-6)
+    assert any(mine.controlled_win is not None for mine in one.comparisons)
 
 
 def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +171,9 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (one.evaluator, one.outcomes) for one in expected.comparisons
     ]
     assert found.problems == expected.problems
+    for mine, theirs in zip(found.measures, expected.measures, strict=True):
+        for system, values in mine.values.items():
+            assert values == pytest.approx(theirs.values[system], abs=1e-5), (mine.name, system)
 
 
 def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
