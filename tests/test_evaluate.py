@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -308,6 +309,17 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     command = f"meet generate {tmp_path / 'run'} --level good --temperature 0 --top-p 1 --max-new-tokens 4"
     assert command in said
     assert meet(*command.split()[1:]).exit_code == 0
+    folder = tmp_path / "hh rlhf" / "some"
+    folder.mkdir(parents=True)
+    sides = {side: f"\n\nHuman: Which colour is snow?\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    written(folder / "test.jsonl", [sides])
+    few = ["evaluate", tmp_path / "run", "--baseline", "run", "--max-new-tokens", 4, "--out", tmp_path / "out"]
+    said = meet(*few, "--data", folder.parent, "--subset", "some").output
+    assert "meet generate" in said, said
+    words = shlex.split(said[said.index("meet generate") :])
+    assert words[words.index("--data") + 1] == str(folder / "test.jsonl")
+    assert meet(*words[1:]).exit_code == 0
+    assert "name another system" in meet(*few, "--data", folder.parent, "--subset", "some").output
     other = systems(tmp_path)[0]
     done = meet("evaluate", tmp_path / "run", other, "--baseline", "a", "--max-new-tokens", 4)
     assert done.exit_code == 1 and "was sampled with max_new_tokens" in done.output

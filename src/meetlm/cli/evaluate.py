@@ -48,6 +48,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
         --judge gpt-4o --judge-prompt summary
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
+    from meetlm.data.rows import find_rows
     from meetlm.evaluation.cells import line_up
     from meetlm.evaluation.evaluate import evaluate as compare
     from meetlm.evaluation.protocol import PRESETS
@@ -64,7 +65,8 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     settings = settings_of(given)
     data = _data(given) or data_of(systems)
     chosen, repeated = chosen_replies(data)
-    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=given["place"])
+    file = find_rows(data, "eval").file if given["place"] else None
+    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=file)
     cells = line_up(answers, chosen, common=given["common"])
     cells.problems.extend(repeated)
     evaluators = evaluators_of(given)

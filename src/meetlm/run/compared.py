@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_systems(
         level: Of the completions to take from a run; its default where ``None``.
         sampling: Theirs, and that of files that state it.
         held_out: Ids of the prompts that a run's completions are of.
-        data: Where these come from, if not from the run.
+        data: The file that these come from, if not from the run; `meet generate` reads it.
 
     Raises:
         ConfigError: Two systems have one name, a place is neither, or a file states another sampling.
@@ -145,12 +146,13 @@ def _files(
         if alike and level in (None, answers.system.level) and any(prompt in held_out for prompt, _ in answers.by_cell):
             found[file] = answers.system.level
     if not found:
-        given = ("" if data is None else f" --data {data}") + ("" if level is None else f" --level {_word(level)}")
+        given = "" if data is None else f" --data {shlex.quote(data)}"
+        given += "" if level is None else f" --level {shlex.quote(_word(level))}"
         raise RunError(
             f"{place} has no completions of the held-out prompts at {'any level' if level is None else _word(level)}, "
             f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new "
-            f"tokens. Write them: meet generate {place}{given} --temperature {sampling.temperature:g} "
-            f"--top-p {sampling.top_p:g} --max-new-tokens {sampling.max_new_tokens}"
+            f"tokens. Write them: meet generate {shlex.quote(str(place))}{given} --temperature "
+            f"{sampling.temperature:g} --top-p {sampling.top_p:g} --max-new-tokens {sampling.max_new_tokens}"
         )
     levels = {json.dumps(one, sort_keys=True) for one in found.values()}
     if len(levels) > 1:
