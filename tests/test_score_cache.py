@@ -69,6 +69,24 @@ def test_cut_rows_and_rows_that_are_refused_are_told_each_time(tmp_path: Path) -
     assert found == pytest.approx(shorter.score(prompts, completions), abs=TOLERANCE) and found[0] != first[0][0]
 
 
+def test_rows_of_a_prompt_are_scored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever system they are of: only rows of one call can share their prompt."""
+    calls: list[list[str]] = []
+    right = RewardModel.score
+
+    def told(self: RewardModel, prompts: Any, *rest: Any, **more: Any) -> Any:
+        calls.append(list(prompts))
+        return right(self, prompts, *rest, **more)
+
+    monkeypatch.setattr(RewardModel, "score", told)
+    monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 4)
+    model = load(folder_of("llama", tmp_path / "rm"), input="text")
+    prompts, completions = PROMPTS * 3, [f"{one} {system}" for system in "abc" for one in SAYS]
+    found, _ = KeptScores(model, tmp_path).score(prompts, completions, completions)
+    assert [len(call) for call in calls] == [6, 6] and all(len(set(call)) == 2 for call in calls)
+    assert found == pytest.approx(right(model, prompts, completions), abs=TOLERANCE)
+
+
 def test_white_space_around_a_completion_is_no_new_row(tmp_path: Path) -> None:
     kept = KeptScores(load(folder_of("llama", tmp_path / "rm"), input="text"), tmp_path)
     found, _ = kept.score(PROMPTS, SAYS, SAYS)

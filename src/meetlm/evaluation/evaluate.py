@@ -192,9 +192,12 @@ class _Work:
     def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
         """Add rewards and their comparison."""
         kept = KeptScores(model, self.folder / "scores")
+        every = [one for name in self.names for one in self.completions[name]]
+        rows = [one for name in self.names for one in self.rows[name]]
+        kept.score(self.prompts * len(self.names), every, rows, on_done)  # all at once: systems share their prompts
         values: dict[str, Column] = {}
         for name in self.names:
-            values[name], problems = kept.score(self.prompts, self.completions[name], self.rows[name], on_done)
+            values[name], problems = kept.score(self.prompts, self.completions[name], self.rows[name])
             found.problems += [Problem(f"reward, {name}: {one.what}", one.count, one.examples) for one in problems]
         described = f"reward of {model.settings.model} (reads {model.form}: {model.told_by})"
         self._measure(found, "reward", described, True, values)

@@ -17,7 +17,7 @@ from meetlm.evaluation.reward_input import Ids, Prompt
 from meetlm.policy.fingerprint import sha256_of
 
 CHUNK = 64
-"""Rows scored between two writes."""
+"""Rows scored between two writes, at least: those of one prompt stay together, so that a model can share it."""
 _NAMES = ("_name_or_path", "transformers_version")
 """Of a model's config: these change no score."""
 
@@ -65,12 +65,10 @@ class KeptScores:
         firsts = {key: place for place, key in reversed(list(enumerate(keys))) if key is not None}
         scores = self._read()
         missing = [place for key, place in firsts.items() if key not in scores]
-        missing.sort(key=lambda place: len(completions[place]) + len(str(prompts[place])))
         done = on_done or (lambda number: None)
         done(len(keys) - len(missing))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(missing), CHUNK):
-            places = missing[start : start + CHUNK]
+        for places in _chunks(missing, prompts, completions):
             values = self.model.score([prompts[n] for n in places], [completions[n] for n in places], done)
             made = {str(keys[n]): value for n, value in zip(places, values, strict=True)}
             with self.file.open("a", encoding="utf-8") as lines:
@@ -95,6 +93,19 @@ class KeptScores:
                 "has a line that is no kept score", file=str(self.file), expected="JSON; delete the file to score anew"
             ) from None
         return scores
+
+
+def _chunks(missing: Sequence[int], prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+    """Return the places of rows in chunks: all rows of a prompt in one, prompts of like length together."""
+    families: dict[str, list[int]] = {}
+    for place in missing:
+        families.setdefault(json.dumps(prompts[place]), []).append(place)
+    chunks: list[list[int]] = [[]]
+    for prompt in sorted(families, key=lambda one: len(one) + max(len(completions[n]) for n in families[one])):
+        if len(chunks[-1]) >= CHUNK:
+            chunks.append([])
+        chunks[-1] += families[prompt]
+    return chunks if missing else []
 
 
 def _key(prompt: Prompt, completion: str, read: Ids | str) -> str | None:
