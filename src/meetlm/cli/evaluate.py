@@ -65,8 +65,8 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     settings = settings_of(given)
     data = _data(given) or data_of(systems)
     chosen, repeated = chosen_replies(data)
-    file = find_rows(data, "eval").file if given["place"] else None
-    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=file)
+    place = find_rows(data, "eval").file if given["place"] else None
+    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=place)
     cells = line_up(answers, chosen, common=given["common"])
     cells.problems.extend(repeated)
     evaluators = evaluators_of(given)
