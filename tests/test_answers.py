@@ -76,6 +76,13 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
     assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
 
 
+def test_every_row_of_a_problem_is_kept_and_five_are_shown(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{number}", "completion": ""} for number in range(7)]
+    (empty,) = read_answers("a", [[written(tmp_path / "a.jsonl", rows)]]).problems
+    assert empty.examples == [f"{tmp_path / 'a.jsonl'}:{line}" for line in range(1, 8)] and empty.count == 7
+    assert empty.shown == ", ".join([*empty.examples[:5], "…"])
+
+
 def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
     places = [
         [written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}])] for n in range(3)

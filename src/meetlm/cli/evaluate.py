@@ -126,7 +126,7 @@ def show(evaluation: Evaluation) -> None:
             "judge: its verdicts in both orders agree no more than chance would: no conclusion can be drawn from it"
         )
     for problem in evaluation.problems:
-        examples = f": {', '.join(problem.examples)}" if problem.examples else ""
+        examples = f": {problem.shown}" if problem.examples else ""
         click.echo(f"{problem.count} x {problem.what}{examples}", err=True)
 
 

@@ -149,7 +149,7 @@ def score(
         on_done.expect(len(rows))
         rewards = scorer.score(prompts, completions, on_done, names=[str(row.origin) for _, row in rows])
     for problem in scorer.problems:
-        click.echo(f"{problem.count} rows: {problem.what} ({', '.join(problem.examples)}{', …' * (problem.count > 5)})")
+        click.echo(f"{problem.count} rows: {problem.what} ({problem.shown})")
     for file in dict.fromkeys(files):
         own = [one for (place, _), one in zip(rows, rewards, strict=True) if place == file and one is not None]
         mean = f"mean reward {sum(own) / len(own):.4f}" if own else "no reward"

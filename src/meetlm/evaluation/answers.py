@@ -20,9 +20,6 @@ from meetlm.evaluation.record import Problem, System
 
 T = TypeVar("T")
 
-SHOWN = 5
-"""Rows named in a problem."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -186,4 +183,4 @@ def _replicates(places: Sequence[Sequence[Answer]]) -> list[Answer]:
 
 def _problem(what: str, answers: Iterable[Answer]) -> list[Problem]:
     found = [str(answer.origin) for answer in answers]
-    return [Problem(what, len(found), found[:SHOWN])] if found else []
+    return [Problem(what, len(found), found)] if found else []

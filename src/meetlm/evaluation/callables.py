@@ -14,8 +14,6 @@ from meetlm.config.errors import ConfigError, nearest
 from meetlm.evaluation.record import Problem
 
 Prompt = str | list[dict[str, str]]
-EXAMPLES = 5
-"""Rows that a problem names."""
 
 
 class CallableScorer:
@@ -85,7 +83,7 @@ class CallableScorer:
         none = [name for name, one in zip(names, values, strict=True) if one is None]
         odd = [name for name, one in zip(names, values, strict=True) if _is_odd(one)]
         self.problems = [
-            Problem(f"scorer {self.name}: {what}", len(rows), rows[:EXAMPLES])
+            Problem(f"scorer {self.name}: {what}", len(rows), rows)
             for what, rows in (("returned None", none), ("returned NaN or infinity", odd))
             if rows
         ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from meetlm.config.errors import ConfigError
-from meetlm.evaluation.answers import SHOWN, Answer, Answers, as_json
+from meetlm.evaluation.answers import Answer, Answers, as_json
 from meetlm.evaluation.record import Problem, PromptRow
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
@@ -66,7 +66,7 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
     outside = sorted(set(somewhere) - set(chosen))
     if outside:
         where = [somewhere[prompt] for prompt in outside]
-        problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where[:SHOWN]))
+        problems.append(Problem("prompts that are not among the held-out ones; left out", len(outside), where))
         if len(outside) == len(somewhere):
             what = f"none of the {len(outside)} prompts with completions is among the {len(chosen)} of --data"
             raise ConfigError(f"{what}: was it the data that `meet generate` read?")
@@ -86,7 +86,7 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
             Problem(
                 f"{name}: no completion for a prompt or seed that others have; left out for all",
                 len(rows),
-                rows[:SHOWN],
+                rows,
             )
             for name, rows in lacking.items()
         ]
@@ -96,7 +96,7 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
         raise ConfigError("there is no prompt for which all systems have completions")
     without = [prompt for prompt in chosen if prompt not in somewhere]
     if without:
-        problems.append(Problem("held-out prompts that no system has a completion for", len(without), without[:SHOWN]))
+        problems.append(Problem("held-out prompts that no system has a completion for", len(without), without))
     places = {prompt: place for place, prompt in enumerate(kept)}
     order = sorted((places[prompt], seed) for prompt, seed in shared if prompt in places)
     named = [(kept[place], seed) for place, seed in order]

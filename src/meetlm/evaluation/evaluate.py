@@ -18,7 +18,6 @@ from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
-from meetlm.evaluation.answers import SHOWN
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
@@ -187,7 +186,7 @@ class _Work:
         undefined = [f"{self.cells.prompts[prompt].id}: {reply!r}" for prompt, reply, value in rouge if value is None]
         if undefined:
             what = f"no chosen reply, or one without Latin letters and digits: {', '.join(ROUGES)} are not defined"
-            found.problems.append(Problem(what, len(undefined), undefined[:SHOWN]))
+            found.problems.append(Problem(what, len(undefined), undefined))
 
     def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
         """Add rewards and their comparison."""

@@ -199,7 +199,7 @@ class Problem:
     Attributes:
         what: One line: which problem, in which system or measure.
         count: How many rows, or what else ``what`` says.
-        examples: Some of them: file and line, or prompt id.
+        examples: All of them, where they have names: file and line, or prompt id.
         of_rows: Whether rows are counted: not where settings, estimates or a judge's answers are.
     """
 
@@ -207,6 +207,11 @@ class Problem:
     count: int
     examples: list[str]
     of_rows: bool = True
+
+    @property
+    def shown(self) -> str:
+        """The first five examples, for a line of text; ``…`` stands for more."""
+        return ", ".join([*self.examples[:5], *(["…"] if len(self.examples) > 5 else [])])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,6 @@ from meetlm.policy.loading import num_positions
 
 UNLIMITED = 10**9
 """Tokenizers that state no length have a number above this one."""
-EXAMPLES = 5
-"""Rows that a problem names."""
 
 
 class RewardSettings(Settings):
@@ -195,7 +193,7 @@ class RewardModel:
                 "the oldest of the prompt first"
             )
             found[what] = found.pop("cut")
-        return [Problem(f"a completion {what}", len(rows), rows[:EXAMPLES]) for what, rows in found.items()]
+        return [Problem(f"a completion {what}", len(rows), rows) for what, rows in found.items()]
 
     def _scores(self, rows: list[Ids], prompts: list[str]) -> Iterator[tuple[list[int], list[float]]]:
         """Yield the numbers of rows and their scores, batch by batch."""

@@ -243,7 +243,7 @@ def problem_tables(evaluation: Evaluation) -> list[Table]:
         Table(
             caption,
             ["What", counted, "Among them"],
-            [[Cell(one.what), Cell(f"{one.count:,}"), Cell(", ".join(one.examples) or NONE)] for one in found],
+            [[Cell(one.what), Cell(f"{one.count:,}"), Cell(one.shown or NONE)] for one in found],
         )
         for of_rows, (caption, counted) in kinds.items()
         if (found := [one for one in evaluation.problems if one.of_rows == of_rows])

@@ -19,8 +19,6 @@ from meetlm.run.aligned import Level
 from meetlm.run.completions import COMPLETIONS
 from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
 
-SHOWN = 5
-
 
 def read_systems(
     words: Sequence[str],
@@ -100,7 +98,7 @@ def chosen_replies(settings: DataSettings) -> tuple[dict[str, str | None], list[
     repeated = Problem(
         "held-out rows of a prompt that an earlier row has; the first one's chosen reply counts",
         len(again),
-        [str(example.origin) for example in again[:SHOWN]],
+        [str(example.origin) for example in again],
     )
     return chosen, [repeated] if again else []
 
