@@ -93,7 +93,7 @@ def varlen_attention(
         )
     if past is not None:
         past.keep(_layer(module), list(zip(kwargs["meet_rows"], whole, strict=True)))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
 
 
 def _layer(module: nn.Module) -> int:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from meetlm.controls.base import Control
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
+from meetlm.policy.head import is_plain, token_logps
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
 from meetlm.policy.packing import VARLEN, packed_arguments, packs_exactly
 
@@ -62,6 +63,7 @@ class Policy(nn.Module):
         layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
         why_padded: The reason, for reports; ``None`` when packed.
         shares_prompts: Whether neighbours in a packed batch may share their prompt (flash attention cannot).
+        plain_head: Whether logits are the head's output for the last hidden states, so that they are made in chunks.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Policy(nn.Module):
         self.why_padded = packs_exactly(lm, longest) if layout is None else None
         self.layout: Layout = layout or ("packed" if self.why_padded is None else "padded")
         self.shares_prompts = lm.config._attn_implementation == VARLEN
+        self.plain_head = layout is not None or is_plain(lm)
         self.lm, self.control = lm, control
         self._weights: Tensor | None = None
         control.attach(lm)
@@ -98,13 +101,16 @@ class Policy(nn.Module):
             if "cu_seq_lens" in block
             else {"attention_mask": block["attention_mask"]}
         )
-        logits = self.lm(
-            inputs_embeds=self.control.embed(ids, weights, self.lm.get_input_embeddings()),
-            position_ids=block["position_ids"],
-            use_cache=False,  # the default would silently let packed sequences see each other
-            logits_to_keep=keep,
-            **arguments,
-        ).logits
+        arguments |= {
+            "inputs_embeds": self.control.embed(ids, weights, self.lm.get_input_embeddings()),
+            "position_ids": block["position_ids"],
+            "use_cache": False,  # the default would silently let packed sequences see each other
+        }
+        if self.plain_head:
+            hidden = self.lm.base_model(**arguments).last_hidden_state[keep]
+            head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+            return token_logps(hidden, head, targets[keep])
+        logits = self.lm(logits_to_keep=keep, **arguments).logits
         return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
 
     def _weigh(self, weights: Tensor | None) -> None:

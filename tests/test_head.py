@@ -1,0 +1,80 @@
+"""Log-probs in chunks: those of the whole logits, and their gradients, on every kind of head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, Gemma2Config
+
+from meetlm.data.batch import collate
+from meetlm.policy import head
+from meetlm.policy.head import is_plain, token_logps
+from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_lm, tiny_policy
+
+
+def plain(hidden: Tensor, layer: nn.Module, targets: Tensor) -> Tensor:
+    return -functional.cross_entropy(layer(hidden).float(), targets, reduction="none")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_chunks_give_the_log_probs_and_gradients_of_whole_logits(
+    count: int, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", 4)
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 17, bias=bias).requires_grad_(trained)
+    hidden, targets = torch.randn(count, 6, requires_grad=True), torch.randint(0, 17, (count,))
+    outer = torch.randn(count)
+    found = []
+    for way in (plain, token_logps):
+        values = way(hidden, layer, targets)
+        values.backward(outer)
+        gradient, hidden.grad = hidden.grad, None
+        found.append([values.detach(), gradient, *(p.grad for p in layer.parameters() if trained)])
+        layer.zero_grad()
+    assert len(found[0]) == 2 + trained * (1 + bias)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_no_token_at_all() -> None:
+    layer, hidden = nn.Linear(6, 17), torch.randn(0, 6, requires_grad=True)
+    token_logps(hidden, layer, torch.zeros(0, dtype=torch.int64)).sum().backward()
+    assert hidden.grad is not None and hidden.grad.shape == (0, 6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_policy_through_its_own_logits_is_the_same(architecture: str) -> None:
+    policy = tiny_policy(architecture, "lora")
+    assert policy.plain_head
+    batch = collate(sequences(policy, LENGTHS), policy.layout)
+    made = []
+    for policy.plain_head in (True, False):
+        values = policy(batch["blocks"], batch["num_completions"])
+        values.sums().sum().backward()
+        made.append((values.values.detach(), gradients(policy)))
+    assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
+    assert gap(made[0][1], made[1][1]) < 1e-5
+
+
+def test_logits_that_are_capped_are_not_plain() -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(
+        **sizes, num_key_value_heads=2, head_dim=8, vocab_size=320, final_logit_softcapping=0.5, initializer_range=0.2
+    )
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    assert not is_plain(lm)
+    assert is_plain(tiny_lm("llama"))
+    policy = tiny_policy("gemma", "lora", lm=lm.double())
+    assert not policy.plain_head
+    (row,) = sequences(policy, [(5, 4)])
+    with torch.no_grad():
+        policy.control.weigh(torch.tensor([row.weights], dtype=torch.float64)[:, None])
+        logits = lm(torch.tensor([row.ids])).logits[0].float()
+    own = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
+    assert float((policy.score([row])[0] - own).abs()) < 1e-4
