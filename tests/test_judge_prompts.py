@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,27 @@ def test_shipped() -> None:
         ("Comparison: …\nPreferred: Better", None),
         ('Comparison: <sentence>\nPreferred: <"A" or "B">', None),
         ("Preferred: A\nPreferred: B", None),
+        ('Preferred: "A" or "B"', None),
+        ('Preferred: <"A" or "B">\nPreferred: B', "B"),
+        ('Preferred: <"A', None),
+        ("Preferred: **A** or **B**", None),
+        ("Preferred: (A) or (B)", None),
+        ("Preferred: 'A' or 'B'", None),
+        ("Preferred: A, B", None),
+        ("Preferred: A and B", None),
+        ("Preferred: **A** / **B**", None),
+        ("Preferred: A tie", None),
+        ("Preferred: A good summary names both", None),
+        ("Preferred: neither A nor B", None),
+        ("Preferred: <A>", "A"),
+        ('Preferred: <"A">', "A"),
+        ("Preferred: `A`", "A"),
+        ('Preferred: Summary "A"', "A"),
+        ("Preferred: A, because it is shorter", "A"),
+        ("Preferred: A because it is shorter than B", "A"),
+        ("Preferred: B, not A", "B"),
+        ("Preferred: A. B misses the point.", "A"),
+        ("Preferred:\n**A**", "A"),
         ("Summary A is good. I prefer summary B", None),
         ("A forum post about\nBob", None),
         ("", None),
@@ -63,7 +85,11 @@ def test_shipped() -> None:
     ],
 )
 def test_summary_verdicts(answer: str, verdict: str | None) -> None:
-    assert load_prompt("summary").verdict(answer) == verdict
+    prompt = load_prompt("summary")
+    assert prompt.verdict(answer) == verdict
+    mirrored = re.sub(r"\b[AB]\b", lambda letter: "B" if letter[0] == "A" else "A", answer)
+    if not mirrored.startswith(("B good", "B forum")):  # no letter there, but an article
+        assert prompt.verdict(mirrored) == {"A": "B", "B": "A", None: None}[verdict]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +100,12 @@ def test_summary_verdicts(answer: str, verdict: str | None) -> None:
         ("My final verdict is [[C]].", "tie"),
         ("[[A]] … so [[A]]", "A"),
         ("[[A]] if assistant A is better, [[B]] if assistant B is better, [[C]] for a tie", None),
+        ('"[[A]]" if assistant A is', None),
+        ('"[[A]]" if assistant A is better, "[[B]]" if', None),
+        ('"[[A]]" if A is better, "[[B]]" if B is, "[[C]]" for a tie. Verdict: [[B]]', "B"),
+        ("[[ A ]]", "A"),
+        ("[[Assistant B]]", "B"),
+        ("[[Tie]]", "tie"),
         ("[A]", None),
         ("A is better", None),
     ],
