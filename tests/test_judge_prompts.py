@@ -26,7 +26,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_shipped() -> None:
-    assert prompt_names() == ["dialogue", "summary"]
+    assert prompt_names() == ["dialogue", "letter", "summary"]
     dialogue, summary = load_prompt("dialogue"), load_prompt("summary")
     assert dialogue.system and summary.system is None
     for word in ("helpful", "relevant", "accurate", "deep", "creative", "detailed", "length", "names", "objective"):
@@ -112,6 +112,14 @@ def test_summary_verdicts(answer: str, verdict: str | None) -> None:
 )
 def test_dialogue_verdicts(answer: str, verdict: str | None) -> None:
     assert load_prompt("dialogue").verdict(answer) == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [("A", "A"), (" B.", "B"), ("**A**", "A"), ("(B)", "B"), ("A or B.", None), ("A reply", None), ("Neither", None)],
+)
+def test_letter_verdicts(answer: str, verdict: str | None) -> None:
+    assert load_prompt("letter").verdict(answer) == verdict
 
 
 def test_question_is_the_whole_dialogue_without_its_cue() -> None:
