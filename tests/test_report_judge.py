@@ -126,5 +126,5 @@ def test_temperatures_say_what_the_judge_is_worth(tmp_path: Path) -> None:
     assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.34 |" in account
     assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account and "In all 0.68" in account
     assert "Compare two replies to {question}." in account
-    assert "- 2 rows with problems in all evaluations together" in text
+    assert "Rows with problems in 1 of 2 evaluations" in text
     assert "Nothing can be concluded" not in texts["good"]

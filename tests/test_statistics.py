@@ -11,11 +11,12 @@ from typing import cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from meetlm.config.errors import ConfigError
 from meetlm.evaluation.outcomes import by_judge, by_reward, by_value, judge_margin, margins
 from meetlm.evaluation.record import Agreement, Interval, Outcome, Rates
-from meetlm.evaluation.statistics import agreement, mean, rates
+from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 MIRRORED: dict[Outcome | None, Outcome | None] = {"win": "lose", "lose": "win", "tie": "tie", None: None}
@@ -116,8 +117,12 @@ def test_a_against_a_is_ties_only() -> None:
     rewards = np.random.default_rng(0).normal(size=50).tolist()
     for outcomes in (by_reward(rewards, rewards), by_value(rewards, rewards)):
         result = found(outcomes, list(range(50)))
-        assert (result.win, result.lose, result.delta) == (Interval(0, 0, 0),) * 3
-        assert result.tie == Interval(1, 1, 1)
+        assert (result.win.value, result.lose.value, result.delta.value, result.tie.value) == (0, 0, 0, 1)
+        upper = binomtest(0, 50).proportion_ci(0.95, method="exact").high
+        assert result.win == result.lose
+        assert (result.win.low, result.win.high) == pytest.approx((0, upper))
+        assert (result.tie.low, result.tie.high) == pytest.approx((1 - upper, 1))
+        assert (result.delta.low, result.delta.high) == pytest.approx((-upper, upper))
         assert result.sign_p == 1.0
 
 
@@ -238,6 +243,66 @@ def test_a_mean_is_covered(name: str, num_prompts: int) -> None:
         return interval, truth
 
     assert 93 <= covers(simulate) <= 97
+
+
+@pytest.mark.parametrize("kind", ["win", "lose", "tie"])
+def test_a_rate_is_covered(kind: str) -> None:
+    def simulate(number: int) -> tuple[Interval, float]:
+        codes = np.random.default_rng([number, 5]).choice(3, p=[0.1, 0.3, 0.6], size=128)
+        result = found([NAMES[code] for code in codes], list(range(128)), seed=number, resamples=1000)
+        return getattr(result, kind), {"win": 0.1, "tie": 0.3, "lose": 0.6}[kind]
+
+    assert 93 <= covers(simulate) <= 97
+
+
+# Several training runs
+
+
+def of_runs(number: int, swing: float, num_runs: int = 3, num_prompts: int = 128) -> Rates:
+    """Runs whose win rates swing about ½; Δ is 0 in truth."""
+    rng = np.random.default_rng([number, num_runs])
+    win = 0.5 + swing * rng.normal(size=num_runs)
+    codes = np.where(rng.random((num_prompts, num_runs)) < win, 0, 2)
+    outcomes: list[Outcome | None] = [NAMES[code] for code in codes.ravel()]
+    prompts = np.repeat(np.arange(num_prompts), num_runs).tolist()
+    runs = list(range(num_runs)) * num_prompts
+    result = rates(outcomes, prompts, runs=runs, seed=number, resamples=500)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize(("swing", "num_runs"), [(0.1, 3), (0.1, 5), (0.0, 5)])
+def test_delta_over_training_runs_is_covered(swing: float, num_runs: int) -> None:
+    inside = [of_runs(n, swing, num_runs).delta for n in range(600)]
+    assert 93 <= sum(one.low <= 0 <= one.high for one in inside) / 6 <= 99
+
+
+def test_runs_that_swing_have_wider_intervals_and_mirror() -> None:
+    outcomes: list[Outcome | None] = []
+    prompts, runs = [], []
+    for run, won in enumerate((20, 50, 80)):
+        outcomes += ["win"] * won + ["lose"] * (100 - won)
+        prompts += list(np.random.default_rng(run).permutation(100))
+        runs += [run] * 100
+    alone, crossed = rates(outcomes, prompts), rates(outcomes, prompts, runs=runs)
+    swapped = rates([MIRRORED[one] for one in outcomes], prompts, runs=runs)
+    assert alone and crossed and swapped
+    assert crossed.delta.value == alone.delta.value and crossed.sign_p == alone.sign_p
+    assert crossed.delta.high - crossed.delta.low > 3 * (alone.delta.high - alone.delta.low)
+    assert crossed.delta == mirror(swapped.delta) and crossed.win == swapped.lose
+    same = rates(outcomes[:100] * 3, prompts[:100] * 3, runs=runs)
+    assert same == rates(outcomes[:100] * 3, prompts[:100] * 3)
+    each = by_seed(outcomes, prompts, runs)
+    assert [(one.seed, one.num_prompts) for one in each] == [(0, 100), (1, 100), (2, 100)]
+    assert [one.delta.value for one in each] == pytest.approx([-0.6, 0, 0.6])
+    assert by_seed(outcomes[:100], prompts[:100], runs[:100]) == []
+
+
+def test_differences_by_hand() -> None:
+    one = difference([4.0, 6.0, None, 2.0], [1.0, 3.0, 5.0, 2.0], [0, 1, 2, 3], ratio=True)
+    assert one and one.mean.value == 2 and one.ratio and one.ratio.value == pytest.approx(2)
+    assert one.sign_p == 0.5  # two of two
+    assert difference([None], [1.0], [0]) is None
 
 
 # Agreement

@@ -118,7 +118,8 @@ def show(evaluation: Evaluation) -> None:
         click.echo(
             f"{one.evaluator}: {one.system} against {one.baseline}: win {_percent(rates.win.value)}, lose "
             f"{_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, Δ {_percent(rates.delta.value)} "
-            f"[{_percent(rates.delta.low)}, {_percent(rates.delta.high)}], {rates.num_prompts} prompts"
+            f"[{_percent(rates.delta.low)}, {_percent(rates.delta.high)}], sign test p {rates.sign_p:.2g}, "
+            f"{rates.num_prompts} prompts"
         )
     account = evaluation.judge
     if account is not None and not account.conclusive:

@@ -30,12 +30,18 @@ class Answer:
         completion: Text; may be empty.
         seed: 0 where the row does not say.
         origin: File and line.
+        run: The run that the row states; ``None`` where it states none.
+        place: Which of the system's places it is from.
+        sampling_seed: What the row says, whatever number ``seed`` is given.
     """
 
     prompt: Text
     completion: str
     seed: int
     origin: Origin
+    run: str | None = None
+    place: int = 0
+    sampling_seed: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -90,7 +96,7 @@ def read_answers(name: str, places: Sequence[Sequence[Path]]) -> Answers:
     runs = dict.fromkeys(row.text("run") for row in every if row.fields.get("run") is not None)
     kept: dict[tuple[str, int], Answer] = {}
     again: list[Answer] = []
-    for answer in _replicates([[_answer(row) for row in of_place] for of_place in rows]):
+    for answer in _replicates([[_answer(row, n) for row in found] for n, found in enumerate(rows)]):
         first = kept.setdefault(answer.key, answer)
         other = answer.origin.file == first.origin.file or answer.completion != first.completion
         if first is not answer and other:
@@ -122,12 +128,13 @@ def from_json(prompt: str | list[dict[str, str]]) -> Text:
     return prompt if isinstance(prompt, str) else tuple(Turn(one["role"], one["content"]) for one in prompt)
 
 
-def _answer(row: Row) -> Answer:
+def _answer(row: Row, place: int) -> Answer:
     prompt = text_or_turns(row, "prompt")
     if not prompt_text(prompt).strip():
         raise row.error("is empty", field="prompt", expected="some text")
     seed = row.number("seed") if row.fields.get("seed") is not None else 0
-    return Answer(prompt, row.text("completion"), seed, row.origin)
+    run = row.text("run") if row.fields.get("run") is not None else None
+    return Answer(prompt, row.text("completion"), seed, row.origin, run, place, seed)
 
 
 def _level(row: Row) -> str | dict[str, float] | None:

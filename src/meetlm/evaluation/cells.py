@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 from meetlm.config.errors import ConfigError
 from meetlm.evaluation.answers import Answer, Answers, as_json
-from meetlm.evaluation.record import Problem, PromptRow
+from meetlm.evaluation.record import Problem, PromptRow, Replicate
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
 """Of sampling: these have to be the same. Level and control are what is compared."""
@@ -27,24 +28,33 @@ class Cells:
         cells: [index into ``prompts``, seed].
         answers: For each system, one a cell.
         problems: What had to be left out, and what is not known.
+        replicates: Which run and seed each seed in ``cells`` is, for each system.
     """
 
     prompts: list[PromptRow]
     cells: list[tuple[int, int]]
     answers: dict[str, list[Answer]]
     problems: list[Problem]
+    replicates: list[Replicate] = field(default_factory=list)
 
     @property
     def clusters(self) -> list[int]:
         """For each cell the index of its prompt: what is drawn together."""
         return [prompt for prompt, _ in self.cells]
 
+    def runs(self, *systems: str) -> list[int]:
+        """For each cell a number for the training runs that wrote it, one of each of ``systems``."""
+        of_seed = {(one.system, one.seed): one.run for one in self.replicates}
+        pairs = [tuple(of_seed.get((name, seed), 0) for name in systems) for _, seed in self.cells]
+        numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+        return [numbers[pair] for pair in pairs]
+
 
 def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, common: bool = False) -> Cells:
     """Return the cells of several systems.
 
     Replicates are paired by their seeds; where these differ, in their order, and a system that has one is compared with
-    each of the others' (their intervals are over prompts either way).
+    each of the others' (no interval then holds the chance of its training, which the report says).
 
     Args:
         systems: Their completions; at least one.
@@ -106,6 +116,7 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
         order,
         {answers.system.name: [answers.by_cell[key] for key in named] for answers in systems},
         problems,
+        [replicate for answers in systems for replicate in _numbered(answers, named)],
     )
 
 
@@ -134,6 +145,24 @@ def _paired(systems: Sequence[Answers]) -> list[Answers]:
     if all(one == seeds[0] for one in seeds) or not all(len(one) in (1, most) for one in seeds):
         return list(systems)
     return [replace(answers, by_cell=_renumbered(answers, most)) for answers in systems]
+
+
+def _numbered(answers: Answers, cells: Sequence[tuple[str, int]]) -> list[Replicate]:
+    """Return what each seed of the cells is in a system.
+
+    Files of one folder that state one run are of one training run; rows that state none are told apart by their place.
+    """
+    first: dict[int, Answer] = {}
+    for prompt, seed in cells:
+        first.setdefault(seed, answers.by_cell[prompt, seed])
+    runs: dict[tuple[str | None, str | int], int] = {}
+    found = []
+    for seed, one in sorted(first.items()):
+        trained = one.run, one.place if one.run is None else str(Path(one.origin.file).parent)
+        run = runs.setdefault(trained, len(runs))
+        source = one.run or str(one.origin.file)
+        found.append(Replicate(answers.system.name, seed, run, source, one.sampling_seed))
+    return found
 
 
 def _renumbered(answers: Answers, most: int) -> dict[tuple[str, int], Answer]:

@@ -22,7 +22,7 @@ from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.judge import JudgeSettings, judge
-from meetlm.evaluation.measures import MEASURES, ROUGES, text_measures
+from meetlm.evaluation.measures import LENGTHS, MEASURES, ROUGES, text_measures
 from meetlm.evaluation.outcomes import PAPER_BAND, by_reward, by_value, margins
 from meetlm.evaluation.record import (
     Comparison,
@@ -35,7 +35,7 @@ from meetlm.evaluation.record import (
 )
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import KeptScores
-from meetlm.evaluation.statistics import agreement, mean, rates
+from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy")
 ROUGE = "rouge-avg"
@@ -144,6 +144,7 @@ def evaluate(
         agreements=work.agreements(found.comparisons),
         judge=found.account,
         problems=found.problems,
+        replicates=cells.replicates,
     )
 
 
@@ -256,10 +257,26 @@ class _Work:
         self, found: _Found, name: str, description: str, higher: bool | None, values: dict[str, Column]
     ) -> None:
         """Add a measure, unless no completion has it."""
-        means = {system: mean(column, self.cells.clusters, **self._drawn) for system, column in values.items()}
+        clusters = self.cells.clusters
+        means = {
+            system: mean(column, clusters, runs=self.cells.runs(system), **self._drawn)
+            for system, column in values.items()
+        }
         told = {system: interval for system, interval in means.items() if interval is not None}
+        apart = {
+            system: difference(
+                values[system],
+                values[self.baseline],
+                clusters,
+                runs=self.cells.runs(system, self.baseline),
+                ratio=name in LENGTHS,
+                **self._drawn,
+            )
+            for system in self.others
+        }
         if told:
-            found.measures.append(Measure(name, description, higher, values, told))
+            differences = {system: one for system, one in apart.items() if one is not None}
+            found.measures.append(Measure(name, description, higher, values, told, differences))
 
     def _compare_values(self, found: _Found, evaluator: str, values: dict[str, Column], *, higher: bool) -> None:
         for name in self.others:
@@ -281,14 +298,18 @@ class _Work:
         places = range(len(outcomes)) if asked is None else sorted(asked)
         clusters = [self.cells.clusters[place] for place in places]
         counted = [outcomes[place] for place in places]
-        of_all = rates(counted, clusters, **self._drawn)
+        runs = self.cells.runs(name, self.baseline)
+        of_all = rates(counted, clusters, runs=[runs[place] for place in places], **self._drawn)
         if of_all is None:
             what = f"{evaluator}, {name}: no outcome in any cell, so there is no comparison"
             found.problems.append(Problem(what, len(counted), [], of_rows=False))
             return
         ours, theirs = ([self.characters[one][place] for place in places] for one in (name, self.baseline))
         controlled = controlled_win(counted, ours, theirs, clusters, **self._drawn)
-        found.comparisons.append(Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win))
+        seeds = by_seed(counted, clusters, [self.cells.cells[place][1] for place in places], **self._drawn)
+        found.comparisons.append(
+            Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win, seeds)
+        )
         if controlled.reason:
             what = f"{evaluator}, {name}: no length-controlled win rate: {controlled.reason}"
             found.problems.append(Problem(what, 1, [], of_rows=False))

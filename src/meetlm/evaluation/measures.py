@@ -18,6 +18,8 @@ Column = list[float | None]
 
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "rouge-avg")
 """What :func:`rouge` returns, ``rouge-avg`` being the mean of the others."""
+LENGTHS = ("words", "characters")
+"""Whose ratio to the baseline's is told too."""
 MEASURES: dict[str, tuple[str, bool | None]] = {
     "rouge-1": ("ROUGE-1 F1 against the chosen reply: words in common, in [0, 1]", True),
     "rouge-2": ("ROUGE-2 F1 against the chosen reply: pairs of words in common, in [0, 1]", True),

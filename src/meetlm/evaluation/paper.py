@@ -136,6 +136,15 @@ ERRATA: tuple[Erratum, ...] = (
 )
 
 
+PROSE: dict[int, tuple[str, ...]] = {
+    5: (
+        "the text (section 4.5) has 2.45% where the table has 2.46 (Summary, LoRA, first step only)",
+        "the text (section 4.5) has a drop of 6.20% where 5.65 − (−0.64) is 6.29 (Summary, prompt tuning, second step)",
+    ),
+}
+"""What the paper's text says of a table against its figures."""
+
+
 CAPTIONS: dict[int, str] = {
     1: f"sizes of the control on {SUMMARY}, against CoH, by {DEBERTA}",
     2: f"sizes of the control on {HH}, against CoH, by {DEBERTA}",

@@ -67,6 +67,40 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicate:
+    """Which run and seed the number of a replicate stands for, in one system.
+
+    Attributes:
+        system: Its name.
+        seed: The number in ``cells``.
+        run: Which of the system's training runs wrote it, counted from 0.
+        source: That run as its rows state it; where they state none, the file.
+        sampling_seed: The seed that its rows state; 0 where they state none.
+    """
+
+    system: str
+    seed: int
+    run: int
+    source: str
+    sampling_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A measure of a system minus the baseline's, cell by cell.
+
+    Attributes:
+        mean: Over prompts.
+        sign_p: Two-sided p of a sign test over prompts, equal ones left out.
+        ratio: For lengths, the mean divided by the baseline's over the same cells; else ``None``.
+    """
+
+    mean: Interval
+    sign_p: float
+    ratio: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A number for each completion.
 
@@ -76,6 +110,7 @@ class Measure:
         higher: Whether more is better; ``None`` where neither is.
         values: For each system, one a cell; ``None`` where it has none (an empty completion, a scorer's NaN).
         means: For each system, over prompts, with its bootstrap interval.
+        differences: For each system but the baseline, where a cell has both values.
     """
 
     name: str
@@ -83,14 +118,17 @@ class Measure:
     higher: bool | None
     values: dict[str, list[float | None]]
     means: dict[str, Interval]
+    differences: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Win, lose and tie rates as the paper's tables have them, shares in [0, 1].
 
+    Each is a mean over prompts of the share of a prompt's cells.
+
     Attributes:
-        win: Share of cells won.
+        win: Share won.
         lose: Share lost.
         tie: Share tied.
         delta: win - lose (Δ in the paper).
@@ -111,6 +149,21 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class OfSeed:
+    """Δ of one replicate.
+
+    Attributes:
+        seed: Its number in ``cells``; :class:`Replicate` says which run and seed that is.
+        delta: Over its prompts alone.
+        num_prompts: Prompts counted.
+    """
+
+    seed: int
+    delta: Interval
+    num_prompts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A system against the baseline by one evaluator.
 
@@ -123,6 +176,7 @@ class Comparison:
             {-1, …, 1}), for sorting examples; ``None`` where there is none.
         rates: Over all cells.
         controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
+        by_seed: Each replicate's own Δ, where there are several.
     """
 
     system: str
@@ -132,6 +186,7 @@ class Comparison:
     margins: list[float | None]
     rates: Rates
     controlled_win: Interval | None
+    by_seed: list[OfSeed] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +285,7 @@ class Evaluation:
         agreements: Between evaluators.
         judge: Its account, where one was asked.
         problems: Named and counted.
+        replicates: What each seed in ``cells`` stands for, for each system.
     """
 
     settings: dict[str, Any]
@@ -243,6 +299,7 @@ class Evaluation:
     agreements: list[Agreement] = field(default_factory=list)
     judge: JudgeAccount | None = None
     problems: list[Problem] = field(default_factory=list)
+    replicates: list[Replicate] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
         """Write it as JSON, beside its place and then renamed; its folder is made."""
@@ -260,10 +317,7 @@ class Evaluation:
             prompts=[PromptRow(**one) for one in found["prompts"]],
             cells=[(prompt, seed) for prompt, seed in found["cells"]],
             completions=found["completions"],
-            measures=[
-                Measure(**{**one, "means": {name: Interval(**mean) for name, mean in one["means"].items()}})
-                for one in found["measures"]
-            ],
+            measures=[_measure(one) for one in found["measures"]],
             comparisons=[_comparison(one) for one in found["comparisons"]],
             agreements=[
                 Agreement(**{**one, "evaluators": tuple(one["evaluators"]), "kappa": _interval(one["kappa"])})
@@ -272,14 +326,26 @@ class Evaluation:
             judge=found["judge"]
             and JudgeAccount(**{**found["judge"], "consistency": _interval(found["judge"]["consistency"])}),
             problems=[Problem(**one) for one in found["problems"]],
+            replicates=[Replicate(**one) for one in found.get("replicates", [])],
         )
+
+
+def _measure(found: dict[str, Any]) -> Measure:
+    means = {name: Interval(**mean) for name, mean in found["means"].items()}
+    differences = {
+        name: Difference(Interval(**one["mean"]), one["sign_p"], _interval(one["ratio"]))
+        for name, one in found.get("differences", {}).items()
+    }
+    return Measure(**{**found, "means": means, "differences": differences})
 
 
 def _comparison(found: dict[str, Any]) -> Comparison:
     rates: dict[str, Any] = {
         name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()
     }
-    return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": _interval(found["controlled_win"])})
+    by_seed = [OfSeed(one["seed"], Interval(**one["delta"]), one["num_prompts"]) for one in found.get("by_seed", [])]
+    controlled = _interval(found["controlled_win"])
+    return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": controlled, "by_seed": by_seed})
 
 
 def _interval(found: dict[str, float] | None) -> Interval | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meetlm.evaluation.paper import CAPTIONS, MARK, ROWS, errata_notes, printed
+from meetlm.evaluation.paper import CAPTIONS, MARK, PROSE, ROWS, errata_notes, printed
 from meetlm.report.tables import Cell, Table
 
 ABOUT = (
@@ -31,5 +31,5 @@ def paper_table(number: int) -> Table:
         cells += [text[name] for name in ("win", "lose", "tie", "delta")]
         cells += [f"{value:.2f}" for value in (row.rouge_l, row.rouge_avg) if value is not None]
         rows.append([Cell(cell) for cell in cells])
-    notes = [f"{MARK} {note}" for note in errata_notes(number)]
+    notes = [f"{MARK} {note}" for note in errata_notes(number)] + list(PROSE.get(number, ()))
     return Table(f"Table {number} of the paper: {CAPTIONS[number]}", columns, rows, notes)

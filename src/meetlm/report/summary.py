@@ -61,8 +61,21 @@ def _opening(evaluation: Evaluation) -> str:
         return f"{compared} {on}. No evaluator told the outcome of any pair, so there is no finding."
     return (
         f"{compared} {on}, by {by}. Δ is the share of prompts won minus the share lost, in percentage points; "
-        f"brackets are 95% bootstrap intervals over prompts. Better and worse are said only where {RULE}."
+        f"brackets are 95% bootstrap intervals over prompts{_and_runs(evaluation)}. Better and "
+        f"worse are said only where {RULE}."
     )
+
+
+def trained(evaluation: Evaluation) -> dict[str, int]:
+    """Return the number of training runs of each system; nothing where the record does not say."""
+    runs: dict[str, set[int]] = {}
+    for one in evaluation.replicates:
+        runs.setdefault(one.system, set()).add(one.run)
+    return {name: len(found) for name, found in runs.items()}
+
+
+def _and_runs(evaluation: Evaluation) -> str:
+    return " and training runs" if max(trained(evaluation).values(), default=1) > 1 else ""
 
 
 def _evaluator(evaluation: Evaluation, name: str) -> str:
@@ -107,6 +120,7 @@ def _caveats(evaluation: Evaluation) -> list[str]:
         *_of_intervals(evaluation),
         *_of_disagreement(evaluation),
         *_of_length(evaluation),
+        *_of_training(evaluation),
         *_of_sampling(evaluation),
         *_of_rows(evaluation),
     ]
@@ -187,24 +201,33 @@ def _of_length(evaluation: Evaluation) -> list[str]:
     said = []
     for one in ordered(evaluation):
         equal = one.controlled_win
-        if equal is None or verdict(evaluation, one) != "better" or equal.low > 0.5:
+        found = verdict(evaluation, one)
+        if equal is None or not (found == "better" and equal.low <= 0.5 or found == "worse" and equal.high >= 0.5):
             continue
         said.append(
             f"At equal length {one.system} is expected to win {in_percent(equal)} by {one.evaluator}, not clear of "
-            f"50%{_if_longer(evaluation, one.system)}."
+            f"50%{_if_longer(evaluation, one.system, better=found == 'better')}."
         )
     return said
 
 
-def _if_longer(evaluation: Evaluation, system: str) -> str:
+def _if_longer(evaluation: Evaluation, system: str, *, better: bool) -> str:
     words: Measure | None = measure_of(evaluation, "words")
     if words is None or system not in words.means or not words.means.get(evaluation.baseline, Interval(0, 0, 0)).value:
         return ""
     ours, theirs = words.means[system].value, words.means[evaluation.baseline].value
-    if ours <= theirs:
+    if ours == theirs or (ours > theirs) != better:
         return ""
     words_each = f"{number(ours, 1)} words against {number(theirs, 1)}"
-    return f": that it is better may be a matter of its longer replies ({words_each})"
+    said = "better may be a matter of its longer" if better else "worse may be a matter of its shorter"
+    return f": that it is {said} replies ({words_each})"
+
+
+def _of_training(evaluation: Evaluation) -> list[str]:
+    once = [name for name, number_of in trained(evaluation).items() if number_of == 1]
+    if not once:
+        return []
+    return [f"One training run only of {listed(once)}: no interval holds the chance of training it under another seed."]
 
 
 def _of_sampling(evaluation: Evaluation) -> list[str]:

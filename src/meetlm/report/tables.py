@@ -119,12 +119,14 @@ def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     if first:
         notes.append(
             f"Against {evaluation.baseline}. Δ is win − lose; Δ > 0 says that the system is better than the baseline. "
-            f"Brackets are 95% bootstrap intervals over prompts; Δ is bold where {RULE}."
+            "Brackets are 95% bootstrap intervals over prompts, and over training runs where there are several; where "
+            f"all prompts have one outcome they are Clopper and Pearson's. Δ is bold where {RULE}."
         )
-    if first and controlled:
+    if controlled:
         notes.append(
             "The length-controlled win rate is what a logistic regression of the outcome on the difference of lengths "
-            "expects at equal lengths, ties counting half (after Dubois et al., 2024, arXiv:2404.04475); 50 is even."
+            "expects at equal lengths, ties counting half (after Dubois et al., 2024, arXiv:2404.04475); 50 is even. "
+            "Its interval is over prompts alone."
         )
     left_out = [f"{one.system}: {one.rates.num_left_out:,}" for one in compared.values() if one.rates.num_left_out]
     if left_out:
@@ -133,6 +135,59 @@ def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     if mute:
         notes.append(f"Without any outcome, so without figures: {listed(mute)}.")
     return Table(f"Win rates by {evaluator}", columns, rows, notes)
+
+
+def seed_tables(evaluation: Evaluation) -> list[Table]:
+    """Return Δ of every replicate alone, and which run and seed each is; nothing where there is one."""
+    seeds = sorted({seed for _, seed in evaluation.cells})
+    compared = [one for one in ordered(evaluation) if one.by_seed]
+    if not compared:
+        return []
+    rows = []
+    for one in compared:
+        found = {each.seed: percents(each.delta) for each in one.by_seed}
+        cells = [Cell(number(d.value, 1), brackets(d, 1)) if (d := found.get(seed)) else Cell(NONE) for seed in seeds]
+        rows.append([Cell(one.system, f"by {one.evaluator}"), *cells])
+    columns = [f"Replicate {seed}" for seed in seeds]
+    note = "Δ (%) of each replicate alone; brackets are 95% bootstrap intervals over prompts."
+    tables = [Table("Δ of each replicate", ["System", *columns], rows, [note])]
+    sources: dict[str, dict[int, Cell]] = {}
+    for replicate in evaluation.replicates:
+        text = f"training run {replicate.run}, sampling seed {replicate.sampling_seed}"
+        sources.setdefault(replicate.system, {})[replicate.seed] = Cell(replicate.source, text)
+    if sources:
+        rows = [[Cell(name), *(of.get(seed, Cell(NONE)) for seed in seeds)] for name, of in sources.items()]
+        tables.append(Table("Which run and seed each replicate is", ["System", *columns], rows))
+    return tables
+
+
+def difference_table(evaluation: Evaluation) -> list[Table]:
+    """Return every measure of every system minus the baseline's; nothing where none is recorded."""
+    names = others_of(evaluation)
+    rows = []
+    for measure in evaluation.measures:
+        if not measure.differences:
+            continue
+        times = 100 if is_scale(measure) else 1
+        row, ratios = [Cell(measure.name, "times 100" if is_scale(measure) else "")], [Cell(f"{measure.name}, ratio")]
+        for name in names:
+            one = measure.differences.get(name)
+            if one is None:
+                row.append(Cell(NONE))
+                ratios.append(Cell(NONE))
+                continue
+            mean = Interval(times * one.mean.value, times * one.mean.low, times * one.mean.high)
+            decimals = 2 if is_scale(measure) else decimals_of(mean)
+            row.append(Cell(number(mean.value, decimals), f"{brackets(mean, decimals)}, p {p_value(one.sign_p)}"))
+            ratio = one.ratio
+            ratios.append(Cell(number(ratio.value, 2), brackets(ratio, 2)) if ratio else Cell(NONE))
+        rows += [row, ratios] if any(cell.text != NONE for cell in ratios[1:]) else [row]
+    note = (
+        f"Paired with {evaluation.baseline}, cell by cell: mean difference over prompts, 95% interval, p of the sign "
+        "test over prompts. A ratio is the mean divided by the baseline's."
+    )
+    caption = f"Measures minus those of {evaluation.baseline}"
+    return [Table(caption, ["Measure", *names], rows, [note])] if rows else []
 
 
 def others_of(evaluation: Evaluation) -> list[str]:
@@ -278,8 +333,8 @@ def _plain(value: object) -> str:
 def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
     """Return the tables of each section that has any, by section."""
     found = {
-        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)],
-        "measures": [measure_table(evaluation)] if evaluation.measures else [],
+        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)] + seed_tables(evaluation),
+        "measures": [measure_table(evaluation), *difference_table(evaluation)] if evaluation.measures else [],
         "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
         "judge": [judge_table(evaluation.judge)] if evaluation.judge else [],
         "problems": problem_tables(evaluation),

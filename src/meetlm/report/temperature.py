@@ -8,10 +8,10 @@ from meetlm.config.errors import DataError
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.report.charts import temperature_chart
 from meetlm.report.sections import Section
-from meetlm.report.summary import Finding, Summary
+from meetlm.report.summary import Finding, Summary, trained
 from meetlm.report.tables import Cell, Table, conclusive, ordered, problem_tables, share_cell, system_table
 from meetlm.report.verdict import DOUBTFUL, JUDGE, RULE, is_clear, is_doubtful, verdict, why_doubtful
-from meetlm.report.wording import NONE, brackets, count, listed, number, percents, points
+from meetlm.report.wording import NONE, brackets, count, listed, number, p_value, percents, points
 
 Points = Sequence[tuple[float, Evaluation]]
 Lines = dict[tuple[str, str], dict[str, dict[float, tuple[Evaluation, Comparison]]]]
@@ -94,9 +94,15 @@ def temperature_summary(given: Points) -> Summary:
     if one_seed:
         at = listed([f"{t:g}" for t in sorted(set(one_seed))])
         caveats.append(f"One seed only at {at}: the intervals hold the chance of prompts, not of draws.")
-    problems = sum(one.count for _, evaluation in given for one in evaluation.problems if one.of_rows)
+    once = sorted({name for _, one in given for name, number_of in trained(one).items() if number_of == 1})
+    if once:
+        caveats.append(
+            f"One training run only of {listed(once)}: no interval holds the chance of training it under another seed."
+        )
+    problems = sum(any(one.of_rows for one in evaluation.problems) for _, evaluation in given)
     if problems:
-        caveats.append(f"{count(problems, 'row')} with problems in all evaluations together: named below.")
+        of = count(len(given), "evaluation")
+        caveats.append(f"Rows with problems in {problems:,} of {of}, each named below; one row may be in several.")
     order = list(dict.fromkeys(one.system for one in findings))
     return Summary(opening, sorted(findings, key=lambda one: order.index(one.system)), caveats)
 
@@ -117,7 +123,7 @@ def temperature_sections(given: Points) -> list[Section]:
         plots.append(temperature_chart(title, baseline, deltas, order, *notes))
         temperatures = sorted({t for line in systems.values() for t in line})
         rows = [[Cell(name), *(_delta(line.get(t)) for t in temperatures)] for name, line in systems.items()]
-        notes = [f"Δ in percentage points with its 95% interval; bold where {RULE}.", *notes]
+        notes = [f"Δ in percentage points with its 95% interval and the sign test's p; bold where {RULE}.", *notes]
         tables.append(Table(f"{title}, over temperature", ["System", *(f"{t:g}" for t in temperatures)], rows, notes))
     problems = [
         Table(f"{found.caption}, at temperature {t:g} against {evaluation.baseline}", found.columns, found.rows)
@@ -178,4 +184,5 @@ def _delta(found: tuple[Evaluation, Comparison] | None) -> Cell:
     if found is None:
         return Cell(NONE)
     delta = percents(found[1].rates.delta)
-    return Cell(number(delta.value, 1), brackets(delta, 1), strong=is_clear(*found))
+    small = f"{brackets(delta, 1)}, p {p_value(found[1].rates.sign_p)}"
+    return Cell(number(delta.value, 1), small, strong=is_clear(*found))
