@@ -12,6 +12,7 @@ import pytest
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.evaluation.answers import Answers, prompt_id, read_answers
 from meetlm.evaluation.cells import line_up
+from meetlm.evaluation.protocol import sampled
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 128, "stop": []}
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -237,3 +238,13 @@ def test_no_prompt_in_common(tmp_path: Path) -> None:
     systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["y"], tmp_path)]
     with pytest.raises(ConfigError, match="no prompt for which all systems"):
         line_up(systems, held_out("x", "y"), common=True)
+
+
+def test_the_judges_prompts_stay_when_others_come_or_go() -> None:
+    ids = [f"prompt {number}" for number in range(300)]
+    chosen = sampled(ids, 128, seed=0)
+    assert len(set(chosen)) == 128
+    assert sampled(reversed(ids), 128, seed=0) == chosen
+    assert len(set(chosen) & set(sampled([*ids, "one more"], 128, seed=0))) >= 127
+    assert set(sampled(ids, 128, seed=1)) != set(chosen)
+    assert sorted(sampled(ids[:5], 128, seed=0)) == ids[:5]

@@ -74,7 +74,7 @@ def test_logits_that_are_capped_are_not_plain() -> None:
     assert not policy.plain_head
     (row,) = sequences(policy, [(5, 4)])
     with torch.no_grad():
-        policy.control.weigh(torch.tensor([row.weights], dtype=torch.float64)[:, None])
+        policy.control.weigh(torch.tensor([row.spans[0].weights], dtype=torch.float64)[:, None])
         logits = lm(torch.tensor([row.ids])).logits[0].float()
     own = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
     assert float((policy.score([row])[0] - own).abs()) < 1e-4

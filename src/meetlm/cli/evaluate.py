@@ -112,6 +112,8 @@ def _data(given: dict[str, Any]) -> DataSettings | None:
 
 def show(evaluation: Evaluation) -> None:
     """Print who won, and what is wrong with rows."""
+    from meetlm.report.verdict import JUDGE, is_doubtful, why_doubtful
+
     click.echo(f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions each; Δ = win - lose, in %")
     for one in evaluation.comparisons:
         rates = one.rates
@@ -122,10 +124,8 @@ def show(evaluation: Evaluation) -> None:
             f"{rates.num_prompts} prompts"
         )
     account = evaluation.judge
-    if account is not None and not account.conclusive:
-        click.echo(
-            "judge: its verdicts in both orders agree no more than chance would: no conclusion can be drawn from it"
-        )
+    if account is not None and is_doubtful(evaluation, JUDGE):
+        click.echo(f"judge: no conclusion can be drawn from it: {why_doubtful(account)}")
     for problem in evaluation.problems:
         examples = f": {problem.shown}" if problem.examples else ""
         click.echo(f"{problem.count} x {problem.what}{examples}", err=True)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 _REWARD = {"model": "reward"}
 _JUDGE = {"model": "judge", "base_url": "judge_url", "prompt": "judge_prompt"}
 """Settings that have an option of their own."""
-_NEEDS = {"judge": ("judge_url", "judge_prompt", "judge_set", "judge_prompts"), "reward": ("reward_set", "tie_band")}
+_NEEDS = {
+    "judge": ("judge_url", "judge_prompt", "judge_set", "judge_prompts", "judge_seed"),
+    "reward": ("reward_set", "tie_band"),
+}
 """Options that say nothing without another."""
 
 
@@ -93,6 +96,7 @@ _OPTIONS = (
         help="More of the judge: key_env, concurrency, max_tokens, …",
     ),
     click.option("--judge-prompts", type=click.IntRange(1), help="Prompts it sees  [default: 128]."),
+    click.option("--judge-seed", type=SEED, help="Chooses them  [default: 0]."),
     click.option(
         "--scorer",
         "scorers",
@@ -108,7 +112,7 @@ _OPTIONS = (
         callback=_band,
         help="Rewards tie where σ of their difference is inside  [default: 0.45 0.55].",
     ),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Of the bootstrap and the judge's prompts."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Of the bootstrap."),
 )
 
 
@@ -134,7 +138,8 @@ def settings_of(given: dict[str, Any]) -> EvaluationSettings:
     from meetlm.config.yaml_files import check
     from meetlm.evaluation.evaluate import EvaluationSettings
 
-    own = {"judge_prompts": "judge_prompts", "stemmer": "stemmer", "seed": "seed", "band": "tie_band"}
+    same = ("judge_prompts", "judge_seed", "stemmer", "seed")
+    own = {**{name: name for name in same}, "band": "tie_band"}
     named = {key: given[name] for key, name in own.items() if given[name] is not None}
     return check(EvaluationSettings, named, {}, "evaluation")
 

@@ -6,7 +6,6 @@ a distinct prompt; every prompt for the reward model and a fixed seeded 128 of t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.judge import JudgeSettings, judge
 from meetlm.evaluation.measures import LENGTHS, MEASURES, ROUGES, text_measures
 from meetlm.evaluation.outcomes import PAPER_BAND, by_reward, by_value, margins
+from meetlm.evaluation.protocol import sampled
 from meetlm.evaluation.record import (
     Comparison,
     Evaluation,
@@ -50,7 +50,8 @@ class EvaluationSettings(Settings):
     judge_prompts: int = Field(128, ge=1, description="prompts that the judge sees, chosen by seed (section 4.3)")
     stemmer: bool = Field(False, description="stem words for ROUGE")
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of prompts")
-    seed: int = Field(0, ge=0, description="of the resamples, and of the judge's prompts")
+    judge_seed: int = Field(0, ge=0, description="of the judge's prompts: another one asks about other prompts")
+    seed: int = Field(0, ge=0, description="of the resamples")
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,9 @@ class _Work:
         return made
 
     def _judged(self) -> list[int]:
-        """Return the cells that the judge sees: all of so many prompts, the same whatever systems are compared."""
-        ids = sorted(row.id for row in self.cells.prompts)
-        number = min(self.settings.judge_prompts, len(ids))
-        seen = set(random.Random(self.settings.seed).sample(ids, number))
+        """Return the cells that the judge sees: all of so many prompts."""
+        ids = [row.id for row in self.cells.prompts]
+        seen = set(sampled(ids, self.settings.judge_prompts, self.settings.judge_seed))
         return [at for at, (place, _) in enumerate(self.cells.cells) if self.cells.prompts[place].id in seen]
 
     def _measure(

@@ -53,7 +53,6 @@ _SEEN: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
 """A verdict from the system's view: where the system is shown first, and where it is shown second."""
 
 _ORDERS = ("shown first", "shown second")
-_MOST_EXAMPLES = 10
 
 
 class Prices(Settings):
@@ -303,12 +302,12 @@ def _problems(
         ("judge: empty completions, compared like any other", empty, True),
         ("judge: answers that came without token counts, so that tokens and cost are not known", uncounted, False),
     ]
-    return [Problem(what, len(those), those[:_MOST_EXAMPLES], of_rows) for what, those, of_rows in listed if those]
+    return [Problem(what, len(those), those, of_rows) for what, those, of_rows in listed if those]
 
 
 def _damaged(cache: AnswerCache) -> Problem:
     what = "judge: damaged lines among the answers on disk, as a kill leaves them; their calls are asked again"
-    return Problem(what, len(cache.damaged), cache.damaged[:_MOST_EXAMPLES], of_rows=False)
+    return Problem(what, len(cache.damaged), cache.damaged, of_rows=False)
 
 
 def _head(text: str, most: int = 120) -> str:

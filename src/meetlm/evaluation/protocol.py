@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from hashlib import sha256
+
 from pydantic import Field
 
 from meetlm.config.settings import Settings
@@ -18,3 +21,11 @@ class Protocol(Settings):
 
 PRESETS = {"paper": Protocol()}
 """As in the paper, a run has the model of its last checkpoint, and `meet generate` asks each distinct prompt once."""
+
+
+def sampled(ids: Iterable[str], number: int, seed: int) -> list[str]:
+    """Return ``number`` of the prompts, or all: the first by a hash of seed and id.
+
+    Prompts that come or go change no more than their own places, so what a judge said of the others is of use.
+    """
+    return sorted(ids, key=lambda one: sha256(f"{seed}:{one}".encode()).digest())[:number]
