@@ -56,7 +56,7 @@ def prompt(length: int) -> dict[str, Any]:
 
 
 def _levels(name: str, title: str, control: dict[str, Any], length: int) -> Curve:
-    """Return the curve of K: rows enough that every level has one, of few tokens for the sake of time."""
+    """Return the curve of K: rows enough that every level has one, about as long as those of HH with LoRA."""
     points = tuple(Point(f"{k} levels", control, k, length, rows=16) for k in (2, 5, 16))
     return Curve(name, f"levels: {title}, 16 rows of {length} tokens", points, of_levels=True)
 
@@ -67,8 +67,8 @@ CURVES = (
         "sequence length: LoRA of rank 4, two levels, 2,048 tokens a batch in as many rows as that makes",
         tuple(Point(f"{t:,} tokens", lora(4), 2, length=t, rows=2048 // t) for t in (128, 256, 512, 1024, 2048)),
     ),
-    _levels("levels-lora-4", "LoRA of rank 4", lora(4), 32),
-    _levels("levels-lora-64", "LoRA of rank 64, so that K·r is 128 and more", lora(64), 32),
+    _levels("levels-lora-4", "LoRA of rank 4", lora(4), 128),
+    _levels("levels-lora-64", "LoRA of rank 64, so that K·r is 128 and more", lora(64), 128),
     _levels("levels-prompt", "soft prompt of 50", prompt(50), 16),
     Curve(
         "rank",

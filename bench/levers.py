@@ -4,6 +4,10 @@
     python bench/levers.py rows [--job lora-sft]     8 rows a step in passes of 1, 2, 4 and 8
     python bench/levers.py wide                      LoRA of K levels and rank r: all rows of A, or each level's own
     python bench/levers.py compile [--job full]      torch.compile of the norms and the MLPs
+    python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
+    python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
+
+With --plain memory is kept as it is by default, not as `meet` has it.
 
 Seconds of forward and backward over the same four steps' rows, in each of some rounds; the first is warm-up.
 """
@@ -11,8 +15,14 @@ Seconds of forward and backward over the same four steps' rows, in each of some 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from time import perf_counter
+
+from meetlm.config.process import prepare
+
+if "--plain" not in sys.argv:
+    prepare()  # before torch is imported
 
 import torch
 from rows import Rows, Scale
@@ -33,9 +43,12 @@ Ways = dict[str, Callable[[], None]]
 def main() -> None:
     """Time the ways of a lever in turns and print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lever", choices=["step", "rows", "wide", "compile"])
+    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split"])
+    parser.add_argument("--plain", action="store_true", help="keep memory as it is by default")
     parser.add_argument("--job", default="lora-sft", choices=sorted({job for job, _ in STAGES}))
     chosen = parser.parse_args()
+    if chosen.lever == "split":
+        return split()
     for title, ways in wide() if chosen.lever == "wide" else [(chosen.job, LEVERS[chosen.lever](chosen.job))]:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(ROUNDS):
@@ -110,9 +123,50 @@ def _with(most: int, go: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def rounded(job: str) -> Ways:
+    """Return a step with products in f32 and with operands rounded to bf16, sums in f32."""
+    go = passes(*prepared(job))
+
+    def run(precision: str) -> None:
+        torch.backends.mkldnn.matmul.fp32_precision = precision
+        go()
+
+    return {"f32": lambda: run("ieee"), "bf16 operands": lambda: run("bf16")}
+
+
+def split() -> None:
+    """Print the rate and the error of a product in three ways; the last takes x = high + low, both of bf16."""
+    x, w = torch.randn(1036, 576), torch.randn(1536, 576)
+    exact = x.double() @ w.double().T
+
+    def halves(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        high = whole.bfloat16().float()
+        return high, whole - high
+
+    high_w, low_w = halves(w)
+
+    def three() -> torch.Tensor:
+        high, low = halves(x)
+        return (high @ high_w.T).addmm_(high, low_w.T).addmm_(low, high_w.T)
+
+    ways = {"f32": ("ieee", lambda: x @ w.T), "bf16 operands": ("bf16", lambda: x @ w.T), "three": ("bf16", three)}
+    for name, (precision, product) in ways.items():
+        torch.backends.mkldnn.matmul.fp32_precision = precision
+        best = min(_seconds(product) for _ in range(50))
+        error = float((product() - exact).abs().max() / exact.abs().max())
+        print(f"{name}: {2e-9 * x.numel() * len(w) / best:.0f} GFLOP/s, error {error:.1e}", flush=True)
+
+
+def _seconds(product: Callable[[], torch.Tensor]) -> float:
+    started = perf_counter()
+    product()
+    return perf_counter() - started
+
+
 LEVERS: dict[str, Callable[[str], Ways]] = {
     "step": lambda job: {"as it is": passes(*prepared(job))},
     "rows": lambda job: in_passes(*prepared(job)),
+    "bf16": rounded,
     "compile": lambda job: {
         "as it is": passes(*prepared(job)),
         "compiled": passes(*prepared(job, compiled=True)),
