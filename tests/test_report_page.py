@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import matplotlib
 import pytest
 from markdown_it import MarkdownIt
 
+from browser import FOUND, NAMES, Browser
 from html_page import Page
 from made_evaluation import BASELINE, made_evaluation
 from meetlm.evaluation.record import Evaluation
@@ -100,6 +100,16 @@ def test_the_pages_policy_allows_its_own_script_only(page: Page) -> None:
     assert policy.startswith("default-src 'none'; ")
     assert f"script-src 'sha256-{script}'" in policy
     assert "http" not in policy.replace("http-equiv", "")
+
+
+def test_paper_has_examples_of_every_system(evaluation: Evaluation, page: Page) -> None:
+    titles = [text for tag, text in page.texts if tag == "h3" and " by reward, seed " in text]
+    assert len(titles) == len(page.all("article")) == 3 * 3
+    assert [title.split(" by ")[0] for title in titles[:3]] == [
+        "Largest win of hh-meet-lora",
+        "Largest loss of hh-meet-lora",
+        "Closest tie of hh-meet-lora",
+    ]
 
 
 def test_completions_stay_text(evaluation: Evaluation, page: Page, tmp_path: Path) -> None:
@@ -213,11 +223,6 @@ def test_the_same_record_gives_the_same_bytes(
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in written]
 
 
-def test_pages_print(written: tuple[Path, Path]) -> None:
-    text = written[0].read_text(encoding="utf-8")
-    assert "@media print" in text and "@media (max-width: 640px)" in text and "prefers-color-scheme: dark" in text
-
-
 def test_figures_leave_matplotlib_alone() -> None:
     before = dict(matplotlib.rcParams)
     plot = draw("A title", 1.0, "alt <text>", "caption", lambda axes: axes.set_xlabel("x < 1"))
@@ -244,39 +249,68 @@ def test_ten_thousand_cells(tmp_path: Path) -> None:
     assert markdown.stat().st_size < 100e3
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.skipif(FOUND is None, reason=f"no Chromium: none of {', '.join(NAMES)} on the PATH")
 def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
-    """The script runs under the page's policy, filters, searches, and shows markup as text."""
+    """The script runs under the policy, filters, searches and shows markup as text; the page fits, and prints."""
     completions = {name: list(texts) for name, texts in evaluation.completions.items()}
     completions["hh-dpo"][11] = f"needle {EVIL} <script>document.title = 'broken'</script>"
+    completions["hh-dpo"][12] = "long" * 200
     told = [one for one in evaluation.comparisons if (one.system, one.evaluator) != ("hh-meet-lora", "judge")]
     html, _ = write_report(replace(evaluation, completions=completions, comparisons=told), tmp_path)
+    judged = next(one for one in told if (one.system, one.evaluator) == ("hh-dpo", "judge"))
 
-    def dom(address: str) -> Page:
-        assert BROWSER
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        done = subprocess.run([BROWSER, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return Page(done.stdout)
+    with Browser(tmp_path / "profile") as browser:
 
-    first = dom(html.as_uri())
-    assert len(first.all("article")) == 6
-    assert any("6 of 240 shown" in text for _, text in first.texts)
-    found = dom(f"{html.as_uri()}#system=hh-dpo&search=needle")
-    assert len(found.all("article")) == 1
-    assert len(found.scripts()) == 2
-    assert not found.all("img")
-    assert any(tag == "title" and text == f"Evaluation against {BASELINE}" for tag, text in found.texts)
-    assert any("<img src=x onerror=alert(2)>" in text for tag, text in found.texts if tag == "p")
-    assert any(text == "needle" for tag, text in found.texts if tag == "mark")
-    wins = dom(f"{html.as_uri()}#system=hh-dpo&evaluator=judge&outcome=w")
-    count = next(
-        one for one in evaluation.comparisons if (one.system, one.evaluator) == ("hh-dpo", "judge")
-    ).outcomes.count("win")
-    assert any(f"6 of {count} shown" in text for _, text in wins.texts)
-    mute = dom(f"{html.as_uri()}#system=hh-meet-lora&evaluator=judge")  # completions without an outcome can be read
-    assert any("6 of 240 shown" in text for _, text in mute.texts) and len(mute.all("article")) == 6
+        def status() -> str:
+            return str(browser.run("document.getElementById('status').textContent"))
+
+        def cards() -> int:
+            return int(browser.run("document.querySelectorAll('#cells article').length"))
+
+        def choose(name: str, value: str, expected: str) -> None:
+            browser.run(
+                f"{name}.value = {json.dumps(value)}, {name}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+            )
+            browser.until(f"document.getElementById('status').textContent === {json.dumps(expected)}")
+
+        for width, phone in ((1400, False), (390, True)):
+            browser.open(html.as_uri(), width, phone=phone)
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth && innerWidth") == width
+            assert (status(), cards()) == ("6 of 240 shown", 6)
+            browser.run("more.click()")
+            assert (status(), cards()) == ("12 of 240 shown", 12)
+            choose("system", "hh-dpo", "6 of 240 shown")
+            choose("evaluator", "judge", "6 of 240 shown")
+            choose("outcome", "w", f"6 of {judged.outcomes.count('win')} shown")
+            assert browser.run("[...document.querySelectorAll('#cells .w')].length") >= 6
+            choose("outcome", "", "6 of 240 shown")
+            choose("search", "needle", "1 of 1 shown")
+            assert browser.run("document.querySelector('#cells mark').textContent") == "needle"
+            assert "<img src=x onerror=alert(2)>" in browser.run("document.getElementById('cells').textContent")
+            assert browser.run("[document.title, document.images.length, document.scripts.length]") == [
+                f"Evaluation against {BASELINE}",
+                0,
+                3,
+            ]
+            choose("search", "l" + "ong" * 3, "Nothing found.")
+            choose("search", "longlong", "1 of 1 shown")
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        browser.open(f"{html.as_uri()}#system=hh-dpo&search=needle", 1400)  # an address that somebody was sent
+        assert (status(), cards()) == ("1 of 1 shown", 1)
+        # Completions without an outcome can be read.
+        browser.open(f"{html.as_uri()}#system=hh-meet-lora&evaluator=judge", 1400)
+        assert (status(), cards()) == ("6 of 240 shown", 6)
+
+        browser.open(html.as_uri(), 1400)
+        folded = "document.querySelectorAll('details:not([open])').length"
+        before = browser.run(folded)
+        browser.run("addEventListener('beforeprint', () => { window.foldedOnPaper = " + folded + "; })")
+        assert before > 2 and browser.pdf().startswith(b"%PDF")
+        assert (browser.run("window.foldedOnPaper"), browser.run(folded)) == (0, before)
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        named = "['highlights', 'cells', 'filters'].map((id) => document.getElementById(id).checkVisibility())"
+        assert browser.run(named) == [True, False, False]
+        browser.run("more.click()")  # now somebody has chosen what to print
+        assert browser.run(named) == [False, True, False]
+        assert browser.errors == []

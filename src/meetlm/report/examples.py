@@ -16,6 +16,7 @@ from meetlm.report.tables import ordered
 
 CODES: dict[Outcome | None, str] = {"win": "w", "lose": "l", "tie": "t", None: "-"}
 """Outcomes in the page, a letter a cell."""
+TITLES: dict[Outcome, str] = {"win": "Largest win", "lose": "Largest loss", "tie": "Closest tie"}
 DIGITS = 3
 """Significant ones of scores in the page; the record has all."""
 
@@ -80,6 +81,34 @@ def highlights(evaluation: Evaluation, each: int = 1) -> list[Example]:
         for outcome in kinds
         for cell in found[outcome][:each]
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example with its texts.
+
+    Attributes:
+        title: What it is one of.
+        prompt: [role, text].
+        replies: [whose, text].
+    """
+
+    title: str
+    prompt: list[tuple[str, str]]
+    replies: list[tuple[str, str]]
+
+
+def shown(evaluation: Evaluation) -> list[Shown]:
+    """Return the texts of :func:`highlights`."""
+    made = []
+    for one in highlights(evaluation):
+        prompt, seed = evaluation.cells[one.cell]
+        system, baseline = one.comparison.system, one.comparison.baseline
+        replies = [(name, evaluation.completions[name][one.cell].strip() or "(empty)") for name in (system, baseline)]
+        title = f"{TITLES[one.outcome]} of {system} by {one.comparison.evaluator}, seed {seed}"
+        spoken = [(role, text.strip()) for role, text in turns(evaluation.prompts[prompt].prompt)]
+        made.append(Shown(title, spoken, [replies[0], (f"{baseline} (baseline)", replies[1][1])]))
+    return made
 
 
 def payload(evaluation: Evaluation) -> str:

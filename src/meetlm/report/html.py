@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from meetlm.report.examples import Shown
 from meetlm.report.sections import Section
 from meetlm.report.summary import Summary
 from meetlm.report.wording import NONE
@@ -25,6 +26,7 @@ def write_html(
     sections: Sequence[Section],
     cells: str | None,
     settings: Mapping[str, str],
+    highlights: Sequence[Shown] = (),
 ) -> str:
     """Return the page.
 
@@ -34,6 +36,7 @@ def write_html(
         sections: Tables and figures.
         cells: JSON of :func:`meetlm.report.examples.payload`; ``None`` for a page without examples.
         settings: YAML by heading.
+        highlights: Examples for paper, and for a browser without script.
     """
     loader = PackageLoader("meetlm.report")
     environment = Environment(
@@ -48,6 +51,7 @@ def write_html(
         sections=sections,
         cells=None if cells is None else Markup(cells),
         settings=settings,
+        highlights=highlights,
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

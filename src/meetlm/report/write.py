@@ -12,7 +12,7 @@ import yaml
 from meetlm.config.errors import DataError
 from meetlm.config.files import write_atomic
 from meetlm.evaluation.record import Evaluation
-from meetlm.report.examples import payload
+from meetlm.report.examples import payload, shown
 from meetlm.report.html import write_html
 from meetlm.report.markdown import examples_of, write_markdown
 from meetlm.report.sections import sections_of
@@ -37,7 +37,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     title = f"Evaluation against {evaluation.baseline}"
     summary, sections = summarize(evaluation), sections_of(evaluation)
     settings = {"Settings and versions": as_yaml(evaluation.settings)}
-    page = write_html(title, summary, sections, payload(evaluation), settings)
+    page = write_html(title, summary, sections, payload(evaluation), settings, shown(evaluation))
     text = write_markdown(title, summary, sections, examples_of(evaluation), settings)
     return _write(folder, "report", page, text)
 

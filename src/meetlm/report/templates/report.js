@@ -1,6 +1,17 @@
 // Shows the cells under "Examples". Texts go in as text nodes only, never as HTML.
 "use strict";
 (() => {
+  // Paper cannot be unfolded: what is folded is printed open.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const one of folded) one.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+  });
+})();
+(() => {
   const source = document.getElementById("data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
@@ -127,7 +138,15 @@
     const asked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
     for (const id of KEPT) if (asked.has(id)) control[id].value = asked.get(id);
     update();
-    if (asked.size) document.getElementById("examples").scrollIntoView();
+    if (asked.size) {
+      chosen();
+      document.getElementById("examples").scrollIntoView();
+    }
+  }
+
+  // Cards that somebody chose are printed; until then the largest win, loss and closest tie of every system are.
+  function chosen() {
+    document.getElementById("examples").classList.add("chosen");
   }
 
   const distinct = (values) => [...new Set(values)];
@@ -141,8 +160,8 @@
   document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("filters").addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => { update(); remember(); }, 150);
+    waiting = setTimeout(() => { update(); remember(); chosen(); }, 150);
   });
-  control.more.addEventListener("click", showMore);
+  control.more.addEventListener("click", () => { chosen(); showMore(); });
   recall();
 })();
