@@ -43,7 +43,15 @@ class Browser:
         assert FOUND, "no Chromium"
         (reads, self._out), (self._in, writes) = os.pipe(), os.pipe()
         # Chromium reads messages from descriptor 3 and writes them to 4, whatever numbers ours have.
-        command = ["sh", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "sh", FOUND, *FLAGS, f"--user-data-dir={folder}"]
+        command = [
+            "bash",
+            "-c",
+            f'exec "$@" 3<&{reads} 4>&{writes}',
+            "bash",
+            FOUND,
+            *FLAGS,
+            f"--user-data-dir={folder}",
+        ]
         self._process = subprocess.Popen(
             command, pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -52,15 +60,22 @@ class Browser:
         self._rest, self._number, self._session = b"", 0, ""
         self._events: list[str] = []
         self.errors: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> Browser:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._process.kill()
         self._process.wait()
         os.close(self._in)

@@ -21,6 +21,7 @@ from browser import FOUND, NAMES, Browser
 from html_page import Page
 from made_evaluation import BASELINE, made_evaluation
 from meetlm.evaluation.record import Evaluation
+from meetlm.report.examples import shown
 from meetlm.report.plots import draw
 from meetlm.report.write import write_report
 
@@ -112,13 +113,18 @@ def test_paper_has_examples_of_every_system(evaluation: Evaluation, page: Page) 
     ]
 
 
+def _evil(prompt: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+    """Return a prompt of as many turns, and nothing else in them."""
+    return EVIL if isinstance(prompt, str) else [{**turn, "content": EVIL} for turn in prompt]
+
+
 def test_completions_stay_text(evaluation: Evaluation, page: Page, tmp_path: Path) -> None:
     completions = {name: [EVIL] * len(texts) for name, texts in evaluation.completions.items()}
     assert evaluation.judge
     evil = replace(
         evaluation,
         completions=completions,
-        prompts=[replace(one, prompt=EVIL, chosen=EVIL) for one in evaluation.prompts],
+        prompts=[replace(one, prompt=_evil(one.prompt), chosen=EVIL) for one in evaluation.prompts],
         problems=[replace(one, what=EVIL, examples=[EVIL]) for one in evaluation.problems],
         settings={"note": EVIL},
         judge=replace(evaluation.judge, model=EVIL, prompt_text=EVIL),
@@ -132,8 +138,8 @@ def test_completions_stay_text(evaluation: Evaluation, page: Page, tmp_path: Pat
     assert json.loads(found.scripts()[0])["completions"] == completions
     assert any(tag == "pre" and EVIL in text for tag, text in found.texts)
 
-    shown = MarkdownIt("commonmark").enable("table").render(markdown.read_text(encoding="utf-8"))
-    tags = {tag for tag, _ in Page(shown).elements}
+    rendered = MarkdownIt("commonmark").enable("table").render(markdown.read_text(encoding="utf-8"))
+    tags = {tag for tag, _ in Page(rendered).elements}
     assert tags == {
         "h1",
         "h2",
@@ -151,8 +157,11 @@ def test_completions_stay_text(evaluation: Evaluation, page: Page, tmp_path: Pat
         "pre",
         "code",
     }
-    blocks = [text for tag, text in Page(shown).texts if tag == "code"]
-    assert sum(EVIL in block for block in blocks) == 1 + 3 * 3 * 3  # the judge's prompt; 9 examples of 3 texts
+    blocks = [text for tag, text in Page(rendered).texts if tag == "code"]
+    examples = shown(evil)
+    assert len(examples) == 3 * 3
+    texts = sum(len(one.prompt) + len(one.replies) for one in examples)
+    assert sum(EVIL in block for block in blocks) == 1 + texts  # the judge's prompt, and theirs
 
 
 def test_names_stay_names(evaluation: Evaluation, tmp_path: Path) -> None:
@@ -291,7 +300,7 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
             assert browser.run("[document.title, document.images.length, document.scripts.length]") == [
                 f"Evaluation against {BASELINE}",
                 0,
-                3,
+                2,
             ]
             choose("search", "l" + "ong" * 3, "Nothing found.")
             choose("search", "longlong", "1 of 1 shown")
