@@ -24,16 +24,22 @@ The embedding's look-up and its gradient, norms, softmax and optimizer are not c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from meetlm.controls.products import onednn_is_faster, product
 from meetlm.data.batch import Block
 
 SHAPES = {"2048×576 @ 576×1536": (2048, 576, 1536), "4096×4096 @ 4096×4096": (4096, 4096, 4096)}
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {" by torch": functional.linear}
+"""How a product is taken, by what its name gains: torch's own way and, where it is another, ours."""
+if onednn_is_faster():
+    WAYS[" by oneDNN"] = product
 
 
 class Flops:
@@ -78,16 +84,16 @@ class Flops:
 
 
 def product_rates() -> dict[str, float]:
-    """Return the FLOP/s of a plain f32 product of each of ``SHAPES``, the best of several."""
+    """Return the FLOP/s of a plain f32 product of each of ``SHAPES`` by each of ``WAYS``, the best of several."""
     rates = {}
     for name, (rows, inner, columns) in SHAPES.items():
-        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
-        out = torch.empty(rows, columns)
+        x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
         operations = 2 * rows * inner * columns
-        best = 0.0
-        for _ in range(max(4, int(3e11 / operations))):
-            started = perf_counter()
-            torch.mm(a, b, out=out)
-            best = max(best, operations / (perf_counter() - started))
-        rates[name] = best
+        for way, multiply in WAYS.items():
+            best = 0.0
+            for _ in range(max(4, int(3e11 / operations))):
+                started = perf_counter()
+                multiply(x, weight)
+                best = max(best, operations / (perf_counter() - started))
+            rates[f"{name}{way}"] = best
     return rates

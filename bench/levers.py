@@ -6,6 +6,7 @@
     python bench/levers.py compile [--job full]      torch.compile of the norms and the MLPs
     python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
     python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
+    python bench/levers.py products                  a layer's products by torch, and by oneDNN
 
 With --plain memory is kept as it is by default, not as `meet` has it.
 
@@ -43,12 +44,12 @@ Ways = dict[str, Callable[[], None]]
 def main() -> None:
     """Time the ways of a lever in turns and print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split"])
+    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split", "products"])
     parser.add_argument("--plain", action="store_true", help="keep memory as it is by default")
     parser.add_argument("--job", default="lora-sft", choices=sorted({job for job, _ in STAGES}))
     chosen = parser.parse_args()
-    if chosen.lever == "split":
-        return split()
+    if chosen.lever in ALONE:
+        return ALONE[chosen.lever]()
     for title, ways in wide() if chosen.lever == "wide" else [(chosen.job, LEVERS[chosen.lever](chosen.job))]:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(ROUNDS):
@@ -157,12 +158,29 @@ def split() -> None:
         print(f"{name}: {2e-9 * x.numel() * len(w) / best:.0f} GFLOP/s, error {error:.1e}", flush=True)
 
 
+def products() -> None:
+    """Print the rates of what a layer computes forward and backward, of 1,036 tokens, by torch and by oneDNN."""
+    onednn = torch.ops.mkldnn._linear_pointwise
+    for size_in, size_out in ((576, 1536), (1536, 576), (576, 576), (576, 192)):
+        x, w, dy = torch.randn(1036, size_in), torch.randn(size_out, size_in), torch.randn(1036, size_out)
+        for name, left, right in (("y", x, w), ("dx", dy, w.T), ("dW", dy.T, x.T)):
+            ways = {
+                "torch": lambda left=left, right=right: left @ right.T,
+                "oneDNN": lambda left=left, right=right: onednn(left, right, None, "none", [], ""),
+            }
+            best = {way: min(_seconds(product) for _ in range(50)) for way, product in ways.items()}
+            rates = ", ".join(f"{way} {2e-9 * x.numel() * size_out / one:.0f}" for way, one in best.items())
+            print(f"{size_in} to {size_out}, {name}: {rates} GFLOP/s", flush=True)
+
+
 def _seconds(product: Callable[[], torch.Tensor]) -> float:
     started = perf_counter()
     product()
     return perf_counter() - started
 
 
+ALONE = {"split": split, "products": products}
+"""Levers without a model."""
 LEVERS: dict[str, Callable[[str], Ways]] = {
     "step": lambda job: {"as it is": passes(*prepared(job))},
     "rows": lambda job: in_passes(*prepared(job)),

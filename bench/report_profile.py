@@ -17,8 +17,8 @@ def plain_products(run: Run) -> Iterable[str]:
     """Yield the table of operations a second."""
     yield (
         "What a step needs (counted as `bench/flops.py` says: no padding, no recomputation, the head at trained "
-        "positions only, a shared prompt once) over its time, and over the rate of the faster of two plain f32 "
-        f"products measured between the steps. The goal is {FLOPS_GOAL}."
+        "positions only, a shared prompt once) over its time, and over the rate of the fastest of the "
+        f"plain f32 products measured between the steps. The goal is {FLOPS_GOAL}."
     )
     yield ""
     yield "| job | program | GFLOP a step | GFLOP/s | plain product, GFLOP/s | share |"

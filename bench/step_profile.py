@@ -17,8 +17,10 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 ENGINE = "autograd::engine"
 NODES = ("_Node", "_NodeBackward")
-"""Of layers and their LoRA (``controls/low_rank``), forward and backward; their own time is Python's."""
-PRODUCT_NAMES = frozenset({"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"})
+"""Of linear layers and their LoRA (``controls/linear``), forward and backward; their own time is Python's."""
+PRODUCT_NAMES = frozenset(
+    {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"}
+)
 CLIPPING = ("aten::_foreach", "aten::linalg_vector_norm")
 """What clips the gradient: no forward of ours uses it, and nothing stands around it."""
 
@@ -62,7 +64,9 @@ def sorted_time(events: Iterable[FunctionEvent], narrow: int = 0) -> dict[str, f
         node = next((e for e in around if e.name.startswith(ENGINE)), None)
         backward = node is not None and not _recomputed(around)
         before = forward.get(node.sequence_nr) if node and backward else None
-        group = group_of([e.name for e in around], before, is_narrow(event.input_shapes or (), narrow))
+        group = group_of(
+            [e.name for e in around], before, is_narrow(event.input_shapes or (), narrow) if narrow else None
+        )
         if node is None and event.sequence_nr >= 0:
             forward[event.sequence_nr] = group  # the last to see a number is the one that makes the node of it
         if event.name not in NODES and not event.name.startswith("ProfilerStep"):
@@ -75,15 +79,15 @@ def is_narrow(shapes: Iterable[Sequence[int]], narrow: int) -> bool:
     return any(len(shape) == 2 and min(shape) <= narrow for shape in shapes)
 
 
-def group_of(names: Sequence[str], forward: str | None = None, narrow: bool = False) -> str:
+def group_of(names: Sequence[str], forward: str | None = None, narrow: bool | None = None) -> str:
     """Return the group of an operation.
 
     Args:
         names: Its own, then of what stands around it, from inside to outside.
         forward: In backward, the group of the forward operation that this one belongs to.
-        narrow: Whether it is on a matrix as narrow as LoRA's.
+        narrow: Whether it is on a matrix as narrow as LoRA's; ``None`` where there is no LoRA.
     """
-    if any(name in NODES for name in names):
+    if narrow is not None and any(name in NODES for name in names):
         return PRODUCTS if names[0] in PRODUCT_NAMES and not narrow else CONTROL
     for name in names:
         if name.startswith("Optimizer."):

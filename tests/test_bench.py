@@ -194,7 +194,7 @@ def test_a_shrunk_point_keeps_its_levels_and_two_tokens() -> None:
     ],
 )
 def test_operations_are_sorted_by_name_and_surroundings(names: list[str], forward: str | None, group: str) -> None:
-    assert group_of(names, forward) == group
+    assert group_of(names, forward, narrow=False) == group
 
 
 def test_narrow_products_of_a_node_are_loras_own() -> None:
@@ -202,6 +202,8 @@ def test_narrow_products_of_a_node_are_loras_own() -> None:
     assert not is_narrow(([64, 576], [576, 192], []), 24)
     assert group_of(["aten::addmm_", "_Node"], None, narrow=True) == CONTROL
     assert group_of(["aten::addmm_", "_Node"], None, narrow=False) == PRODUCTS
+    assert group_of(["aten::mul_", "_Node"], None, narrow=None) == ELEMENTWISE, "a node without LoRA"
+    assert group_of(["mkldnn::_linear_pointwise", "_Node"], None, narrow=None) == PRODUCTS
     assert group_of(["aten::mm"], None, narrow=True) == PRODUCTS, "a model's own narrow layer is no LoRA"
 
 

@@ -3,13 +3,13 @@
 Per layer A is [K, r, in] and B is [K, r, out], so that both flatten to K·r rows without a copy; w repeats each
 level weight r times. Cost grows with K·r; over ``WIDE`` of them, where each token has one level, runs of tokens of
 one level go through their own r rows. The layers keep their own classes, names and weights: only how they go forward
-is replaced (``low_rank``), and the model's checkpoint stays a plain one.
+is replaced (``linear``), and the model's checkpoint stays a plain one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -21,14 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from meetlm.config.errors import ConfigError
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
-from meetlm.controls.low_rank import Layers, Reach, Runs, Wide
+from meetlm.controls.linear import Layers, join
+from meetlm.controls.low_rank import Reach, Runs, Wide
 
 WIDE = 128
 """Most K·r that all tokens go through."""
 RUN = 16
 """Tokens that a run has on average at least: shorter ones are more calls than they save."""
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers of one module that read the same input, and so can be one node. That they do is seen as they run."""
 
 
 class LoRASettings(ControlSettings):
@@ -65,11 +64,13 @@ class LoRA(Control):
 
     def attach(self, lm: PreTrainedModel) -> None:
         """Replace how every target layer of ``lm`` goes forward."""
-        for paths in _siblings(self._targets):
-            layers = {path: lm.get_submodule(path) for path in paths}
-            together = _Together(self, list(layers.items()))
-            for place, layer in enumerate(layers.values()):
-                layer.forward = partial(together, place)
+        layers = {path: lm.get_submodule(path) for path in self._targets}
+        join(layers, partial(self._added, layers))
+
+    def _added(self, layers: dict[str, nn.Module], paths: list[str], x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of those of ``layers`` that read x [R, T, in]."""
+        down, up = ([factors[_key(path)] for path in paths] for factors in (self.a, self.b))
+        return Layers([layers[path] for path in paths], down, up).forward(x, self.reach(x))
 
     def weigh(self, weights: Tensor) -> None:
         """Keep w ⊙ scale, [R, T, K]; or the runs of tokens of one level."""
@@ -114,50 +115,6 @@ class LoRA(Control):
             "use_dora": False,
             "modules_to_save": None,
         }
-
-
-class _Together:
-    """The forward of layers that read one input: the first to be called computes all, the others take theirs.
-
-    Args:
-        control: Whose levels they obey.
-        layers: By module path.
-    """
-
-    def __init__(self, control: LoRA, layers: list[tuple[str, nn.Module]]) -> None:
-        self._control, self._layers = control, layers
-        self._input: Tensor | None = None
-        self._ready: dict[int, Tensor] = {}
-
-    def __call__(self, place: int, x: Tensor) -> Tensor:
-        """Return the output of the layer at ``place`` for x [R, T, in]."""
-        if self._input is not x or place not in self._ready:
-            self._input, self._ready = x, dict(enumerate(self._forward(x)))
-        output = self._ready.pop(place)
-        if not self._ready:
-            self._input = None
-        return output
-
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        control, keys = self._control, [_key(path) for path, _ in self._layers]
-        layers = Layers(
-            [layer.weight for _, layer in self._layers],  # type: ignore[misc]
-            [layer.bias for _, layer in self._layers],  # type: ignore[misc]
-            [control.a[key] for key in keys],
-            [control.b[key] for key in keys],
-            transposed=isinstance(self._layers[0][1], Conv1D),
-        )
-        return layers.forward(x, control.reach(x))
-
-
-def _siblings(targets: Iterable[str]) -> list[list[str]]:
-    """Return module paths in groups: those that ``SIBLINGS`` names together in one parent, every other one alone."""
-    groups: dict[tuple[str, object], list[str]] = {}
-    for path in targets:
-        parent, _, name = path.rpartition(".")
-        family = next((names for names in SIBLINGS if name in names), name)
-        groups.setdefault((parent, family), []).append(path)
-    return list(groups.values())
 
 
 def _runs(weights: Tensor) -> Runs | None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.settings import Settings
+from meetlm.controls.linear import use_fast_products
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward_forward import (
     packed_batches,
@@ -76,6 +77,7 @@ class RewardModel:
                 "which gives one (num_labels: 1)"
             )
         model.train(False)
+        use_fast_products(model)
         self.settings, self.tokenizer, self.model = settings, tokenizer, model
         self.form, self.told_by = form_of(tokenizer, getattr(model.config, RECORD, None), settings.input)
         limits = (settings.max_length, _positions(model), min(tokenizer.model_max_length, UNLIMITED))

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
+
+from meetlm.controls.products import product
 
 CHUNK = 256
 """Tokens whose logits live at a time."""
@@ -63,12 +64,12 @@ class _TokenLogps(torch.autograd.Function):
         values, normalizers = [], []
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
-            logits = functional.linear(hidden[rows], weight, bias).float()
+            logits = product(hidden[rows], weight, bias).float()
             normalizer = logits.logsumexp(dim=1)
             values.append(logits.gather(1, targets[rows, None])[:, 0] - normalizer)
             normalizers.append(normalizer)
             if slopes is not None:
-                expected = logits.sub_(normalizer[:, None]).exp_().to(weight.dtype) @ weight
+                expected = product(logits.sub_(normalizer[:, None]).exp_().to(weight.dtype), weight.T)
                 torch.sub(weight[targets[rows]], expected, out=slopes[rows])
         ctx.save_for_backward(hidden, weight, bias, targets, slopes, _joined(normalizers, hidden))
         return _joined(values, hidden)
@@ -78,17 +79,21 @@ class _TokenLogps(torch.autograd.Function):
         hidden, weight, bias, targets, slopes, normalizers = ctx.saved_tensors
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         dh = slopes * outer[:, None].to(slopes.dtype) if of_hidden else None
-        dw = torch.zeros_like(weight) if of_weight else None
-        db = torch.zeros_like(bias) if of_bias else None
-        for start in range(0, len(hidden) if of_weight or of_bias else 0, CHUNK):
-            rows = slice(start, start + CHUNK)
-            logits = functional.linear(hidden[rows], weight, bias).float()
-            gradient = logits.sub_(normalizers[rows, None]).exp_().mul_(-outer[rows, None])
-            gradient.scatter_add_(1, targets[rows, None], outer[rows, None])
+        dw = torch.empty_like(weight) if of_weight else None
+        db = torch.empty_like(bias) if of_bias else None
+        step = max(1, CHUNK * len(weight) // max(1, len(hidden)))  # words whose logits are as many as forward's
+        for start in range(0, len(weight) if of_weight or of_bias else 0, step):
+            words = slice(start, start + step)
+            logits = product(hidden, weight[words], None if bias is None else bias[words]).float()
+            gradient = logits.sub_(normalizers[:, None]).exp_().mul_(-outer[:, None])
             if dw is not None:
-                dw.addmm_(gradient.to(weight.dtype).T, hidden[rows])
+                dw[words] = product(gradient.to(weight.dtype).T, hidden.T)
             if db is not None:
-                db += gradient.sum(dim=0)
+                db[words] = gradient.sum(dim=0)
+        if dw is not None:
+            dw.index_add_(0, targets, hidden * outer[:, None].to(hidden.dtype))
+        if db is not None:
+            db.index_add_(0, targets, outer.to(db.dtype))
         return dh, dw, db, None
 
 

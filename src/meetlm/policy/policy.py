@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from meetlm.controls.base import Control
+from meetlm.controls.linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.head import is_plain, token_logps
@@ -79,6 +80,7 @@ class Policy(nn.Module):
         self.lm, self.control = lm, control
         self._weights: Tensor | None = None
         control.attach(lm)
+        use_fast_products(lm)
         if checkpoints_activations(lm):
             checkpoint_activations(lm, self._contexts)
 

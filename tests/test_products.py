@@ -1,0 +1,99 @@
+"""Products by oneDNN: those of torch, on every stride, and the same log-probs and gradients of every kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from meetlm.controls import linear, products
+from meetlm.controls.products import add_product, onednn_is_faster, product
+from meetlm.data.batch import collate
+from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_policy
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+By = Callable[[bool], None]
+
+
+@pytest.fixture
+def by(monkeypatch: pytest.MonkeyPatch) -> By:
+    """Return what makes oneDNN be taken, or not."""
+
+    def choose(onednn: bool) -> None:
+        for module in (linear, products):
+            monkeypatch.setattr(module, "onednn_is_faster", lambda: onednn)
+
+    return choose
+
+
+def matrices(rows: int, columns: int) -> dict[str, Tensor]:
+    """Return matrices [rows, columns] of every stride that a node meets."""
+    wide = torch.randn(2 * rows, 3 * columns)
+    return {
+        "plain": torch.randn(rows, columns),
+        "transposed": torch.randn(columns, rows).T,
+        "a chunk": wide[:rows, columns : 2 * columns],
+        "every other row": wide[::2, :columns],
+        "one row for all": torch.randn(1, columns).expand(rows, columns),
+    }
+
+
+@needs_onednn
+@pytest.mark.parametrize("sizes", [(5, 4, 3), (1, 4, 3), (5, 1, 3), (0, 4, 3), (5, 0, 3), (33, 64, 96)])
+def test_a_product_is_torchs(sizes: tuple[int, int, int], by: By) -> None:
+    by(True)
+    torch.manual_seed(0)
+    rows, inner, columns = sizes
+    for x in matrices(rows, inner).values():
+        for weight in matrices(columns, inner).values():
+            for bias in (None, torch.randn(columns)):
+                found, expected = product(x, weight, bias), functional.linear(x, weight, bias)
+                assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+            y = torch.randn(rows, columns)
+            expected = y + x @ weight.T
+            assert add_product(y, x, weight) is y and torch.allclose(y, expected, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", ["none", "virtual", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) -> None:
+    made = []
+    for onednn in (False, True):
+        by(onednn)
+        policy = tiny_policy(architecture, kind, dtype=torch.float32)
+        plain = [layer for layer in policy.lm.modules() if type(layer) in linear.KINDS]
+        assert plain and all("forward" in vars(layer) for layer in plain) or not onednn
+        policy.lm.requires_grad_(True)
+        batch = collate(sequences(policy, LENGTHS), policy.layout)
+        values = policy(batch["blocks"], batch["num_completions"])
+        values.sums().sum().backward()
+        made.append((values.values.detach(), gradients(policy)))
+    assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
+    assert gap(made[0][1], made[1][1]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "capability", "faster"),
+    [
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", False),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", False),
+    ],
+)
+def test_who_made_the_processor_decides(
+    text: str, capability: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    monkeypatch.setattr(products, "CPUINFO", file)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    onednn_is_faster.cache_clear()
+    assert onednn_is_faster() is (faster and torch.backends.mkldnn.is_available())
+    onednn_is_faster.cache_clear()
