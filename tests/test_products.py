@@ -61,7 +61,7 @@ def test_a_product_is_torchs(sizes: tuple[int, int, int], by: By) -> None:
 
 
 @needs_onednn
-@pytest.mark.parametrize("kind", ["none", "virtual", "lora"])
+@pytest.mark.parametrize("kind", ["none", "soft-prompt", "lora"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) -> None:
     made = []
@@ -76,7 +76,7 @@ def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) ->
         values.sums().sum().backward()
         made.append((values.values.detach(), gradients(policy)))
     assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
-    assert gap(made[0][1], made[1][1]) < 1e-5
+    assert gap(made[0][1], made[1][1]) < 1e-4
 
 
 @pytest.mark.parametrize(
