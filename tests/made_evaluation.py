@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from meetlm.evaluation.record import (
     Agreement,
     Comparison,
+    Consistency,
     Evaluation,
     Interval,
     JudgeAccount,
@@ -23,6 +24,7 @@ from meetlm.evaluation.record import (
     PromptRow,
     Rates,
     System,
+    Usage,
 )
 
 BASELINE = "hh-coh"
@@ -164,9 +166,13 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             consistency=Interval(0.712, 0.68, 0.745),
             chance=0.41,
             conclusive=True,
-            prompt_tokens=1_204_331,
-            completion_tokens=60_112,
-            cost=0.3412,
+            this_run=Usage(176, 401_443, 20_037, 0.1137),
+            kept=Usage(576, 1_204_331, 60_112, 0.3412),
+            finish_reasons={"length": 1},
+            by_system={
+                name: Consistency(2 * int(judged.sum()), int(name == "hh-meet-lora"), 0, Interval(share, share - 0.06, share + 0.06), 0.41, True)
+                for name, share in (("hh-meet-lora", 0.78), ("hh-meet-soft-prompt", 0.69), ("hh-dpo", 0.666))
+            },
         ),
         problems=[
             Problem("hh-meet-lora: empty completions, compared like any other", 1, ["runs/hh-meet-lora/good.jsonl:6"]),

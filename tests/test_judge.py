@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import binomtest
 
 from judge_server import Body, JudgeServer, Reply, chat, longer, pairs, says, settings, shown
-from meetlm.evaluation.judge import Judged, consistency_chance, judge, wilson
-from meetlm.evaluation.record import Outcome
+from meetlm.evaluation.judge import Judged, judge
+from meetlm.evaluation.judge_account import consistency_chance, wilson
+from meetlm.evaluation.record import Outcome, Usage
 
 
 def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
@@ -24,8 +25,7 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
     assert problems == []
     assert (account.num_calls, account.num_cached, account.num_unparsable, account.num_failed) == (60, 0, 0, 0)
     assert sum(done) == 60 and server.distinct == len(server.received) == 60
-    assert (account.prompt_tokens, account.completion_tokens) == (6000, 600)
-    assert account.cost == pytest.approx(6000 * 2.5e-6 + 600 * 10e-6)
+    assert account.this_run == account.kept == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
     assert account.consistency and account.consistency.value == 1.0
     assert account.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
     assert account.conclusive
@@ -49,9 +49,10 @@ def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None
     assert outcomes == margins == [None, None]
     assert account.num_unparsable == 3 and account.num_failed == 0
     assert account.consistency is None and account.chance is None and not account.conclusive
-    assert problem.count == 3 and "1 of them cut off" in problem.what
+    assert problem.count == 3 and "(of them: 1 cut off at the most tokens)" in problem.what
+    assert account.finish_reasons == {"stop": 2, "length": 1}
     assert problem.examples == [
-        "pair 1, shown first: 'I like both, really.'",
+        "pair 1, shown first: 'I like both, really.' (finish_reason length)",
         "pair 2, shown first: '?'",
         "pair 2, shown second: 'first [[A]], no, [[B]]'",
     ]
@@ -187,7 +188,7 @@ def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
 def test_no_token_counts(tmp_path: Path) -> None:
     with JudgeServer(lambda body, number: chat("[[A]]", usage=None)) as server:
         _, _, account, (problem,) = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path)
-    assert account.prompt_tokens is account.completion_tokens is account.cost is None
+    assert account.this_run == account.kept == Usage(2, None, None, None)
     assert "token counts" in problem.what and problem.count == 2 and not problem.of_rows
 
 
@@ -203,3 +204,49 @@ def test_nothing_to_judge(tmp_path: Path) -> None:
     outcomes, margins, account, problems = judge([], settings("http://127.0.0.1:9/v1"), tmp_path)
     assert (outcomes, margins, problems) == ([], [], [])
     assert account.num_calls == 0 and account.consistency is None and not account.conclusive
+    assert account.this_run == account.kept == Usage(0, 0, 0, None)
+
+
+def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
+    """A judge that sees the difference of one system and, of the other, the position alone."""
+    fair, blind = pairs(40), [(f"q{n}", f"ours, blind {n}", f"theirs, blind {n}") for n in range(40)]
+
+    def half_blind(body: Body, number: int) -> Reply:
+        return chat("[[A]]") if "blind" in body["messages"][-1]["content"] else longer(body, number)
+
+    with JudgeServer(half_blind) as server:
+        both = judge([*fair, *blind], settings(server), tmp_path, systems=["fair"] * 40 + ["blind"] * 40).account
+        alone = {name: judge(asked, settings(server), tmp_path).account for name, asked in
+                 (("fair", fair), ("blind", blind))}  # fmt: skip
+    assert both.conclusive and list(both.by_system) == ["fair", "blind"]
+    for name, one in both.by_system.items():
+        assert (one.consistency, one.chance, one.conclusive) == (
+            alone[name].consistency,
+            alone[name].chance,
+            alone[name].conclusive,
+        )
+        assert one.num_calls == 80
+    assert both.by_system["fair"].conclusive and not both.by_system["blind"].conclusive
+    assert alone["fair"].by_system == {}
+
+
+def test_costs_of_this_run_and_of_all_that_is_kept(tmp_path: Path) -> None:
+    """Three pairs, then nine, then again where nothing was said: each answer is counted in the run that it came in."""
+    prices = {"prompt": 1000, "completion": 10000}
+
+    def mumbles(body: Body, number: int) -> Reply:
+        return chat("Hm.", usage=(50, 1)) if number == 5 else longer(body, number)
+
+    with JudgeServer(mumbles) as server:
+        asked = settings(server, concurrency=1, prices=prices)
+        first = judge(pairs(3), asked, tmp_path).account
+        assert first.this_run == first.kept == Usage(6, 550, 51, pytest.approx(0.55 + 0.51))
+        whole = judge(pairs(9), asked, tmp_path).account
+        assert whole.this_run == Usage(12, 1200, 120, pytest.approx(1.2 + 1.2))
+        assert whole.kept == Usage(18, 1750, 171, pytest.approx(1.75 + 1.71))
+        again = judge(pairs(9), settings(server, ask_again=True, prices=prices), tmp_path).account
+        assert again.this_run == Usage(1, 100, 10, pytest.approx(0.2)) and again.num_unparsable == 0
+        assert again.kept == Usage(19, 1850, 181, pytest.approx(1.85 + 1.81))
+        nothing = judge(pairs(9), asked, tmp_path).account
+    assert nothing.this_run == Usage(0, 0, 0, 0.0) and nothing.kept == again.kept
+    assert len(server.received) == 19

@@ -85,14 +85,16 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     assert account.num_unparsable == sum(one.count for one in problems)
     assert outcomes.count(None) <= account.num_unparsable <= 2 * outcomes.count(None)
     assert not account.conclusive  # two pairs
-    assert account.prompt_tokens and account.completion_tokens and account.completion_tokens <= 4 * 24
-    assert account.cost == pytest.approx((account.prompt_tokens + 2 * account.completion_tokens) / 1e6)
+    used = account.kept
+    assert used == account.this_run and used.num_answers >= 4 and used.prompt_tokens
+    assert used.completion_tokens and used.completion_tokens <= 24 * used.num_answers
+    assert used.cost == pytest.approx((used.prompt_tokens + 2 * used.completion_tokens) / 1e6)
     answers = [json.loads(line)["answer"] for line in (tmp_path / FILE).read_text().splitlines()]
-    assert len(answers) == 4 and any(answer["text"].strip() for answer in answers)
+    assert len(answers) == used.num_answers and any(answer["text"].strip() for answer in answers)
     assert {answer["finish_reason"] for answer in answers} <= {"stop", "length"}
     second = judge(PAIRS, asked, tmp_path)
     assert second[:2] == first[:2] and second[3] == problems
-    assert second[2].num_cached == 4 and second[2].cost == account.cost
+    assert second[2].num_cached == 4 and second[2].kept == used and second[2].this_run.num_answers == 0
 
 
 def test_real_endpoint_knows_no_other_model(served: tuple[str, str], tmp_path: Path) -> None:

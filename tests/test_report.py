@@ -16,8 +16,9 @@ from meetlm.evaluation.paper import ERRATA, MARK, ROWS, printed
 from meetlm.evaluation.record import Evaluation, Interval
 from meetlm.report.charts import binned
 from meetlm.report.examples import highlights, ranked, viewing_order
+from meetlm.report.sections import report_tables
 from meetlm.report.summary import summarize
-from meetlm.report.tables import evaluators_of, is_scale, outcome_table, report_tables
+from meetlm.report.tables import evaluators_of, is_scale, outcome_table
 from meetlm.report.verdict import RULE, verdict
 from meetlm.report.wording import decimals_of, in_percent, listed, number, p_value, points, with_interval
 from meetlm.report.write import write_report, write_temperature_report
@@ -172,7 +173,7 @@ def test_every_account_has_its_table(evaluation: Evaluation) -> None:
     assert found["agreement"][0].rows[-1][2].text == "not defined"
     judge = {row[0].text: row[1].text for row in found["judge"][0].rows}
     assert judge["Same verdict in both orders"] == "71.2% [68.0, 74.5]"
-    assert (judge["By chance"], judge["Prompt tokens"], judge["Without a verdict"]) == ("41.0%", "1,204,331", "1")
+    assert (judge["By chance"], judge["Without a verdict"]) == ("41.0%", "1 (finish reason: 1 length)")
     assert [row[1].text for row in found["problems"][0].rows] == ["1", "1", "1"]
     (note,) = found["problems"][1].rows
     assert "not about rows" in found["problems"][1].caption and "does not state stop" in note[0].text

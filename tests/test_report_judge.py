@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from made_evaluation import doubted, made_evaluation, with_delta
-from meetlm.evaluation.record import Evaluation, Interval, Problem
+from meetlm.evaluation.record import Consistency, Evaluation, Interval, Problem, Usage
 from meetlm.report.charts import evaluation_charts
+from meetlm.report.judge import judge_lines
 from meetlm.report.plots import Plot
+from meetlm.report.sections import report_tables
 from meetlm.report.summary import summarize
-from meetlm.report.tables import outcome_table, report_tables
+from meetlm.report.tables import outcome_table
 from meetlm.report.temperature import temperature_sections
+from meetlm.report.verdict import verdict
 from meetlm.report.write import write_report, write_temperature_report
 
 
@@ -55,7 +58,8 @@ def test_nothing_of_an_inconclusive_judge_is_bold_or_filled(evaluation: Evaluati
     assert not any("o conclusion" in plot.caption for plot in before.values())
     # A judge that had nothing to be asked is in no doubt.
     assert poor.judge
-    mute = replace(poor, judge=replace(poor.judge, num_calls=0, num_same=288, consistency=None, chance=None))
+    unasked = replace(poor.judge, num_calls=0, num_same=288, consistency=None, chance=None, by_system={})
+    mute = replace(poor, judge=unasked)
     assert strong(mute) == strong(clear) and "Nothing can be concluded" not in str(summarize(mute).caveats)
     rows = {row[0].text: row[1].text for row in report_tables(mute)["judge"][0].rows}
     assert (
@@ -72,8 +76,17 @@ def count_filled(plot: Plot) -> int:
 def test_a_judge_without_a_verdict_has_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
     """Of one system, of all, and where nobody else decides either."""
     assert evaluation.judge
+    none = Consistency(num_calls=64, num_unparsable=64, num_failed=0, consistency=None, chance=None, conclusive=False)
+    by_system = dict.fromkeys(evaluation.judge.by_system, none)
     mute = replace(
-        evaluation.judge, num_calls=192, num_unparsable=192, consistency=None, chance=None, conclusive=False, cost=None
+        evaluation.judge,
+        num_calls=192,
+        num_unparsable=192,
+        consistency=None,
+        chance=None,
+        conclusive=False,
+        finish_reasons={"content_filter": 180, "length": 12},
+        by_system=by_system,
     )
     judged = {one.system: one for one in evaluation.comparisons if one.evaluator == "judge"}
     part = replace(evaluation, comparisons=[one for one in evaluation.comparisons if one != judged["hh-dpo"]])
@@ -90,6 +103,8 @@ def test_a_judge_without_a_verdict_has_a_report(evaluation: Evaluation, tmp_path
             assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct): no verdict could be read." in text
             assert "by judge: no pair has an outcome" in text
         assert "| Same verdict in both orders | – |" in markdown and "| By chance | – |" in markdown
+        assert "192 (finish reason: 180 content_filter, 12 length)" in markdown
+        assert "judge: hh-dpo: no conclusion can be drawn: no verdict could be read" in judge_lines(found)
         assert ("No evaluator told the outcome of any pair" in html) == (not comparisons)
         assert bool(comparisons) == ("### Largest win" in markdown)
     assert summarize(replace(evaluation, comparisons=[])).findings == []
@@ -122,9 +137,74 @@ def test_temperatures_say_what_the_judge_is_worth(tmp_path: Path) -> None:
     assert "at 0.5 against hh-coh: it gave the same verdict in both orders for 35.0% [30.0, 40.0] of the pairs" in text
     assert text.count("At 0.5: no conclusion can be drawn from this judge") == 1  # beside the table
     account = text.partition("## The judge")[2].partition("\n## ")[0]
-    assert "| 0, hh-coh | 288 |" in account and "| 71.2 [68.0, 74.5] | 41.0 | yes | 0.34 |" in account
-    assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.34 |" in account
-    assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account and "In all 0.68" in account
+    assert "| 0, hh-coh | 288 |" in account and "| 71.2 [68.0, 74.5] | 41.0 | yes | 0.11 | 0.34 |" in account
+    assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.11 | 0.34 |" in account
+    assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account
+    assert "In all 0.23 in this run, 0.68 for all answers that are kept" in account
+    assert "| 0, hh-coh | hh-dpo | 66.6 [60.6, 72.6] | 41.0 |" in account
     assert "Compare two replies to {question}." in account
     assert "Rows with problems in 1 of 2 evaluations" in text
     assert "Nothing can be concluded" not in texts["good"]
+
+
+def near_chance(evaluation: Evaluation, system: str) -> Evaluation:
+    """The same with a judge that is worth something as a whole, but not about one system."""
+    assert evaluation.judge
+    own = replace(evaluation.judge.by_system[system], consistency=Interval(0.42, 0.36, 0.48), conclusive=False)
+    return replace(evaluation, judge=replace(evaluation.judge, by_system={**evaluation.judge.by_system, system: own}))
+
+
+def test_one_comparison_near_chance_is_marked_and_named(evaluation: Evaluation, tmp_path: Path) -> None:
+    """Its row, figures and words; the others stay what they were."""
+    poor, other = "hh-dpo", "hh-meet-lora"
+    clear = evaluation
+    for system in (poor, other):
+        clear = with_delta(clear, "judge", system, Interval(0.3, 0.2, 0.4))
+    found = near_chance(clear, poor)
+    by = {one.system: one for one in found.comparisons if one.evaluator == "judge"}
+    assert verdict(clear, by[poor]) == "better"
+    assert (verdict(found, by[poor]), verdict(found, by[other])) == ("inconclusive", "better")
+    rows = {row[0].text: row for row in outcome_table(found, "judge").rows}
+    assert (rows[poor][0].small, rows[other][0].small) == ("consistency near chance", "")
+    assert not any(cell.strong for cell in rows[poor]) and any(cell.strong for cell in rows[other])
+    assert not any(row[0].small == "consistency near chance" for row in outcome_table(found, "reward").rows)
+    caveats = summarize(found).caveats
+    said = "Nothing can be concluded from the judge (qwen2.5-7b-instruct) about hh-dpo: it gave the same verdict in"
+    assert [said in one for one in caveats].count(True) == 1 and "42.0% [36.0, 48.0] of the pairs; chance" in caveats[0]
+    assert not any("concluded from the judge" in one for one in summarize(clear).caveats)
+    html, markdown = (file.read_text(encoding="utf-8") for file in write_report(found, tmp_path))
+    for text in (html, markdown):
+        assert said in text and text.count("No conclusion can be drawn from the judge about hh-dpo") >= 2
+    assert "| hh-dpo consistency near chance | 42.0 [36.0, 48.0] | 41.0 | no |" in markdown
+    assert "| hh-meet-lora | 78.0 [72.0, 84.0] | 41.0 | yes |" in markdown
+    assert "| all systems | 71.2 [68.0, 74.5] | 41.0 | yes |" in markdown
+    lines = "\n".join(judge_lines(found))
+    assert "judge: hh-dpo: same verdict in both orders 42.0% [36.0, 48.0], by chance 41.0%: consistency near" in lines
+    assert "judge: hh-meet-lora: same verdict in both orders 78.0% [72.0, 84.0], by chance 41.0%\n" in lines
+    before, after = (
+        {plot.title: count_filled(plot) for plots in evaluation_charts(one).values() for plot in plots}
+        for one in (clear, found)
+    )
+    changed = {title for title in before if after[title] < before[title]}
+    assert changed == {"Δ by every evaluator", "Win, tie, lose by judge", "Length against judge's outcome"}
+    at = write_temperature_report([(0.0, clear), (0.5, found)], tmp_path)[1].read_text(encoding="utf-8")
+    assert "about hh-dpo at 0.5 against hh-coh: it gave the same verdict in both orders for 42.0%" in at
+    assert "At 0.5: no conclusion can be drawn from the judge about hh-dpo" in at
+    assert "| 0.5, hh-coh | hh-dpo consistency near chance | 42.0 [36.0, 48.0] | 41.0 |" in at
+
+
+def test_costs_of_this_run_stand_beside_those_of_all_kept(evaluation: Evaluation, tmp_path: Path) -> None:
+    assert evaluation.judge
+    markdown = write_report(evaluation, tmp_path)[1].read_text(encoding="utf-8")
+    assert "| What | This run | All kept |" in markdown and "| Answers | 176 | 576 |" in markdown
+    assert "| Prompt tokens | 401,443 | 1,204,331 |" in markdown and "given | 0.11 | 0.34 |" in markdown
+    lines = judge_lines(evaluation)
+    assert "judge: this run: 176 answers, 401,443 prompt and 20,037 completion tokens, cost 0.11" in lines
+    assert "judge: all kept: 576 answers, 1,204,331 prompt and 60,112 completion tokens, cost 0.34" in lines
+    untold = replace(evaluation.judge, this_run=Usage(0, 0, 0, 0.0), kept=Usage(9, None, None, None))
+    rows = report_tables(replace(evaluation, judge=untold))["judge"][-1].rows
+    assert [cell.text for cell in rows[1]] == ["Prompt tokens", "0", "the endpoint did not tell"]
+    assert [cell.text for cell in rows[3]][1:] == ["0.00", "the endpoint did not tell"]
+    assert "judge: all kept: 9 answers, tokens not told by the endpoint" in judge_lines(
+        replace(evaluation, judge=untold)
+    )

@@ -112,20 +112,20 @@ def _data(given: dict[str, Any]) -> DataSettings | None:
 
 def show(evaluation: Evaluation) -> None:
     """Print who won, and what is wrong with rows."""
-    from meetlm.report.verdict import JUDGE, is_doubtful, why_doubtful
+    from meetlm.report.judge import judge_lines
+    from meetlm.report.verdict import mark_of
 
     click.echo(f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions each; Δ = win - lose, in %")
     for one in evaluation.comparisons:
-        rates = one.rates
+        rates, mark = one.rates, mark_of(evaluation, one.evaluator, one.system)
         click.echo(
             f"{one.evaluator}: {one.system} against {one.baseline}: win {_percent(rates.win.value)}, lose "
             f"{_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, Δ {_percent(rates.delta.value)} "
             f"[{_percent(rates.delta.low)}, {_percent(rates.delta.high)}], sign test p {rates.sign_p:.2g}, "
-            f"{rates.num_prompts} prompts"
+            f"{rates.num_prompts} prompts" + (f", {mark}" if mark else "")
         )
-    account = evaluation.judge
-    if account is not None and is_doubtful(evaluation, JUDGE):
-        click.echo(f"judge: no conclusion can be drawn from it: {why_doubtful(account)}")
+    for line in judge_lines(evaluation):
+        click.echo(line)
     for problem in evaluation.problems:
         examples = f": {problem.shown}" if problem.examples else ""
         click.echo(f"{problem.count} x {problem.what}{examples}", err=True)

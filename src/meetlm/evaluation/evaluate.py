@@ -225,7 +225,8 @@ class _Work:
             for place in places
         ]
         names = [f"{name}, {self.rows[name][place]}" for name in self.others for place in places]
-        judged = judge(pairs, settings, self.folder / "judge", on_done, names=names)
+        systems = [name for name in self.others for _ in places]
+        judged = judge(pairs, settings, self.folder / "judge", on_done, names=names, systems=systems)
         found.account, found.problems = judged.account, found.problems + judged.problems
         for number, name in enumerate(self.others):
             outcomes: list[Outcome | None] = [None] * len(self.prompts)

@@ -1,9 +1,9 @@
 """Every answer of a judge, on disk as it arrives: a stopped evaluation goes on, and a second one asks nothing.
 
-``judge_calls.jsonl`` is only ever appended to, a call a line, and keeps what was sent and the raw answer. A call is
-known again by a hash of endpoint, model, messages and sampling settings; not of the key. The endpoint is part of it
-since two servers may well have different models under one name. Of a call that was asked again the last answer counts;
-an empty one counts as none.
+``judge_calls.jsonl`` is only ever appended to, a call a line, and keeps what was sent and the raw answer, also one that
+is empty or cut off: it was paid for. A call is known again by a hash of endpoint, model, messages and sampling
+settings; not of the key. The endpoint is part of it since two servers may well have different models under one name. Of
+a call that was asked again the last final answer counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Answer:
     """What an endpoint answered.
 
     Attributes:
-        text: Raw.
+        text: Raw; empty where there was none.
         finish_reason: As the endpoint told: ``stop``, ``length``, ….
         served_model: The model that answered, as the endpoint told.
         prompt_tokens: As the endpoint told; ``None`` where it did not.
@@ -59,6 +59,11 @@ class Answer:
     served_model: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no text in it."""
+        return not self.text.strip()
 
 
 class AnswerCache:
@@ -77,7 +82,8 @@ class AnswerCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / FILE
         self.damaged: list[str] = []
-        self._answers: dict[str, Answer] = {}
+        self._final: dict[str, Answer] = {}
+        self._every: dict[str, list[Answer]] = {}
         self._opened: IO[bytes] | None = None
         self._torn = False  # the last line has no end
         if self.file.is_file():
@@ -96,30 +102,45 @@ class AnswerCache:
             self._opened.close()
 
     def get(self, key: str) -> Answer | None:
-        """Return the answer to a call; ``None`` where it has not been asked."""
-        return self._answers.get(key)
+        """Return the answer to a call; ``None`` where it has none that is final."""
+        return self._final.get(key)
 
-    def add(self, call: Call, answer: Answer) -> None:
-        """Keep an answer, on disk when this returns."""
-        entry = {"key": call.key, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        line = json.dumps(entry | asdict(call) | {"answer": asdict(answer)}) + "\n"
+    def every(self, key: str) -> Sequence[Answer]:
+        """Return all answers to a call, each of them paid for, in the order in which they came."""
+        return self._every.get(key, ())
+
+    def add(self, call: Call, answer: Answer, *, final: bool = True) -> None:
+        """Keep an answer, on disk when this returns.
+
+        Args:
+            call: What was asked.
+            answer: What came.
+            final: Whether it is the call's answer; not where it is tried again.
+        """
+        key = call.key
+        entry = {"key": key, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        line = json.dumps(entry | asdict(call) | {"answer": asdict(answer), "final": final}) + "\n"
         if self._opened is None:
             self._opened = self.file.open("ab")
             if self._torn:
                 line = "\n" + line  # what was cut off stays a line of its own
         self._opened.write(line.encode())
         self._opened.flush()
-        self._answers[call.key] = answer
+        self._keep(key, answer, final)
+
+    def _keep(self, key: str, answer: Answer, final: bool) -> None:
+        self._every.setdefault(key, []).append(answer)
+        if final:
+            self._final[key] = answer
 
     def _read(self, line: bytes, number: int) -> None:
         try:
             entry = json.loads(line)
             answer = Answer(**{field.name: entry["answer"][field.name] for field in fields(Answer)})
-            key = entry["key"]
-            if not isinstance(answer.text, str) or not isinstance(key, str):
+            key, final = entry["key"], entry.get("final", True)
+            if not isinstance(answer.text, str) or not isinstance(key, str) or not isinstance(final, bool):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             self.damaged.append(f"{self.file}:{number}")
         else:
-            if answer.text.strip():
-                self._answers[key] = answer
+            self._keep(key, answer, final)

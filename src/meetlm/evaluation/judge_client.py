@@ -3,14 +3,15 @@
 Knows no prompt and no verdict. Rate limits, time-outs, lost connections and server errors are tried again by the
 ``openai`` client: after as long as ``Retry-After`` asks for (a wait over two minutes counts as a failure), else with
 exponential back-off. So are answers without any text, here; not where the endpoint says that it cut them off or
-filtered them, as it would again.
+filtered them, as it would again. Every answer is handed over, also an empty one: it was paid for. So are those of calls
+that are under way when it is given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -38,6 +39,9 @@ _FINAL = {"length", "content_filter"}
 
 _SET_APART = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 
+OnAnswer = Callable[[Call, Answer, bool], object]
+"""Takes a call, an answer that came, and whether it is the call's: not where it is empty and tried again."""
+
 
 class EndpointSettings(Settings):
     """An OpenAI-compatible endpoint and how it is asked.
@@ -52,7 +56,8 @@ class EndpointSettings(Settings):
         concurrency: Calls under way at one time.
         timeout: Seconds until a call counts as stalled.
         retries: Of a call after a rate limit, a stall, a lost connection, a server error or an empty answer.
-        give_up_after: Stop when so many calls in a row have found no answer, all their retries included.
+        give_up_after: Stop when so many calls in a row have found no answer, all their retries included; an empty
+            answer counts as none while no other has a text.
     """
 
     model: str = Field(min_length=1, description="name of the judge model at the endpoint")
@@ -92,10 +97,10 @@ class EndpointSettings(Settings):
 def ask(
     calls: Sequence[Call],
     settings: EndpointSettings,
-    on_answer: Callable[[Call, Answer], object],
+    on_answer: OnAnswer,
     on_failure: Callable[[Call, str], object],
     *,
-    answers: bool = False,
+    kept: Collection[Answer] = (),
 ) -> None:
     """Ask an endpoint, several calls at a time.
 
@@ -104,14 +109,15 @@ def ask(
         settings: Of the endpoint.
         on_answer: Called with each answer as it arrives.
         on_failure: Called with what went wrong for good in a single call, which stops nothing.
-        answers: Whether the endpoint is known to answer calls like these.
+        kept: What the endpoint has answered to calls like these before.
 
     Raises:
         ConfigError: There is no key, the endpoint refuses what every call has in common (key, model, URL), it left
-            ``give_up_after`` calls in a row without an answer, or it answered none at all.
+            ``give_up_after`` calls in a row without an answer, or it answered none at all. Calls under way are waited
+            for first, as long as one may take.
     """
     if calls:
-        _run(_Asker(settings, on_answer, on_failure, answers).ask(calls))
+        _run(_Asker(settings, on_answer, on_failure, kept).ask(calls))
 
 
 class _Asker:
@@ -120,29 +126,38 @@ class _Asker:
     def __init__(
         self,
         settings: EndpointSettings,
-        on_answer: Callable[[Call, Answer], object],
+        on_answer: OnAnswer,
         on_failure: Callable[[Call, str], object],
-        answers: bool,
+        kept: Collection[Answer],
     ) -> None:
-        self.settings, self.on_answer, self.on_failure, self.answers = settings, on_answer, on_failure, answers
+        self.settings, self.on_answer, self.on_failure = settings, on_answer, on_failure
+        self.answers, self.texts = bool(kept), any(not answer.is_empty for answer in kept)
         self.in_a_row, self.last = 0, ""
+        self.error: ConfigError | None = None  # why it was given up
 
     async def ask(self, calls: Sequence[Call]) -> None:
-        slots = asyncio.Semaphore(self.settings.concurrency)
+        waiting, slots = iter(calls), min(self.settings.concurrency, len(calls))
         async with self._client() as client:
-
-            async def one(call: Call) -> None:
-                async with slots:
-                    await self._ask_one(client, call)
-
             try:
                 async with asyncio.TaskGroup() as group:
-                    for call in calls:
-                        group.create_task(one(call))
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None  # the first one cancelled the others
+                    under_way = {group.create_task(self._ask_next(client, waiting)) for _ in range(slots)}
+                    while under_way and self.error is None:
+                        _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    if under_way:  # given up: what was sent is paid for
+                        _, under_way = await asyncio.wait(under_way, timeout=self.settings.timeout)
+                    for stalled in under_way:
+                        stalled.cancel()
+            except BaseExceptionGroup as several:
+                raise several.exceptions[0] from None  # the first one cancelled the others
+        if self.error is not None:
+            raise self.error
         if not self.answers:
             raise self._error(f"none of {len(calls)} calls was answered; the last: {self.last}")
+
+    async def _ask_next(self, client: openai.AsyncOpenAI, waiting: Iterator[Call]) -> None:
+        """Ask one after the other, as long as there are any."""
+        while self.error is None and (call := next(waiting, None)) is not None:
+            await self._ask_one(client, call)
 
     def _client(self) -> openai.AsyncOpenAI:
         try:
@@ -170,49 +185,60 @@ class _Asker:
         except openai.APIStatusError as error:
             said = f"HTTP {error.status_code}: {_said(error)}"
             if error.status_code in _HOPELESS:
-                raise self._error(f"{said} ({_HOPELESS[error.status_code]})") from error
-            if error.code == "insufficient_quota":
-                raise self._error(said) from error
-            # Where others are answered, a refusal is about this call alone: too long, or filtered.
-            single = error.status_code < 500 and error.status_code != 429 and self.answers
-            self._failed(call, said, count=not single)
-        except openai.APITimeoutError:
-            self._failed(call, f"no answer in {self.settings.timeout:g} s")
-        except openai.APIConnectionError as error:
-            self._failed(call, f"no connection: {error.__cause__ or error}")
-        except (openai.APIError, ValueError) as error:
-            self._failed(call, f"not a chat completion: {_clip(str(error))}")
-        else:
-            if answer.text.strip():
-                self.answers, self.in_a_row = True, 0
-                self.on_answer(call, answer)
+                self._give_up(f"{said} ({_HOPELESS[error.status_code]})")
+            elif error.code == "insufficient_quota":
+                self._give_up(said)
             else:
-                # As with a refusal: where others have a text, this is about the call alone.
-                self._failed(call, f"an empty answer (finish_reason {answer.finish_reason})", count=not self.answers)
+                # Where others are answered, a refusal is about this call alone: too long, or filtered.
+                single = error.status_code < 500 and error.status_code != 429 and self.answers
+                self._failed(call, said, count=not single)
+        except openai.APITimeoutError:
+            self._failed(call, f"no answer in {self.settings.timeout:g} s", count=True)
+        except openai.APIConnectionError as error:
+            self._failed(call, f"no connection: {error.__cause__ or error}", count=True)
+        except (openai.APIError, ValueError) as error:
+            self._failed(call, f"not a chat completion: {_clip(str(error))}", count=True)
+        else:
+            self.answers = True
+            self.on_answer(call, answer, True)
+            if not answer.is_empty:
+                self.texts, self.in_a_row = True, 0
+            elif not self.texts:  # as with a refusal: where others have a text, this is about the call alone
+                self._missed(f"an empty answer (finish_reason {answer.finish_reason})")
 
     async def _answer_to(self, client: openai.AsyncOpenAI, call: Call) -> Answer:
         """Return the answer; an empty one only where none but empty ones came, retries included."""
-        for attempt in range(self.settings.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(0.5 * 2 ** (attempt - 1), 8.0))
-            found = await client.chat.completions.create(
-                model=call.model, messages=cast(Any, call.messages), stream=False, extra_body=call.sampling
-            )
-            answer = _answer(found)
-            if answer.text.strip() or answer.finish_reason in _FINAL:
-                break
-        return answer
+        for attempt in range(self.settings.retries):
+            answer = await self._answer_once(client, call)
+            if not answer.is_empty or answer.finish_reason in _FINAL:
+                return answer
+            self.on_answer(call, answer, False)
+            await asyncio.sleep(min(0.5 * 2**attempt, 8.0))
+        return await self._answer_once(client, call)
 
-    def _failed(self, call: Call, why: str, *, count: bool = True) -> None:
+    async def _answer_once(self, client: openai.AsyncOpenAI, call: Call) -> Answer:
+        found = await client.chat.completions.create(
+            model=call.model, messages=cast(Any, call.messages), stream=False, extra_body=call.sampling
+        )
+        return _answer(found)
+
+    def _failed(self, call: Call, why: str, *, count: bool) -> None:
         self.last = why
         self.on_failure(call, why)
         if count:
-            self.in_a_row += 1
-            if self.in_a_row >= self.settings.give_up_after:
-                raise self._error(
-                    f"{self.in_a_row} calls in a row found no answer (give_up_after), the last: {why}; what was "
-                    "answered is kept, and the same command goes on from there"
-                )
+            self._missed(why)
+
+    def _missed(self, why: str) -> None:
+        """Count a call without an answer in it; give up after so many."""
+        self.in_a_row += 1
+        if self.in_a_row >= self.settings.give_up_after:
+            self._give_up(
+                f"{self.in_a_row} calls in a row found no answer (give_up_after), the last: {why}; what was "
+                "answered is kept, and the same command goes on from there"
+            )
+
+    def _give_up(self, why: str) -> None:
+        self.error = self.error or self._error(why)
 
     def _error(self, what: str) -> ConfigError:
         return ConfigError(f"judge {self.settings.model!r} at {self.settings.base_url}: {what}")

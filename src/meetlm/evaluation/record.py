@@ -209,6 +209,35 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What some answers of a judge cost.
+
+    Attributes:
+        num_answers: All that came, also those that were empty, or whose call was asked again.
+        prompt_tokens: In all, as the endpoint told; ``None`` where it did not tell them of each answer.
+        completion_tokens: As ``prompt_tokens``.
+        cost: In the currency of the prices given; ``None`` without prices, or where tokens are not known.
+    """
+
+    num_answers: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """How far both orders of a judge agree on one system; the attributes are those of :class:`JudgeAccount`."""
+
+    num_calls: int
+    num_unparsable: int
+    num_failed: int
+    consistency: Interval | None
+    chance: float | None
+    conclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeAccount:
     """What a judge was asked and how it answered.
 
@@ -219,15 +248,16 @@ class JudgeAccount:
         prompt_text: The prompt itself: system message and template.
         num_calls: Judgements needed, both orders.
         num_cached: Of them, those found on disk.
-        num_unparsable: Answers without a verdict.
+        num_unparsable: Answers without a verdict, empty ones too.
         num_failed: Calls that failed for good.
         consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
         chance: What an order-blind coin with this judge's verdicts would reach.
         conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.
-        prompt_tokens: Used in all, as the endpoint told; ``None`` where it did not.
-        completion_tokens: As ``prompt_tokens``.
-        cost: In the currency of the prices given; ``None`` without prices.
+        this_run: What the answers cost that came while this evaluation was made.
+        kept: What all answers to its calls cost, those of earlier runs too.
         num_same: Pairs whose replies are the same: a tie without asking, in none of the counts above.
+        finish_reasons: Of answers without a verdict, as the endpoint told, and how many have each.
+        by_system: How far both orders agree, for each system that it was asked about.
     """
 
     model: str
@@ -241,10 +271,11 @@ class JudgeAccount:
     consistency: Interval | None
     chance: float | None
     conclusive: bool
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cost: float | None
+    this_run: Usage
+    kept: Usage
     num_same: int = 0
+    finish_reasons: dict[str, int] = field(default_factory=dict)
+    by_system: dict[str, Consistency] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +354,7 @@ class Evaluation:
                 Agreement(**{**one, "evaluators": tuple(one["evaluators"]), "kappa": _interval(one["kappa"])})
                 for one in found["agreements"]
             ],
-            judge=found["judge"]
-            and JudgeAccount(**{**found["judge"], "consistency": _interval(found["judge"]["consistency"])}),
+            judge=found["judge"] and _account(found["judge"]),
             problems=[Problem(**one) for one in found["problems"]],
             replicates=[Replicate(**one) for one in found.get("replicates", [])],
         )
@@ -346,6 +376,15 @@ def _comparison(found: dict[str, Any]) -> Comparison:
     by_seed = [OfSeed(one["seed"], Interval(**one["delta"]), one["num_prompts"]) for one in found.get("by_seed", [])]
     controlled = _interval(found["controlled_win"])
     return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": controlled, "by_seed": by_seed})
+
+
+def _account(found: dict[str, Any]) -> JudgeAccount:
+    costs = {name: Usage(**found[name]) for name in ("this_run", "kept")}
+    by_system = {
+        name: Consistency(**{**one, "consistency": _interval(one["consistency"])})
+        for name, one in found["by_system"].items()
+    }
+    return JudgeAccount(**{**found, **costs, "consistency": _interval(found["consistency"]), "by_system": by_system})
 
 
 def _interval(found: dict[str, float] | None) -> Interval | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from meetlm.report.plots import (
     shortened,
 )
 from meetlm.report.tables import evaluators_of, measure_of, ordered
-from meetlm.report.verdict import DOUBTFUL, RULE, is_clear, is_doubtful
+from meetlm.report.verdict import RULE, doubt, is_clear, is_doubtful
 from meetlm.report.wording import in_percent, number, percents, points
 
 NUM_BINS = 5
@@ -74,7 +74,8 @@ def scorers_of(evaluation: Evaluation) -> list[Measure]:
 def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
     """Return win, tie and lose rates of every system as bars, with the intervals of win and lose."""
     compared = [one for one in evaluation.comparisons if one.evaluator == evaluator]
-    rates, doubtful = [one.rates for one in compared], is_doubtful(evaluation, evaluator)
+    rates = [one.rates for one in compared]
+    doubtful = [is_doubtful(evaluation, evaluator, one.system) for one in compared]
     texts = [
         f"{number(100 * r.win.value, 1)} / {number(100 * r.tie.value, 1)} / {number(100 * r.lose.value, 1)}"
         for r in rates
@@ -86,7 +87,7 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
             starts = {"win": 0.0, "tie": win.value, "lose": win.value + tie.value}
             for (kind, start), share, colour in zip(starts.items(), (win, tie, lose), (WIN, TIE, LOSE), strict=True):
                 style: dict[str, Any] = {"color": colour}
-                if doubtful:  # outlined, above the paper behind the names
+                if doubtful[row]:  # outlined, above the paper behind the names
                     style = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.4, "zorder": 4}
                 axes.barh(row, share.value, 0.5, left=start, label=kind if row == 0 else None, **style)
             # One above the other, so that they can be told apart where ties are few.
@@ -103,8 +104,8 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
     )
     caption = (
         f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, "
-        "the lower one of the lose rate, which counts from the right."
-    ) + f" {DOUBTFUL}" * doubtful
+        f"the lower one of the lose rate, which counts from the right. {doubt(evaluation, evaluator)}"
+    ).strip()
     return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * len(rates), alt, caption, paint)
 
 
@@ -132,8 +133,9 @@ def delta_chart(evaluation: Evaluation) -> Plot:
 
     alt = "; ".join(f"{one.system} by {one.evaluator}: {points(one.rates.delta)}" for one in compared)
     caption = f"Against {evaluation.baseline}, with 95% intervals; a mark is filled where {RULE}."
-    if doubtful := [name for name in evaluators if is_doubtful(evaluation, name)]:
-        caption += f" Of {doubtful[0]}: {DOUBTFUL[0].lower()}{DOUBTFUL[1:]}"
+    for name in evaluators:
+        if note := doubt(evaluation, name):
+            caption += f" Of {name}: {note[0].lower()}{note[1:]}"
     return draw("Δ by every evaluator", 0.75 + 0.55 * len(compared), alt, caption, paint)
 
 
@@ -182,12 +184,12 @@ def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measu
         lines[one.system] = binned(found)
     caption = (
         f"Cells in {NUM_BINS} groups by how many words longer the system's reply is than {evaluation.baseline}'s. A "
-        "line that climbs says that longer replies win. Whiskers are ±1.96 standard errors over prompts."
-    )
-    doubtful = is_doubtful(evaluation, evaluator)
-    caption += f" {DOUBTFUL}" * doubtful
+        "line that climbs says that longer replies win. Whiskers are ±1.96 standard errors over prompts. "
+        f"{doubt(evaluation, evaluator)}"
+    ).strip()
+    hollow = [name for name in lines if is_doubtful(evaluation, evaluator, name)]
     axis, title = f"words more than {shortened(evaluation.baseline)}", f"Length against {evaluator}'s outcome"
-    return _lines(evaluation, title, lines, axis, "Δ (%)", caption, zero=True, hollow=doubtful)
+    return _lines(evaluation, title, lines, axis, "Δ (%)", caption, zero=True, hollow=hollow)
 
 
 def score_by_length_chart(evaluation: Evaluation, measure: Measure, words: Measure) -> Plot:
@@ -240,7 +242,7 @@ def _lines(
     caption: str,
     *,
     zero: bool = False,
-    hollow: bool = False,
+    hollow: Collection[str] = (),
 ) -> Plot:
     order = [one.name for one in evaluation.systems]
 
@@ -253,7 +255,7 @@ def _lines(
             colour, marker = series_style(order.index(system))
             colour = MUTED if system == evaluation.baseline else colour
             xs, ys, halves = zip(*rows, strict=True)
-            inside, name = PAPER if hollow else colour, shortened(system, 40)
+            inside, name = PAPER if system in hollow else colour, shortened(system, 40)
             axes.errorbar(
                 xs, ys, yerr=halves, color=colour, marker=marker, markerfacecolor=inside, elinewidth=1, label=name
             )

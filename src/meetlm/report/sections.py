@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 
 from meetlm.evaluation.record import Evaluation
 from meetlm.report.charts import evaluation_charts
+from meetlm.report.judge import judge_tables
 from meetlm.report.paper import ORIENTATION, paper_table
 from meetlm.report.plots import Plot
-from meetlm.report.tables import Table, report_tables
+from meetlm.report.tables import (
+    Table,
+    agreement_table,
+    difference_table,
+    evaluators_of,
+    measure_table,
+    outcome_table,
+    problem_tables,
+    seed_tables,
+    system_table,
+)
 
 TITLES = {
     "results": "Win rates",
@@ -42,6 +53,19 @@ class Section:
     plots: list[Plot] = field(default_factory=list)
     texts: Mapping[str, str] = field(default_factory=dict)
     lead: str = ""
+
+
+def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
+    """Return the tables of each section that has any, by section."""
+    found = {
+        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)] + seed_tables(evaluation),
+        "measures": [measure_table(evaluation), *difference_table(evaluation)] if evaluation.measures else [],
+        "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
+        "judge": judge_tables(evaluation.judge) if evaluation.judge else [],
+        "problems": problem_tables(evaluation),
+        "settings": [system_table(evaluation.systems)],
+    }
+    return {section: tables for section, tables in found.items() if tables}
 
 
 def sections_of(evaluation: Evaluation) -> list[Section]:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from meetlm.evaluation.cells import SETTINGS
 from meetlm.evaluation.record import Comparison, Evaluation, Interval, Measure
 from meetlm.report.tables import evaluators_of, measure_of, ordered, others_of
-from meetlm.report.verdict import JUDGE, RULE, Verdict, is_clear, is_doubtful, leaves_out_0, verdict, why_doubtful
+from meetlm.report.verdict import (
+    JUDGE,
+    RULE,
+    Verdict,
+    doubted,
+    is_clear,
+    is_doubtful,
+    leaves_out_0,
+    verdict,
+    why_doubtful,
+)
 from meetlm.report.wording import count, in_percent, listed, number, p_value, points
 
 SHOWN = 4
@@ -135,6 +145,12 @@ def _of_the_judge(evaluation: Evaluation) -> list[str]:
             f"Nothing can be concluded from the judge ({judge.model}): {why_doubtful(judge)}. Its figures are printed, "
             "not findings."
         )
+    else:
+        said += [
+            f"Nothing can be concluded from the judge ({judge.model}) about {name}: {why_doubtful(one)}. Those figures "
+            "are printed, not findings."
+            for name, one in doubted(evaluation).items()
+        ]
     lost = judge.num_unparsable + judge.num_failed
     if lost:
         said.append(

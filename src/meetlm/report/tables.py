@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meetlm.evaluation.measures import ROUGES
-from meetlm.evaluation.record import Comparison, Evaluation, Interval, JudgeAccount, Measure, System
-from meetlm.report.verdict import DOUBTFUL, JUDGE, RULE, is_clear, is_doubtful, why_doubtful
+from meetlm.evaluation.record import Comparison, Evaluation, Interval, Measure, System
+from meetlm.report.verdict import JUDGE, RULE, doubt, is_clear, mark_of
 from meetlm.report.wording import (
     NONE,
     brackets,
     count,
     decimals_of,
-    in_percent,
     listed,
     number,
     p_value,
@@ -107,7 +106,7 @@ def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
     for system in (one.name for one in evaluation.systems):
         if system == evaluation.baseline and not rouge:
             continue
-        start = [Cell(system, "baseline" if system == evaluation.baseline else "")]
+        start = [Cell(system, "baseline" if system == evaluation.baseline else mark_of(evaluation, evaluator, system))]
         start += [mean_cell(measure, system) for measure in rouge]
         found = compared.get(system)
         rows.append(
@@ -196,7 +195,7 @@ def others_of(evaluation: Evaluation) -> list[str]:
 
 
 def _of_the_judge(evaluation: Evaluation) -> list[str]:
-    notes = [DOUBTFUL] if is_doubtful(evaluation, JUDGE) else []
+    notes = [note] if (note := doubt(evaluation, JUDGE)) else []
     if evaluation.judge and evaluation.judge.num_same:
         same = count(evaluation.judge.num_same, "pair")
         notes.append(f"{same} with the same reply: a tie without asking, which says nothing about the judge.")
@@ -255,40 +254,9 @@ def agreement_table(evaluation: Evaluation) -> Table:
     ]
     columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Cells"]
     note = "κ is agreement beyond chance over win, lose and tie: 1 is perfect, 0 is what chance gives (Cohen, 1960)."
-    doubtful = any(is_doubtful(evaluation, name) for one in evaluation.agreements for name in one.evaluators)
-    return Table("Agreement between evaluators", columns, rows, [note] + [DOUBTFUL] * doubtful)
-
-
-def judge_table(judge: JudgeAccount) -> Table:
-    """Return what the judge was asked, and how it answered."""
-    rows = {
-        "Model": judge.model,
-        "Endpoint": judge.base_url,
-        "Prompt": judge.prompt,
-        "Judgements needed, both orders": f"{judge.num_calls:,}",
-        "Found in the cache": f"{judge.num_cached:,}",
-        "Without a verdict": f"{judge.num_unparsable:,}",
-        "Failed for good": f"{judge.num_failed:,}",
-        "Pairs with the same reply, a tie without asking": f"{judge.num_same:,}",
-        "Same verdict in both orders": in_percent(judge.consistency) if judge.consistency else NONE,
-        "By chance": NONE if judge.chance is None else f"{number(100 * judge.chance, 1)}%",
-        "Conclusive": conclusive(judge),
-        "Prompt tokens": _told(judge.prompt_tokens),
-        "Completion tokens": _told(judge.completion_tokens),
-        "Cost, in the currency of the prices given": "no prices given" if judge.cost is None else f"{judge.cost:,.2f}",
-    }
-    return Table("The judge's account", ["What", "Value"], [[Cell(name), Cell(value)] for name, value in rows.items()])
-
-
-def conclusive(judge: JudgeAccount) -> str:
-    """Return whether anything can be concluded from a judge, and if not, why."""
-    if judge.num_calls == 0:
-        return "nothing was asked"
-    return "yes" if judge.conclusive else f"no: {why_doubtful(judge)}"
-
-
-def _told(tokens: int | None) -> str:
-    return "the endpoint did not tell" if tokens is None else f"{tokens:,}"
+    judged = any(JUDGE in one.evaluators for one in evaluation.agreements)
+    doubts = [found] if judged and (found := doubt(evaluation, JUDGE)) else []
+    return Table("Agreement between evaluators", columns, rows, [note, *doubts])
 
 
 def problem_tables(evaluation: Evaluation) -> list[Table]:
@@ -328,16 +296,3 @@ def _settings(found: str | dict[str, Any] | None) -> str:
 
 def _plain(value: object) -> str:
     return "none" if value is None or value == [] else repr(value) if isinstance(value, list) else str(value)
-
-
-def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
-    """Return the tables of each section that has any, by section."""
-    found = {
-        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)] + seed_tables(evaluation),
-        "measures": [measure_table(evaluation), *difference_table(evaluation)] if evaluation.measures else [],
-        "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
-        "judge": [judge_table(evaluation.judge)] if evaluation.judge else [],
-        "problems": problem_tables(evaluation),
-        "settings": [system_table(evaluation.systems)],
-    }
-    return {section: tables for section, tables in found.items() if tables}

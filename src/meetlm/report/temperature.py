@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from meetlm.config.errors import DataError
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.report.charts import temperature_chart
+from meetlm.report.judge import conclusive, without_verdict
 from meetlm.report.sections import Section
 from meetlm.report.summary import Finding, Summary, trained
-from meetlm.report.tables import Cell, Table, conclusive, ordered, problem_tables, share_cell, system_table
-from meetlm.report.verdict import DOUBTFUL, JUDGE, RULE, is_clear, is_doubtful, verdict, why_doubtful
+from meetlm.report.tables import Cell, Table, ordered, problem_tables, share_cell, system_table
+from meetlm.report.verdict import JUDGE, RULE, doubt, doubted, is_clear, is_doubtful, mark, verdict, why_doubtful
 from meetlm.report.wording import NONE, brackets, count, listed, number, p_value, percents, points
 
 Points = Sequence[tuple[float, Evaluation]]
@@ -118,8 +119,7 @@ def temperature_sections(given: Points) -> list[Section]:
             name: [(t, one.rates.delta, is_clear(evaluation, one)) for t, (evaluation, one) in line.items()]
             for name, line in systems.items()
         }
-        doubtful = _doubtful(given, baseline) if evaluator == JUDGE else []
-        notes = [f"At {listed(doubtful)}: {DOUBTFUL[0].lower()}{DOUBTFUL[1:]}"] if doubtful else []
+        notes = _doubts(given, baseline, evaluator)
         plots.append(temperature_chart(title, baseline, deltas, order, *notes))
         temperatures = sorted({t for line in systems.values() for t in line})
         rows = [[Cell(name), *(_delta(line.get(t)) for t in temperatures)] for name, line in systems.items()]
@@ -141,18 +141,29 @@ def temperature_sections(given: Points) -> list[Section]:
     return [*sections, Section("settings", "Systems", sources)]
 
 
-def _doubtful(given: Points, baseline: str) -> list[str]:
-    """Return the temperatures at which nothing can be concluded from the judge, against a baseline."""
-    return [f"{t:g}" for t, one in sorted_points(given) if one.baseline == baseline and is_doubtful(one, JUDGE)]
+def _doubts(given: Points, baseline: str, evaluator: str) -> list[str]:
+    """Return at which temperatures nothing can be concluded from an evaluator, against a baseline."""
+    notes: dict[str, list[str]] = {}
+    for t, one in sorted_points(given):
+        if one.baseline == baseline and (note := doubt(one, evaluator)):
+            notes.setdefault(note, []).append(f"{t:g}")
+    return [f"At {listed(found)}: {note[0].lower()}{note[1:]}" for note, found in notes.items()]
 
 
 def _of_the_judge(given: Points) -> list[str]:
-    return [
-        f"Nothing can be concluded from the judge ({evaluation.judge.model}) at {t:g} against {evaluation.baseline}: "
-        f"{why_doubtful(evaluation.judge)}."
-        for t, evaluation in sorted_points(given)
-        if evaluation.judge and is_doubtful(evaluation, JUDGE)
-    ]
+    said = []
+    for t, evaluation in sorted_points(given):
+        judge = evaluation.judge
+        if judge is None:
+            continue
+        whole = is_doubtful(evaluation, JUDGE)
+        about = {"": judge} if whole else {f" about {name}": one for name, one in doubted(evaluation).items()}
+        said += [
+            f"Nothing can be concluded from the judge ({judge.model}){whom} at {t:g} against {evaluation.baseline}: "
+            f"{why_doubtful(one)}."
+            for whom, one in about.items()
+        ]
+    return said
 
 
 def _judge_section(given: Points) -> list[Section]:
@@ -162,22 +173,46 @@ def _judge_section(given: Points) -> list[Section]:
         return []
     columns = [
         "Temperature and baseline", "Judgements", "Found in the cache", "Without a verdict", "Failed for good",
-        "Same reply, a tie without asking", "Same verdict in both orders (%)", "By chance (%)", "Conclusive", "Cost",
+        "Same reply, a tie without asking", "Same verdict in both orders (%)", "By chance (%)", "Conclusive",
+        "Cost of this run", "Cost of all kept",
     ]  # fmt: skip
     rows = []
     for t, baseline, one in asked:
-        counts = (one.num_calls, one.num_cached, one.num_unparsable, one.num_failed, one.num_same)
-        row = [Cell(f"{t:g}, {baseline}"), *(Cell(f"{number_of:,}") for number_of in counts)]
+        counts = [f"{number_of:,}" for number_of in (one.num_calls, one.num_cached)]
+        counts += [without_verdict(one), f"{one.num_failed:,}", f"{one.num_same:,}"]
+        row = [Cell(f"{t:g}, {baseline}"), *map(Cell, counts)]
         row.append(share_cell(one.consistency) if one.consistency else Cell(NONE))
         row.append(Cell(NONE if one.chance is None else number(100 * one.chance, 1)))
         told = conclusive(one) if one.consistency is None or one.conclusive else "no"  # why stands beside it
-        rows.append([*row, Cell(told), Cell(NONE if one.cost is None else f"{one.cost:,.2f}")])
+        costs = [NONE if used.cost is None else f"{used.cost:,.2f}" for used in (one.this_run, one.kept)]
+        rows.append([*row, Cell(told), *map(Cell, costs)])
     models = dict.fromkeys(f"{one.model} at {one.base_url}, prompt {one.prompt}" for _, _, one in asked)
-    costs = [one.cost for _, _, one in asked if one.cost is not None]
+    now = [one.this_run.cost for _, _, one in asked if one.this_run.cost is not None]
+    kept = [one.kept.cost for _, _, one in asked if one.kept.cost is not None]
     notes = [f"Model: {'; '.join(models)}."]
-    notes += [f"In all {sum(costs):,.2f}, in the currency of the prices given."] if costs else []
+    if kept:
+        total = f"{sum(now):,.2f} in this run, {sum(kept):,.2f} for all answers that are kept"
+        notes.append(f"In all {total}, in the currency of the prices given.")
     texts = {f"The judge's prompt, {one.prompt}": one.prompt_text for _, _, one in asked}
-    return [Section(JUDGE, "The judge", [Table("The judge's accounts", columns, rows, notes)], texts=texts)]
+    tables = [Table("The judge's accounts", columns, rows, notes), *_consistency(given)]
+    return [Section(JUDGE, "The judge", tables, texts=texts)]
+
+
+def _consistency(given: Points) -> list[Table]:
+    """Return how far both orders agree for each system in each evaluation."""
+    rows = [
+        [
+            Cell(f"{t:g}, {evaluation.baseline}"),
+            Cell(name, mark(one)),
+            share_cell(one.consistency) if one.consistency else Cell(NONE),
+            Cell(NONE if one.chance is None else number(100 * one.chance, 1)),
+        ]
+        for t, evaluation in sorted_points(given)
+        if evaluation.judge
+        for name, one in evaluation.judge.by_system.items()
+    ]
+    columns = ["Temperature and baseline", "System", "Same verdict in both orders (%)", "By chance (%)"]
+    return [Table("How far both orders agree", columns, rows)] if rows else []
 
 
 def _delta(found: tuple[Evaluation, Comparison] | None) -> Cell:

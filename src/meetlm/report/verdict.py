@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from meetlm.evaluation.record import Comparison, Evaluation, JudgeAccount, Rates
-from meetlm.report.wording import in_percent, number
+from meetlm.evaluation.record import Comparison, Consistency, Evaluation, JudgeAccount, Rates
+from meetlm.report.wording import in_percent, listed, number
 
 Verdict = Literal["better", "worse", "even", "inconclusive"]
 JUDGE = "judge"
@@ -14,6 +14,11 @@ LEVEL = 0.05
 """Of the sign test."""
 RULE = "the interval of Δ leaves out 0 and the sign test over prompts has p < 0.05"
 DOUBTFUL = "No conclusion can be drawn from this judge (the summary says why), so nothing of it is bold or filled."
+NEAR_CHANCE = "consistency near chance"
+DOUBTED = (
+    "No conclusion can be drawn from the judge about {systems} (the summary says why), so nothing of that is bold or "
+    "filled."
+)
 
 
 def verdict(evaluation: Evaluation, comparison: Comparison) -> Verdict:
@@ -21,7 +26,7 @@ def verdict(evaluation: Evaluation, comparison: Comparison) -> Verdict:
 
     The interval alone does not do: of a handful of prompts a bootstrap draws the same few again and again.
     """
-    if is_doubtful(evaluation, comparison.evaluator):
+    if is_doubtful(evaluation, comparison.evaluator, comparison.system):
         return "inconclusive"
     if leaves_out_0(comparison.rates) and comparison.rates.sign_p < LEVEL:
         return "better" if comparison.rates.delta.low > 0 else "worse"
@@ -38,13 +43,48 @@ def leaves_out_0(rates: Rates) -> bool:
     return rates.delta.low > 0 or rates.delta.high < 0
 
 
-def is_doubtful(evaluation: Evaluation, evaluator: str) -> bool:
-    """Whether an evaluator is a judge from which nothing can be concluded."""
+def is_doubtful(evaluation: Evaluation, evaluator: str, system: str | None = None) -> bool:
+    """Whether an evaluator is a judge from which nothing can be concluded: at all, or about one system."""
     judge = evaluation.judge
-    return evaluator == JUDGE and judge is not None and judge.num_calls > 0 and not judge.conclusive
+    if evaluator != JUDGE or judge is None:
+        return False
+    return says_nothing(judge) or system in doubted(evaluation)
 
 
-def why_doubtful(judge: JudgeAccount) -> str:
+def doubted(evaluation: Evaluation) -> dict[str, Consistency]:
+    """Return the systems about which nothing can be concluded from the judge, whatever it is worth as a whole."""
+    judge = evaluation.judge
+    return {name: one for name, one in judge.by_system.items() if says_nothing(one)} if judge else {}
+
+
+def doubt(evaluation: Evaluation, evaluator: str) -> str:
+    """Return the note beside figures of an evaluator from which nothing can be concluded; empty where there is none."""
+    if is_doubtful(evaluation, evaluator):
+        return DOUBTFUL
+    if evaluator != JUDGE or not doubted(evaluation):
+        return ""
+    return DOUBTED.format(systems=listed(list(doubted(evaluation))))
+
+
+def mark(judge: JudgeAccount | Consistency) -> str:
+    """Return what stands beside the name of what nothing can be concluded about; empty where something can."""
+    if not says_nothing(judge):
+        return ""
+    return NEAR_CHANCE if judge.consistency else why_doubtful(judge)
+
+
+def mark_of(evaluation: Evaluation, evaluator: str, system: str) -> str:
+    """Return the mark of a system in a table of an evaluator; empty where there is nothing to say."""
+    own = evaluation.judge.by_system.get(system) if evaluator == JUDGE and evaluation.judge else None
+    return mark(own) if own else ""
+
+
+def says_nothing(judge: JudgeAccount | Consistency) -> bool:
+    """Whether a judge was asked, and nothing can be concluded from its answers."""
+    return judge.num_calls > 0 and not judge.conclusive
+
+
+def why_doubtful(judge: JudgeAccount | Consistency) -> str:
     """Return why nothing can be concluded from a judge, in one clause."""
     if judge.consistency is None:
         if judge.num_calls == judge.num_unparsable + judge.num_failed:
