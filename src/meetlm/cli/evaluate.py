@@ -69,7 +69,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=place)
     cells = line_up(answers, chosen, common=given["common"])
     cells.problems.extend(repeated)
-    evaluators = evaluators_of(given)
+    evaluators = evaluators_of(given, data.source)
     with bar("reward", unit="reply", quiet=quiet) as on_scored, bar("judge", unit="call", quiet=quiet) as on_judged:
         evaluation = compare(
             [one.system for one in answers],

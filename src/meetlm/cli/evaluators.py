@@ -87,7 +87,10 @@ _OPTIONS = (
     ),
     click.option("--judge", help="Model of an LLM judge at --judge-url."),
     click.option("--judge-url", help="An OpenAI-compatible endpoint  [default: OpenAI's]."),
-    click.option("--judge-prompt", help="summary, dialogue or a prompt file  [default: dialogue]."),
+    click.option(
+        "--judge-prompt",
+        help="summary, dialogue, letter or a prompt file  [default: summary for summarize data, else dialogue].",
+    ),
     click.option(
         "--judge-set",
         multiple=True,
@@ -144,35 +147,43 @@ def settings_of(given: dict[str, Any]) -> EvaluationSettings:
     return check(EvaluationSettings, named, {}, "evaluation")
 
 
-def evaluators_of(given: dict[str, Any]) -> Evaluators:
-    """Return who decides, as the options say; models are loaded, what cannot be used is refused."""
+def evaluators_of(given: dict[str, Any], source: str) -> Evaluators:
+    """Return who decides, as the options say; models are loaded, what cannot be used is refused.
+
+    Args:
+        given: The options.
+        source: Of the data: tells the judge's prompt where no option does.
+    """
     from meetlm.config.yaml_files import check
     from meetlm.evaluation.callables import load_scorer
     from meetlm.evaluation.evaluate import Evaluators
     from meetlm.evaluation.reward import RewardModel, RewardSettings
 
-    judge, scorers = _judge(given), [load_scorer(name) for name in given["scorers"]]
+    judge, prompt_reason = _judge(given, source)
+    scorers = [load_scorer(name) for name in given["scorers"]]
     reward = None
     if given["reward"] is not None:
         named = {"model": given["reward"], **given["reward_set"]}
         reward = RewardModel.load(check(RewardSettings, named, {}, "reward"))
-    return Evaluators(reward, judge, scorers)
+    return Evaluators(reward, judge, scorers, prompt_reason)
 
 
-def _judge(given: dict[str, Any]) -> JudgeSettings | None:
-    """Return the judge; its prompt and key are looked at before anything is scored that would wait for it."""
+def _judge(given: dict[str, Any], source: str) -> tuple[JudgeSettings | None, str]:
+    """Return the judge and why it has its prompt; prompt and key are looked at before anything waits for them."""
     if given["judge"] is None:
-        return None
+        return None, ""
     from meetlm.config.yaml_files import check
     from meetlm.evaluation.judge import JudgeSettings
-    from meetlm.evaluation.judge_prompts import load_prompt
+    from meetlm.evaluation.judge_prompts import load_prompt, prompt_for
 
-    named = {"prompt": "dialogue"}
-    named |= {key: given[name] for key, name in _JUDGE.items() if given[name] is not None}
-    settings = check(JudgeSettings, {**named, **given["judge_set"]}, {}, "judge")
+    prompt, reason = prompt_for(source)
+    if given["judge_prompt"] is not None:
+        prompt, reason = given["judge_prompt"], "given by --judge-prompt"
+    named = {key: given[name] for key, name in _JUDGE.items() if given[name] is not None}
+    settings = check(JudgeSettings, {**named, "prompt": prompt, **given["judge_set"]}, {}, "judge")
     load_prompt(settings.prompt)
     _has_key(settings)
-    return settings
+    return settings, reason
 
 
 def _has_key(settings: JudgeSettings) -> None:

@@ -45,6 +45,7 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
     from meetlm.report.write import write_temperature_report
     from meetlm.run.compared import named_places
     from meetlm.run.completions import parse_level
+    from meetlm.run.folder import read_data_settings
     from meetlm.run.temperature import sweep_temperature as run
 
     named: dict[str, Path] = {}
@@ -63,7 +64,7 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
             _numbers(given["temperatures"]),
             sampling,
             settings_of(given),
-            evaluators_of(given),
+            evaluators_of(given, read_data_settings(next(iter(named.values()))).source),
             out,
             level=parse_level(given["level"]),
             seed=given["sampling_seed"],

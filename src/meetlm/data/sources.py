@@ -35,17 +35,19 @@ class Source:
         stop: Strings at which a generated completion ends, besides the end-of-text token.
         belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
         ask: Puts a user's own prompt as the prompts of this format are put.
+        task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` where the format does not say.
     """
 
     parse: Callable[[Row], PreferenceExample]
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
     ask: Callable[[Text], Text] = _as_given
+    task: Literal["dialogue", "summary"] | None = None
 
 
 SOURCES: Registry[Source] = Registry("data source")
-SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask))
-SOURCES.register("summarize")(Source(summarize.parse, belongs=summarize.belongs))
+SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, task="dialogue"))
+SOURCES.register("summarize")(Source(summarize.parse, belongs=summarize.belongs, task="summary"))
 SOURCES.register("pairs")(Source(pairs.parse))
 
 

@@ -7,7 +7,7 @@ a distinct prompt; every prompt for the reward model and a fixed seeded 128 of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -62,11 +62,13 @@ class Evaluators:
         reward: A reward model.
         judge: An LLM judge.
         scorers: Functions of the user's own.
+        prompt_reason: Why the judge is asked with its prompt, in a clause for the report.
     """
 
     reward: RewardModel | None = None
     judge: JudgeSettings | None = None
     scorers: Sequence[CallableScorer] = ()
+    prompt_reason: str = "given"
 
 
 @dataclass
@@ -124,6 +126,8 @@ def evaluate(
         work.scorer(found, scorer)
     if evaluators.judge is not None:
         work.judge(found, evaluators.judge, on_judged)
+        assert found.account is not None
+        found.account = replace(found.account, prompt_reason=evaluators.prompt_reason)
     resolved = {
         **(more or {}),
         "evaluation": settings.model_dump(mode="json"),

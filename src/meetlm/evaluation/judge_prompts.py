@@ -14,7 +14,8 @@ A prompt file is YAML::
 ``{question}``, which may be written ``{post}``, is the whole prompt: a text without the cue that it ends with
 (``Assistant:``, ``TL;DR:``); of messages, the content of a single one, else all of them, each after its speaker.
 ``summary`` and ``dialogue`` keep the criteria, order and answer format of the paper's appendix C in words of our own;
-with a file, the exact published text can be used.
+with a file, the exact published text can be used. Which of the two is asked is told by the source of the data, unless
+somebody says.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ from pydantic import Field, field_validator
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import check, read_yaml
+from meetlm.data.sources import SOURCES
 
 Verdict = Literal["A", "B", "tie"]
 """Of a judge: the answer shown first is better, the one shown second is, or neither."""
 
 Messages = list[dict[str, str]]
+
+DEFAULT = "dialogue"
+"""Where the data do not say what their responses are."""
+_RESPONSES = {"dialogue": "replies in a dialogue", "summary": "summaries"}
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _QUESTION = ("question", "post")
@@ -141,6 +147,18 @@ def as_question(prompt: str | Messages) -> str:
 def prompt_names() -> list[str]:
     """Return the names of the prompts that ship with the package."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def prompt_for(source: str) -> tuple[str, str]:
+    """Return the prompt that a source of data asks for, and why, in a clause.
+
+    Args:
+        source: One of :data:`meetlm.data.sources.SOURCES`.
+    """
+    task = SOURCES[source].task
+    if task is None:
+        return DEFAULT, f"the default, as the data source {source} does not say what its responses are"
+    return task, f"for the data source {source}, whose responses are {_RESPONSES[task]}"
 
 
 def load_prompt(name: str) -> JudgePrompt:

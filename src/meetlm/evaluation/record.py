@@ -256,6 +256,7 @@ class JudgeAccount:
         this_run: What the answers cost that came while this evaluation was made.
         kept: What all answers to its calls cost, those of earlier runs too.
         num_same: Pairs whose replies are the same: a tie without asking, in none of the counts above.
+        prompt_reason: Why this prompt was asked, in a clause.
         finish_reasons: Of answers without a verdict, as the endpoint told, and how many have each.
         by_system: How far both orders agree, for each system that it was asked about.
     """
@@ -274,6 +275,7 @@ class JudgeAccount:
     this_run: Usage
     kept: Usage
     num_same: int = 0
+    prompt_reason: str = "given"
     finish_reasons: dict[str, int] = field(default_factory=dict)
     by_system: dict[str, Consistency] = field(default_factory=dict)
 

@@ -19,7 +19,7 @@ def account_table(judge: JudgeAccount) -> Table:
     rows = {
         "Model": judge.model,
         "Endpoint": judge.base_url,
-        "Prompt": judge.prompt,
+        "Prompt": f"{judge.prompt}, {judge.prompt_reason}",
         "Judgements needed, both orders": f"{judge.num_calls:,}",
         "Found in the cache": f"{judge.num_cached:,}",
         "Without a verdict": without_verdict(judge),
@@ -42,14 +42,14 @@ def consistency_table(judge: JudgeAccount) -> Table:
             Cell(conclusive(one, why=False)),
             *(Cell(f"{number_of:,}") for number_of in (one.num_calls, one.num_unparsable, one.num_failed)),
         ]
-        for name, one in {**judge.by_system, "all systems": judge}.items()
+        for name, one in _with_all(judge)
     ]
     columns = ["System", "Same verdict in both orders (%)", "By chance (%)", "Conclusive"]
     columns += ["Judgements", "Without a verdict", "Failed for good"]
     note = (
-        "Of the pairs with a verdict in both orders, those in which it is the same; brackets are Wilson's 95% intervals. "
-        "Chance is what a judge that cannot see the replies would reach with the same habits; only where the interval "
-        "lies above it can anything be concluded."
+        "Of the pairs with a verdict in both orders, those in which it is the same; brackets are Wilson's 95% "
+        "intervals. Chance is what a judge that cannot see the replies would reach with the same habits; only where "
+        "the interval lies above it can anything be concluded."
     )
     return Table("How far both orders agree", columns, rows, [note])
 
@@ -59,8 +59,8 @@ def cost_table(judge: JudgeAccount) -> Table:
     this, kept = _costs(judge.this_run), _costs(judge.kept)
     rows = [[Cell(name), Cell(this[name]), Cell(kept[name])] for name in this]
     note = (
-        "Kept are all answers to the calls of this evaluation, those of earlier runs too; one that was empty or cut off, "
-        "or whose call was asked again, was paid for as well."
+        "Kept are all answers to the calls of this evaluation, those of earlier runs too; one that was empty or cut "
+        "off, or whose call was asked again, was paid for as well."
     )
     return Table("What the judge cost", ["What", "This run", "All kept"], rows, [note])
 
@@ -85,8 +85,8 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
     judge = evaluation.judge
     if judge is None:
         return []
-    lines = []
-    for name, one in {**judge.by_system, "all systems": judge}.items():
+    lines = [f"judge: {judge.model}, prompt {judge.prompt}, {judge.prompt_reason}"]
+    for name, one in _with_all(judge):
         if one.consistency:
             doubt = f": {NEAR_CHANCE}, so no conclusion can be drawn" if says_nothing(one) else ""
             lines.append(
@@ -104,6 +104,11 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
         price = "" if used.cost is None else f", cost {used.cost:,.2f}"
         lines.append(f"judge: {name}: {count(used.num_answers, 'answer')}, {told}{price}")
     return lines
+
+
+def _with_all(judge: JudgeAccount) -> list[tuple[str, JudgeAccount | Consistency]]:
+    """Return each system's part, then the whole."""
+    return [*judge.by_system.items(), ("all systems", judge)]
 
 
 def _costs(used: Usage) -> dict[str, str]:

@@ -186,7 +186,9 @@ def _judge_section(given: Points) -> list[Section]:
         told = conclusive(one) if one.consistency is None or one.conclusive else "no"  # why stands beside it
         costs = [NONE if used.cost is None else f"{used.cost:,.2f}" for used in (one.this_run, one.kept)]
         rows.append([*row, Cell(told), *map(Cell, costs)])
-    models = dict.fromkeys(f"{one.model} at {one.base_url}, prompt {one.prompt}" for _, _, one in asked)
+    models = dict.fromkeys(
+        f"{one.model} at {one.base_url}, prompt {one.prompt}, {one.prompt_reason}" for _, _, one in asked
+    )
     now = [one.this_run.cost for _, _, one in asked if one.this_run.cost is not None]
     kept = [one.kept.cost for _, _, one in asked if one.kept.cost is not None]
     notes = [f"Model: {'; '.join(models)}."]

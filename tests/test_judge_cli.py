@@ -1,0 +1,101 @@
+"""The judge as ``meet evaluate`` asks it: which prompt, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from judge_server import Body, JudgeServer, Reply, chat
+from meetlm.cli import main
+from meetlm.evaluation.record import Evaluation
+
+POST = "SUBREDDIT: r/{n}\n\nTITLE: A title\n\nPOST: A long post.\n\nTL;DR:"
+HH = "\n\nHuman: What is rice, {n}?\n\nAssistant:"
+PAIR = "What is rice, {n}?"
+
+
+def rows_of(source: str, number: int) -> list[dict[str, object]]:
+    """Held-out rows in the format of a source."""
+    if source == "summarize":
+        info = {"post": "A long post.", "title": "A title"}
+        summaries = [{"text": " a good one"}, {"text": " a bad one"}]
+        return [
+            {"info": {**info, "id": f"t3_{n}", "subreddit": f"{n}"}, "summaries": summaries, "choice": 0}
+            for n in range(number)
+        ]
+    if source == "hh":
+        return [{"chosen": HH.format(n=n) + " Food.", "rejected": HH.format(n=n) + " No."} for n in range(number)]
+    return [{"prompt": PAIR.format(n=n), "chosen": "Food.", "rejected": "No."} for n in range(number)]
+
+
+def lines(file: Path, rows: list[dict[str, object]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def evaluated(
+    folder: Path, source: str, server: JudgeServer, *words: object, number: int = 3
+) -> tuple[str, Evaluation]:
+    """Compare two systems by a judge; return what is said, and the record."""
+    prompt = {"summarize": POST, "hh": HH, "pairs": PAIR}[source]
+    data = lines(folder / "test.jsonl", rows_of(source, number))
+    places = [
+        f"{name}={lines(folder / f'{name}.jsonl', rows)}"
+        for name, text in (("a", "reply, longer"), ("b", "reply"))
+        for rows in [[{"prompt": prompt.format(n=n), "completion": text} for n in range(number)]]
+    ]
+    judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null", *words]
+    usual = ["--baseline", "b", "--data", data, "--out", folder / "out", "--quiet"]
+    done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *judge)])
+    assert done.exit_code == 0, done.output
+    return done.output, Evaluation.read(folder / "out" / "evaluation.json")
+
+
+def likes_longer(body: Body, number: int) -> Reply:
+    """A verdict in the format of every prompt of the package."""
+    found = re.findall(r"\breply\b(?:, longer)?", body["messages"][-1]["content"])
+    first = "A" if found[0] == "reply, longer" else "B"
+    return chat(f"Comparison: …\nPreferred: {first}\n[[{first}]]")
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "prompt", "reason"),
+    [
+        ("summarize", [], "summary", "for the data source summarize, whose responses are summaries"),
+        ("hh", [], "dialogue", "for the data source hh, whose responses are replies in a dialogue"),
+        ("pairs", [], "dialogue", "the default, as the data source pairs does not say what its responses are"),
+        ("summarize", ["--judge-prompt", "dialogue"], "dialogue", "given by --judge-prompt"),
+        ("hh", ["--judge-prompt", "summary"], "summary", "given by --judge-prompt"),
+    ],
+)
+def test_the_prompt_is_as_the_data_are_unless_somebody_says(
+    tmp_path: Path, source: str, words: list[str], prompt: str, reason: str
+) -> None:
+    with JudgeServer(likes_longer) as server:
+        said, found = evaluated(tmp_path, source, server, *words)
+    sent = {len(body["messages"]) for body in server.received}
+    assert len(server.received) == 6 and sent == {1 if prompt == "summary" else 2}  # a system message or none
+    assert found.judge and (found.judge.prompt, found.judge.prompt_reason) == (prompt, reason)
+    assert found.settings["judge"]["prompt"] == prompt
+    assert f"judge: j, prompt {prompt}, {reason}\n" in said
+    page, text = ((tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert f"{prompt}, {reason}" in page and f"| Prompt | {prompt}, {reason} |" in text
+
+
+def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
+    prices = ["--judge-set", "prices={prompt: 1000, completion: 10000}"]
+    with JudgeServer(likes_longer) as server:
+        first, _ = evaluated(tmp_path, "hh", server, *prices, number=2)
+        second, found = evaluated(tmp_path, "hh", server, *prices, number=5)
+        third, again = evaluated(tmp_path, "hh", server, *prices, number=5)
+    assert "judge: this run: 4 answers, 400 prompt and 40 completion tokens, cost 0.80\n" in first
+    assert "judge: this run: 6 answers, 600 prompt and 60 completion tokens, cost 1.20\n" in second
+    assert "judge: all kept: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
+    assert "judge: this run: 0 answers, 0 prompt and 0 completion tokens, cost 0.00\n" in third
+    assert found.judge and again.judge and again.judge.kept == found.judge.kept
+    assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
+    assert "judge: a: same verdict in both orders 100.0%" in second and len(server.received) == 10
