@@ -170,7 +170,14 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             kept=Usage(576, 1_204_331, 60_112, 0.3412),
             finish_reasons={"length": 1},
             by_system={
-                name: Consistency(2 * int(judged.sum()), int(name == "hh-meet-lora"), 0, Interval(share, share - 0.06, share + 0.06), 0.41, True)
+                name: Consistency(
+                    num_calls=2 * int(judged.sum()),
+                    num_unparsable=int(name == "hh-meet-lora"),
+                    num_failed=0,
+                    consistency=Interval(share, share - 0.06, share + 0.06),
+                    chance=0.41,
+                    conclusive=True,
+                )
                 for name, share in (("hh-meet-lora", 0.78), ("hh-meet-soft-prompt", 0.69), ("hh-dpo", 0.666))
             },
         ),
@@ -236,6 +243,7 @@ def compare(
             num_left_out=int((~known & asked).sum()),
         ),
         None if evaluator == "rouge-l" and system == "hh-dpo" else Interval(win, win - 0.07, win + 0.07),
+        asked=None if asked.all() else asked.tolist(),
     )
 
 

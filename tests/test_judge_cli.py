@@ -99,3 +99,27 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
     assert found.judge and again.judge and again.judge.kept == found.judge.kept
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
     assert "judge: a: same verdict in both orders 100.0%" in second and len(server.received) == 10
+
+
+def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
+    """Three of five prompts, and one of these in vain."""
+    first = []
+
+    def once_silent(body: Body, number: int) -> Reply:
+        question = re.search(r"What is rice, \d", body["messages"][-1]["content"])
+        assert question
+        first.append(question[0])
+        return chat(None, finish="content_filter") if question[0] == first[0] else likes_longer(body, number)
+
+    with JudgeServer(once_silent) as server:
+        words = ["--judge-prompts", 3, "--judge-set", "concurrency=1"]
+        said, found = evaluated(tmp_path, "hh", server, *words, number=5)
+    judged, rouge = (next(one for one in found.comparisons if one.evaluator == name) for name in ("judge", "rouge-avg"))
+    assert judged.asked and judged.asked.count(True) == 3 and rouge.asked is None
+    assert [one for one, was in zip(judged.outcomes, judged.asked, strict=True) if not was] == [None, None]
+    assert sorted(map(str, judged.outcomes)) == ["None", "None", "None", "win", "win"]
+    assert (judged.rates.num_cells, judged.rates.num_left_out) == (2, 1)
+    assert "judge: answers without a verdict: 2 (finish reason: 2 content_filter)\n" in said
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (codes,) = re.findall(r'"evaluator":"judge","outcomes":"([^"]*)"', page)
+    assert sorted(codes) == ["-", "o", "o", "w", "w"]

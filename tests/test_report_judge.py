@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from made_evaluation import doubted, made_evaluation, with_delta
+from meetlm.config.errors import DataError
 from meetlm.evaluation.record import Consistency, Evaluation, Interval, Problem, Usage
 from meetlm.report.charts import evaluation_charts
+from meetlm.report.examples import outcomes_of, ranked
 from meetlm.report.judge import judge_lines
 from meetlm.report.plots import Plot
 from meetlm.report.sections import report_tables
@@ -208,3 +210,30 @@ def test_costs_of_this_run_stand_beside_those_of_all_kept(evaluation: Evaluation
     assert "judge: all kept: 9 answers, tokens not told by the endpoint" in judge_lines(
         replace(evaluation, judge=untold)
     )
+
+
+def test_not_asked_is_no_verdict_that_is_missing(evaluation: Evaluation, tmp_path: Path) -> None:
+    """The judge saw the first 96 prompts; of one of these it says nothing."""
+    lora = next(one for one in evaluation.comparisons if (one.evaluator, one.system) == ("judge", "hh-meet-lora"))
+    assert lora.outcomes[7] is lora.outcomes[200] is None
+    assert "judge: no verdict; " in outcomes_of(evaluation, "hh-meet-lora", 7)
+    assert "judge: not asked; " in outcomes_of(evaluation, "hh-meet-lora", 200)
+    assert re.match(r"reward: (win|loss|tie) \([+−]?\d\.\d\d\); judge: ", outcomes_of(evaluation, "hh-meet-lora", 0))
+    assert "reward: no outcome; " in outcomes_of(evaluation, "hh-dpo", 3)
+    assert ranked(evaluation, lora)[None] == [7, *range(192, 240)]
+    last = 239  # not asked about; now the largest win by reward, so that it is an example
+    first = next(one for one in evaluation.comparisons if (one.evaluator, one.system) == ("reward", "hh-meet-lora"))
+    largest = replace(first, outcomes=[*first.outcomes[:last], "win"], margins=[*first.margins[:last], 99.0])
+    shown = [largest if one == first else one for one in evaluation.comparisons]
+    html, markdown = (
+        file.read_text(encoding="utf-8")
+        for file in write_report(replace(evaluation, comparisons=shown), tmp_path / "shown")
+    )
+    for text in (html, markdown):
+        assert "reward: win (+99.00); judge: not asked; rouge-l: " in text
+    evaluation.save(tmp_path / "evaluation.json")
+    assert Evaluation.read(tmp_path / "evaluation.json").comparisons == evaluation.comparisons
+    assert lora.asked
+    short = [replace(lora, asked=lora.asked[:-1]) if one == lora else one for one in evaluation.comparisons]
+    with pytest.raises(DataError, match=r"comparisons\.hh-meet-lora\.judge asked': has 239 entries"):
+        write_report(replace(evaluation, comparisons=short), tmp_path)

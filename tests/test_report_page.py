@@ -53,7 +53,10 @@ def test_every_cell_is_in_the_page(evaluation: Evaluation, page: Page) -> None:
     for one, found in zip(evaluation.comparisons, data["comparisons"], strict=True):
         assert sorted(found["order"]) == list(range(240))
         assert found["outcomes"].count("w") == one.outcomes.count("win")
-        assert found["outcomes"].count("-") == one.outcomes.count(None)
+        asked = one.asked or [True] * 240
+        assert [code == "o" for code in found["outcomes"]] == [not each for each in asked]
+        assert found["outcomes"].count("-") == one.outcomes.count(None) - asked.count(False)
+        assert found["none"] == ("no verdict" if one.evaluator == "judge" else "no outcome")
 
 
 def test_nothing_comes_from_outside(page: Page) -> None:
@@ -189,7 +192,7 @@ def test_the_page_can_be_used_by_all(page: Page) -> None:
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
-    assert len(page.all("caption")) == len(page.all("table")) == 9 + 5  # the paper's are the last
+    assert len(page.all("caption")) == len(page.all("table")) == 11 + 5  # the paper's are the last
     assert len(page.all("svg")) == len(page.all("figure")) == len(page.all("figcaption")) == 12
     for svg in page.all("svg"):
         assert svg["role"] == "img" and re.search(r"hh-dpo.*\d", svg["aria-label"])
@@ -293,6 +296,8 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
             choose("evaluator", "judge", "6 of 240 shown")
             choose("outcome", "w", f"6 of {judged.outcomes.count('win')} shown")
             assert browser.run("[...document.querySelectorAll('#cells .w')].length") >= 6
+            choose("outcome", "o", "6 of 48 shown")
+            assert "judge: not asked" in browser.run("document.querySelector('#cells .badges').textContent")
             choose("outcome", "", "6 of 240 shown")
             choose("search", "needle", "1 of 1 shown")
             assert browser.run("document.querySelector('#cells mark').textContent") == "needle"

@@ -312,8 +312,9 @@ class _Work:
         ours, theirs = ([self.characters[one][place] for place in places] for one in (name, self.baseline))
         controlled = controlled_win(counted, ours, theirs, clusters, **self._drawn)
         seeds = by_seed(counted, clusters, [self.cells.cells[place][1] for place in places], **self._drawn)
+        sample = None if asked is None else [place in asked for place in range(len(outcomes))]
         found.comparisons.append(
-            Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win, seeds)
+            Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win, seeds, sample)
         )
         if controlled.reason:
             what = f"{evaluator}, {name}: no length-controlled win rate: {controlled.reason}"

@@ -177,6 +177,8 @@ class Comparison:
         rates: Over all cells.
         controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
         by_seed: Each replicate's own Δ, where there are several.
+        asked: One a cell: whether the evaluator was asked about it; ``None`` where it was about all. A cell that it was
+            asked about may still have no outcome.
     """
 
     system: str
@@ -187,6 +189,11 @@ class Comparison:
     rates: Rates
     controlled_win: Interval | None
     by_seed: list[OfSeed] = field(default_factory=list)
+    asked: list[bool] | None = None
+
+    def was_asked(self, cell: int) -> bool:
+        """Whether the evaluator was asked about a cell."""
+        return self.asked is None or self.asked[cell]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,14 @@ from typing import Any
 
 from meetlm.evaluation.record import Comparison, Evaluation, Outcome
 from meetlm.report.tables import ordered
+from meetlm.report.verdict import JUDGE
+from meetlm.report.wording import number
 
 CODES: dict[Outcome | None, str] = {"win": "w", "lose": "l", "tie": "t", None: "-"}
 """Outcomes in the page, a letter a cell."""
+NOT_ASKED = "o"
+"""In their place where the evaluator was not asked about a cell."""
+WORDS: dict[Outcome, str] = {"win": "win", "lose": "loss", "tie": "tie"}
 TITLES: dict[Outcome, str] = {"win": "Largest win", "lose": "Largest loss", "tie": "Closest tie"}
 DIGITS = 3
 """Significant ones of scores in the page; the record has all."""
@@ -40,7 +45,7 @@ def ranked(evaluation: Evaluation, comparison: Comparison) -> dict[Outcome | Non
     """Return the cells of each outcome, those to look at first first.
 
     Wins and losses by how clear they were; ties of different texts before ties of the same text, then the closest
-    first; cells without an outcome as they come.
+    first; cells without an outcome as they come, those that were not asked about last.
     """
     ours, theirs = evaluation.completions[comparison.system], evaluation.completions[comparison.baseline]
 
@@ -48,12 +53,12 @@ def ranked(evaluation: Evaluation, comparison: Comparison) -> dict[Outcome | Non
         margin = comparison.margins[cell] or 0.0
         if comparison.outcomes[cell] == "tie":
             return ours[cell].strip() == theirs[cell].strip(), abs(margin)
-        return False, -abs(margin)
+        return not comparison.was_asked(cell), -abs(margin)
 
     found: dict[Outcome | None, list[int]] = {"win": [], "lose": [], "tie": [], None: []}
     for cell, outcome in enumerate(comparison.outcomes):
         found[outcome].append(cell)
-    return {outcome: cells if outcome is None else sorted(cells, key=key) for outcome, cells in found.items()}
+    return {outcome: sorted(cells, key=key) for outcome, cells in found.items()}
 
 
 def viewing_order(evaluation: Evaluation, comparison: Comparison) -> list[int]:
@@ -89,11 +94,13 @@ class Shown:
 
     Attributes:
         title: What it is one of.
+        outcomes: By every evaluator.
         prompt: [role, text].
         replies: [whose, text].
     """
 
     title: str
+    outcomes: str
     prompt: list[tuple[str, str]]
     replies: list[tuple[str, str]]
 
@@ -107,8 +114,24 @@ def shown(evaluation: Evaluation) -> list[Shown]:
         replies = [(name, evaluation.completions[name][one.cell].strip() or "(empty)") for name in (system, baseline)]
         title = f"{TITLES[one.outcome]} of {system} by {one.comparison.evaluator}, seed {seed}"
         spoken = [(role, text.strip()) for role, text in turns(evaluation.prompts[prompt].prompt)]
-        made.append(Shown(title, spoken, [replies[0], (f"{baseline} (baseline)", replies[1][1])]))
+        told = outcomes_of(evaluation, system, one.cell)
+        made.append(Shown(title, told, spoken, [replies[0], (f"{baseline} (baseline)", replies[1][1])]))
     return made
+
+
+def outcomes_of(evaluation: Evaluation, system: str, cell: int) -> str:
+    """Return what every evaluator says of a cell, such as ``reward: win (+0.52); judge: not asked``."""
+    told = []
+    for one in (one for one in ordered(evaluation) if one.system == system):
+        outcome, margin = one.outcomes[cell], one.margins[cell]
+        word = WORDS[outcome] if outcome else without_outcome(one) if one.was_asked(cell) else "not asked"
+        told.append(f"{one.evaluator}: {word}" + ("" if margin is None else f" ({_signed(margin)})"))
+    return "; ".join(told)
+
+
+def without_outcome(comparison: Comparison) -> str:
+    """Return what a cell without an outcome is called that the evaluator was asked about."""
+    return "no verdict" if comparison.evaluator == JUDGE else "no outcome"
 
 
 def payload(evaluation: Evaluation) -> str:
@@ -128,7 +151,10 @@ def payload(evaluation: Evaluation) -> str:
             {
                 "system": one.system,
                 "evaluator": one.evaluator,
-                "outcomes": "".join(CODES[outcome] for outcome in one.outcomes),
+                "outcomes": "".join(
+                    CODES[outcome] if one.was_asked(cell) else NOT_ASKED for cell, outcome in enumerate(one.outcomes)
+                ),
+                "none": without_outcome(one),
                 "margins": [_short(margin) for margin in one.margins],
                 "order": viewing_order(evaluation, one),
             }
@@ -148,6 +174,10 @@ def payload(evaluation: Evaluation) -> str:
 def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return a prompt as [role, text]; plain text has the role ``prompt``."""
     return [("prompt", prompt)] if isinstance(prompt, str) else [(one["role"], one["content"]) for one in prompt]
+
+
+def _signed(margin: float) -> str:
+    return ("+" if round(margin, 2) > 0 else "") + number(margin, 2)
 
 
 def _short(value: float | None) -> float | None:

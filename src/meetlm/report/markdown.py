@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from meetlm.evaluation.record import Evaluation
-from meetlm.report.examples import highlights, turns
+from meetlm.report.examples import highlights, outcomes_of, turns
 from meetlm.report.sections import Section
 from meetlm.report.summary import Summary
 from meetlm.report.tables import Cell, Table
@@ -59,6 +59,7 @@ def examples_of(evaluation: Evaluation) -> list[str]:
         margin = one.comparison.margins[one.cell]
         by = f"{one.comparison.evaluator}, {NONE if margin is None else number(margin, 2)}"
         parts = [f"### {EXAMPLES[one.outcome]} of {escaped(one.comparison.system)} ({escaped(by)}; seed {seed})"]
+        parts.append(escaped(f"{outcomes_of(evaluation, one.comparison.system, one.cell)}."))
         texts = [*turns(evaluation.prompts[prompt].prompt)]
         texts += [
             (name, evaluation.completions[name][one.cell]) for name in (one.comparison.system, one.comparison.baseline)

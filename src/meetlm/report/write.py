@@ -80,6 +80,11 @@ def check(evaluation: Evaluation) -> None:
         **{f"measures.{m.name}.{name}": values for m in evaluation.measures for name, values in m.values.items()},
         **{f"comparisons.{one.system}.{one.evaluator}": one.outcomes for one in evaluation.comparisons},
         **{f"comparisons.{one.system}.{one.evaluator} margins": one.margins for one in evaluation.comparisons},
+        **{
+            f"comparisons.{one.system}.{one.evaluator} asked": one.asked
+            for one in evaluation.comparisons
+            if one.asked is not None
+        },
     }
     for field, column in columns.items():
         if len(column) != cells:

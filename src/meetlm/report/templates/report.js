@@ -16,7 +16,7 @@
   if (!source) return;
   const data = JSON.parse(source.textContent);
   const PAGE = 6;
-  const OUTCOMES = { w: "win", l: "loss", t: "tie", "-": "no outcome" };
+  const OUTCOMES = { w: "win", l: "loss", t: "tie", o: "not asked" };
   const control = Object.fromEntries(
     ["system", "evaluator", "outcome", "search", "status", "cells", "more"].map((id) => [id, document.getElementById(id)]),
   );
@@ -78,8 +78,8 @@
     for (const one of data.comparisons.filter((comparison) => comparison.system === system)) {
       const outcome = one.outcomes[cell];
       const margin = one.margins[cell];
-      const said = `${one.evaluator}: ${OUTCOMES[outcome]}` + (margin == null ? "" : ` (${signed(margin)})`);
-      badges.append(element("li", { class: outcome === "-" ? "none" : outcome }, said));
+      const said = `${one.evaluator}: ${OUTCOMES[outcome] ?? one.none}` + (margin == null ? "" : ` (${signed(margin)})`);
+      badges.append(element("li", { class: "-o".includes(outcome) ? "none" : outcome }, said));
     }
     const prompt = element("div", { class: "prompt", tabindex: "0", role: "group", "aria-label": "Prompt" });
     for (const [role, text] of promptTexts[place]) prompt.append(element("h4", {}, role), marked(text.replace(/^\s*\n|\s+$/g, "")));
