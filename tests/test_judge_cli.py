@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from judge_server import Body, JudgeServer, Reply, chat
 from meetlm.cli import main
 from meetlm.evaluation.record import Evaluation
+from meetlm.run.execute import execute
+from run_folders import config_for
 
 POST = "SUBREDDIT: r/{n}\n\nTITLE: A title\n\nPOST: A long post.\n\nTL;DR:"
 HH = "\n\nHuman: What is rice, {n}?\n\nAssistant:"
@@ -99,6 +101,32 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
     assert found.judge and again.judge and again.judge.kept == found.judge.kept
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
     assert "judge: a: same verdict in both orders 100.0%" in second and len(server.received) == 10
+    assert "all systems" not in second  # one system is all
+
+
+def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
+    """And says at every temperature what it cost; a second sweep costs nothing."""
+    runs = [tmp_path / f"r{seed}" for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run, progress=False)
+    words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
+    words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge-set", "key_env=null", "--judge-url"]
+
+    def any_verdict(body: Body, number: int) -> Reply:
+        return chat(f"[[{'ABC'[number % 3]}]]")
+
+    with JudgeServer(any_verdict) as server:
+        for asked in (True, False):
+            done = CliRunner().invoke(main, [str(word) for word in (*words, server.url)])
+            assert done.exit_code == 0, done.output
+            found = [Evaluation.read(tmp_path / "out" / f"t{t}" / "r1" / "evaluation.json").judge for t in (0, 1)]
+            used = [one.this_run.num_answers for one in found if one]
+            assert sum(used) == len(server.received) * asked and len(server.received) == server.distinct > 0
+            assert all(one and one.kept.num_answers >= one.this_run.num_answers for one in found)
+    reason = "for the data source hh, whose responses are replies in a dialogue"
+    assert done.output.count(f"judge: j, prompt dialogue, {reason}") == 2
+    text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
+    assert f"prompt dialogue, {reason}" in text and "**How far both orders agree**" in text
 
 
 def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:

@@ -167,9 +167,9 @@ def test_one_comparison_near_chance_is_marked_and_named(evaluation: Evaluation, 
     assert verdict(clear, by[poor]) == "better"
     assert (verdict(found, by[poor]), verdict(found, by[other])) == ("inconclusive", "better")
     rows = {row[0].text: row for row in outcome_table(found, "judge").rows}
-    assert (rows[poor][0].small, rows[other][0].small) == ("consistency near chance", "")
+    assert (rows[poor][0].small, rows[other][0].small) == ("(consistency near chance)", "")
     assert not any(cell.strong for cell in rows[poor]) and any(cell.strong for cell in rows[other])
-    assert not any(row[0].small == "consistency near chance" for row in outcome_table(found, "reward").rows)
+    assert not any(row[0].small == "(consistency near chance)" for row in outcome_table(found, "reward").rows)
     caveats = summarize(found).caveats
     said = "Nothing can be concluded from the judge (qwen2.5-7b-instruct) about hh-dpo: it gave the same verdict in"
     assert [said in one for one in caveats].count(True) == 1 and "42.0% [36.0, 48.0] of the pairs; chance" in caveats[0]
@@ -177,7 +177,7 @@ def test_one_comparison_near_chance_is_marked_and_named(evaluation: Evaluation, 
     html, markdown = (file.read_text(encoding="utf-8") for file in write_report(found, tmp_path))
     for text in (html, markdown):
         assert said in text and text.count("No conclusion can be drawn from the judge about hh-dpo") >= 2
-    assert "| hh-dpo consistency near chance | 42.0 [36.0, 48.0] | 41.0 | no |" in markdown
+    assert "| hh-dpo (consistency near chance) | 42.0 [36.0, 48.0] | 41.0 | no |" in markdown
     assert "| hh-meet-lora | 78.0 [72.0, 84.0] | 41.0 | yes |" in markdown
     assert "| all systems | 71.2 [68.0, 74.5] | 41.0 | yes |" in markdown
     lines = "\n".join(judge_lines(found))
@@ -192,7 +192,7 @@ def test_one_comparison_near_chance_is_marked_and_named(evaluation: Evaluation, 
     at = write_temperature_report([(0.0, clear), (0.5, found)], tmp_path)[1].read_text(encoding="utf-8")
     assert "about hh-dpo at 0.5 against hh-coh: it gave the same verdict in both orders for 42.0%" in at
     assert "At 0.5: no conclusion can be drawn from the judge about hh-dpo" in at
-    assert "| 0.5, hh-coh | hh-dpo consistency near chance | 42.0 [36.0, 48.0] | 41.0 |" in at
+    assert "| 0.5, hh-coh | hh-dpo (consistency near chance) | 42.0 [36.0, 48.0] | 41.0 |" in at
 
 
 def test_costs_of_this_run_stand_beside_those_of_all_kept(evaluation: Evaluation, tmp_path: Path) -> None:

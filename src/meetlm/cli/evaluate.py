@@ -122,7 +122,7 @@ def show(evaluation: Evaluation) -> None:
             f"{one.evaluator}: {one.system} against {one.baseline}: win {_percent(rates.win.value)}, lose "
             f"{_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, Δ {_percent(rates.delta.value)} "
             f"[{_percent(rates.delta.low)}, {_percent(rates.delta.high)}], sign test p {rates.sign_p:.2g}, "
-            f"{rates.num_prompts} prompts" + (f", {mark}" if mark else "")
+            f"{rates.num_prompts} prompts" + (f" {mark}" if mark else "")
         )
     for line in judge_lines(evaluation):
         click.echo(line)

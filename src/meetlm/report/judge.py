@@ -107,8 +107,9 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
 
 
 def _with_all(judge: JudgeAccount) -> list[tuple[str, JudgeAccount | Consistency]]:
-    """Return each system's part, then the whole."""
-    return [*judge.by_system.items(), ("all systems", judge)]
+    """Return each system's part, then the whole; of a single system that is the same."""
+    whole = ("all systems", judge)
+    return [*judge.by_system.items(), *([] if len(judge.by_system) == 1 else [whole])]
 
 
 def _costs(used: Usage) -> dict[str, str]:

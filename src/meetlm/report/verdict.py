@@ -67,10 +67,10 @@ def doubt(evaluation: Evaluation, evaluator: str) -> str:
 
 
 def mark(judge: JudgeAccount | Consistency) -> str:
-    """Return what stands beside the name of what nothing can be concluded about; empty where something can."""
+    """Return what stands, in brackets, after a name that nothing can be concluded about; empty where something can."""
     if not says_nothing(judge):
         return ""
-    return NEAR_CHANCE if judge.consistency else why_doubtful(judge)
+    return f"({NEAR_CHANCE if judge.consistency else why_doubtful(judge)})"
 
 
 def mark_of(evaluation: Evaluation, evaluator: str, system: str) -> str:
