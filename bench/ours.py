@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
-from meetlm.controls.lora import SIBLINGS
+from meetlm.controls.linear import SIBLINGS
 from meetlm.data.encoding import one_hot
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request

@@ -79,6 +79,28 @@ def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) ->
     assert gap(made[0][1], made[1][1]) < 1e-4
 
 
+@needs_onednn
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_no_more_is_kept_for_backward(trained: bool, by: By) -> None:
+    kept = []
+    for onednn in (False, True):
+        by(onednn)
+        policy = tiny_policy("llama", "soft-prompt", dtype=torch.float32)
+        policy.lm.requires_grad_(trained)
+        batch = collate(sequences(policy, LENGTHS), policy.layout)
+        blocks: dict[int, int] = {}
+
+        def keep(tensor: Tensor, blocks: dict[int, int] = blocks) -> Tensor:
+            blocks[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            values = policy(batch["blocks"], batch["num_completions"]).values
+        kept.append(sum(blocks.values()))
+        del values
+    assert kept[1] <= kept[0]
+
+
 @pytest.mark.parametrize(
     ("text", "capability", "faster"),
     [

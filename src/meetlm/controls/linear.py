@@ -72,7 +72,8 @@ class _Node(torch.autograd.Function):
             if reach:
                 reach.add_up(y, [lows[i]], [ups[i]])
             outputs.append(y)
-        ctx.save_for_backward(x, *lows, *weights, *downs, *ups)
+        needs_x = any(ctx.needs_input_grad[4 : 4 + count]) or reach is not None
+        ctx.save_for_backward(x if needs_x else None, *lows, *weights, *downs, *ups)
         ctx.reach, ctx.transposed = reach, transposed
         ctx.set_materialize_grads(False)
         return tuple(outputs)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 CPUINFO = Path("/proc/cpuinfo")
+NARROW = 16
+"""Most columns of x with which a product is added in place by MKL: oneDNN would make a tensor as large as y first."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +36,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Add x·weightᵀ to y [M, out] in place and return it; see :func:`product`."""
-    return y.add_(product(x, weight)) if _by_onednn(x) else y.addmm_(x, weight.T)
+    if _by_onednn(x) and x.shape[1] > NARROW:
+        return y.add_(product(x, weight))
+    return y.addmm_(x, weight.T)
 
 
 def _by_onednn(x: Tensor) -> bool:

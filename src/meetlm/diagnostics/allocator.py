@@ -1,4 +1,4 @@
-"""What the C library holds for a run's tensors on a CPU: more than they are, as it cannot use all that it got back.
+"""What a process holds for a run's tensors on a CPU: more than they are, as its C library cannot use all it got back.
 
 glibc before 2.38 cannot put an aligned block where one of the same size was, once a small object has taken the gap
 beside it: a process of PyTorch then holds up to half as much again as its tensors are. How much is up to the order of
@@ -21,6 +21,9 @@ from collections.abc import Iterable, Iterator
 from meetlm.config.errors import MeetError
 from meetlm.config.process import HUGE_BLOCK, huge_blocks, keep_memory
 
+WORKING = 180 * 10**6
+"""Bytes that libraries take for themselves once they compute: packed operands, compiled kernels, Python's objects.
+It is what a dry run alone missed of the steps that the benchmark measures, least where they take little else."""
 NOTE = 0
 """The key of an event that is no block but says what begins: one of the three below."""
 DONE, FORWARD, BACKWARD = 0, 1, 2
@@ -41,7 +44,7 @@ def replays() -> bool:
 
 
 def held(events: Iterable[tuple[int, int]]) -> int:
-    """Return the most bytes that the C library holds at a time.
+    """Return the most bytes that a process holds at a time, loaded code and data apart: blocks, and ``WORKING``.
 
     Args:
         events: A block's key and its bytes as it is taken, or its key and -1 as it is given back, and notes.
@@ -53,7 +56,7 @@ def held(events: Iterable[tuple[int, int]]) -> int:
     done = subprocess.run([sys.executable, "-m", __name__], input=told.tobytes(), capture_output=True)
     if done.returncode:
         raise MeetError(f"the blocks of a run could not be replayed: {done.stderr.decode().strip()}")
-    return int(done.stdout)
+    return int(done.stdout) + WORKING
 
 
 class _Info(ctypes.Structure):
