@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.versions import git_hash
 from meetlm.recipes.config import load_config
-from meetlm.run.folder import git_hash, read_data_settings, read_meet, read_pinned, write_config
+from meetlm.run.folder import read_data_settings, read_meet, read_pinned, write_config
 
 SHA, PINNED = "0" * 64, {"preamble": "today", "system": "auto", "stop": []}
 

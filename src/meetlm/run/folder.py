@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
 from meetlm.config.files import write_atomic
+from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import check, read_yaml
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
@@ -88,9 +87,9 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         record = {
             "config": resolved,
             "data_sha256": data_fingerprint,
-            "versions": {name: version(name) for name in ("meetlm", "torch", "transformers", "accelerate", "datasets")},
+            "versions": versions("meetlm", "torch", "transformers", "accelerate", "datasets"),
             "python": platform.python_version(),
-            "git": git_hash(Path(__file__).parents[1]),
+            "git": git_hash(),
         }
     else:
         _check_same(folder, old, resolved, data_fingerprint)
@@ -193,29 +192,3 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
             f"{folder / MODEL} is missing: the run's weights were dropped (meet sweep --keep-weights keeps them)"
         )
     return meet
-
-
-def git_hash(package: Path) -> str | None:
-    """Return the commit of a package's own checkout, with ``-dirty`` where its ``src`` differs from that.
-
-    Args:
-        package: The package's folder.
-
-    Returns:
-        ``None`` where the package is not ``src/NAME`` of a repository: an installed one may well lie inside
-        somebody's repository, whose commit would say nothing of it.
-    """
-    try:
-        top, commit = _git(package, "rev-parse", "--show-toplevel", "HEAD").splitlines()
-        src = Path(top) / "src"
-        if (src / package.name).resolve() != package.resolve():
-            return None
-        changed = _git(package, "status", "--porcelain", "--", str(src))
-    except (OSError, ValueError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
