@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from judge_server import JudgeServer, longer, says
 from meetlm.cli import main
 from meetlm.evaluation.record import Comparison, Evaluation
-from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.reward import RewardModel, RewardSettings
 from meetlm.evaluation.score_cache import KeptScores
 from meetlm.run.execute import execute
 from reward_models import folder_of
@@ -195,8 +195,6 @@ def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch
 
 
 def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
-    from meetlm.evaluation.reward import RewardSettings
-
     files = set()
     for kind in ("deberta", "bert"):
         model = RewardModel.load(RewardSettings(model=str(folder_of(kind, tmp_path / kind))))
@@ -292,6 +290,42 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
     assert meet(*words, "--data", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
 
 
+def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) -> None:
+    """A broken one of other prompts, level or sampling is named and left out, as is one without a line to read."""
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    assert meet("generate", run, "--max-new-tokens", 4).exit_code == 0
+    (whole,) = (run / "completions").iterdir()
+    row = json.loads(whole.read_text().splitlines()[0])
+    out = tmp_path / "out"
+    words = ["evaluate", run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--out", out, "--quiet"]
+    others = {
+        "level": {**row, "level": "bad"},
+        "prompt": {**row, "prompt": "Is it one of the held-out prompts?"},
+        "sampling": {**row, "sampling": {**row["sampling"], "temperature": 0.5}},
+        "unstated": {"prompt": row["prompt"], "completion": "x"},
+    }
+    files = [written(whole.with_name(f"{name}.jsonl"), [one, {"prompt": 3}]) for name, one in others.items()]
+    for name, text in (("empty", ""), ("text", "no JSON\n"), ("bytes", "\N{LATIN SMALL LETTER E WITH ACUTE}")):
+        files.append(whole.with_name(f"{name}.jsonl"))
+        files[-1].write_bytes(text.encode("latin-1"))
+    done = meet(*words)
+    assert done.exit_code == 0, done.output
+    named = [one for one in Evaluation.read(out / "evaluation.json").problems if "cannot be read" in one.what]
+    assert [(one.what.split(":")[0], one.count) for one in named] == [("run", len(files)), ("again", len(files))]
+    for file in files:
+        assert any(str(file) in line for line in named[0].examples)
+    assert f"{len(files)} x run: files that cannot be read" in done.stderr
+    broken = written(whole.with_name("first.jsonl"), [{**row, "seed": 1}, {**row, "prompt": 3}])
+    stopped = meet(*words)
+    assert stopped.exit_code == 1 and f"{broken}:2: field 'prompt': is an integer" in stopped.output
+    broken.unlink()
+    whole.unlink()
+    said = meet(*words).output
+    assert "has no completions of the held-out prompts at good" in said
+    assert all(f"It cannot be read: {file}" in said for file in files) and "Write them: meet generate" in said
+
+
 def test_a_run_without_its_weights_is_compared(tmp_path: Path) -> None:
     run = tmp_path / "run"
     execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
@@ -317,7 +351,7 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     said = meet(*few, "--data", folder.parent, "--subset", "some").output
     assert "meet generate" in said, said
     words = shlex.split(said[said.index("meet generate") :])
-    assert words[words.index("--data") + 1] == str(folder / "test.jsonl")
+    assert words[3:7] == ["--data", str(folder.parent), "--subset", "some"]
     assert meet(*words[1:]).exit_code == 0
     assert "name another system" in meet(*few, "--data", folder.parent, "--subset", "some").output
     other = systems(tmp_path)[0]

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meetlm
+from meetlm.cli.held_out import data_given
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.data.settings import DataSettings
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
@@ -173,7 +175,8 @@ def test_completions_on_disk(tmp_path: Path) -> None:
     assert (lines[0]["seed"], lines[0]["run"].split("-")[0]) == (3, "run")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Hi"}\n{"prompt": "Ho"}\n{"prompt": "Hi"}\n')
-    path, count = write_completions(tmp_path / "run", file, None, sampling, out=tmp_path / "out.jsonl")
+    data = DataSettings(source="pairs", eval_file=str(file))
+    path, count = write_completions(tmp_path / "run", data, None, sampling, out=tmp_path / "out.jsonl")
     assert (path, count) == (tmp_path / "out.jsonl", 2)
     assert json.loads(path.read_text().splitlines()[0])["level"] == "good"
 
@@ -182,7 +185,8 @@ def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run", progress=False)
     run, sampling, told = tmp_path / "run", Sampling(max_new_tokens=2), list[int]()
 
-    def asked(data: Path) -> list[Any]:
+    def asked(file: Path) -> list[Any]:
+        data = data_given({"data": str(file), "source": None, "subset": None, "split": None})
         path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", on_total=told.append)
         return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
 

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 import meetlm.run.arm
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
-from meetlm.data.splits import read_held_out, read_splits
+from meetlm.data.splits import read_splits
 from meetlm.generation.sampling import Sampling
 from meetlm.recipes.config import load_config
 from meetlm.run.aligned import load
@@ -242,8 +243,9 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
     train, held = read_splits(settings)
     assert (len(train), len(held)) == (14, 6)
     assert not {e.group for e in train} & {e.group for e in held}
-    assert read_held_out(settings) == held
-    more = read_held_out(settings.model_copy(update={"holdout": 5}))
+    read = read_prompts(settings).prompts
+    assert [(one.prompt, one.chosen) for one in read] == [(one.prompt, one.chosen) for one in held]
+    more = read_prompts(settings.model_copy(update={"holdout": 5})).prompts
     assert {e.group for e in held} < {e.group for e in more}
     with pytest.raises(DataError, match="none would be left to train on; expected less than 10"):
         read_splits(settings.model_copy(update={"holdout": 10}))

@@ -7,6 +7,7 @@ import pytest
 from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Turn
 from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
+from meetlm.data.prompts import HeldOutPrompt, filter_prompts
 
 
 def make(
@@ -63,7 +64,7 @@ def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
 
 
 def test_eval_by_hand() -> None:
-    kept, report = filter_eval(ROWS, letters, max_length=4, need_pairs=True)
+    kept, report = filter_eval(ROWS, letters, max_length=4)
     assert [example.origin.line for example in kept] == [1, 10, 11]
     counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
     assert counts == {
@@ -75,17 +76,17 @@ def test_eval_by_hand() -> None:
     }
 
 
-def test_eval_without_pairs_looks_at_prompts_alone() -> None:
-    kept, report = filter_eval(ROWS[1:5] + ROWS[7:], letters, max_length=4, need_pairs=False)
-    assert [example.origin.line for example in kept] == [2, 10, 11]
-    assert {name: tally.count for name, tally in report.dropped.items()} == {
-        "repeated_prompt": 4,
-        "too_long": 1,
-    }
+def test_prompts_alone_by_hand() -> None:
+    rows = [HeldOutPrompt(one.prompt, one.chosen, one.group, one.origin) for one in ROWS[1:5] + ROWS[7:]]
+    kept = filter_prompts(rows, len, max_length=4)
+    assert [row.origin.line for row in kept] == [2, 10, 11]
+    assert [row.origin.line for row in filter_prompts(rows, len, max_length=4, limit=2)] == [2, 10]
+    with pytest.raises(DataError, match=r"field 'data\.max_length': none of the 3 prompts has at most 0 tokens"):
+        filter_prompts(rows[:-1], len, max_length=0)
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
-    kept, _ = filter_eval(ROWS[2:6], letters, max_length=4, need_pairs=True)
+    kept, _ = filter_eval(ROWS[2:6], letters, max_length=4)
     assert [example.origin.line for example in kept] == [6]
 
 
@@ -95,7 +96,7 @@ def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
         make(2, "P", "a", "b", group="one"),
         make(3, "p", "a", "b", group="two"),
     ]
-    assert [row.origin.line for row in filter_eval(rows, letters, 9, need_pairs=True)[0]] == [1, 3]
+    assert [row.origin.line for row in filter_eval(rows, letters, 9)[0]] == [1, 3]
 
 
 def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
@@ -111,7 +112,7 @@ def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
     assert report.beyond_limit == 3
     assert report.kept + sum(tally.count for tally in report.dropped.values()) + report.beyond_limit == 11
     assert filter_train(ROWS, letters, 10, limit=6)[1].beyond_limit == 0
-    kept, report = filter_eval(ROWS, letters, 4, need_pairs=False, limit=1)
+    kept, report = filter_eval(ROWS, letters, 4, limit=1)
     assert ([example.origin.line for example in kept], report.beyond_limit) == ([1], 10)
 
 
@@ -149,7 +150,7 @@ def test_no_usable_row() -> None:
         "x.jsonl: no usable row left of 3 (1: the two sides answer different prompts; 2: a reply is empty)"
     )
     with pytest.raises(DataError, match="no usable row left of 1 .1: longer than max_length"):
-        filter_eval(ROWS[9:10], letters, 3, need_pairs=False)
+        filter_eval(ROWS[9:10], letters, 3)
     with pytest.raises(DataError, match="there were none"):
         filter_train([], letters, 10)
 

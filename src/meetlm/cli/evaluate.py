@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
+from meetlm.cli.held_out import data_given, held_out, words_given
 from meetlm.cli.numbers import finite
 from meetlm.cli.progress import bar, quiet_libraries
 
 if TYPE_CHECKING:
-    from meetlm.data.settings import DataSettings
     from meetlm.evaluation.record import Evaluation
 
 
 @click.command(short_help="Compare completions with a baseline's; a report.")
 @click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
-@click.option("--data", "place", help="Held-out pairs: a file, folder or hub name  [default: the first run's].")
-@click.option("--source", help="Format of its rows: hh, summarize or pairs  [default: told by the first row].")
-@click.option("--subset", help="Folder inside the data set, such as harmless-base.")
-@click.option("--split", help="Split of a folder or hub data set  [default: test].")
+@held_out("the first run's")
 @click.option("--preset", type=click.Choice(["paper"]), default="paper", show_default=True, help="The protocol.")
 @click.option("--level", help="Completions of a run to take  [default: good; '' for each run's default].")
 @click.option("--temperature", type=click.FloatRange(0), callback=finite, help="Theirs  [default: 0].")
@@ -39,8 +36,8 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
 
     A SYSTEM is a run's folder, whose completions `meet generate` has written, or a file of JSON lines with `prompt` and
     `completion`; NAME=PLACE names it, NAME=PLACE,PLACE gives replicates, such as runs under other seeds. Nothing is
-    sampled here. Scores and a judge's answers are kept in --out as they come: the same command goes on where it was
-    stopped, and repeats no call.
+    sampled here. Prompts that have no chosen reply in --data are compared by all but ROUGE. Scores and a judge's
+    answers are kept in --out as they come: the same command goes on where it was stopped, and repeats no call.
 
     \b
     meet evaluate runs/all/hh-meet-lora-seed0 runs/all/hh-coh-seed0 --baseline hh-coh-seed0 --reward runs/rm
@@ -48,7 +45,6 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
         --judge gpt-4o --judge-prompt summary
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.data.rows import find_rows
     from meetlm.evaluation.cells import line_up
     from meetlm.evaluation.evaluate import evaluate as compare
     from meetlm.evaluation.protocol import PRESETS
@@ -63,12 +59,12 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
     sampling = Sampling(**protocol.model_dump(exclude={"level"}))
     settings = settings_of(given)
-    data = _data(given) or data_of(systems)
-    chosen, repeated = chosen_replies(data)
-    place = find_rows(data, "eval").file if given["place"] else None
-    answers = read_systems(systems, parse_level(protocol.level or None), sampling, chosen, data=place)
-    cells = line_up(answers, chosen, common=given["common"])
-    cells.problems.extend(repeated)
+    data = data_given(given) or data_of(systems)
+    held = chosen_replies(data)
+    level = parse_level(protocol.level or None)
+    answers = read_systems(systems, level, sampling, held.chosen, data=words_given(given))
+    cells = line_up(answers, held.chosen, common=given["common"])
+    cells.problems.extend(held.problems)
     evaluators = evaluators_of(given, data.source)
     with bar("reward", unit="reply", quiet=quiet) as on_scored, bar("judge", unit="call", quiet=quiet) as on_judged:
         evaluation = compare(
@@ -78,7 +74,12 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
             settings,
             evaluators,
             out,
-            more={"preset": given["preset"], "protocol": protocol.model_dump(), "data": data.model_dump(mode="json")},
+            more={
+                "preset": given["preset"],
+                "protocol": protocol.model_dump(),
+                "data": data.model_dump(mode="json"),
+                "data_sha256": held.sha256,
+            },
             on_scored=on_scored,
             on_judged=on_judged,
         )
@@ -86,28 +87,6 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     show(evaluation)
     for file in write_report(evaluation, out):
         click.echo(f"The report is in {file}.")
-
-
-def _data(given: dict[str, Any]) -> DataSettings | None:
-    """Return where held-out rows are, as the options say; none of these is given in vain."""
-    from meetlm.diagnostics.locate import locate
-
-    place, file = given["place"], given["place"] is not None and Path(given["place"]).expanduser().is_file()
-    for name in ("source", "subset", "split"):
-        if given[name] is not None and (place is None or (file and name != "source")):
-            what = "no --data that it is of" if place is None else f"--data is a file ({place}), which has none"
-            raise click.UsageError(f"--{name} is given, and {what}")
-    if place is None:
-        return None
-    split = given["split"] or "test"
-    settings, _ = locate(
-        place,
-        source=given["source"],
-        subset=given["subset"],
-        split="train" if file else split,
-        test=place if file else None,
-    )
-    return settings if file else settings.model_copy(update={"eval_split": split})
 
 
 def show(evaluation: Evaluation) -> None:

@@ -12,6 +12,7 @@ from meetlm.cli import inspect
 from meetlm.cli.configured import configured
 from meetlm.cli.demo import demo, demo_data
 from meetlm.cli.evaluate import evaluate
+from meetlm.cli.held_out import data_given, held_out
 from meetlm.cli.numbers import finite
 from meetlm.cli.paper import paper
 from meetlm.cli.plan import plan
@@ -121,7 +122,7 @@ def show_config(words: tuple[str, ...], file: Path | None) -> None:
 
 @main.command(short_help="Write a run's completions of prompts under a level.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Prompts: any preference file, or JSONL with 'prompt'.")
+@held_out("the run's own")
 @click.option("--level", help="A level's name, or weights such as good=1.5,bad=-0.5  [default: the run's].")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens.")
 @click.option(
@@ -145,7 +146,6 @@ def show_config(words: tuple[str, ...], file: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where  [default: RUN/completions/LEVEL-….jsonl].")
 def generate(
     run: Path,
-    data: Path | None,
     level: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -154,14 +154,16 @@ def generate(
     limit: int | None,
     batch_size: int,
     out: Path | None,
+    **given: str | None,
 ) -> None:
     """Write RUN's completions of the prompts in --data (default: the run's own held-out ones) under a level.
 
-    The first row tells the format of --data. A bare prompt is put as the run's data put prompts: on HH's transcripts as
-    what the human says, on conversations as one user message.
+    A bare prompt is put as the run's data put prompts: on HH's transcripts as what the human says, on conversations as
+    one user message. Rows without a prompt are left out and named.
 
     \b
     meet generate runs/lora --level good
+    meet generate runs/lora --data Anthropic/hh-rlhf --subset harmless-base
     meet generate runs/lora --data prompts.jsonl --level good=1.5,bad=-0.5 --temperature 0.7 --top-p 0.95
     """  # noqa: D301  click's mark is a real backspace
     from meetlm.cli.progress import bar, quiet_libraries
@@ -174,7 +176,7 @@ def generate(
     with bar("generate") as on_done:
         path, count = write_completions(
             run,
-            data,
+            data_given(given),
             parse_level(level),
             sampling,
             seed=seed,
@@ -183,6 +185,7 @@ def generate(
             out=out,
             on_done=on_done,
             on_total=on_done.expect,
+            say=lambda text: click.echo(text, err=True),
         )
     for line in path.read_text(encoding="utf-8").splitlines()[:2]:
         click.echo(f"{json.loads(line)['completion']!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -47,3 +49,11 @@ class PreferenceExample:
     group: str
     origin: Origin
     rejected_prompt: Text | None = None
+
+
+def fingerprint(rows: Iterable[tuple[Text | None, ...]]) -> str:
+    """Return a hash of the texts of rows, in order: who has the same one has the same rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()

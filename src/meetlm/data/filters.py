@@ -140,17 +140,16 @@ def filter_eval(
     lengths: Lengths,
     max_length: int,
     *,
-    need_pairs: bool,
     limit: int | None = None,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
+
+    Both replies are used (preference accuracy): rows that are no proper pairs are dropped as in training.
 
     Args:
         examples: What a source read.
         lengths: Token counts without the control; only the prompt's is used.
         max_length: Most tokens of the prompt alone, as replies are generated.
-        need_pairs: Whether the two replies are used too (preference accuracy); then the rows that are no
-            proper pairs are dropped as in training. Generation needs prompts alone.
         limit: Stop once this many rows are kept; later rows are not looked at.
 
     Raises:
@@ -159,7 +158,7 @@ def filter_eval(
     seen: set[str] = set()
 
     def reason(example: PreferenceExample) -> str | None:
-        unfit = _unfit_pair(example) if need_pairs else None
+        unfit = _unfit_pair(example)
         if unfit:
             return unfit
         if example.group in seen:
@@ -192,7 +191,7 @@ def _filter(
         if why:
             report.dropped.setdefault(why, Tally()).add(example)
             continue
-        if _blank(example.prompt):
+        if is_blank(example.prompt):
             report.odd.setdefault("empty_prompt", Tally()).add(example)
         if (example.prompt, example.rejected, example.chosen) in pairs:
             report.odd.setdefault("contradiction", Tally()).add(example)
@@ -208,7 +207,7 @@ def _filter(
 def _unfit_pair(example: PreferenceExample) -> str | None:
     if example.rejected_prompt is not None:
         return "prompts_differ"
-    if _blank(example.chosen) or _blank(example.rejected):
+    if is_blank(example.chosen) or is_blank(example.rejected):
         return "empty_reply"
     return "identical_replies" if example.chosen == example.rejected else None
 
@@ -217,6 +216,7 @@ def _key(example: PreferenceExample) -> tuple[Text, Text, Text]:
     return example.prompt, example.chosen, example.rejected
 
 
-def _blank(text: Text) -> bool:
+def is_blank(text: Text) -> bool:
+    """Whether a text, or every message of a conversation, is nothing but white space."""
     content = text if isinstance(text, str) else "".join(turn.content for turn in text)
     return not content.strip()

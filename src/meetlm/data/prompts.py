@@ -1,27 +1,119 @@
-"""Prompts to generate for: a file of preference pairs, one row a prompt, or rows with a prompt alone."""
+"""Held-out prompts: what completions are written for, and what they are compared on, read in this one place.
+
+A row is a pair in the format of its source, or a prompt alone: text, or messages that end with the user's.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from meetlm.data.example import Text
+from meetlm.config.errors import DataError
+from meetlm.data.example import Origin, PreferenceExample, Text
+from meetlm.data.filters import is_blank
 from meetlm.data.pairs import text_or_turns
-from meetlm.data.rows import read_file
-from meetlm.data.sources import SOURCES
+from meetlm.data.rows import Row, find_rows
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import SOURCES, Source
+from meetlm.data.splits import read_splits
+
+FIELDS = ("prompt", "messages")
+"""Where a row that is no pair holds its prompt; the first one that is there counts."""
 
 
-def read_prompts(file: Path, source: str) -> list[Text]:
-    """Return the distinct prompts of a file, in order.
+@dataclass(frozen=True, slots=True)
+class HeldOutPrompt:
+    """A held-out row, as far as completions need it.
 
-    Args:
-        file: Rows of the format ``source``, or rows with ``prompt`` (text or messages) and no ``chosen``.
-        source: Name of a data source.
+    Attributes:
+        prompt: Text or messages.
+        chosen: The preferred reply; ``None`` where the row holds a prompt alone.
+        group: What one prompt or post is.
+        origin: Where it was read.
+    """
+
+    prompt: Text
+    chosen: Text | None
+    group: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The held-out rows of some data.
+
+    Attributes:
+        prompts: One a row that has a prompt, in order; several rows may have the same one.
+        without: Rows whose prompt is missing or blank: these are left out.
+    """
+
+    prompts: list[HeldOutPrompt]
+    without: list[Origin]
+
+
+def read_prompts(settings: DataSettings) -> HeldOut:
+    """Return the prompts of the rows to evaluate on, without reading the training rows where they are not needed.
 
     Raises:
-        DataError: A row is neither.
+        ConfigError: ``settings.source`` is not a known format.
+        DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
     """
-    seen: dict[Text, None] = {}
-    for row in read_file(file):
-        alone = "prompt" in row.fields and "chosen" not in row.fields
-        seen.setdefault(text_or_turns(row, "prompt") if alone else SOURCES[source].parse(row).prompt)
-    return list(seen)
+    if settings.holdout is None:
+        source, found = SOURCES[settings.source], find_rows(settings, "eval")
+        rows = [_read(row, source) for row in found.rows if source.belongs(row, found.split)]
+        if not rows:
+            raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
+    else:
+        rows = [_of_pair(example) for example in read_splits(settings)[1]]
+    kept = [row for row in rows if not is_blank(row.prompt)]
+    if not kept:
+        raise DataError(
+            f"is missing or blank in all {len(rows)} rows",
+            file=rows[0].origin.file,
+            field="prompt",
+            expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}",
+        )
+    return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)])
+
+
+def filter_prompts(
+    prompts: Sequence[HeldOutPrompt], length: Callable[[Text], int], max_length: int, limit: int | None = None
+) -> list[HeldOutPrompt]:
+    """Return one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
+
+    Args:
+        prompts: What was read.
+        length: Tokens of a prompt, without the control.
+        max_length: Most of them, as replies are generated.
+        limit: Stop once this many are kept.
+
+    Raises:
+        DataError: No prompt is left.
+    """
+    kept: list[HeldOutPrompt] = []
+    firsts = {one.group: one for one in reversed(prompts)}
+    for one in prompts:
+        if firsts[one.group] is one and length(one.prompt) <= max_length:
+            kept.append(one)
+        if len(kept) == limit:
+            break
+    if not kept:
+        what = f"none of the {len(firsts)} prompts has at most {max_length} tokens"
+        raise DataError(what, file=prompts[0].origin.file, field="data.max_length")
+    return kept
+
+
+def _read(row: Row, source: Source) -> HeldOutPrompt:
+    """Return what a row holds; a blank prompt where it has none."""
+    if any(row.fields.get(name) is not None for name in ("chosen", *source.fields)):
+        return _of_pair(source.parse(row))
+    field = next((name for name in FIELDS if row.fields.get(name)), None)
+    prompt = "" if field is None else text_or_turns(row, field)
+    if isinstance(prompt, tuple) and prompt[-1].role != "user":
+        what = f"ends with a turn of {prompt[-1].role!r}"
+        raise row.error(what, field=field, expected="a user's turn last, which a completion answers")
+    return HeldOutPrompt(prompt, None, repr(prompt), row.origin)
+
+
+def _of_pair(example: PreferenceExample) -> HeldOutPrompt:
+    return HeldOutPrompt(example.prompt, example.chosen, example.group, example.origin)

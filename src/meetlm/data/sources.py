@@ -32,6 +32,7 @@ class Source:
 
     Attributes:
         parse: Turns one row into an example, or raises a ``DataError`` that names the place.
+        fields: A row that has one of them is a pair, and one that has none holds a prompt alone.
         stop: Strings at which a generated completion ends, besides the end-of-text token.
         belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
         ask: Puts a user's own prompt as the prompts of this format are put.
@@ -39,6 +40,7 @@ class Source:
     """
 
     parse: Callable[[Row], PreferenceExample]
+    fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
     ask: Callable[[Text], Text] = _as_given
@@ -47,7 +49,9 @@ class Source:
 
 SOURCES: Registry[Source] = Registry("data source")
 SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, task="dialogue"))
-SOURCES.register("summarize")(Source(summarize.parse, belongs=summarize.belongs, task="summary"))
+SOURCES.register("summarize")(
+    Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")
+)
 SOURCES.register("pairs")(Source(pairs.parse))
 
 

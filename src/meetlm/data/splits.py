@@ -36,10 +36,5 @@ def read_splits(settings: DataSettings) -> tuple[Rows, Rows]:
     return [e for e in rows if e.group not in held], [e for e in rows if e.group in held]
 
 
-def read_held_out(settings: DataSettings) -> Rows:
-    """Return the rows to evaluate on, without reading the training rows where they are not needed."""
-    return read_examples(settings, "eval") if settings.holdout is None else read_splits(settings)[1]
-
-
 def _hash(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()

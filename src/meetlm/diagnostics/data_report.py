@@ -143,7 +143,7 @@ def report_data(
     of_test, overlap = None, None
     if with_eval:
         held_out = read_examples(settings, "eval")[:limit]
-        test, of_test = filter_eval(held_out, count, settings.max_length, need_pairs=True)
+        test, of_test = filter_eval(held_out, count, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
             overlap.add(example)

@@ -85,7 +85,7 @@ def diagnose(
     test: list[PreferenceExample] = []
     of_test = None
     if with_eval:
-        test, of_test = filter_eval(held_out, count, settings.max_length, need_pairs=True, limit=settings.limit_eval)
+        test, of_test = filter_eval(held_out, count, settings.max_length, limit=settings.limit_eval)
     planned = plan(len(train))
     return diagnosis(
         [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
+from meetlm.config.versions import versions
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.judge import JudgeSettings, judge
-from meetlm.evaluation.measures import LENGTHS, MEASURES, ROUGES, text_measures
+from meetlm.evaluation.measures import LENGTHS, MEASURES, NO_CHOSEN, ROUGES, text_measures
 from meetlm.evaluation.outcomes import PAPER_BAND, by_reward, by_value, margins
 from meetlm.evaluation.protocol import sampled
 from meetlm.evaluation.record import (
@@ -77,6 +77,7 @@ class _Found:
     comparisons: list[Comparison] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     account: JudgeAccount | None = None
+    reward: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -105,20 +106,24 @@ def evaluate(
         on_judged: Called with a number of judgements, of two a pair.
 
     Raises:
-        ConfigError: There is no such baseline, nothing to compare with it, or nobody who decides.
+        ConfigError: There is no such baseline, nothing to compare with it, nobody who decides, or ROUGE's stemmer is
+            asked for and no prompt has a chosen reply.
     """
     names = [system.name for system in systems]
     if baseline not in names:
         raise ConfigError(f"--baseline {baseline!r} is none of the systems{nearest(baseline, names)}")
     if len(names) < 2:
         raise ConfigError(f"only {baseline!r} is given: name another system to compare it with")
+    bare = next((f"{one.what} ({one.shown})" for one in cells.problems if one.what == NO_CHOSEN), "")
+    if settings.stemmer and all(row.chosen is None for row in cells.prompts):
+        raise ConfigError(f"--stemmer is of ROUGE, which nothing can be compared by: {bare or NO_CHOSEN}")
     work = _Work([name for name in names if name != baseline], baseline, cells, settings, folder)
     found = _Found(problems=list(cells.problems))
     work.texts(found)
     if not (found.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
         raise ConfigError(
-            "nobody decides who wins: ROUGE is not defined for these replies, so name a reward model, a judge or a "
-            "function: --reward, --judge, --scorer"
+            f"nobody decides who wins: {bare or 'ROUGE is not defined for these replies'}; name a reward model, a "
+            "judge or a function: --reward, --judge, --scorer"
         )
     if evaluators.reward is not None:
         work.reward(found, evaluators.reward, on_scored)
@@ -131,11 +136,10 @@ def evaluate(
     resolved = {
         **(more or {}),
         "evaluation": settings.model_dump(mode="json"),
-        "reward": evaluators.reward
-        and {**evaluators.reward.settings.model_dump(mode="json"), "reads": evaluators.reward.form},
+        "reward": evaluators.reward and found.reward,
         "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
         "scorers": [scorer.name for scorer in evaluators.scorers],
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(*PACKAGES),
     }
     return Evaluation(
         settings=resolved,
@@ -189,9 +193,13 @@ class _Work:
             if measure == ROUGE and any(one is not None for one in values[self.baseline]):
                 self._compare_values(found, measure, values, higher=True)
         rouge = zip(self.cells.clusters, self.chosen, columns[self.baseline][ROUGE], strict=True)
-        undefined = [f"{self.cells.prompts[prompt].id}: {reply!r}" for prompt, reply, value in rouge if value is None]
+        undefined = [
+            f"{self.cells.prompts[prompt].id}: {reply!r}"
+            for prompt, reply, value in rouge
+            if value is None and reply is not None
+        ]
         if undefined:
-            what = f"no chosen reply, or one without Latin letters and digits: {', '.join(ROUGES)} are not defined"
+            what = f"a chosen reply without Latin letters and digits: {', '.join(ROUGES)} are not defined"
             found.problems.append(Problem(what, len(undefined), undefined))
 
     def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
@@ -204,6 +212,10 @@ class _Work:
         for name in self.names:
             values[name], problems = kept.score(self.prompts, self.completions[name], self.rows[name])
             found.problems += [Problem(f"reward, {name}: {one.what}", one.count, one.examples) for one in problems]
+        found.reward = {
+            **model.settings.model_dump(mode="json"),
+            "reads": model.form,
+        }
         described = f"reward of {model.settings.model} (reads {model.form}: {model.told_by})"
         self._measure(found, "reward", described, True, values)
         for name in self.others:

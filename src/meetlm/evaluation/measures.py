@@ -20,6 +20,8 @@ ROUGES = ("rouge-1", "rouge-2", "rouge-l", "rouge-avg")
 """What :func:`rouge` returns, ``rouge-avg`` being the mean of the others."""
 LENGTHS = ("words", "characters")
 """Whose ratio to the baseline's is told too."""
+NO_CHOSEN = "held-out rows without a chosen reply: ROUGE and length-ratio are not defined for their prompts"
+"""What the problem is called that names such rows."""
 MEASURES: dict[str, tuple[str, bool | None]] = {
     "rouge-1": ("ROUGE-1 F1 against the chosen reply: words in common, in [0, 1]", True),
     "rouge-2": ("ROUGE-2 F1 against the chosen reply: pairs of words in common, in [0, 1]", True),

@@ -6,14 +6,13 @@ data keep white space around it (HH's begin with a space) or a completion has lo
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import Rows
@@ -98,7 +97,7 @@ def prepare_pairs(settings: DataSettings, rows: Rows, held: Rows, encoder: Rewar
         return max(len(one.ids), len(other.ids)), 0, 0
 
     train, of_train = filter_train(rows, lengths, settings.max_length, settings.limit_train)
-    test, of_test = filter_eval(held, lengths, settings.max_length, need_pairs=True, limit=settings.limit_eval)
+    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
     seen = {example.group for example in prompt_overlap(train, test)}
     fresh = [example for example in test if example.group not in seen]
     if not fresh:
@@ -107,9 +106,5 @@ def prepare_pairs(settings: DataSettings, rows: Rows, held: Rows, encoder: Rewar
             file=of_test.file,
             expected="held-out rows of other prompts, or data.holdout",
         )
-    digest = hashlib.sha256()
-    for example in (*train, *fresh):
-        digest.update(repr((example.prompt, example.chosen, example.rejected)).encode())
-    return RewardPairs(
-        [sides(example) for example in train], fresh, (of_train, of_test), len(test) - len(fresh), digest.hexdigest()
-    )
+    used = fingerprint((one.prompt, one.chosen, one.rejected) for one in (*train, *fresh))
+    return RewardPairs([sides(example) for example in train], fresh, (of_train, of_test), len(test) - len(fresh), used)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.encoding import pair_lengths
-from meetlm.data.example import PreferenceExample, Text
-from meetlm.data.filters import filter_eval
-from meetlm.data.prompts import read_prompts
-from meetlm.data.rows import read_file
+from meetlm.data.example import Text
+from meetlm.data.prompts import HeldOutPrompt, filter_prompts, read_prompts
 from meetlm.data.settings import DataSettings
-from meetlm.data.splits import read_held_out
-from meetlm.diagnostics.locate import guess_source
 from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Aligned, Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
@@ -46,7 +41,7 @@ def parse_level(text: str | None) -> Level | None:
 
 def write_completions(
     run: Path,
-    data: Path | None,
+    data: DataSettings | None,
     level: Level | None,
     sampling: Sampling,
     *,
@@ -56,13 +51,14 @@ def write_completions(
     out: Path | None = None,
     on_done: Callable[[int], Any] | None = None,
     on_total: Callable[[int], Any] | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> tuple[Path, int]:
-    """Generate for every prompt and write one record a line.
+    """Generate for every distinct prompt and write one record a line.
 
     Args:
         run: A finished run.
-        data: A file of prompts, or of preference pairs in any format, which its first row tells; the run's own
-            evaluation split where ``None``: one a distinct prompt, within its length.
+        data: Whose evaluation split has the prompts; the run's own where ``None``, and then those alone that are
+            within its length.
         level: As in :meth:`Aligned.generate`.
         sampling: How.
         seed: Of the random streams.
@@ -71,6 +67,7 @@ def write_completions(
         out: The file; by default :func:`completions_file`.
         on_done: Is told the number of completions done, batch by batch.
         on_total: Is told their number in all, once the prompts have been read.
+        say: Takes a line for people: which rows have no prompt.
 
     Returns:
         The file and the number of its lines.
@@ -81,9 +78,13 @@ def write_completions(
         ConfigError: As in :meth:`Aligned.generate`.
     """
     check_level(read_meet(run).levels, level)  # before the model is loaded
+    held = read_prompts(data or read_data_settings(run))
+    if held.without:
+        shown = ", ".join(map(str, held.without[:5])) + (", …" if len(held.without) > 5 else "")
+        say(f"{len(held.without)} x rows without a prompt; left out: {shown}")
     aligned = load(run)
-    prompts = read_prompts(data, _source(data)) if data else _own_prompts(aligned, read_data_settings(run))
-    asked = [_prompt(text) for text in prompts[:limit]]
+    rows = held.prompts if data else _usable(aligned, held.prompts, read_data_settings(run))
+    asked = [_prompt(text) for text in list(dict.fromkeys(row.prompt for row in rows))[:limit]]
     if on_total:
         on_total(len(asked))
     path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
@@ -99,20 +100,11 @@ def write_completions(
     return path, count
 
 
-def _source(file: Path) -> str:
-    """Return the format of a file's rows, told by the first: that the run was trained on another does not matter."""
-    source, _ = guess_source(next(read_file(file)))
-    return source
+def _usable(aligned: Aligned, rows: Sequence[HeldOutPrompt], settings: DataSettings) -> list[HeldOutPrompt]:
+    def length(prompt: Text) -> int:
+        return len(aligned.format.prompt_ids(prompt))
 
-
-def _own_prompts(aligned: Aligned, settings: DataSettings) -> list[Text]:
-    def lengths(example: PreferenceExample) -> tuple[int, int, int]:
-        return pair_lengths(aligned.format, example)
-
-    kept, _ = filter_eval(
-        read_held_out(settings), lengths, settings.max_length, need_pairs=False, limit=settings.limit_eval
-    )
-    return [example.prompt for example in kept]
+    return filter_prompts(rows, length, settings.max_length, settings.limit_eval)
 
 
 def _prompt(text: Text) -> Prompt:
@@ -120,12 +112,28 @@ def _prompt(text: Text) -> Prompt:
 
 
 def completions_file(
-    run: Path, level: Level, sampling: Sampling, seed: int, *, data: Path | None = None, limit: int | None = None
+    run: Path,
+    level: Level,
+    sampling: Sampling,
+    seed: int,
+    *,
+    data: DataSettings | None = None,
+    limit: int | None = None,
 ) -> Path:
     """Return where a run's completions go, unless another place is named: all that makes them others is in the name."""
     named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
     text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
-    text += "" if data is None else f"-of-{data.stem}"
+    text += "" if data is None else f"-of-{_name_of(data)}"
     text += "" if limit is None else f"-first{limit}"
     name = re.sub(r"[^\w.\-]", "_", text)
     return run / COMPLETIONS / f"{name}.jsonl"
+
+
+def _name_of(data: DataSettings) -> str:
+    """Return the name of a file, or of a data set with its part and split."""
+    if data.eval_file is not None:
+        return Path(data.eval_file).stem
+    place = Path(str(data.path))
+    return "-".join(
+        filter(None, (place.resolve().name if place.is_dir() else place.name, data.subset, data.eval_split))
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.data.encoding import pair_lengths
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
@@ -47,10 +46,7 @@ class PreparedData:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of every row used, in order."""
-        digest = hashlib.sha256()
-        for example in (*self.train, *self.test):
-            digest.update(repr((example.prompt, example.chosen, example.rejected)).encode())
-        return digest.hexdigest()
+        return fingerprint((one.prompt, one.chosen, one.rejected) for one in (*self.train, *self.test))
 
 
 def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
@@ -61,13 +57,7 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
 
     rows, held = read_splits(settings)
     train, of_train = filter_train(rows, lengths, settings.max_length, settings.limit_train)
-    test, of_test = filter_eval(
-        held,
-        lengths,
-        settings.max_length,
-        need_pairs=True,
-        limit=settings.limit_eval,
-    )
+    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
     return PreparedData(train, test, (of_train, of_test), prompt_format.spec)
 
 

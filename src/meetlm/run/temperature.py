@@ -73,7 +73,7 @@ def sweep_temperature(
     if not others:
         raise ConfigError("every run is a baseline: name one to compare with them")
     data = read_data_settings(next(iter(runs.values())))
-    chosen, repeated = chosen_replies(data)
+    held = chosen_replies(data)
     points = []
     for temperature in temperatures:
         drawn = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
@@ -97,9 +97,14 @@ def sweep_temperature(
             answers[name] = read_answers(name, [[file]])
         for baseline in baselines:
             compared = [answers[name] for name in (*others, baseline)]
-            cells = line_up(compared, chosen, common=common)
-            cells.problems.extend(repeated)
-            more = {"temperature": temperature, "sampling": drawn.model_dump(), "data": data.model_dump(mode="json")}
+            cells = line_up(compared, held.chosen, common=common)
+            cells.problems.extend(held.problems)
+            more = {
+                "temperature": temperature,
+                "sampling": drawn.model_dump(),
+                "data": data.model_dump(mode="json"),
+                "data_sha256": held.sha256,
+            }
             found = evaluate([one.system for one in compared], cells, baseline, settings, evaluators, folder, more=more)
             found.save(folder / f"t{temperature:g}" / baseline / "evaluation.json")
             points.append((temperature, found))

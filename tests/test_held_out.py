@@ -1,0 +1,200 @@
+"""Held-out prompts: one reader for `meet generate` and `meet evaluate`, of pairs and of prompts alone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+
+from meetlm.cli import main
+from meetlm.config.errors import DataError
+from meetlm.data.example import Turn
+from meetlm.data.prompts import read_prompts
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.record import Evaluation
+from meetlm.run.execute import execute
+from reward_models import folder_of
+from run_folders import config_for, write_pairs
+from test_answers import written
+
+ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Is rice good?"}]
+
+
+def held(file: Path, source: str = "pairs") -> DataSettings:
+    return DataSettings(source=source, eval_file=str(file))
+
+
+def meet(*words: object) -> Any:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def compared(folder: Path, rows: Sequence[dict[str, Any]], *words: object) -> Any:
+    """Give `meet evaluate` two systems with the prompts of ``rows``; return what came of it."""
+    prompts = [row["prompt"] for row in rows if row.get("prompt")]
+    places = []
+    for name, reply in (("a", "rice is good {}"), ("b", "water {}")):
+        answers = [{"prompt": prompt, "completion": reply.format(n)} for n, prompt in enumerate(prompts)]
+        places.append(f"{name}={written(folder / f'{name}.jsonl', answers)}")
+    data = written(folder / "test.jsonl", rows)
+    return meet("evaluate", *places, "--baseline", "b", "--data", data, "--out", folder / "out", "--quiet", *words)
+
+
+def recorded(folder: Path) -> Evaluation:
+    return Evaluation.read(folder / "out" / "evaluation.json")
+
+
+def test_prompts_alone_are_text_or_messages_that_end_with_the_user(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi"}, {"prompt": ASKED, "id": 3}, {"messages": ASKED}, {"prompt": "Hi", "completion": "Ho"}]
+    read = read_prompts(held(written(tmp_path / "p.jsonl", rows)))
+    turns = (Turn("system", "Be kind."), Turn("user", "Is rice good?"))
+    assert [one.prompt for one in read.prompts] == ["Hi", turns, turns, "Hi"]
+    assert {one.chosen for one in read.prompts} == {None} and read.without == []
+    answered = [*ASKED, {"role": "assistant", "content": "Yes."}]
+    for field in ("prompt", "messages"):
+        with pytest.raises(DataError, match=rf"p\.jsonl:1: field '{field}': ends with a turn of 'assistant'; expected"):
+            read_prompts(held(written(tmp_path / "p.jsonl", [{field: answered}])))
+
+
+@pytest.mark.parametrize(
+    ("source", "pair", "prompt", "chosen"),
+    [
+        ("hh", {side: f"\n\nHuman: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")},
+         "\n\nHuman: Hi\n\nAssistant:", " chosen"),
+        ("pairs", {"prompt": "Hi", "chosen": "yes", "rejected": "no"}, "Hi", "yes"),
+        ("summarize",
+         {"info": {"id": "1", "article": "Rice."}, "choice": 1, "summaries": [{"text": "a"}, {"text": "b"}]},
+         "Article:\nRice.\n\nTL;DR:", "b"),
+    ],
+)  # fmt: skip
+def test_pairs_and_prompts_alone_in_one_file(
+    source: str, pair: dict[str, Any], prompt: str, chosen: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "p.jsonl", [pair, {"prompt": "Ho"}])
+    read = read_prompts(held(file, source))
+    assert [(one.prompt, one.chosen) for one in read.prompts] == [(prompt, chosen), ("Ho", None)]
+    half = {name: value for name, value in pair.items() if name not in ("rejected", "choice")}
+    with pytest.raises(DataError, match=r"p\.jsonl:2: field '(rejected|choice)': is missing"):
+        read_prompts(held(written(file, [{"prompt": "Ho"}, half]), source))
+
+
+def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "Hi"}, {"question": "Hi"}, {"prompt": " \n"}, {"prompt": None}]
+    rows += [{"messages": []}, {"prompt": [{"role": "user", "content": ""}]}, {"chosen": "yes", "rejected": "no"}]
+    file = written(tmp_path / "p.jsonl", rows)
+    read = read_prompts(held(file))
+    assert [one.prompt for one in read.prompts] == ["Hi"]
+    assert [str(origin) for origin in read.without] == [f"{file}:{line}" for line in range(2, 8)]
+    written(file, rows[1:])
+    with pytest.raises(DataError, match=r"p\.jsonl: field 'prompt': is missing or blank in all 6 rows; expected text"):
+        read_prompts(held(file))
+
+
+def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    rows = [{"prompt": "Hi"}, {"question": "?"}, {"prompt": ""}, {"prompt": "Ho"}, *[{"text": "?"}] * 5]
+    reward = folder_of("deberta", tmp_path / "rm")
+    done = compared(tmp_path, rows, "--reward", reward)
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "test.jsonl"
+    lines = ", ".join(f"{file}:{line}" for line in (2, 3, 5, 6, 7))
+    assert f"7 x held-out rows without a prompt; left out: {lines}, …\n" in done.stderr
+    (problem,) = [one for one in recorded(tmp_path).problems if "without a prompt" in one.what]
+    assert (problem.count, len(problem.examples)) == (7, 7) and len(recorded(tmp_path).prompts) == 2
+    said = meet("generate", tmp_path / "run", "--data", file, "--max-new-tokens", 2)
+    assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
+
+
+def test_prompts_alone_are_compared_by_all_but_rouge(tmp_path: Path) -> None:
+    rows = [{"prompt": "Is rice good?"}, {"prompt": ASKED}, {"prompt": "Is water good?"}]
+    reward = folder_of("deberta", tmp_path / "rm")
+    done = compared(tmp_path, rows, "--reward", reward)
+    assert done.exit_code == 0, done.output
+    found = recorded(tmp_path)
+    assert [one.chosen for one in found.prompts] == [None] * 3
+    assert [one.evaluator for one in found.comparisons] == ["reward"]
+    assert not {one.name for one in found.measures} & {"rouge-1", "rouge-2", "rouge-l", "rouge-avg", "length-ratio"}
+    (problem,) = [one for one in found.problems if "without a chosen reply" in one.what]
+    assert problem.examples == [f"{tmp_path / 'test.jsonl'}:{line}" for line in (1, 2, 3)]
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "held-out rows without a chosen reply: ROUGE and length-ratio are not defined" in text
+    refused = compared(tmp_path, rows, "--reward", reward, "--stemmer")
+    told = "(" + ", ".join(problem.examples) + ")"
+    assert refused.exit_code == 1 and "--stemmer is of ROUGE" in refused.output and told in refused.output
+    nobody = compared(tmp_path, rows)
+    assert nobody.exit_code == 1 and "nobody decides who wins" in nobody.output and told in nobody.output
+
+
+def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Is rice {n}?", "chosen": "rice is good", "rejected": "no"} for n in range(3)]
+    done = compared(tmp_path, [pairs[0], {"prompt": "Hi"}, *pairs[1:]], "--stemmer")
+    assert done.exit_code == 0, done.output
+    (one,) = recorded(tmp_path).comparisons
+    assert one.outcomes == ["win", None, "win", "win"] and one.rates.num_left_out == 1
+    (problem,) = [one for one in recorded(tmp_path).problems if "without a chosen reply" in one.what]
+    assert problem.examples == [f"{tmp_path / 'test.jsonl'}:2"]
+
+
+def hub_folders(place: Path) -> None:
+    """Write HH as the hub has it, and a data set of prompts in the hub's own Parquet layout."""
+    for subset, count in (("harmless-base", 4), ("helpful-base", 3)):
+        (place / "hh" / subset).mkdir(parents=True)
+        file = write_pairs(place / "pairs.jsonl", count)
+        for split in ("train", "test"):
+            (place / "hh" / subset / f"{split}.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    (place / "asks" / "data").mkdir(parents=True)
+    for split, count in (("train", 5), ("test", 2)):
+        table = pyarrow.table({"prompt": [f"Is {n} odd?" for n in range(count)]})
+        pyarrow.parquet.write_table(table, place / "asks" / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
+    """What `meet generate` wrote with the same options is what `meet evaluate` compares."""
+    hub_folders(tmp_path)
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    hh, asks = ["--data", tmp_path / "hh"], ["--data", tmp_path / "asks"]
+    sets = {
+        "hh-harmless-base-test": (4, [*hh, "--subset", "harmless-base"]),
+        "hh-helpful-base-test": (3, [*hh, "--subset", "helpful-base", "--source", "hh"]),
+        "asks-train": (5, [*asks, "--split", "train"]),
+        "asks-test": (2, asks),
+    }
+    reward = folder_of("deberta", tmp_path / "rm")
+    for name, (count, words) in sets.items():
+        done = meet("generate", run, *words, "--max-new-tokens", 2)
+        assert done.exit_code == 0, done.output
+        file = run / "completions" / f"good-t0-p1-n2-seed0-of-{name}.jsonl"
+        assert len(file.read_text().splitlines()) == count
+    for count, words in sets.values():
+        systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2, "--reward", reward]
+        done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
+        assert done.exit_code == 0, done.output
+        assert len(recorded(tmp_path).prompts) == count
+        assert {bool(row.chosen) for row in recorded(tmp_path).prompts} == {"hh" in str(words[1])}
+    assert json.loads(file.read_text().splitlines()[0])["prompt"] == "Is 0 odd?"
+
+
+@pytest.mark.parametrize("command", [["evaluate", "a.jsonl", "--baseline", "a"], ["generate", "run"]])
+def test_options_in_vain_are_refused_by_both(command: list[str], tmp_path: Path) -> None:
+    file = written(tmp_path / "p.jsonl", [{"prompt": "Hi"}])
+    for name in ("--source", "--subset", "--split"):
+        said = " ".join(meet(*command, name, "hh").output.replace("│", " ").split())
+        assert f"{name} is given, and no --data that it is of" in said
+    for name in ("--subset", "--split"):
+        assert f"{name} is given, and --data is a file" in meet(*command, "--data", file, name, "x").output
+    assert "there is no folder 'harmles-base' in it; did you mean 'harmless-base'?" in meet(
+        *command, "--data", hh_folder(tmp_path), "--subset", "harmles-base"
+    ).output.replace("\n", " ")
+
+
+def hh_folder(place: Path) -> Path:
+    hub_folders(place)
+    return place / "hh"
