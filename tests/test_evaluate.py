@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from click.testing import CliRunner
 
 from judge_server import JudgeServer, longer, says
 from meetlm.cli import main
+from meetlm.config.versions import git_hash
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.evaluation.reward import RewardModel, RewardSettings
 from meetlm.evaluation.score_cache import KeptScores
+from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.execute import execute
 from reward_models import folder_of
 from run_folders import config_for
@@ -175,6 +180,38 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for mine, theirs in zip(found.measures, expected.measures, strict=True):
         for system, values in mine.values.items():
             assert values == pytest.approx(theirs.values[system], abs=1e-5), (mine.name, system)
+
+
+def test_the_record_says_what_made_it(tmp_path: Path) -> None:
+    """Versions, commit, and hashes of data and reward model, which change with what they are of; in both reports."""
+    reward = folder_of("deberta", tmp_path / "rm")
+    words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", reward]
+    with JudgeServer(longer) as server:
+        judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        found = evaluated(tmp_path, *words, *judge).settings
+    packages = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score", "openai")
+    assert found["versions"] == {name: version(name) for name in packages}
+    assert found["git"] == git_hash()
+    model = RewardModel.load(RewardSettings(model=str(reward)))
+    assert found["reward"]["weights_sha256"] == sha256_of(model.model)
+    assert found["reward"]["precision"] == model.precision
+    rows = [(prompt, " rice is a good food to eat") for prompt in PROMPTS]
+    assert found["data_sha256"] == hashlib.sha256("".join(map(repr, rows)).encode()).hexdigest()
+    for name in ("report.html", "report.md"):
+        text = html.unescape((tmp_path / "out" / name).read_text())
+        for value in (found["data_sha256"], found["reward"]["weights_sha256"], found["git"] or "git: null"):
+            assert value in text
+        assert f"rouge-score: {version('rouge-score')}" in text and f"openai: {version('openai')}" in text
+    moved = folder_of("deberta", tmp_path / "moved", initializer_range=0.2)
+    words[-1] = moved
+    other = evaluated(tmp_path, *words).settings
+    assert other["data_sha256"] == found["data_sha256"] and "openai" not in other["versions"]
+    assert other["reward"]["weights_sha256"] != found["reward"]["weights_sha256"]
+    data = held_out(tmp_path)
+    data.write_text(data.read_text().replace("good food", "fine food", 1))
+    assert meet("evaluate", *words, "--data", data, "--out", tmp_path / "out", "--quiet").exit_code == 0
+    changed = Evaluation.read(tmp_path / "out" / "evaluation.json").settings
+    assert changed["data_sha256"] != found["data_sha256"]
 
 
 def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

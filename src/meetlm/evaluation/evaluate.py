@@ -16,7 +16,7 @@ from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
-from meetlm.config.versions import versions
+from meetlm.config.versions import git_hash, versions
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
@@ -37,7 +37,7 @@ from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import KeptScores
 from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
-PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy")
+PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score")
 ROUGE = "rouge-avg"
 """The one of ROUGE's measures that decides who wins a cell."""
 Column = list[float | None]
@@ -139,7 +139,8 @@ def evaluate(
         "reward": evaluators.reward and found.reward,
         "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
         "scorers": [scorer.name for scorer in evaluators.scorers],
-        "versions": versions(*PACKAGES),
+        "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
+        "git": git_hash(),
     }
     return Evaluation(
         settings=resolved,
@@ -215,6 +216,8 @@ class _Work:
         found.reward = {
             **model.settings.model_dump(mode="json"),
             "reads": model.form,
+            "precision": model.precision,
+            "weights_sha256": kept.weights_sha256,
         }
         described = f"reward of {model.settings.model} (reads {model.form}: {model.told_by})"
         self._measure(found, "reward", described, True, values)

@@ -34,12 +34,17 @@ class KeptScores:
     Args:
         model: Scores what is not there.
         folder: Made where it is missing.
+
+    Attributes:
+        weights_sha256: Of the model's weights, whatever they are called and wherever they lie.
+        file: Its scores.
     """
 
     def __init__(self, model: RewardModel, folder: Path) -> None:
         self.model = model
         config = {name: value for name, value in model.model.config.to_dict().items() if name not in _NAMES}
-        told = json.dumps([sha256_of(model.model), config, model.precision], sort_keys=True, default=str)
+        self.weights_sha256 = sha256_of(model.model)
+        told = json.dumps([self.weights_sha256, config, model.precision], sort_keys=True, default=str)
         self.file = folder / f"reward-{hashlib.sha256(told.encode()).hexdigest()[:16]}.jsonl"
 
     def score(
