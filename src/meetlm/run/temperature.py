@@ -93,6 +93,7 @@ def sweep_temperature(
                     batch_size=batch_size,
                     on_done=on_done,
                     on_total=on_total,
+                    say=say,
                 )
             answers[name] = read_answers(name, [[file]])
         for baseline in baselines:
