@@ -142,7 +142,9 @@ def run_arm(
     ends: list[str] = []
     if then.sampling is not None:
         say("completions of the held-out prompts")
-        path, _ = write_completions(folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, say=say)
+        path, _ = write_completions(
+            folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, say=say
+        )
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         tokens, ends = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
     stages = [json.loads((folder / stage.name / DONE).read_text()) for stage in arm.config.stages]
