@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_a_product_is_torchs(sizes: tuple[int, int, int], by: By) -> None:
             y = torch.randn(rows, columns)
             expected = y + x @ weight.T
             assert add_product(y, x, weight) is y and torch.allclose(y, expected, atol=1e-5)
+
+
+@needs_onednn
+def test_gaps_between_rows_of_a_weight_cost_no_more_than_a_copy(by: By) -> None:
+    by(True)
+    weight = torch.randn(1536, 3 * 576)[:, 576 : 2 * 576]
+    started = perf_counter()
+    product(torch.randn(1036, 576), weight)
+    assert perf_counter() - started < 2, "it is 10 s where oneDNN has no kernel for them"
 
 
 @needs_onednn

@@ -29,6 +29,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: [out] or none.
     """
     if _by_onednn(x):
+        if not (weight.is_contiguous() or weight.T.is_contiguous()):
+            weight = weight.contiguous()  # a thousand times slower else: oneDNN has no kernel for gaps between rows
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
     return functional.linear(x, weight, bias)
