@@ -258,10 +258,11 @@ def test_a_rate_is_covered(kind: str) -> None:
 # Several training runs
 
 
-def of_runs(number: int, swing: float, num_runs: int = 3, num_prompts: int = 128) -> Rates:
-    """Runs whose win rates swing about ½; Δ is 0 in truth."""
+def of_runs(number: int, swing: float, num_runs: int = 3, num_prompts: int = 128, hard: float = 0.0) -> Rates:
+    """Runs whose win rates swing about ½, prompts that are ``hard`` apart; Δ is 0 in truth."""
     rng = np.random.default_rng([number, num_runs])
-    win = 0.5 + swing * rng.normal(size=num_runs)
+    apart = hard * rng.choice((-1, 1), size=num_prompts)
+    win = 0.5 + apart[:, None] + swing * rng.normal(size=num_runs)
     codes = np.where(rng.random((num_prompts, num_runs)) < win, 0, 2)
     outcomes: list[Outcome | None] = [NAMES[code] for code in codes.ravel()]
     prompts = np.repeat(np.arange(num_prompts), num_runs).tolist()
@@ -271,10 +272,44 @@ def of_runs(number: int, swing: float, num_runs: int = 3, num_prompts: int = 128
     return result
 
 
-@pytest.mark.parametrize(("swing", "num_runs"), [(0.1, 3), (0.1, 5), (0.0, 5)])
-def test_delta_over_training_runs_is_covered(swing: float, num_runs: int) -> None:
-    inside = [of_runs(n, swing, num_runs).delta for n in range(600)]
-    assert 93 <= sum(one.low <= 0 <= one.high for one in inside) / 6 <= 99
+@pytest.mark.parametrize(
+    ("swing", "num_runs", "num_prompts", "hard"),
+    [
+        (0.0, 3, 128, 0.0),
+        (0.0, 3, 60, 0.3),
+        (0.03, 3, 128, 0.0),
+        (0.03, 3, 128, 0.3),
+        (0.1, 3, 128, 0.0),
+        (0.1, 3, 128, 0.2),
+        (0.0, 5, 128, 0.0),
+        (0.03, 5, 128, 0.3),
+        (0.1, 5, 60, 0.2),
+    ],
+)
+def test_delta_over_training_runs_is_covered(swing: float, num_runs: int, num_prompts: int, hard: float) -> None:
+    """2 standard errors of 1,000 simulations are 1.4 points."""
+    inside = [of_runs(n, swing, num_runs, num_prompts, hard).delta for n in range(1000)]
+    assert 93 <= sum(one.low <= 0 <= one.high for one in inside) / 10 <= 98.5
+
+
+def test_intervals_over_prompts_alone_do_not_cover_runs_that_swing() -> None:
+    """The test of the test: with the runs taken for one, the chance of training is in no interval."""
+    inside = 0
+    for number in range(300):
+        rng = np.random.default_rng(number)
+        win = 0.5 + 0.1 * rng.normal(size=3)
+        codes = np.where(rng.random((128, 3)) < win, 0, 2)
+        delta = found([NAMES[code] for code in codes.ravel()], np.repeat(np.arange(128), 3).tolist()).delta
+        inside += delta.low <= 0 <= delta.high
+    assert inside < 0.8 * 300
+
+
+def test_runs_that_contradict_each_other_on_every_prompt() -> None:
+    """Every prompt has the same share, which no resample changes; the runs are as far apart as can be."""
+    outcomes: list[Outcome | None] = ["win"] * 50 + ["lose"] * 50
+    result = rates(outcomes, list(range(50)) * 2, runs=[0] * 50 + [1] * 50)
+    assert result and result.delta == Interval(0, -1, 1) and result.win == Interval(0.5, 0, 1)
+    assert result.tie.low == 0 and result.tie.high == pytest.approx(1 - 0.025 ** (1 / 50))
 
 
 def test_runs_that_swing_have_wider_intervals_and_mirror() -> None:
@@ -322,6 +357,31 @@ def test_kappa_by_hand() -> None:
     assert result.kappa.value == pytest.approx(0.4)
     assert 0.05 < result.kappa.low < 0.25 and 0.55 < result.kappa.high < 0.75  # ±1.96·0.13 by the usual formula
     assert (result.system, result.evaluators) == ("a", ("reward", "judge"))
+
+
+@pytest.mark.parametrize(("num_prompts", "seeds", "same"), [(128, 1, 0.5), (60, 3, 0.3), (128, 1, 0.0)])
+def test_kappa_is_covered(num_prompts: int, seeds: int, same: float) -> None:
+    """The second evaluator says what the first does in a share of the prompts, which is κ, and else guesses."""
+
+    def simulate(number: int) -> tuple[Interval, float]:
+        rng = np.random.default_rng([number, num_prompts, seeds])
+        follows = np.repeat(rng.random(num_prompts) < same, seeds)
+        first, guess = (rng.choice(3, p=[0.5, 0.1, 0.4], size=num_prompts * seeds) for _ in range(2))
+        second = np.where(follows, first, guess)
+        prompts = np.repeat(np.arange(num_prompts), seeds).tolist()
+        result = agreement(
+            [NAMES[code] for code in first],
+            [NAMES[code] for code in second],
+            prompts,
+            system="a",
+            evaluators=("reward", "judge"),
+            seed=number,
+            resamples=1000,
+        )
+        assert result and result.kappa
+        return result.kappa, same
+
+    assert 93 <= covers(simulate) <= 97
 
 
 def test_kappa_at_its_ends() -> None:

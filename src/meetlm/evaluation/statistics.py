@@ -3,14 +3,14 @@
 The cells of one prompt are averaged before anything else, so each prompt weighs the same, and a resample takes a prompt
 with everything in it. That is what makes a comparison paired (both systems answered the same prompts) and several seeds
 of a prompt count as one prompt seen more closely, not as more prompts (Miller, 2024, arXiv:2411.00640). Several
-training runs are a second random factor, crossed with the prompts: of rates, means and differences they are drawn too
-(:func:`_crossed`). κ and the length-controlled rate have intervals over prompts alone.
+training runs are a second random factor, crossed with the prompts: intervals of rates, means and differences hold
+their chance too (:func:`_crossed`). κ and the length-controlled rate have intervals over prompts alone.
 
 Intervals of 95% are *expanded percentile* bootstraps (Hesterberg, 2015, arXiv:1411.5279): order statistics
 of the resampled figure, so far out that a normal mean would get Student's t interval. tests/test_statistics.py holds
-the coverage of Δ, win, lose and tie rates and means within 95 ± 2 with one training run, and of Δ over three runs
-within 93 to 99. No bootstrap sees what never occurred: where all prompts have the same share, such as 0 or 1, the
-interval is Clopper and Pearson's (1934).
+the coverage of Δ, win, lose and tie rates, means and κ within 95 ± 2 with one training run, and of Δ over three runs
+and more within 93 to 98.5. No bootstrap sees what never occurred: where all prompts have the same share, such as 0 or
+1, the interval is Clopper and Pearson's (1934).
 
 Swapping the systems mirrors every figure to the last bit: the draws depend on the number of prompts and the seed
 alone, sums are of whole numbers, and the ends are order statistics at equal ranks from both sides.
@@ -66,7 +66,7 @@ def mean(
     if np.ptp(by_prompt) == 0:
         drawn = np.full(resamples, value)
     each = _by_run(found[:, None], place, [run for _, _, run in kept], seed, resamples)
-    return Interval(value, *ends(_crossed(drawn, *each, seed)[:, 0], len(sizes)))
+    return Interval(value, *_crossed(value, drawn, len(sizes), *(figures[..., 0] for figures in each)))
 
 
 def difference(
@@ -148,14 +148,14 @@ def rates(
     signs = np.eye(len(CODES))[codes]
     signs = np.column_stack([signs, signs[:, CODES["win"]] - signs[:, CODES["lose"]]])
     each = _by_run(signs, place, [run for _, _, run in kept], seed, resamples)
-    drawn = _crossed(_sums(table, seed, resamples) / whole, *each, seed)
+    drawn = _sums(table, seed, resamples) / whole
 
     def interval(column: int, least: float = 0.0) -> Interval:
         value = float(table[:, column].sum() / whole)
-        if np.ptp(table[:, column]) == 0 and np.ptp(drawn[:, column]) == 0:
+        low, high = _crossed(value, drawn[:, column], len(sizes), *(figures[..., column] for figures in each))
+        if np.ptp(table[:, column]) == 0 and low == high:
             return _constant(value, least, len(sizes))
-        low, high = ends(np.clip(drawn[:, column], least, 1), len(sizes))
-        return Interval(value, low, high)
+        return Interval(value, max(low, least), min(high, 1.0))
 
     return Rates(
         win=interval(CODES["win"]),
@@ -262,34 +262,45 @@ def draws(num_prompts: int, seed: int, resamples: int) -> NDArray[np.uint16]:
 
 
 def _crossed(
-    drawn: NDArray[np.float64], each: NDArray[np.float64], own: NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:
-    """Resampled figures [2·R, M], each moved by what other training runs would have changed.
+    value: float, drawn: NDArray[np.float64], num_prompts: int, each: NDArray[np.float64], own: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the ends of a figure's 95% interval over prompts and, where there are several, training runs.
 
-    After the pigeonhole bootstrap (Owen, 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2)), prompts
-    and runs are drawn independently. The few runs that there are cannot be drawn like prompts: of three, a ninth of
-    the draws would be one run thrice, none lies outside them, and what a prompt does in one run is counted in both
-    factors. So the mean of K runs is moved by ± Student's t with K - 1 degrees of freedom, times √(s² / K), where s² is
-    the variance of the runs' figures, or 0 where it is no more than what prompts alone make of it.
+    A cell is taken as the sum of a run's part, a prompt's part and the rest, as where subjects and stimuli are both
+    random (Westfall, Kenny and Judd, 2014, Journal of Experimental Psychology: General 143(5)). The variance of the
+    runs' figures over their number, s² / K, estimates what runs and the rest make of the mean, with K - 1 degrees of
+    freedom; what is left of the variance over prompts is the prompts' own. Each of the two has its limits, Student's
+    t·s / √K and the bootstrap's, and the squares of their distances from the figure are added (Howe, 1974, JASA 69;
+    Zou and Donner, 2008, Statistics in Medicine 27). Drawing runs as prompts are drawn (Owen, 2007, "The pigeonhole
+    bootstrap") would not do with so few: of three, a ninth of the draws would be one run thrice.
+
+    In simulations of 3 to 8 normal runs with 50 to 400 prompts and any variances this covered 94.7 to 97.8% with 3
+    runs, to 97.1% with 4 and to 96.7% with 5, most where runs and prompts matter alike. Satterthwaite's degrees of
+    freedom for the sum gave 90 to 97%, with negative estimates set to 0 as little as 88%, and Student's t added to the
+    resamples with s² less what prompts make of it 91 to 97%.
 
     Args:
-        drawn: The figures [R, M] (or [R]) of all runs together, by resample of prompts.
-        each: Those of each run [K, R, M].
-        own: Those of each run [K, M] over all prompts.
-        seed: Of the draws.
+        value: The figure.
+        drawn: The figures [R] of all runs together, by resample of prompts.
+        num_prompts: How many prompts were drawn from.
+        each: Those of each run [K, R].
+        own: Those of each run [K] over all prompts.
     """
-    drawn = drawn.reshape(len(drawn), -1)
+    low, high = ends(drawn, num_prompts)
     num_runs = len(own)
     if num_runs < 2:
-        return drawn
+        return low, high
     apart = each - np.nanmean(each, axis=0)
-    noise = np.nanvar(apart, axis=1).sum(axis=0) / (num_runs - 1)
-    spread = own.var(axis=0, ddof=1)
-    spread[spread <= noise + _ROUNDING] = 0
-    ranks = np.random.default_rng([seed, num_runs]).permutation(len(drawn))
-    t = special.stdtrit(num_runs - 1, (1 + (ranks + 0.5) / len(drawn)) / 2)
-    moved = t[:, None] * np.sqrt(spread / num_runs)
-    return np.concatenate([drawn + moved, drawn - moved])  # both signs, so that swapping the systems mirrors them
+    rest = float(np.nanvar(apart, axis=1).sum()) / (num_runs - 1)
+    spread, of_prompts = float(own.var(ddof=1)), float(drawn.var())
+    if spread <= _ROUNDING and rest <= _ROUNDING:  # runs of the same outcomes tell nothing new
+        return low, high
+    of_runs = float(special.stdtrit(num_runs - 1, 0.975)) ** 2 * spread / num_runs
+    share = max(1 - rest / (num_runs * of_prompts), 0.0) if of_prompts > _ROUNDING else 0.0
+    return (
+        value - math.sqrt(of_runs + share * (value - low) ** 2),
+        value + math.sqrt(of_runs + share * (high - value) ** 2),
+    )
 
 
 def _by_run(
@@ -301,7 +312,7 @@ def _by_run(
     """
     numbers, run_of = np.unique(np.asarray(runs), return_inverse=True)
     if len(numbers) < 2:
-        return np.empty((len(numbers), 0, 0)), np.empty((len(numbers), 0))
+        return np.empty((0, 0, values.shape[1])), np.empty((0, values.shape[1]))  # there is nothing to cross
     num_prompts = int(place.max()) + 1
     each, own = [], []
     for run in range(len(numbers)):
