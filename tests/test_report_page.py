@@ -21,6 +21,7 @@ from browser import FOUND, NAMES, Browser
 from html_page import Page
 from made_evaluation import BASELINE, made_evaluation
 from meetlm.evaluation.record import Evaluation
+from meetlm.report.charts import delta_chart
 from meetlm.report.examples import shown
 from meetlm.report.plots import draw
 from meetlm.report.write import write_report
@@ -188,6 +189,21 @@ def test_names_stay_names(evaluation: Evaluation, tmp_path: Path) -> None:
     )
 
 
+def test_a_long_name_is_whole_in_the_figure_of_all_evaluators(evaluation: Evaluation) -> None:
+    name = "summarize-meet-lora-second-step-only-rank-64"
+    renamed = [replace(one, system=name) if one.system == "hh-dpo" else one for one in evaluation.comparisons]
+    systems = [replace(one, name=name) if one.name == "hh-dpo" else one for one in evaluation.systems]
+    drawn = Page(delta_chart(replace(evaluation, comparisons=renamed, systems=systems)).svg)
+    texts = [text.strip() for tag, text in drawn.texts if tag == "text"]
+    assert [text for text in texts if text.startswith(("hh-", "summ"))] == ["hh-meet-lora", "hh-meet-soft-prompt", name]
+    assert [text for text in texts if text in ("reward", "judge", "rouge-l")] == 3 * ["reward", "judge", "rouge-l"]
+
+
+def test_no_line_ends_inside_a_figure(written: tuple[Path, Path]) -> None:
+    html = written[0].read_text(encoding="utf-8").partition('<script type="application/json"')[0]
+    assert "&lt;\xa00.001" in html and not re.search(r"&lt; 0\.\d", re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL))
+
+
 def test_the_page_can_be_used_by_all(page: Page) -> None:
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
@@ -325,6 +341,9 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
         browser.call("Emulation.setEmulatedMedia", media="print")
         named = "['highlights', 'cells', 'filters'].map((id) => document.getElementById(id).checkVisibility())"
         assert browser.run(named) == [True, False, False]
+        browser.call("Emulation.setDeviceMetricsOverride", width=718, height=960, deviceScaleFactor=1, mobile=False)
+        wide = "[...document.querySelectorAll('table')].filter((one) => one.offsetWidth > innerWidth).length"
+        assert browser.run(wide) == 0  # a page of letter paper, less its margins
         browser.run("more.click()")  # now somebody has chosen what to print
         assert browser.run(named) == [False, True, False]
         assert browser.errors == []

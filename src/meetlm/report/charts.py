@@ -115,20 +115,25 @@ def delta_chart(evaluation: Evaluation) -> Plot:
         ordered(evaluation), key=lambda one: [s.name for s in evaluation.systems].index(one.system)
     )  # stable: evaluators stay in order
     evaluators = evaluators_of(evaluation)
+    rows: list[tuple[str, str]] = []
+    at: list[float] = []
+    for place, one in enumerate(compared):
+        if place == 0 or one.system != compared[place - 1].system:
+            rows.append((one.system, ""))
+            at.append(at[-1] + 0.9 if at else 0.0)
+        rows.append((one.evaluator, points(one.rates.delta)))
+        at.append(at[-1] + (0.65 if rows[-2][1] == "" else 0.9))
 
     def paint(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=1.4)
-        for row, one in enumerate(compared):
+        marks = [y for y, (_, figure) in zip(at, rows, strict=True) if figure]
+        for row, one in zip(marks, compared, strict=True):
             delta = percents(one.rates.delta)
             colour, marker = series_style(evaluators.index(one.evaluator))
             clear = is_clear(evaluation, one)
             axes.plot([delta.low, delta.high], [row, row], color=colour, linewidth=2)
             axes.plot(delta.value, row, marker, color=colour, markersize=7, markerfacecolor=colour if clear else PAPER)
-        rows = [
-            (f"{shortened(one.system, 21)} · {shortened(one.evaluator, 12)}", points(one.rates.delta))
-            for one in compared
-        ]
-        bars_layout(axes, rows, above=0.17)
+        bars_layout(axes, rows, above=0.17, at=at)
         axes.set_xlabel("Δ = win − lose, percentage points")
 
     alt = "; ".join(f"{one.system} by {one.evaluator}: {points(one.rates.delta)}" for one in compared)
@@ -136,7 +141,7 @@ def delta_chart(evaluation: Evaluation) -> Plot:
     for name in evaluators:
         if note := doubt(evaluation, name):
             caption += f" Of {name}: {note[0].lower()}{note[1:]}"
-    return draw("Δ by every evaluator", 0.75 + 0.55 * len(compared), alt, caption, paint)
+    return draw("Δ by every evaluator", 0.95 + 0.55 * at[-1], alt, caption, paint)
 
 
 def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:

@@ -62,4 +62,5 @@ def write_html(
 
 def _unbroken(text: str) -> str:
     """Return text in which no line can end inside an interval, a p or a Δ."""
-    return re.sub(r"\[[^\[\] ]+, [^\[\] ]+\]|p [<=] [\d.]+|Δ [+−\d]", lambda found: found[0].replace(" ", "\xa0"), text)
+    figure = r"\[[^\[\] ]+, [^\[\] ]+\]|(?:p )?[<=] [\d.]+|Δ [+−\d]"
+    return re.sub(figure, lambda found: found[0].replace(" ", "\xa0"), text)

@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 
 WIDTH = 5.3
 """Inches of 72 units. About as many as a phone has points, so that text keeps its size there."""
+LINE = 48
+"""Letters of a name that has a figure's whole width."""
 COLOURS = {
     "#000001": "ink",
     "#000002": "muted",
@@ -117,24 +119,27 @@ def draw(title: str, height: float, alt: str, caption: str, paint: Callable[[Axe
     return Plot(title, _inline(written.getvalue(), title, alt), alt, caption)
 
 
-def bars_layout(axes: Axes, rows: Sequence[tuple[str, str]], *, above: float) -> None:
+def bars_layout(axes: Axes, rows: Sequence[tuple[str, str]], *, above: float, at: Sequence[float] = ()) -> None:
     """Lay out horizontal rows with their name and a figure above each, so that no long name narrows the plot.
 
     Args:
-        axes: Row ``n`` is at y = n, downwards.
-        rows: Name (left) and figure (right) of each.
+        axes: Rows go downwards.
+        rows: Name (left) and figure (right) of each; a heading of the rows beneath it has no figure.
         above: How far above a row its texts stand, in rows: close, so that they are read with it.
+        at: The y of each row; row ``n`` is at n where nothing is given.
     """
-    for row, (name, figure) in enumerate(rows):
-        for text, x, side in ((shortened(name), 0, "left"), (figure, 1, "right")):
+    at = at or range(len(rows))
+    for row, (name, figure) in zip(at, rows, strict=True):
+        for text, x, side in ((shortened(name, 30 if figure else LINE), 0, "left"), (figure, 1, "right")):
             place: dict[str, Any] = {
                 "xy": (x, row - above),
                 "xycoords": ("axes fraction", "data"),
                 "va": "bottom",
                 "ha": side,
+                "weight": "normal" if figure else "bold",
             }
             axes.annotate(text, **place, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1})
-    axes.set_ylim(len(rows) - 0.6, -above - 0.55)
+    axes.set_ylim(at[-1] + 0.4 if at else 0.4, -above - 0.55)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(False, axis="y")
