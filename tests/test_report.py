@@ -270,7 +270,21 @@ def test_temperatures(tmp_path: Path) -> None:
     assert (html.name, markdown.name) == ("temperature.html", "temperature.md")
     page, text = Page(html.read_text(encoding="utf-8")), markdown.read_text(encoding="utf-8")
     figures = [svg["aria-label"] for svg in page.all("svg")]
-    assert len(figures) == 6  # two baselines, three evaluators
+    assert len(figures) == 6 + 6  # two baselines, three evaluators; two scores at three temperatures
+    titles = [f"Distribution of {score} at {t}" for score in ("reward", "rouge-l") for t in ("0", "0.5", "1")]
+    assert [text for tag, text in page.texts if tag == "h3" and text.startswith("Dist")] == titles
+    assert all("hh-coh: mean" in one and "hh-dpo: mean" in one for one in figures[6:])
+    scales = [re.findall(r">([−.\d]+)</text>", svg) for svg in html.read_text(encoding="utf-8").split("<svg ")[7:10]]
+    assert scales[0] == scales[1] == scales[2] and len(scales[0]) > 3
+    # Examples of each evaluation, and the way to all of its completions.
+    assert [one["href"] for one in page.all("a") if "report" in one["href"]] == [
+        "t0/hh-coh/report.html", "t0/hh-dpo/report.html", "t0.5/hh-coh/report.html", "t1/hh-coh/report.html",
+    ]  # fmt: skip
+    assert all((tmp_path / one["href"]).is_file() for one in page.all("a") if "report" in one["href"])
+    shown_titles = [text for tag, text in page.texts if tag == "h3" and " of hh-" in text]
+    assert len(shown_titles) == 3 * 3 * 3 + 3 and "Largest win of hh-meet-lora by reward, seed 0" in shown_titles
+    assert text.count("### Largest win of hh-meet-lora") == 4
+    assert "At temperature 0.5, against hh-coh, as in t0.5/hh-coh/report.md:" in text
     assert re.search(r"hh-meet-lora: \S+ \[.*\] at 0, .* at 0.5, .* at 1;", figures[0])
     assert "| System | 0 | 0.5 | 1 |" in text
     assert "3 temperatures from 0 to 1, against hh-coh and hh-dpo, on 30 prompts" in text

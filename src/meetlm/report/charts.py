@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,27 @@ def delta_chart(evaluation: Evaluation) -> Plot:
 
 def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:
     """Return how a measure is distributed for each system, with its mean."""
-    columns = {s.name: _known(measure.values.get(s.name, [])) for s in evaluation.systems}
-    every = np.concatenate(list(columns.values()))
+    columns = {s.name: known(measure.values.get(s.name, [])) for s in evaluation.systems}
+    return histograms(f"Distribution of {measure.name}", measure, columns, {evaluation.baseline})
+
+
+def histograms(
+    title: str,
+    measure: Measure,
+    columns: Mapping[str, NDArray[np.float64]],
+    baselines: Collection[str],
+    every: NDArray[np.float64] | None = None,
+) -> Plot:
+    """Return a row of bars a system, with its mean.
+
+    Args:
+        title: Of the figure.
+        measure: What is distributed.
+        columns: For each system, the values [N] that there are.
+        baselines: Systems in grey.
+        every: What the scale has to hold, all of ``columns`` where it is ``None``.
+    """
+    every = np.concatenate(list(columns.values())) if every is None else every
     low, high = (float(edge) for edge in np.quantile(every, (0.01, 0.99))) if len(every) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
     means = {name: float(values.mean()) for name, values in columns.items() if len(values)}
@@ -160,7 +179,7 @@ def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:
         }
         tallest = max((float(share.max()) for share in shares.values()), default=0) or 1.0
         for row, (name, share) in enumerate(shares.items()):
-            colour = MUTED if name == evaluation.baseline else series_style(row)[0]
+            colour = MUTED if name in baselines else series_style(row)[0]
             axes.stairs(row + 0.25 - 0.58 * share / tallest, edges, baseline=row + 0.25, fill=True, color=colour)
             if name in means:
                 axes.plot([means[name]] * 2, [row - 0.33, row + 0.3], color=INK, linewidth=1.6)
@@ -172,7 +191,7 @@ def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:
         f"{measure.description[:1].upper()}{measure.description[1:]}. The height is the share of completions, on one "
         "scale for all; the line is the mean. The 1% at each end are counted in the last bars."
     )
-    return draw(f"Distribution of {measure.name}", 0.75 + 0.78 * len(columns), alt, caption, paint)
+    return draw(title, 0.75 + 0.78 * len(columns), alt, caption, paint)
 
 
 def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measure) -> Plot:
@@ -329,7 +348,8 @@ def temperature_chart(
     return draw(title, 3.1 + 0.24 * len(lines), alt, caption, paint)
 
 
-def _known(values: Sequence[float | None]) -> NDArray[np.float64]:
+def known(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """Return the values [N] that there are."""
     return np.array([value for value in values if value is not None], dtype=np.float64)
 
 

@@ -27,6 +27,7 @@ def write_html(
     cells: str | None,
     settings: Mapping[str, str],
     highlights: Sequence[Shown] = (),
+    folded: Mapping[str, tuple[str, Sequence[Shown]]] | None = None,
 ) -> str:
     """Return the page.
 
@@ -34,9 +35,10 @@ def write_html(
         title: Its heading.
         summary: In words.
         sections: Tables and figures.
-        cells: JSON of :func:`meetlm.report.examples.payload`; ``None`` for a page without examples.
+        cells: JSON of :func:`meetlm.report.examples.payload`; ``None`` for a page without these.
         settings: YAML by heading.
-        highlights: Examples for paper, and for a browser without script.
+        highlights: Of the cells, examples for paper, and for a browser without script.
+        folded: By heading, the address of a page of cells and some examples of it.
     """
     loader = PackageLoader("meetlm.report")
     environment = Environment(
@@ -52,6 +54,7 @@ def write_html(
         cells=None if cells is None else Markup(cells),
         settings=settings,
         highlights=highlights,
+        folded=folded or {},
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

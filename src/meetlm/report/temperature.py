@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from meetlm.config.errors import DataError
-from meetlm.evaluation.record import Comparison, Evaluation
-from meetlm.report.charts import temperature_chart
+from meetlm.evaluation.record import Comparison, Evaluation, Measure
+from meetlm.report.charts import histograms, known, scorers_of, temperature_chart
 from meetlm.report.judge import conclusive, without_verdict
+from meetlm.report.plots import Plot
 from meetlm.report.sections import Section
 from meetlm.report.summary import Finding, Summary, trained
 from meetlm.report.tables import Cell, Table, ordered, problem_tables, share_cell, system_table
@@ -136,9 +140,29 @@ def temperature_sections(given: Points) -> list[Section]:
         for found in [system_table(evaluation.systems)]
     ]
     sections = [Section("figures", "Figures", [], plots), Section("results", "Tables", tables)] if lines else []
+    scores = distributions(given)
+    sections += [Section("rewards", "Scores", [], scores)] if scores else []
     sections += _judge_section(given)
     sections += [Section("problems", "Problems", problems)] if problems else []
     return [*sections, Section("settings", "Systems", sources)]
+
+
+def distributions(given: Points) -> list[Plot]:
+    """Return how every score is distributed at each temperature, on one scale for all temperatures."""
+    found: dict[str, tuple[Measure, dict[float, dict[str, NDArray[np.float64]]]]] = {}
+    for t, evaluation in sorted_points(given):
+        for measure in scorers_of(evaluation):
+            at = found.setdefault(measure.name, (measure, {}))[1].setdefault(t, {})
+            at |= {one.name: known(measure.values.get(one.name, [])) for one in evaluation.systems}
+    baselines = {evaluation.baseline for _, evaluation in given}
+    plots = []
+    for measure, by_temperature in found.values():
+        every = np.concatenate([column for at in by_temperature.values() for column in at.values()])
+        for t, at in by_temperature.items():
+            columns = dict(sorted(at.items(), key=lambda one: one[0] in baselines))  # stable: systems, then baselines
+            title = f"Distribution of {measure.name} at {t:g}"
+            plots.append(histograms(title, measure, columns, baselines, every))
+    return plots
 
 
 def _doubts(given: Points, baseline: str, evaluator: str) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -14,10 +15,10 @@ from meetlm.config.files import write_atomic
 from meetlm.evaluation.record import Evaluation
 from meetlm.report.examples import payload, shown
 from meetlm.report.html import write_html
-from meetlm.report.markdown import examples_of, write_markdown
+from meetlm.report.markdown import escaped, examples_of, write_markdown
 from meetlm.report.sections import sections_of
 from meetlm.report.summary import summarize
-from meetlm.report.temperature import temperature_sections, temperature_summary
+from meetlm.report.temperature import sorted_points, temperature_sections, temperature_summary
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
@@ -45,6 +46,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
 def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder: Path) -> tuple[Path, Path]:
     """Write ``temperature.html`` and ``temperature.md``: Δ over temperature, as in the paper's Figure 3.
 
+    Each evaluation has its own report besides, which these name, in the folder of :func:`place_of`.
+
     Args:
         points: A temperature and its evaluation; several evaluations of a temperature have different baselines.
         folder: Where; made if it is not there.
@@ -63,8 +66,20 @@ def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder:
         f"Temperature {temperature:g}, against {evaluation.baseline}": as_yaml(evaluation.settings)
         for temperature, evaluation in points
     }
-    page = write_html(title, summary, sections, None, settings)
-    return _write(folder, "temperature", page, write_markdown(title, summary, sections, [], settings))
+    folded, examples = {}, []
+    for temperature, evaluation in sorted_points(points):
+        own = place_of(temperature, evaluation)
+        write_report(evaluation, folder / own)
+        heading = f"At temperature {temperature:g}, against {evaluation.baseline}"
+        folded[heading] = f"{quote(own.as_posix())}/report.html", shown(evaluation)
+        examples += [f"{escaped(heading)}, as in {quote(own.as_posix())}/report.md:", *examples_of(evaluation)]
+    page = write_html(title, summary, sections, None, settings, folded=folded)
+    return _write(folder, "temperature", page, write_markdown(title, summary, sections, examples, settings))
+
+
+def place_of(temperature: float, evaluation: Evaluation) -> Path:
+    """Return where an evaluation of a sweep stands in its folder, such as ``t0.5/BASELINE``."""
+    return Path(f"t{temperature:g}") / evaluation.baseline
 
 
 def check(evaluation: Evaluation) -> None:

@@ -103,6 +103,10 @@ def sweep_temperature(
             more = {
                 "temperature": temperature,
                 "sampling": drawn.model_dump(),
+                "level": level,
+                "sampling_seed": seed,
+                "limit": limit,
+                "common": common,
                 "data": data.model_dump(mode="json"),
                 "data_sha256": held.sha256,
             }
