@@ -1,0 +1,121 @@
+"""From HH's real pairs to a report: a reward model of SmolLM2, two systems, figures beside those of transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from meetlm.cli import main
+from meetlm.data.example import PreferenceExample
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+from meetlm.evaluation.record import Comparison, Evaluation
+from reward_models import TOLERANCE
+from test_answers import written
+from test_reward_training import trl as trl  # a fixture
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
+NUMBER = 24
+"""Prompts compared."""
+
+
+def meet(*words: object) -> str:
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def short_pairs() -> list[PreferenceExample]:
+    """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
+    kept: dict[str, PreferenceExample] = {}
+    for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval"):
+        texts = [str(one.prompt), str(one.chosen), str(one.rejected)]
+        usable = one.rejected_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
+        if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:
+            kept.setdefault(texts[0], one)
+    return list(kept.values())[:NUMBER]
+
+
+@torch.no_grad()
+def rewards(folder: Path, prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """Score row by row, as a user of transformers would."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+    return [float(model(**tokenizer(text, return_tensors="pt")).logits[0, 0]) for text in texts]
+
+
+def rouge(reference: str, reply: str) -> float:
+    scores = RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, reply)
+    return statistics.fmean(score.fmeasure for score in scores.values())
+
+
+def of(found: Evaluation, evaluator: str) -> Comparison:
+    (comparison,) = [one for one in found.comparisons if one.evaluator == evaluator]
+    return comparison
+
+
+@pytest.mark.hh
+@pytest.mark.slow
+@pytest.mark.usefixtures("trl")
+@pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
+def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
+    rm, out = tmp_path / "rm", tmp_path / "out"
+    few = ["--limit", 16, "--limit-test", 8, "--max-length", 128, "--device", "cpu", "--quiet"]
+    said = meet("reward", "train", "--data", SAMPLE, "--model", "smollm2", "--input", "text", "--out", rm, *few)
+    assert "held-out accuracy" in said and "on 8 pairs" in said
+    pairs = short_pairs()
+    assert len(pairs) == NUMBER
+    prompts = [str(one.prompt) for one in pairs]
+    replies = {side: [str(getattr(one, side)) for one in pairs] for side in ("chosen", "rejected")}
+    places = []
+    for side, texts in replies.items():
+        rows = [{"prompt": prompt, "completion": text.strip()} for prompt, text in zip(prompts, texts, strict=True)]
+        places.append(written(tmp_path / f"{side}.jsonl", rows))
+    said = meet(
+        "evaluate", *places, "--baseline", "rejected", "--data", SAMPLE, "--reward", rm, "--out", out, "--quiet"
+    )
+    found = Evaluation.read(out / "evaluation.json")
+    assert {row.prompt for row in found.prompts} == set(prompts)
+    order = [prompts.index(str(found.prompts[place].prompt)) for place, _ in found.cells]
+
+    measures = {one.name: one for one in found.measures}
+    alone = {side: rewards(rm, prompts, texts) for side, texts in replies.items()}
+    expected = {side: [values[n] for n in order] for side, values in alone.items()}
+    for side, values in expected.items():
+        assert measures["reward"].values[side] == pytest.approx(values, abs=TOLERANCE)
+        assert measures["reward"].means[side].value == pytest.approx(statistics.fmean(values), abs=TOLERANCE)
+    assert max(expected["chosen"]) - min(expected["chosen"]) > 100 * TOLERANCE
+    both = zip(measures["reward"].values["chosen"], measures["reward"].values["rejected"], strict=True)
+    chances = [1 / (1 + math.exp(theirs - ours)) for ours, theirs in both]
+    outcomes = ["win" if chance > 0.55 else "lose" if chance < 0.45 else "tie" for chance in chances]
+    by_reward = of(found, "reward")
+    assert by_reward.outcomes == outcomes
+    shares = {name: outcomes.count(name) / NUMBER for name in ("win", "lose", "tie")}
+    rates = by_reward.rates
+    assert (rates.win.value, rates.lose.value, rates.tie.value) == pytest.approx(tuple(shares.values()))
+    assert rates.delta.value == pytest.approx(shares["win"] - shares["lose"])
+
+    own, similar = ([rouge(replies["chosen"][n], replies[side][n]) for n in order] for side in replies)
+    assert measures["rouge-avg"].values == {"chosen": pytest.approx(own), "rejected": pytest.approx(similar)}
+    assert of(found, "rouge-avg").outcomes == ["win" if a > b else "tie" for a, b in zip(own, similar, strict=True)]
+
+    win, lose, delta = (100 * one.value for one in (rates.win, rates.lose, rates.delta))
+    assert f"reward: chosen against rejected: win {win:.1f}, lose {lose:.1f}" in said and f"Δ {delta:.1f}" in said
+    page, text = ((out / name).read_text() for name in ("report.html", "report.md"))
+    assert "<svg" in page and found.settings["reward"]["weights_sha256"] in page
+    in_row = re.compile(
+        rf"^\| chosen \| .*\| {win:.1f} \[.*\| {lose:.1f} \[.*\| {delta:.1f} \[".replace("-", "−"), re.M
+    )
+    assert in_row.search(text)
+    assert json.loads((rm / "config.json").read_text())["reward_input"] == "text"
