@@ -111,6 +111,21 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
     assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
 
 
+def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    own = tmp_path / "test.jsonl"
+    rows = own.read_text().splitlines()
+    long = rows[1].replace("What is", "What " + "is " * 200)
+    own.write_text("\n".join([*rows[:2], rows[0], long, *rows[2:]]) + "\n")
+    said = meet("generate", tmp_path / "run", "--max-new-tokens", 2)
+    assert said.exit_code == 0, said.output
+    assert f"1 x rows of a prompt that an earlier row has; left out: {own}:3\n" in said.stderr
+    assert f"1 x prompts of more than 128 tokens; left out: {own}:4\n" in said.stderr
+    assert f"{len(rows)} completions in" in said.stdout
+    few = meet("generate", tmp_path / "run", "--data", own, "--max-new-tokens", 2)
+    assert f"{len(rows) + 1} completions in" in few.stdout and "more than 128" not in few.stderr
+
+
 def test_prompts_alone_are_compared_by_all_but_rouge(tmp_path: Path) -> None:
     rows = [{"prompt": "Is rice good?"}, {"prompt": ASKED}, {"prompt": "Is water good?"}]
     reward = folder_of("deberta", tmp_path / "rm")

@@ -7,7 +7,7 @@ import pytest
 from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Turn
 from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
-from meetlm.data.prompts import HeldOutPrompt, filter_prompts
+from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
 
 def make(
@@ -78,11 +78,16 @@ def test_eval_by_hand() -> None:
 
 def test_prompts_alone_by_hand() -> None:
     rows = [HeldOutPrompt(one.prompt, one.chosen, one.group, one.origin) for one in ROWS[1:5] + ROWS[7:]]
-    kept = filter_prompts(rows, len, max_length=4)
-    assert [row.origin.line for row in kept] == [2, 10, 11]
-    assert [row.origin.line for row in filter_prompts(rows, len, max_length=4, limit=2)] == [2, 10]
+
+    def lines(*both: list[HeldOutPrompt]) -> tuple[list[int], ...]:
+        return tuple([row.origin.line for row in found] for found in both)
+
+    firsts, again = distinct(rows)
+    assert lines(firsts, again) == ([2, 8, 10, 11], [3, 4, 5, 9])
+    assert lines(*within(firsts, len, max_length=4)) == ([2, 10, 11], [8])
+    assert lines(*within(firsts, len, max_length=4, limit=1)) == ([2], []), "rows beyond the limit are not tokenised"
     with pytest.raises(DataError, match=r"field 'data\.max_length': none of the 3 prompts has at most 0 tokens"):
-        filter_prompts(rows[:-1], len, max_length=0)
+        within(firsts[:-1], len, max_length=0)
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:

@@ -159,7 +159,8 @@ def generate(
     """Write RUN's completions of the prompts in --data (default: the run's own held-out ones) under a level.
 
     A bare prompt is put as the run's data put prompts: on HH's transcripts as what the human says, on conversations as
-    one user message. Rows without a prompt are left out and named.
+    one user message. Rows without a prompt or with an earlier one's are left out and named, as are prompts of the
+    run's own that are too long for it.
 
     \b
     meet generate runs/lora --level good

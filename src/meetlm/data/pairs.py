@@ -62,8 +62,12 @@ def _example(row: Row, prompt: Text, chosen: Text, rejected: Text, other: Text |
         if not isinstance(reply, str) and len(reply) > 1:
             roles = ", ".join(turn.role for turn in reply)
             raise row.error(f"replies in {len(reply)} turns ({roles})", field=field, expected="one assistant message")
-    group = prompt if isinstance(prompt, str) else json.dumps([[turn.role, turn.content] for turn in prompt])
-    return PreferenceExample(prompt, chosen, rejected, group, row.origin, other)
+    return PreferenceExample(prompt, chosen, rejected, group_of(prompt), row.origin, other)
+
+
+def group_of(prompt: Text) -> str:
+    """Return what rows of one prompt have in common."""
+    return prompt if isinstance(prompt, str) else json.dumps([[turn.role, turn.content] for turn in prompt])
 
 
 def _split_text(row: Row, prompt: Text | None, chosen: str, rejected: str) -> tuple[str, str, str, None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Text
 from meetlm.data.filters import is_blank
-from meetlm.data.pairs import text_or_turns
+from meetlm.data.pairs import group_of, text_or_turns
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, Source
@@ -76,31 +76,37 @@ def read_prompts(settings: DataSettings) -> HeldOut:
     return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)])
 
 
-def filter_prompts(
+def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
+    """Return the first row of each group (prompt or post), in order, and the others."""
+    firsts: dict[str, HeldOutPrompt] = {}
+    again = [one for one in prompts if firsts.setdefault(one.group, one) is not one]
+    return list(firsts.values()), again
+
+
+def within(
     prompts: Sequence[HeldOutPrompt], length: Callable[[Text], int], max_length: int, limit: int | None = None
-) -> list[HeldOutPrompt]:
-    """Return one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
+) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
+    """Return the rows whose prompt has at most ``max_length`` tokens, in order, and those left out for their length.
 
     Args:
         prompts: What was read.
         length: Tokens of a prompt, without the control.
         max_length: Most of them, as replies are generated.
-        limit: Stop once this many are kept.
+        limit: Stop once this many are kept; later rows are in neither list.
 
     Raises:
         DataError: No prompt is left.
     """
     kept: list[HeldOutPrompt] = []
-    firsts = {one.group: one for one in reversed(prompts)}
+    longer: list[HeldOutPrompt] = []
     for one in prompts:
-        if firsts[one.group] is one and length(one.prompt) <= max_length:
-            kept.append(one)
         if len(kept) == limit:
             break
+        (kept if length(one.prompt) <= max_length else longer).append(one)
     if not kept:
-        what = f"none of the {len(firsts)} prompts has at most {max_length} tokens"
+        what = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
         raise DataError(what, file=prompts[0].origin.file, field="data.max_length")
-    return kept
+    return kept, longer
 
 
 def _read(row: Row, source: Source) -> HeldOutPrompt:
@@ -112,7 +118,7 @@ def _read(row: Row, source: Source) -> HeldOutPrompt:
     if isinstance(prompt, tuple) and prompt[-1].role != "user":
         what = f"ends with a turn of {prompt[-1].role!r}"
         raise row.error(what, field=field, expected="a user's turn last, which a completion answers")
-    return HeldOutPrompt(prompt, None, repr(prompt), row.origin)
+    return HeldOutPrompt(prompt, None, group_of(prompt), row.origin)
 
 
 def _of_pair(example: PreferenceExample) -> HeldOutPrompt:

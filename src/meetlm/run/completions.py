@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import Text
-from meetlm.data.prompts import HeldOutPrompt, filter_prompts, read_prompts
+from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.generation.sampling import Sampling
-from meetlm.run.aligned import Aligned, Level, Prompt, check_level, load
+from meetlm.run.aligned import Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
 
 COMPLETIONS = "completions"
@@ -67,7 +67,7 @@ def write_completions(
         out: The file; by default :func:`completions_file`.
         on_done: Is told the number of completions done, batch by batch.
         on_total: Is told their number in all, once the prompts have been read.
-        say: Takes a line for people: which rows have no prompt.
+        say: Takes lines for people: which rows are left out, and why.
 
     Returns:
         The file and the number of its lines.
@@ -78,13 +78,26 @@ def write_completions(
         ConfigError: As in :meth:`Aligned.generate`.
     """
     check_level(read_meet(run).levels, level)  # before the model is loaded
-    held = read_prompts(data or read_data_settings(run))
-    if held.without:
-        shown = ", ".join(map(str, held.without[:5])) + (", …" if len(held.without) > 5 else "")
-        say(f"{len(held.without)} x rows without a prompt; left out: {shown}")
+    settings = data or read_data_settings(run)
+    held = read_prompts(settings)
     aligned = load(run)
-    rows = held.prompts if data else _usable(aligned, held.prompts, read_data_settings(run))
-    asked = [_prompt(text) for text in list(dict.fromkeys(row.prompt for row in rows))[:limit]]
+    rows, again = distinct(held.prompts)
+    longer: list[HeldOutPrompt] = []
+    if data is None:
+
+        def length(prompt: Text) -> int:
+            return len(aligned.format.prompt_ids(prompt))
+
+        rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
+    for what, places in (
+        ("rows without a prompt", held.without),
+        ("rows of a prompt that an earlier row has", [row.origin for row in again]),
+        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
+    ):
+        if places:
+            more = ", …" if len(places) > 5 else ""
+            say(f"{len(places)} x {what}; left out: {', '.join(map(str, places[:5]))}{more}")
+    asked = [_prompt(row.prompt) for row in rows[:limit]]
     if on_total:
         on_total(len(asked))
     path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
@@ -98,13 +111,6 @@ def write_completions(
             count += 1
     os.replace(partial, path)
     return path, count
-
-
-def _usable(aligned: Aligned, rows: Sequence[HeldOutPrompt], settings: DataSettings) -> list[HeldOutPrompt]:
-    def length(prompt: Text) -> int:
-        return len(aligned.format.prompt_ids(prompt))
-
-    return filter_prompts(rows, length, settings.max_length, settings.limit_eval)
 
 
 def _prompt(text: Text) -> Prompt:
