@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.controlled import controlled_win
+from meetlm.evaluation.evaluate import PACKAGES, EvaluationSettings
+from meetlm.evaluation.judge import JudgeSettings
+from meetlm.evaluation.measures import LENGTHS, MEASURES
+from meetlm.evaluation.outcomes import by_reward, by_value, margins
+from meetlm.evaluation.protocol import PRESETS
 from meetlm.evaluation.record import (
-    Agreement,
     Comparison,
     Consistency,
     Evaluation,
     Interval,
     JudgeAccount,
     Measure,
-    Outcome,
     Problem,
     PromptRow,
-    Rates,
+    Replicate,
     System,
     Usage,
 )
+from meetlm.evaluation.reward import RewardSettings
+from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 BASELINE = "hh-coh"
 # Mean quality, mean words.
@@ -61,10 +67,12 @@ SMALL = [
     "if",
     "well",
 ]
+RESAMPLES = 200
 Array = NDArray[np.float64]
 
 
 def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, temperature: float = 0.7) -> Evaluation:
+    """Scores are drawn; outcomes, rates and intervals are then made of them as `meet evaluate` does."""
     rng = np.random.default_rng([5, round(100 * temperature)])
     topics = list(TOPICS)
     about = [topics[int(n)] for n in rng.integers(len(topics), size=num_prompts)]
@@ -72,65 +80,101 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
     cells = [(prompt, seed) for prompt in range(num_prompts) for seed in seeds]
     owner = np.array([prompt for prompt, _ in cells])
     hard = rng.normal(size=num_prompts)[owner]
-    completions, words, reward, rouge = {}, {}, {}, {}
+    completions: dict[str, list[str]] = {}
+    scores: dict[str, dict[str, Array]] = {name: {} for name in ("reward", *MEASURES)}
     for name, (quality, length) in SYSTEMS.items():
         counts = np.maximum(3, rng.normal(length, 16, size=len(cells))).astype(int)
         completions[name] = [_text(rng, about[prompt], int(n)) for (prompt, _), n in zip(cells, counts, strict=True)]
-        words[name] = np.array([len(text.split()) for text in completions[name]], dtype=float)
-        reward[name] = quality + hard + 0.014 * (words[name] - 42) + rng.normal(0, 1.1, size=len(cells))
-        rouge[name] = np.clip(
-            0.2 + 0.02 * quality - 0.0012 * np.abs(words[name] - 40) + rng.normal(0, 0.06, len(cells)), 0, 1
-        )
-    reward["hh-dpo"][3] = np.nan
-    completions["hh-meet-lora"][5] = ""
-
-    def measure(name: str, description: str, higher: bool | None, values: dict[str, Array]) -> Measure:
-        means = {system: _interval(_share_of(column), column, owner) for system, column in values.items()}
-        lists = {s: [None if np.isnan(v) else float(v) for v in column] for s, column in values.items()}
-        return Measure(name, description, higher, lists, means)
-
+        words = np.array([len(text.split()) for text in completions[name]], dtype=float)
+        scores["reward"][name] = quality + hard + 0.014 * (words - 42) + rng.normal(0, 1.1, size=len(cells))
+        rouge = np.clip(0.2 + 0.02 * quality - 0.0012 * abs(words - 40) + rng.normal(0, 0.06, len(cells)), 0, 1)
+        scores["rouge-l"][name], scores["rouge-1"][name], scores["rouge-2"][name] = rouge, 1.2 * rouge, 0.5 * rouge
+        scores["rouge-avg"][name] = 0.9 * rouge
+        scores["words"][name], scores["length-ratio"][name] = words, words / 40
+        scores["characters"][name] = np.array([len(text) for text in completions[name]], dtype=float)
+        scores["coverage"][name] = rng.beta(2, 3, size=len(cells))
+        scores["density"][name] = 1 + rng.gamma(1.0, 1.0, size=len(cells))
+        scores["numbers-absent"][name], scores["names-absent"][name] = words // 40, words // 60
     verdicts = {
-        name: np.round(2 * np.tanh(0.5 * (reward[name] - reward[BASELINE]) + rng.normal(0, 1.0, len(cells)))) / 2
-        for name in SYSTEMS
+        name: np.round(2 * np.tanh(0.5 * (one - scores["reward"][BASELINE]) + rng.normal(0, 1.0, len(cells)))) / 2
+        for name, one in scores["reward"].items()
     }
+    scores["reward"]["hh-dpo"][3] = np.nan
+    completions["hh-meet-lora"][5] = ""
     verdicts["hh-meet-lora"][7] = np.nan
     judged = owner < 0.8 * num_prompts  # the judge sees some of the prompts
-    margins: dict[str, Callable[[str], Array]] = {
-        "reward": lambda name: reward[name] - reward[BASELINE],
-        "judge": lambda name: verdicts[name],
-        "rouge-l": lambda name: rouge[name] - rouge[BASELINE],
+    columns = {
+        measure: {name: [None if np.isnan(v) else float(v) for v in column] for name, column in of.items()}
+        for measure, of in scores.items()
     }
-    bands = {"reward": 0.2007, "judge": 0.25, "rouge-l": 0.0}
-    comparisons = [
-        compare(
-            name,
-            evaluator,
-            of(name),
-            bands[evaluator],
-            owner,
-            words[name] - words[BASELINE],
-            judged if evaluator == "judge" else judged | True,
-        )
-        for evaluator, of in margins.items()
-        for name in SYSTEMS
-        if name != BASELINE
+    others, clusters = [name for name in SYSTEMS if name != BASELINE], owner.tolist()
+    drawn: dict[str, int] = {"seed": 0, "resamples": RESAMPLES}
+
+    def measured(name: str, description: str, higher: bool | None) -> Measure:
+        values = columns[name]
+        means = {system: mean(column, clusters, **drawn) for system, column in values.items()}
+        apart = {
+            system: difference(values[system], values[BASELINE], clusters, ratio=name in LENGTHS, **drawn)
+            for system in others
+        }
+        told = {system: one for system, one in means.items() if one}
+        return Measure(name, description, higher, values, told, {n: one for n, one in apart.items() if one})
+
+    def compared(evaluator: str, name: str) -> Comparison:
+        asked = judged if evaluator == "judge" else None
+        if evaluator == "judge":
+            told = np.where(judged, verdicts[name], np.nan)
+            clear = [None if np.isnan(v) else float(v) for v in told]
+            outcomes = by_value(clear, [0.0] * len(cells))
+        else:
+            ours, theirs = columns[evaluator][name], columns[evaluator][BASELINE]
+            clear = margins(ours, theirs)
+            outcomes = by_reward(ours, theirs) if evaluator == "reward" else by_value(ours, theirs)
+        places = range(len(cells)) if asked is None else np.flatnonzero(asked).tolist()
+        counted, at = [outcomes[place] for place in places], [clusters[place] for place in places]
+        found = rates(counted, at, **drawn)
+        assert found
+        lengths = ([columns["characters"][one][place] for place in places] for one in (name, BASELINE))
+        controlled = controlled_win(counted, *lengths, at, **drawn).win
+        each = by_seed(counted, at, [cells[place][1] for place in places], **drawn)
+        sample = None if asked is None else asked.tolist()
+        return Comparison(name, BASELINE, evaluator, outcomes, clear, found, controlled, each, sample)
+
+    comparisons = [compared(evaluator, name) for evaluator in ("rouge-avg", "reward", "judge") for name in others]
+    agreements = [
+        agreement(one.outcomes, two.outcomes, clusters, system=name, evaluators=(one.evaluator, two.evaluator), **drawn)
+        for name in others
+        for one, two in combinations([one for one in comparisons if one.system == name], 2)
     ]
+    reward = RewardSettings(model="OpenAssistant/reward-model-deberta-v3-large-v2", input="pair")
+    endpoint = {"model": "qwen2.5-7b-instruct", "base_url": "http://127.0.0.1:8000/v1", "key_env": None}
+    judge = JudgeSettings.model_validate({**endpoint, "prompt": "dialogue"})
     stated: dict[str, Any] = {"max_new_tokens": 128, "temperature": temperature, "top_p": 0.95, "stop": []}
     return Evaluation(
         settings={
-            "data": "hh-rlhf/helpful-base",
             "preset": "paper",
-            "limit_judge": 128,
-            "tie_band": [0.45, 0.55],
-            "reward": {"name": "OpenAssistant/reward-model-deberta-v3-large-v2", "batch_size": 16},
-            "bootstrap": {"resamples": 2000, "seed": 0},
-            "versions": {"meetlm": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+            "protocol": PRESETS["paper"].model_copy(update={"temperature": temperature, "top_p": 0.95}).model_dump(),
+            "data": DataSettings(source="hh", path="Anthropic/hh-rlhf", subset="helpful-base").model_dump(mode="json"),
+            "data_sha256": hashlib.sha256(b"data").hexdigest(),
+            "evaluation": EvaluationSettings(resamples=RESAMPLES).model_dump(mode="json"),
+            "reward": {
+                **reward.model_dump(mode="json"),
+                "reads": "pair",
+                "precision": "float32 on cpu",
+                "weights_sha256": hashlib.sha256(b"weights").hexdigest(),
+            },
+            "judge": judge.model_dump(mode="json"),
+            "scorers": [],
+            "versions": dict.fromkeys((*PACKAGES, "openai"), "1.0.0"),
+            "git": "0123456789abcdef0123456789abcdef01234567",
         },
         baseline=BASELINE,
         systems=[
             System(
                 name,
-                [f"runs/{name}/completions/good-t{temperature:g}-p0.95-n128-seed{seed}.jsonl" for seed in seeds],
+                ["hh-dpo.jsonl"]
+                if name == "hh-dpo"
+                else [f"runs/{name}/completions/good-t{temperature:g}-p0.95-n128-seed{seed}.jsonl" for seed in seeds],
                 None if name == "hh-dpo" else f"runs/{name}",
                 None if name == "hh-dpo" else "good",
                 None if name == "hh-dpo" else stated,
@@ -141,23 +185,15 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         cells=cells,
         completions=completions,
         measures=[
-            measure("reward", "the reward model's score of prompt and completion, a logit", True, reward),
-            measure("rouge-l", "ROUGE-L F1 against the preferred reply", True, rouge),
-            measure("rouge-avg", "mean of ROUGE-1, 2 and L F1", True, {n: 0.93 * v for n, v in rouge.items()}),
-            measure("words", "words of a completion", None, words),
-            measure("new-numbers", "numbers the prompt has not", False, {n: v // 40 for n, v in words.items()}),
+            *(measured(name, *told) for name, told in MEASURES.items()),
+            measured("reward", f"reward of {reward.model} (reads pair: asked for)", True),
         ],
         comparisons=comparisons,
-        agreements=[
-            Agreement(name, ("reward", "judge"), Interval(0.31, 0.22, 0.4), 0.563, len(cells) - 1)
-            for name in SYSTEMS
-            if name != BASELINE
-        ]
-        + [Agreement("hh-dpo", ("reward", "rouge-l"), None, 1.0, 12)],
+        agreements=[one for one in agreements if one],
         judge=JudgeAccount(
-            model="qwen2.5-7b-instruct",
-            base_url="http://127.0.0.1:8000/v1",
-            prompt="dialogue",
+            model=judge.model,
+            base_url=judge.base_url,
+            prompt=judge.prompt,
             prompt_text="[system]\nCompare two replies to {question}.\n\n<reply A>\n{a}\n</reply A>",
             num_calls=2 * 3 * int(judged.sum()),
             num_cached=400,
@@ -183,11 +219,30 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         ),
         problems=[
             Problem("hh-meet-lora: empty completions, compared like any other", 1, ["runs/hh-meet-lora/good.jsonl:6"]),
-            Problem("reward is NaN for hh-dpo; left out of its rates", 1, [prompts[1].id]),
-            Problem("judge: no verdict in one order", 1, [prompts[3].id]),
-            Problem("hh-dpo: does not state stop, taken as those of the others", 1, ["hh-dpo.jsonl"], of_rows=False),
+            Problem(
+                "hh-dpo: does not state temperature, top_p, max_new_tokens, stop, taken as those of the others",
+                4,
+                ["hh-dpo.jsonl"],
+                of_rows=False,
+            ),
+            Problem(
+                "reward, hh-dpo: a completion has no reward: the reward model's score is NaN or infinite",
+                1,
+                ["hh-dpo.jsonl:4"],
+            ),
+            Problem(
+                "judge: answers without a verdict, so that their pairs have no outcome (of them: 1 cut off at the most "
+                "tokens)",
+                1,
+                ["hh-meet-lora, runs/hh-meet-lora/good.jsonl:8: 'Both are' (finish_reason length)"],
+            ),
         ],
-    )  # fmt: skip
+        replicates=[
+            Replicate(name, seed, 0, "hh-dpo.jsonl" if name == "hh-dpo" else f"runs/{name}", seed)
+            for name in SYSTEMS
+            for seed in seeds
+        ],
+    )
 
 
 def with_delta(evaluation: Evaluation, evaluator: str, system: str, delta: Interval, p: float = 0.001) -> Evaluation:
@@ -207,65 +262,6 @@ def doubted(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, judge=poor)
 
 
-def compare(
-    system: str,
-    evaluator: str,
-    margin: Array,
-    band: float,
-    owner: NDArray[np.int_],
-    longer: Array,
-    asked: NDArray[np.bool_],
-) -> Comparison:
-    margin = np.where(asked, margin, np.nan)
-    known = ~np.isnan(margin)
-    outcomes: list[Outcome | None] = [
-        None if np.isnan(m) else "tie" if abs(m) <= band else "win" if m > 0 else "lose" for m in margin
-    ]
-    share = {kind: np.array([o == kind for o in outcomes], dtype=float)[known] for kind in ("win", "lose", "tie")}
-    found = {kind: _interval(float(column.mean()), column, owner[known]) for kind, column in share.items()}
-    delta = share["win"] - share["lose"]
-    shift = float(np.polyfit(longer[known], delta, 1)[0] * longer[known].mean()) / 2
-    win = found["win"].value + found["tie"].value / 2 - shift
-    return Comparison(
-        system,
-        BASELINE,
-        evaluator,
-        outcomes,
-        [float(m) if ok else None for m, ok in zip(margin, known, strict=True)],
-        Rates(
-            win=found["win"],
-            lose=found["lose"],
-            tie=found["tie"],
-            delta=_interval(float(delta.mean()), delta, owner[known]),
-            sign_p=_sign_p(delta, owner[known]),
-            num_prompts=len(np.unique(owner[known])),
-            num_cells=int(known.sum()),
-            num_left_out=int((~known & asked).sum()),
-        ),
-        None if evaluator == "rouge-l" and system == "hh-dpo" else Interval(win, win - 0.07, win + 0.07),
-        asked=None if asked.all() else asked.tolist(),
-    )
-
-
-def _interval(value: float, column: Array, owner: NDArray[np.int_]) -> Interval:
-    """Return an interval of about the right width: normal, over prompts."""
-    column, owner = column[~np.isnan(column)], owner[~np.isnan(column)]
-    _, place, counts = np.unique(owner, return_inverse=True, return_counts=True)
-    of_prompt = np.bincount(place, weights=column) / counts
-    half = 1.96 * float(of_prompt.std()) / len(of_prompt) ** 0.5
-    return Interval(value, value - half, value + half)
-
-
-def _sign_p(delta: Array, owner: NDArray[np.int_]) -> float:
-    sums = np.bincount(owner, weights=delta)
-    won, lost = int((sums > 0).sum()), int((sums < 0).sum())
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-
-
-def _share_of(column: Array) -> float:
-    return float(np.nanmean(column))
-
-
 def _prompt(rng: np.random.Generator, number: int, topic: str) -> PromptRow:
     asked = f"How do I {topic}? I have tried {int(rng.integers(2, 9))} times this week."
     prompt: str | list[dict[str, str]] = f"\n\nHuman: {asked}\n\nAssistant:"
@@ -273,7 +269,7 @@ def _prompt(rng: np.random.Generator, number: int, topic: str) -> PromptRow:
         turns = (("user", f"I want to {topic}."), ("assistant", "Good, what is the difficulty?"), ("user", asked))
         prompt = [{"role": role, "content": content} for role, content in turns]
     name = hashlib.sha256(f"{number} {topic}".encode()).hexdigest()[:12]
-    return PromptRow(name, prompt, _text(rng, topic, 40) if number % 10 else None)
+    return PromptRow(name, prompt, _text(rng, topic, 40))
 
 
 def _text(rng: np.random.Generator, topic: str, num_words: int) -> str:

@@ -18,7 +18,7 @@ from meetlm.report.charts import binned
 from meetlm.report.examples import highlights, ranked, viewing_order
 from meetlm.report.sections import report_tables
 from meetlm.report.summary import summarize
-from meetlm.report.tables import evaluators_of, is_scale, outcome_table
+from meetlm.report.tables import agreement_table, evaluators_of, is_scale, measure_of, outcome_table
 from meetlm.report.verdict import RULE, verdict
 from meetlm.report.wording import decimals_of, in_percent, listed, number, p_value, points, with_interval
 from meetlm.report.write import write_report, write_temperature_report
@@ -63,22 +63,22 @@ def test_intervals_and_their_digits() -> None:
 
 def test_the_summary_says_who_what_and_how_sure(evaluation: Evaluation) -> None:
     clear = with_delta(evaluation, "reward", "hh-meet-lora", Interval(0.154, 0.082, 0.225))
-    clear = with_delta(clear, "rouge-l", "hh-meet-lora", Interval(0.02, -0.05, 0.09))
+    clear = with_delta(clear, "rouge-avg", "hh-meet-lora", Interval(0.02, -0.05, 0.09))
     clear = with_delta(clear, "judge", "hh-meet-lora", Interval(-0.2, -0.3, -0.1))
     found = summarize(clear)
     for said in (
         "hh-meet-lora, hh-meet-soft-prompt and hh-dpo were",
         "with hh-coh on 120 held-out prompts under 2 seeds",
         "240 pairs",
-        "by reward, judge (on 96 of them) and rouge-l",
+        "by reward, judge (on 96 of them) and rouge-avg",
     ):
         assert said in found.opening
     lora = next(one for one in found.findings if one.system == "hh-meet-lora")
-    assert lora.verdicts == {"reward": "better", "judge": "worse", "rouge-l": "even"}
+    assert lora.verdicts == {"reward": "better", "judge": "worse", "rouge-avg": "even"}
     assert "better than hh-coh by reward (Δ +15.4 [8.2, 22.5], p" in lora.text
-    assert "not told apart from hh-coh by rouge-l (Δ +2.0 [−5.0, 9.0]" in lora.text
+    assert "not told apart from hh-coh by rouge-avg (Δ +2.0 [−5.0, 9.0]" in lora.text
     caveats = " ".join(found.caveats)
-    assert re.search(r"contains 0, so [^.]*hh-meet-lora by rouge-l", caveats)
+    assert re.search(r"contains 0, so [^.]*hh-meet-lora by rouge-avg", caveats)
     assert "contradict each other on hh-meet-lora: better by reward, worse by judge" in caveats
 
 
@@ -107,9 +107,10 @@ def test_an_interval_that_touches_0_is_no_finding(evaluation: Evaluation) -> Non
 def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
     caveats = " ".join(summarize(evaluation).caveats)
     assert "hh-dpo does not state how it was sampled (temperature, top_p, max_new_tokens, stop)" in caveats
-    assert "3 outcomes of all comparisons together" in caveats
-    assert "reward is NaN for hh-dpo; left out of its rates (1)" in caveats
+    assert "2 outcomes of all comparisons together" in caveats
+    assert "the reward model's score is NaN or infinite (1)" in caveats
     assert "1 had no verdict that could be read and 0 failed for good" in caveats
+    assert "One training run only of hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo: no interval holds" in caveats
     assert "one seed only" not in caveats
     assert "one seed only" in " ".join(summarize(made_evaluation(20, (0,))).caveats)
     assert "one seed only" not in " ".join(summarize(made_evaluation(20, (0,), temperature=0.0)).caveats)
@@ -120,7 +121,7 @@ def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
     ]
     many = [replace(evaluation.problems[0], what=f"kind {n}") for n in range(6)]
     assert "kind 3 (1); and 2 more kinds, all named" in summarize(replace(evaluation, problems=many)).caveats[-1]
-    assert "does not state stop" not in caveats  # that counts no row
+    assert "taken as those of the others" not in caveats  # that counts no row
     assert summarize(evaluation).caveats[-1] == "1 note under Problems that is not about rows."
     caveats = " ".join(summarize(replace(long, comparisons=even)).caveats)
     assert (
@@ -150,10 +151,12 @@ def test_the_papers_table(evaluation: Evaluation) -> None:
         assert shown == pytest.approx([100 * r.value for r in (rate.win, rate.lose, rate.tie, rate.delta)], abs=0.051)
         assert row[6].strong == (not rate.delta.low <= 0 <= rate.delta.high and rate.sign_p < 0.05)
         assert not any(cell.strong for cell in row[:6] + row[7:])
-    mean = evaluation.measures[1].means["hh-dpo"]
+    rouge_l = measure_of(evaluation, "rouge-l")
+    assert rouge_l
+    mean = rouge_l.means["hh-dpo"]
     assert float(found.rows[3][1].text) == pytest.approx(100 * mean.value, abs=0.0051)  # as the paper prints ROUGE
     assert "hh-dpo: 1" in found.notes[-1]
-    assert outcome_table(evaluation, "rouge-l").columns[1] == "Win (%)"  # once is enough
+    assert outcome_table(evaluation, "rouge-avg").columns[1] == "Win (%)"  # once is enough
     none = [
         replace(one, values={name: [None, *values[1:]] for name, values in one.values.items()})
         if one.name[:5] == "rouge"
@@ -161,22 +164,29 @@ def test_the_papers_table(evaluation: Evaluation) -> None:
         for one in evaluation.measures
     ]
     note = report_tables(replace(evaluation, measures=none))["measures"][0].notes[-1]
-    assert note == "Cells without a value: reward, 1 of hh-dpo; rouge-l and rouge-avg, 1 of each system."
+    assert note == (
+        "Cells without a value: rouge-1, rouge-2, rouge-l and rouge-avg, 1 of each system; reward, 1 of hh-dpo."
+    )
 
 
 def test_every_account_has_its_table(evaluation: Evaluation) -> None:
     found = report_tables(evaluation)
     assert list(found) == ["results", "measures", "agreement", "judge", "problems", "settings"]
     assert [one.caption for one in found["results"]] == [
-        f"Win rates by {name}" for name in ("reward", "judge", "rouge-l")
+        *(f"Win rates by {name}" for name in ("reward", "judge", "rouge-avg")),
+        "Δ of each replicate",
+        "Which run and seed each replicate is",
     ]
-    assert found["agreement"][0].rows[-1][2].text == "not defined"
+    kappa = evaluation.agreements[0]
+    assert kappa.kappa and found["agreement"][0].rows[0][2].text == number(kappa.kappa.value, 2)
+    undefined = agreement_table(replace(evaluation, agreements=[replace(kappa, kappa=None)]))
+    assert undefined.rows[0][2].text == "not defined"
     judge = {row[0].text: row[1].text for row in found["judge"][0].rows}
     assert judge["Same verdict in both orders"] == "71.2% [68.0, 74.5]"
     assert (judge["By chance"], judge["Without a verdict"]) == ("41.0%", "1 (finish reason: 1 length)")
     assert [row[1].text for row in found["problems"][0].rows] == ["1", "1", "1"]
     (note,) = found["problems"][1].rows
-    assert "not about rows" in found["problems"][1].caption and "does not state stop" in note[0].text
+    assert "not about rows" in found["problems"][1].caption and "does not state temperature" in note[0].text
     dpo = found["settings"][0].rows[-1]
     assert [cell.text for cell in dpo[1:4]] == ["a file from elsewhere", "not stated", "not stated"]
     assert "temperature 0.7, top_p 0.95, stop none" in found["settings"][0].rows[0][3].text
@@ -197,11 +207,11 @@ def test_a_bare_record_has_a_report(evaluation: Evaluation, tmp_path: Path) -> N
 
 
 def test_only_our_own_rouge_is_printed_times_100(evaluation: Evaluation) -> None:
-    mine = replace(evaluation.measures[1], name="rouge_of_mine:score")
-    assert not is_scale(mine) and is_scale(evaluation.measures[1])
+    mine = replace(evaluation.measures[0], name="rouge_of_mine:score")
+    assert not is_scale(mine) and is_scale(evaluation.measures[0])
     asked = [replace(one, evaluator=mine.name) for one in evaluation.comparisons[:3]]
-    found = replace(evaluation, measures=[mine], comparisons=[evaluation.comparisons[6], *asked])
-    assert evaluators_of(found) == [mine.name, "rouge-l"]
+    found = replace(evaluation, measures=[mine], comparisons=[evaluation.comparisons[0], *asked])
+    assert evaluators_of(found) == [mine.name, "rouge-avg"]
     (row,) = report_tables(found)["measures"][0].rows
     assert "times 100" not in row[0].small
     assert float(row[1].text) == pytest.approx(mine.means[BASELINE].value, abs=0.01)
@@ -271,7 +281,7 @@ def test_temperatures(tmp_path: Path) -> None:
     page, text = Page(html.read_text(encoding="utf-8")), markdown.read_text(encoding="utf-8")
     figures = [svg["aria-label"] for svg in page.all("svg")]
     assert len(figures) == 6 + 6  # two baselines, three evaluators; two scores at three temperatures
-    titles = [f"Distribution of {score} at {t}" for score in ("reward", "rouge-l") for t in ("0", "0.5", "1")]
+    titles = [f"Distribution of {score} at {t}" for score in ("rouge-avg", "reward") for t in ("0", "0.5", "1")]
     assert [text for tag, text in page.texts if tag == "h3" and text.startswith("Dist")] == titles
     assert all("hh-coh: mean" in one and "hh-dpo: mean" in one for one in figures[6:])
     scales = [re.findall(r">([−.\d]+)</text>", svg) for svg in html.read_text(encoding="utf-8").split("<svg ")[7:10]]
@@ -306,7 +316,7 @@ def test_temperatures_refused(tmp_path: Path) -> None:
 
 
 def test_columns_that_do_not_fit(evaluation: Evaluation, tmp_path: Path) -> None:
-    first = evaluation.comparisons[0]
+    first = evaluation.comparisons[3]
     short = {**evaluation.completions, "hh-dpo": evaluation.completions["hh-dpo"][:-1]}
     lacking = {name: texts for name, texts in evaluation.completions.items() if name != "hh-dpo"}
     cases: list[tuple[dict[str, Any], str]] = [

@@ -230,7 +230,7 @@ def test_not_asked_is_no_verdict_that_is_missing(evaluation: Evaluation, tmp_pat
         for file in write_report(replace(evaluation, comparisons=shown), tmp_path / "shown")
     )
     for text in (html, markdown):
-        assert "reward: win (+99.00); judge: not asked; rouge-l: " in text
+        assert "reward: win (+99.00); judge: not asked; rouge-avg: " in text
     evaluation.save(tmp_path / "evaluation.json")
     assert Evaluation.read(tmp_path / "evaluation.json").comparisons == evaluation.comparisons
     assert lora.asked

@@ -24,6 +24,7 @@ from meetlm.evaluation.record import Evaluation
 from meetlm.report.charts import delta_chart
 from meetlm.report.examples import shown
 from meetlm.report.plots import draw
+from meetlm.report.tables import ordered
 from meetlm.report.write import write_report
 
 EVIL = (
@@ -51,7 +52,7 @@ def test_every_cell_is_in_the_page(evaluation: Evaluation, page: Page) -> None:
     data = json.loads(page.scripts()[0])
     assert data["completions"] == evaluation.completions
     assert data["prompts"] == [one.prompt for one in evaluation.prompts]
-    for one, found in zip(evaluation.comparisons, data["comparisons"], strict=True):
+    for one, found in zip(ordered(evaluation), data["comparisons"], strict=True):
         assert sorted(found["order"]) == list(range(240))
         assert found["outcomes"].count("w") == one.outcomes.count("win")
         asked = one.asked or [True] * 240
@@ -196,7 +197,7 @@ def test_a_long_name_is_whole_in_the_figure_of_all_evaluators(evaluation: Evalua
     drawn = Page(delta_chart(replace(evaluation, comparisons=renamed, systems=systems)).svg)
     texts = [text.strip() for tag, text in drawn.texts if tag == "text"]
     assert [text for text in texts if text.startswith(("hh-", "summ"))] == ["hh-meet-lora", "hh-meet-soft-prompt", name]
-    assert [text for text in texts if text in ("reward", "judge", "rouge-l")] == 3 * ["reward", "judge", "rouge-l"]
+    assert [text for text in texts if text in ("reward", "judge", "rouge-avg")] == 3 * ["reward", "judge", "rouge-avg"]
 
 
 def test_no_line_ends_inside_a_figure(written: tuple[Path, Path]) -> None:
@@ -208,7 +209,7 @@ def test_the_page_can_be_used_by_all(page: Page) -> None:
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
-    assert len(page.all("caption")) == len(page.all("table")) == 11 + 5  # the paper's are the last
+    assert len(page.all("caption")) == len(page.all("table")) == 14 + 5  # the paper's are the last
     assert len(page.all("svg")) == len(page.all("figure")) == len(page.all("figcaption")) == 12
     for svg in page.all("svg"):
         assert svg["role"] == "img" and re.search(r"hh-dpo.*\d", svg["aria-label"])

@@ -1,0 +1,144 @@
+"""Reports of several seeds and training runs, and the figures that have to be the same in table and words."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from judge_server import JudgeServer, longer
+from made_evaluation import BASELINE, SYSTEMS, made_evaluation, with_delta
+from meetlm.evaluation.record import Evaluation, Interval
+from meetlm.report.summary import summarize
+from meetlm.report.tables import measure_of, outcome_table, seed_tables
+from meetlm.report.wording import number, p_value, points
+from meetlm.report.write import write_report
+from reward_models import folder_of
+from test_evaluate import evaluated, systems
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return made_evaluation()
+
+
+def shape(found: object, depth: int = 2) -> object:
+    """Keys of keys, as deep as settings have names of their own."""
+    return {name: shape(one, depth - 1) for name, one in found.items()} if isinstance(found, dict) and depth else ()
+
+
+def test_the_made_evaluation_is_as_meet_evaluate_writes_one(evaluation: Evaluation, tmp_path: Path) -> None:
+    """Otherwise the tests of reports would be about records that nobody has."""
+    words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
+    with JudgeServer(longer) as server:
+        words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null", "--preset", "paper"]
+        real = evaluated(tmp_path, *words)
+    assert shape(evaluation.settings) == shape(real.settings)
+    made_of, real_of = (
+        (
+            [measure.name for measure in one.measures],
+            list(dict.fromkeys(each.evaluator for each in one.comparisons)),
+            list(dict.fromkeys(each.evaluators for each in one.agreements)),
+            [measure.higher for measure in one.measures],
+            [measure.description for measure in one.measures[:-1]],
+        )
+        for one in (evaluation, real)
+    )
+    assert made_of == real_of
+    assert real.measures[-1].description.startswith("reward of ") and real.replicates and evaluation.replicates
+
+
+def of_two_runs(evaluation: Evaluation, *systems: str) -> Evaluation:
+    """The same with each replicate of some systems from a training run of its own."""
+    own = [
+        replace(one, run=one.seed, source=f"runs/{one.system}-{one.seed}") if one.system in systems else one
+        for one in evaluation.replicates
+    ]
+    return replace(evaluation, replicates=own)
+
+
+def test_every_seed_has_its_own_delta_and_says_what_it_is(evaluation: Evaluation) -> None:
+    deltas, sources = seed_tables(of_two_runs(evaluation, "hh-meet-lora"))
+    assert deltas.columns == ["System", "Replicate 0", "Replicate 1"]
+    assert [(row[0].text, row[0].small) for row in deltas.rows[:4]] == [
+        ("hh-meet-lora", "by reward"), ("hh-meet-soft-prompt", "by reward"), ("hh-dpo", "by reward"),
+        ("hh-meet-lora", "by judge"),
+    ]  # fmt: skip
+    by_reward = {one.system: one for one in evaluation.comparisons if one.evaluator == "reward"}
+    for row in deltas.rows[:3]:
+        outcomes = by_reward[row[0].text].outcomes
+        for seed, cell in enumerate(row[1:]):
+            of_seed = [one for one, (_, own) in zip(outcomes, evaluation.cells, strict=True) if own == seed]
+            counted = sum(one is not None for one in of_seed)
+            delta = 100 * (of_seed.count("win") - of_seed.count("lose")) / counted
+            assert cell.text == number(delta, 1) and re.fullmatch(r"\[−?[\d.]+, −?[\d.]+\]", cell.small)
+    assert [cell.text for cell in sources.rows[1]] == ["hh-meet-lora", "runs/hh-meet-lora-0", "runs/hh-meet-lora-1"]
+    assert sources.rows[1][2].small == "training run 1, sampling seed 1"
+    assert sources.rows[0][2].small == "training run 0, sampling seed 1"
+    # A replicate without any outcome has a dash, and one replicate alone no table.
+    first = evaluation.comparisons[3]
+    lacking = replace(evaluation, comparisons=[replace(first, by_seed=first.by_seed[:1])])
+    assert seed_tables(lacking)[0].rows[0][2].text == "–"
+    assert seed_tables(made_evaluation(20, (0,))) == []
+
+
+def test_one_training_run_is_a_caveat_and_several_are_said(evaluation: Evaluation) -> None:
+    said = "One training run only of {}: no interval holds the chance of training it under another seed."
+    one = summarize(evaluation)
+    assert said.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in one.caveats
+    assert "intervals over prompts. Better" in one.opening
+    some = summarize(of_two_runs(evaluation, "hh-meet-lora", "hh-dpo"))
+    assert said.format("hh-coh and hh-meet-soft-prompt") in some.caveats
+    assert "intervals over prompts and training runs. Better" in some.opening
+    every = summarize(of_two_runs(evaluation, *SYSTEMS))
+    assert not any("training run" in caveat for caveat in every.caveats)
+    assert not any("training run" in caveat for caveat in summarize(replace(evaluation, replicates=[])).caveats)
+
+
+def test_p_is_printed_as_the_sign_test_has_it(evaluation: Evaluation, tmp_path: Path) -> None:
+    """In the table, in the words and in the terminal's rounding: counted here again from the outcomes."""
+    markdown = write_report(evaluation, tmp_path)[1].read_text(encoding="utf-8")
+    signs = {"win": 1, "lose": -1, "tie": 0, None: 0}
+    printed_p = []
+    for one in (one for one in evaluation.comparisons if one.evaluator == "reward"):
+        sums = [0] * len(evaluation.prompts)
+        for (prompt, _), outcome in zip(evaluation.cells, one.outcomes, strict=True):
+            sums[prompt] += signs[outcome]
+        won, lost = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
+        tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost)
+        p = p_value(min(1.0, 2 * tail))
+        row = next(row for row in outcome_table(evaluation, "reward").rows if row[0].text == one.system)
+        assert row[7].text == p
+        assert f"{points(one.rates.delta)}, p {p}" in markdown or f"{points(one.rates.delta)}, p = {p}" in markdown
+        printed_p.append(p)
+    assert "< 0.001" in printed_p and len(set(printed_p)) > 1
+
+
+def test_swapping_the_systems_mirrors_the_caveat_of_length(evaluation: Evaluation) -> None:
+    """Better by longer replies is, from the other side, worse by shorter ones."""
+    equal = Interval(0.49, 0.42, 0.56)
+    longer = with_delta(evaluation, "reward", "hh-dpo", Interval(0.2, 0.1, 0.3))
+    one = next(each for each in longer.comparisons if (each.evaluator, each.system) == ("reward", "hh-dpo"))
+    rates = replace(one.rates, win=one.rates.lose, lose=one.rates.win, delta=Interval(-0.2, -0.3, -0.1))
+    swapped = replace(one, system=BASELINE, baseline="hh-dpo", rates=rates, controlled_win=Interval(0.51, 0.44, 0.58))
+    systems = [each for each in evaluation.systems if each.name in (BASELINE, "hh-dpo")]
+    here = replace(longer, systems=systems, comparisons=[replace(one, controlled_win=equal)])
+    there = replace(here, baseline="hh-dpo", comparisons=[swapped])
+    words = measure_of(evaluation, "words")
+    assert words
+    ours, theirs = (number(words.means[name].value, 1) for name in ("hh-dpo", BASELINE))
+    assert (
+        f"At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, not clear of 50%: that it is better "
+        f"may be a matter of its longer replies ({ours} words against {theirs})."
+    ) in summarize(here).caveats
+    assert (
+        f"At equal length {BASELINE} is expected to win 51.0% [44.0, 58.0] by reward, not clear of 50%: that it is "
+        f"worse may be a matter of its shorter replies ({theirs} words against {ours})."
+    ) in summarize(there).caveats
+    # Neither is said where the rate at equal length says the same.
+    clear = replace(here, comparisons=[replace(one, controlled_win=Interval(0.6, 0.51, 0.7))])
+    other = replace(there, comparisons=[replace(swapped, controlled_win=Interval(0.4, 0.3, 0.49))])
+    assert not any("At equal length" in caveat for each in (clear, other) for caveat in summarize(each).caveats)
