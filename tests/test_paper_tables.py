@@ -20,6 +20,7 @@ from meetlm.evaluation.paper import (
     PROMPT_FIRST,
     PROMPT_SECOND,
     PROMPT_TUNING,
+    PROSE,
     RANK_4,
     RANK_64,
     ROWS,
@@ -28,6 +29,7 @@ from meetlm.evaluation.paper import (
     errata_of,
     printed,
 )
+from meetlm.report.paper import paper_table
 
 ROUNDING = 0.01
 """Of figures with two decimals that are cut off, not rounded: 99.98 is a sum of such shares, too."""
@@ -126,3 +128,19 @@ def test_meet_paper_prints_one_table() -> None:
     assert "Table 4" in out and "Table 3" not in out and "129 of 128 prompts" in out and "10.15" not in out
     assert "13.11" not in out and "ROUGE" not in out
     assert CliRunner().invoke(main, ["paper", "--table", "6"]).exit_code == 2
+
+
+def test_what_the_papers_text_says_otherwise_is_printed_where_its_figures_are() -> None:
+    """Section 4.5 against Table 5, by its own arithmetic."""
+    by_place = {(row.dataset, row.method): row for row in ROWS if row.table == 5}
+    assert by_place[SUMMARY, LORA_FIRST].delta == 2.46  # the text has 2.45%
+    drop = by_place[SUMMARY, PROMPT_TUNING].delta - by_place[SUMMARY, PROMPT_SECOND].delta
+    assert round(drop, 2) == 6.29  # the text has 6.20%
+    assert list(PROSE) == [5] and len(PROSE[5]) == 2
+    assert ["2.45" in PROSE[5][0], "6.20" in PROSE[5][1], "6.29" in PROSE[5][1]] == [True, True, True]
+    assert all("section 4.5" in said for said in PROSE[5])
+    out = CliRunner().invoke(main, ["paper"], catch_exceptions=False).output
+    before, table = out.split("\nTable 5")
+    for said in PROSE[5]:
+        assert said in table and said not in before
+        assert said in paper_table(5).notes and not any(said in paper_table(number).notes for number in (1, 2, 3, 4))
