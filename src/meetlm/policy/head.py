@@ -86,14 +86,12 @@ class _TokenLogps(torch.autograd.Function):
             words = slice(start, start + step)
             logits = product(hidden, weight[words], None if bias is None else bias[words]).float()
             gradient = logits.sub_(normalizers[:, None]).exp_().mul_(-outer[:, None])
+            inside = (targets >= start) & (targets < start + len(gradient.T))
+            gradient[inside, targets[inside] - start] += outer[inside]
             if dw is not None:
                 dw[words] = product(gradient.to(weight.dtype).T, hidden.T)
             if db is not None:
                 db[words] = gradient.sum(dim=0)
-        if dw is not None:
-            dw.index_add_(0, targets, hidden * outer[:, None].to(hidden.dtype))
-        if db is not None:
-            db.index_add_(0, targets, outer.to(db.dtype))
         return dh, dw, db, None
 
 
