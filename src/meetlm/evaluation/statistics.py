@@ -8,9 +8,9 @@ their chance too (:func:`_crossed`). κ and the length-controlled rate have inte
 
 Intervals of 95% are *expanded percentile* bootstraps (Hesterberg, 2015, arXiv:1411.5279): order statistics
 of the resampled figure, so far out that a normal mean would get Student's t interval. tests/test_statistics.py holds
-the coverage of Δ, win, lose and tie rates, means and κ within 95 ± 2 with one training run, and of Δ over three runs
-and more within 93 to 98.5. No bootstrap sees what never occurred: where all prompts have the same share, such as 0 or
-1, the interval is Clopper and Pearson's (1934).
+the coverage of Δ, win, lose and tie rates, means and κ within 95 ± 2 with one training run, tests/test_training_runs.py
+that of Δ and means over three runs and more within 94 to 99. No bootstrap sees what never occurred: where all prompts
+have the same share, such as 0 or 1, the interval is Clopper and Pearson's (1934).
 
 Swapping the systems mirrors every figure to the last bit: the draws depend on the number of prompts and the seed
 alone, sums are of whole numbers, and the ends are order statistics at equal ranks from both sides.
@@ -276,9 +276,9 @@ def _crossed(
     bootstrap") would not do with so few: of three, a ninth of the draws would be one run thrice.
 
     In simulations of 3 runs with 60 or 128 prompts this covered 95 to 99% (2 runs: 97 to 99.6%; 5 runs: 97 to 98%),
-    most where training has no chance of its own (``tests/test_statistics.py``). Satterthwaite's degrees of freedom for
-    the sum gave 90 to 97%, with negative estimates set to 0 as little as 88%, and Student's t added to the resamples
-    with s² less what prompts make of it 91 to 97%.
+    most where training has no chance of its own (``tests/test_training_runs.py``). Satterthwaite's degrees of freedom
+    for the sum gave 90 to 97%, with negative estimates set to 0 as little as 88%, and Student's t added to the
+    resamples with s² less what prompts make of it 91 to 97%.
 
     Args:
         value: The figure.
