@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from meetlm.cli import main
+from meetlm.cli.held_out import data_given
 from meetlm.config.errors import DataError
 from meetlm.data.example import Turn
 from meetlm.data.prompts import read_prompts
@@ -82,6 +83,22 @@ def test_pairs_and_prompts_alone_in_one_file(
     half = {name: value for name, value in pair.items() if name not in ("rejected", "choice")}
     with pytest.raises(DataError, match=r"p\.jsonl:2: field '(rejected|choice)': is missing"):
         read_prompts(held(written(file, [{"prompt": "Ho"}, half]), source))
+
+
+def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
+    """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
+    rows = []
+    for split in ("train", "valid1", "train"):
+        info = {"id": f"{len(rows)}", "article": f"Rice {len(rows)}."}
+        rows.append({"info": info, "choice": 1, "summaries": [{"text": " a"}, {"text": " b"}], "split": split})
+    file = written(tmp_path / "p.jsonl", rows)
+    options = {"data": str(file), "source": None, "subset": None, "split": None}
+    for given in (options, {**options, "source": "summarize"}):
+        settings = data_given(given)
+        assert settings is not None
+        assert [one.origin.line for one in read_prompts(settings).prompts] == [1, 2, 3]
+    own = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
+    assert [one.origin.line for one in read_prompts(own).prompts] == [2]
 
 
 def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:

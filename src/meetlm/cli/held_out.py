@@ -63,7 +63,7 @@ def data_given(given: Mapping[str, Any]) -> DataSettings | None:
         split="train" if file else split,
         test=place if file else None,
     )
-    return settings if file else settings.model_copy(update={"eval_split": split})
+    return settings.model_copy(update={"train_file": None} if file else {"eval_split": split})
 
 
 def words_given(given: Mapping[str, Any]) -> list[str]:

@@ -54,13 +54,16 @@ class HeldOut:
 def read_prompts(settings: DataSettings) -> HeldOut:
     """Return the prompts of the rows to evaluate on, without reading the training rows where they are not needed.
 
+    Every row of ``settings.eval_file`` counts where no training data are named beside it, whatever split it states.
+
     Raises:
         ConfigError: ``settings.source`` is not a known format.
         DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
     """
     if settings.holdout is None:
         source, found = SOURCES[settings.source], find_rows(settings, "eval")
-        rows = [_read(row, source) for row in found.rows if source.belongs(row, found.split)]
+        whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
+        rows = [_read(row, source) for row in found.rows if whole or source.belongs(row, found.split)]
         if not rows:
             raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
     else:
