@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from meetlm.config.errors import ConfigError, DataError
-from meetlm.evaluation.answers import Answers, prompt_id, read_answers
+from meetlm.data.example import prompt_id
+from meetlm.evaluation.answers import Answers, read_answers
 from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.protocol import sampled
 

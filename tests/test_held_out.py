@@ -174,6 +174,29 @@ def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> No
     assert problem.examples == [f"{tmp_path / 'test.jsonl'}:2"]
 
 
+def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: Path) -> None:
+    """Two posts of one text are one prompt; the chosen reply of a later row counts where the first has none."""
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    rows: list[dict[str, Any]] = [
+        {"info": {"id": id, "article": "Rice."}, "choice": 0, "summaries": [{"text": f" {id}"}, {"text": " b"}]}
+        for id in ("1", "2")
+    ]
+    rows = [{"prompt": "Article:\nRice.\n\nTL;DR:"}, *rows, {"prompt": "Ho"}]
+    file = written(tmp_path / "p.jsonl", rows)
+    words = ["--data", file, "--source", "summarize", "--max-new-tokens", 2]
+    said = meet("generate", tmp_path / "run", *words)
+    assert (
+        "2 completions in" in said.stdout
+        and f"2 x rows of a prompt that an earlier row has; left out: {file}:2" in (said.stderr)
+    )
+    systems = [tmp_path / "run", f"again={tmp_path / 'run'}", "--baseline", "again"]
+    done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert [one.chosen for one in recorded(tmp_path).prompts] == ["1", None]
+    (problem,) = [one for one in recorded(tmp_path).problems if "that an earlier row has" in one.what]
+    assert problem.examples == [f"{file}:2", f"{file}:3"]
+
+
 def hub_folders(place: Path) -> None:
     """Write HH as the hub has it, and a data set of prompts in the hub's own Parquet layout."""
     for subset, count in (("harmless-base", 4), ("helpful-base", 3)):

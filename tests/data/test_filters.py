@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Turn
+from meetlm.data.example import Origin, PreferenceExample, Turn, prompt_id
 from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
@@ -77,17 +77,32 @@ def test_eval_by_hand() -> None:
 
 
 def test_prompts_alone_by_hand() -> None:
-    rows = [HeldOutPrompt(one.prompt, one.chosen, one.group, one.origin) for one in ROWS[1:5] + ROWS[7:]]
+    rows = [HeldOutPrompt(one.prompt, one.chosen, one.origin) for one in ROWS[1:5] + ROWS[7:]]
 
     def lines(*both: list[HeldOutPrompt]) -> tuple[list[int], ...]:
         return tuple([row.origin.line for row in found] for found in both)
 
-    firsts, again = distinct(rows)
+    by_id, again = distinct(rows)
+    firsts = list(by_id.values())
     assert lines(firsts, again) == ([2, 8, 10, 11], [3, 4, 5, 9])
     assert lines(*within(firsts, len, max_length=4)) == ([2, 10, 11], [8])
     assert lines(*within(firsts, len, max_length=4, limit=1)) == ([2], []), "rows beyond the limit are not tokenised"
     with pytest.raises(DataError, match=r"field 'data\.max_length': none of the 3 prompts has at most 0 tokens"):
         within(firsts[:-1], len, max_length=0)
+
+
+def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None:
+    asked = [("Hi", None), ("Ho", None), (" Hi\n", "first"), ("Hi", "second"), ("Ho", None)]
+    rows = [HeldOutPrompt(prompt, chosen, Origin("x.jsonl", line)) for line, (prompt, chosen) in enumerate(asked, 1)]
+    rows.append(HeldOutPrompt((Turn("user", "Hi"),), "to a message", Origin("x.jsonl", 6)))
+    by_id, again = distinct(rows)
+    assert [(one.prompt, one.chosen, one.origin.line) for one in by_id.values()] == [
+        ("Hi", "first", 1),
+        ("Ho", None, 2),
+        ((Turn("user", "Hi"),), "to a message", 6),
+    ]
+    assert [one.origin.line for one in again] == [3, 4, 5]
+    assert list(by_id) == [prompt_id(one.prompt) for one in by_id.values()]
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ class PreferenceExample:
     group: str
     origin: Origin
     rejected_prompt: Text | None = None
+
+
+def prompt_id(prompt: Text) -> str:
+    """Return a short hash that names a prompt: the same for the same text or messages."""
+    turns = prompt.strip() if isinstance(prompt, str) else [[turn.role, turn.content.strip()] for turn in prompt]
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def fingerprint(rows: Iterable[tuple[Text | None, ...]]) -> str:

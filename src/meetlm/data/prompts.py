@@ -6,12 +6,12 @@ A row is a pair in the format of its source, or a prompt alone: text, or message
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Text
+from meetlm.data.example import Origin, PreferenceExample, Text, prompt_id
 from meetlm.data.filters import is_blank
-from meetlm.data.pairs import group_of, text_or_turns
+from meetlm.data.pairs import text_or_turns
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, Source
@@ -28,13 +28,11 @@ class HeldOutPrompt:
     Attributes:
         prompt: Text or messages.
         chosen: The preferred reply; ``None`` where the row holds a prompt alone.
-        group: What one prompt or post is.
         origin: Where it was read.
     """
 
     prompt: Text
     chosen: Text | None
-    group: str
     origin: Origin
 
 
@@ -79,11 +77,19 @@ def read_prompts(settings: DataSettings) -> HeldOut:
     return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)])
 
 
-def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
-    """Return the first row of each group (prompt or post), in order, and the others."""
+def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt], list[HeldOutPrompt]]:
+    """Return the first row of each prompt by its id, in order, with the first chosen reply; and the other rows."""
     firsts: dict[str, HeldOutPrompt] = {}
-    again = [one for one in prompts if firsts.setdefault(one.group, one) is not one]
-    return list(firsts.values()), again
+    again: list[HeldOutPrompt] = []
+    for one in prompts:
+        name = prompt_id(one.prompt)
+        if name not in firsts:
+            firsts[name] = one
+            continue
+        again.append(one)
+        if firsts[name].chosen is None:
+            firsts[name] = replace(firsts[name], chosen=one.chosen)
+    return firsts, again
 
 
 def within(
@@ -121,8 +127,8 @@ def _read(row: Row, source: Source) -> HeldOutPrompt:
     if isinstance(prompt, tuple) and prompt[-1].role != "user":
         what = f"ends with a turn of {prompt[-1].role!r}"
         raise row.error(what, field=field, expected="a user's turn last, which a completion answers")
-    return HeldOutPrompt(prompt, None, group_of(prompt), row.origin)
+    return HeldOutPrompt(prompt, None, row.origin)
 
 
 def _of_pair(example: PreferenceExample) -> HeldOutPrompt:
-    return HeldOutPrompt(example.prompt, example.chosen, example.group, example.origin)
+    return HeldOutPrompt(example.prompt, example.chosen, example.origin)

@@ -6,14 +6,13 @@ a :class:`Problem` where the rest still means something.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meetlm.data.example import Origin, Text, Turn
+from meetlm.data.example import Origin, Text, Turn, prompt_id
 from meetlm.data.pairs import text_or_turns
 from meetlm.data.rows import Row, kind_of, read_file
 from meetlm.evaluation.record import Problem, System
@@ -67,12 +66,6 @@ class Answers:
     def seeds(self) -> list[int]:
         """Of all rows, sorted."""
         return sorted({seed for _, seed in self.by_cell})
-
-
-def prompt_id(prompt: Text) -> str:
-    """Return a short hash that names a prompt: the same for the same text or messages."""
-    turns = prompt.strip() if isinstance(prompt, str) else [[turn.role, turn.content.strip()] for turn in prompt]
-    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def read_answers(name: str, places: Sequence[Sequence[Path]]) -> Answers:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, DataError, RunError
-from meetlm.data.example import Origin, Text, fingerprint
+from meetlm.data.example import Origin, Text, fingerprint, prompt_id
 from meetlm.data.pairs import text_or_turns
-from meetlm.data.prompts import HeldOutPrompt, read_prompts
+from meetlm.data.prompts import distinct, read_prompts
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
-from meetlm.evaluation.answers import Answers, prompt_id, read_answers
+from meetlm.evaluation.answers import Answers, read_answers
 from meetlm.evaluation.measures import NO_CHOSEN
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
@@ -95,7 +95,7 @@ class HeldOutReplies:
     """The held-out data as an evaluation needs them.
 
     Attributes:
-        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where the row has none.
+        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where no row of it has one.
         problems: Rows that were not taken, or that lack something.
         sha256: Of these prompts and replies.
     """
@@ -112,14 +112,12 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
         DataError: The data cannot be read, or no row has a prompt.
     """
     held = read_prompts(settings)
-    firsts: dict[str, HeldOutPrompt] = {}
-    again: list[Origin] = []
-    for row in held.prompts:
-        if firsts.setdefault(prompt_id(row.prompt), row) is not row:
-            again.append(row.origin)
+    firsts, again = distinct(held.prompts)
     kinds = {
         "held-out rows without a prompt; left out": held.without,
-        "held-out rows of a prompt that an earlier row has; the first one's chosen reply counts": again,
+        "held-out rows of a prompt that an earlier row has; the first chosen reply counts": [
+            row.origin for row in again
+        ],
         NO_CHOSEN: [row.origin for row in firsts.values() if row.chosen is None],
     }
     return HeldOutReplies(

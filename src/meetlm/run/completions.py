@@ -81,7 +81,8 @@ def write_completions(
     settings = data or read_data_settings(run)
     held = read_prompts(settings)
     aligned = load(run)
-    rows, again = distinct(held.prompts)
+    firsts, again = distinct(held.prompts)
+    rows = list(firsts.values())
     longer: list[HeldOutPrompt] = []
     if data is None:
 
