@@ -57,7 +57,7 @@ def read_systems(
         _as_asked(answers, level, sampling)
         broken = [str(error) for _, errors in found for error in errors]
         if broken:
-            what = f"{name}: files that cannot be read, and hold nothing asked for that can; left out"
+            what = f"{name}: files that cannot be read; left out, since no readable row of theirs is one to compare"
             answers.problems.append(Problem(what, len(broken), broken, of_rows=False))
         systems.append(answers)
     return systems
@@ -181,7 +181,7 @@ def _files(
     if not found:
         given = "".join(f" {shlex.quote(word)}" for word in data)
         given += "" if level is None else f" --level {shlex.quote(_word(level))}"
-        unread = "".join(f". It cannot be read: {error}" for error in broken)
+        unread = f" (files that cannot be read: {'; '.join(map(str, broken))})" if broken else ""
         raise RunError(
             f"{place} has no completions of the held-out prompts at {'any level' if level is None else _word(level)}, "
             f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new "

@@ -13,6 +13,7 @@ from meetlm.config.errors import ConfigError
 from meetlm.data.example import Text
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
+from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
@@ -96,8 +97,8 @@ def write_completions(
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
         if places:
-            more = ", …" if len(places) > 5 else ""
-            say(f"{len(places)} x {what}; left out: {', '.join(map(str, places[:5]))}{more}")
+            left = Problem(f"{what}; left out", len(places), [str(place) for place in places])
+            say(f"{left.count} x {left.what}: {left.shown}")
     asked = [_prompt(row.prompt) for row in rows[:limit]]
     if on_total:
         on_total(len(asked))
