@@ -20,6 +20,8 @@ from meetlm.data.example import Turn
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Evaluation
+from meetlm.generation.sampling import Sampling
+from meetlm.run.completions import completions_file
 from meetlm.run.execute import execute
 from reward_models import folder_of
 from run_folders import config_for, write_pairs
@@ -226,7 +228,7 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
     for name, (count, words) in sets.items():
         done = meet("generate", run, *words, "--max-new-tokens", 2)
         assert done.exit_code == 0, done.output
-        file = run / "completions" / f"good-t0-p1-n2-seed0-of-{name}.jsonl"
+        (file,) = (run / "completions").glob(f"good-t0-p1-n2-seed0-of-{name}-??????.jsonl")
         assert len(file.read_text().splitlines()) == count
     for count, words in sets.values():
         systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2, "--reward", reward]
@@ -235,6 +237,25 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
         assert len(recorded(tmp_path).prompts) == count
         assert {bool(row.chosen) for row in recorded(tmp_path).prompts} == {"hh" in str(words[1])}
     assert json.loads(file.read_text().splitlines()[0])["prompt"] == "Is 0 odd?"
+
+
+def test_data_of_one_name_in_two_places_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def file_of(**data: Any) -> str:
+        return completions_file(tmp_path, "good", Sampling(), 0, data=DataSettings(**{"source": "pairs", **data})).name
+
+    for place in ("a", "b"):
+        (tmp_path / place / "set").mkdir(parents=True)
+        written(tmp_path / place / "p.jsonl", [{"prompt": place}])
+    a, b = (file_of(eval_file=str(tmp_path / place / "p.jsonl")) for place in "ab")
+    assert a != b and all("-of-p-" in name for name in (a, b))
+    assert file_of(path=str(tmp_path / "a" / "set")) != file_of(path=str(tmp_path / "b" / "set"))
+    assert file_of(path="one/hh-rlhf") != file_of(path="two/hh-rlhf")
+    assert file_of(eval_file=str(tmp_path / "a" / "p.jsonl"), source="hh") != a
+    monkeypatch.chdir(tmp_path / "a")
+    assert file_of(eval_file="p.jsonl") == file_of(eval_file="../a/p.jsonl") == a, "one place, however it is written"
+    assert file_of(path=str(tmp_path / "b"), eval_file="p.jsonl") == b, "taken from the folder, as rows are"
 
 
 @pytest.mark.parametrize("command", [["evaluate", "a.jsonl", "--baseline", "a"], ["generate", "run"]])

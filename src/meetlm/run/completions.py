@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -138,10 +139,13 @@ def completions_file(
 
 
 def _name_of(data: DataSettings) -> str:
-    """Return the name of a file, or of a data set with its part and split."""
+    """Return the name of a file, or of a data set with its part and split, and a hash of where it is and its format."""
+    place = Path(data.path or "").expanduser()
     if data.eval_file is not None:
-        return Path(data.eval_file).stem
-    place = Path(str(data.path))
-    return "-".join(
-        filter(None, (place.resolve().name if place.is_dir() else place.name, data.subset, data.eval_split))
-    )
+        file = Path(data.eval_file).expanduser()
+        place = (place / file if place.is_dir() else file).resolve()
+        words = [place.stem]
+    else:
+        place = place.resolve() if place.exists() else place
+        words = [word for word in (place.name, data.subset, data.eval_split) if word]
+    return "-".join([*words, hashlib.sha256(f"{place}\n{data.source}".encode()).hexdigest()[:6]])
