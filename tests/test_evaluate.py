@@ -8,8 +8,9 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from judge_server import JudgeServer, longer, says
 from meetlm.cli import main
+from meetlm.config import versions as versions_module
 from meetlm.config.versions import git_hash
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.evaluation.reward import RewardModel, RewardSettings
@@ -213,6 +215,25 @@ def test_the_record_says_what_made_it(tmp_path: Path) -> None:
     assert meet("evaluate", *words, "--data", data, "--out", tmp_path / "out", "--quiet").exit_code == 0
     changed = Evaluation.read(tmp_path / "out" / "evaluation.json").settings
     assert changed["data_sha256"] != found["data_sha256"]
+
+
+def test_what_a_judge_has_answered_needs_no_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, answers on disk are compared all the same, and the record names no version of it."""
+
+    def hidden(name: str) -> str:
+        if name == "openai":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    with JudgeServer(longer) as server:
+        judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        words = [*systems(tmp_path, (0, 1)), "--baseline", "b", *judge]
+        with_it = evaluated(tmp_path, *words)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setattr(versions_module, "version", hidden)
+    without = evaluated(tmp_path, *words)
+    assert without.comparisons == with_it.comparisons
+    assert set(with_it.settings["versions"]) - set(without.settings["versions"]) == {"openai"}
 
 
 def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package.
-
-    Raises:
-        PackageNotFoundError: One is not installed.
-    """
-    return {name: version(name) for name in packages}
+    """Return the version of each package that is installed; one that is not has no entry."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_hash(package: Path = Path(__file__).parents[1]) -> str | None:

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import AutoConfig
 
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.files import write_atomic
+from meetlm.config.versions import versions
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.preference import Rate, wins
 from meetlm.evaluation.reward import RewardModel, RewardSettings
@@ -141,7 +141,7 @@ def _begin(settings: RewardTraining, out: Path, fingerprint: str, form: str) -> 
         "settings": resolved,
         "input": form,
         "data_sha256": fingerprint,
-        "versions": {name: version(name) for name in VERSIONS if find_spec(name)},
+        "versions": versions(*VERSIONS),
     }
     write_atomic(file, json.dumps(record, indent=2) + "\n")
     return record
