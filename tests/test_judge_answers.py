@@ -55,8 +55,12 @@ def test_an_answer_cut_off_before_its_first_word_is_kept_and_not_tried_again(tmp
     with JudgeServer(lambda body, number: chat(None, finish=why)) as server:
         asked = settings(server, concurrency=1, retries=5, give_up_after=3)
         for times in (1, 2):  # what was paid for is not asked again
-            with pytest.raises(ConfigError, match=rf"3 calls in a row .*an empty answer \(finish_reason {why}\)"):
+            with pytest.raises(
+                ConfigError, match=rf"3 calls in a row .*an empty answer \(finish_reason {why}\)"
+            ) as told:
                 judge(pairs(4), asked, tmp_path)
+            said = str(told.value)  # the same command does not ask for these again
+            assert "--judge-set ask_again=true" in said and "max_tokens" in said and "goes on from there" not in said
             assert len(server.received) == server.distinct == 3 * times
         last = judge(pairs(4), asked, tmp_path)
         assert len(server.received) == server.distinct == 8
@@ -113,6 +117,25 @@ def test_calls_under_way_are_kept_when_it_is_given_up(tmp_path: Path) -> None:
         found = judge(pairs(12), asked, tmp_path)
     assert found.outcomes == ["win", "lose", "tie"] * 4 and found.account.num_cached == sent - 3
     assert len(server.received) == 24 + 3
+
+
+@pytest.mark.parametrize("waits", [0.0, 0.3], ids=["empty-first", "given-up-first"])
+def test_given_up_no_empty_answer_is_tried_again(tmp_path: Path, waits: float) -> None:
+    """One call comes back empty just before or after another one's key is refused: its retries would cost in vain."""
+
+    def behave(body: Body, number: int) -> Reply:
+        refused = Reply(error(401, "no").body, 401, delay=0.3 - waits)
+        return refused if number == 1 else Reply(chat("").body, delay=waits)
+
+    with JudgeServer(behave) as server:
+        with pytest.raises(ConfigError, match="HTTP 401"):
+            judge(pairs(4), settings(server, concurrency=2, retries=2), tmp_path)
+        assert len(server.received) == 2
+        (line,) = (tmp_path / FILE).read_text().splitlines()
+        assert json.loads(line)["final"] is False
+        server.behave = longer
+        found = judge(pairs(4), settings(server), tmp_path)
+    assert found.account.num_cached == 0 and found.account.kept.num_answers == 9
 
 
 def test_a_call_that_stalls_is_not_waited_for_for_ever(tmp_path: Path) -> None:

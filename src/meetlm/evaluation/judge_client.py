@@ -37,6 +37,11 @@ _HOPELESS = {
 _FINAL = {"length", "content_filter"}
 """Reasons to finish with which an empty answer would be empty again."""
 
+_EMPTY_KEPT = (
+    "empty answers are kept too, and the same command asks only for those that are missing: --judge-set ask_again=true "
+    "asks for the empty ones again, --judge-set max_tokens=N leaves a model that reasons first more room"
+)
+
 _SET_APART = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 
 OnAnswer = Callable[[Call, Answer, bool], object]
@@ -199,21 +204,30 @@ class _Asker:
         except (openai.APIError, ValueError) as error:
             self._failed(call, f"not a chat completion: {_clip(str(error))}", count=True)
         else:
+            if answer is None:
+                return
             self.answers = True
             self.on_answer(call, answer, True)
             if not answer.is_empty:
                 self.texts, self.in_a_row = True, 0
             elif not self.texts:  # as with a refusal: where others have a text, this is about the call alone
-                self._missed(f"an empty answer (finish_reason {answer.finish_reason})")
+                self._missed(f"an empty answer (finish_reason {answer.finish_reason}); {_EMPTY_KEPT}")
 
-    async def _answer_to(self, client: openai.AsyncOpenAI, call: Call) -> Answer:
-        """Return the answer; an empty one only where none but empty ones came, retries included."""
+    async def _answer_to(self, client: openai.AsyncOpenAI, call: Call) -> Answer | None:
+        """Return the answer; an empty one only where none but empty ones came, retries included.
+
+        Returns:
+            ``None`` where all was given up before the retries were used up.
+        """
         for attempt in range(self.settings.retries):
             answer = await self._answer_once(client, call)
             if not answer.is_empty or answer.finish_reason in _FINAL:
                 return answer
             self.on_answer(call, answer, False)
-            await asyncio.sleep(min(0.5 * 2**attempt, 8.0))
+            if self.error is None:
+                await asyncio.sleep(min(0.5 * 2**attempt, 8.0))
+            if self.error is not None:  # another retry would be paid for in vain
+                return None
         return await self._answer_once(client, call)
 
     async def _answer_once(self, client: openai.AsyncOpenAI, call: Call) -> Answer:
@@ -226,16 +240,13 @@ class _Asker:
         self.last = why
         self.on_failure(call, why)
         if count:
-            self._missed(why)
+            self._missed(f"{why}; what was answered is kept, and the same command goes on from there")
 
     def _missed(self, why: str) -> None:
         """Count a call without an answer in it; give up after so many."""
         self.in_a_row += 1
         if self.in_a_row >= self.settings.give_up_after:
-            self._give_up(
-                f"{self.in_a_row} calls in a row found no answer (give_up_after), the last: {why}; what was "
-                "answered is kept, and the same command goes on from there"
-            )
+            self._give_up(f"{self.in_a_row} calls in a row found no answer (give_up_after), the last: {why}")
 
     def _give_up(self, why: str) -> None:
         self.error = self.error or self._error(why)
