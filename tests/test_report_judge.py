@@ -142,7 +142,12 @@ def test_temperatures_say_what_the_judge_is_worth(tmp_path: Path) -> None:
     assert "| 0, hh-coh | 288 |" in account and "| 71.2 [68.0, 74.5] | 41.0 | yes | 0.11 | 0.34 |" in account
     assert "| 35.0 [30.0, 40.0] | 34.0 | no | 0.11 | 0.34 |" in account
     assert "qwen2.5-7b-instruct at http://127.0.0.1:8000/v1, prompt dialogue" in account
-    assert "In all 0.23 in this run, 0.68 for all answers that are kept" in account
+    assert "In all 0.23 in this run, in the currency" in account and "0.68" not in account  # they may share calls
+    assert poor.judge
+    untold = replace(poor, judge=replace(poor.judge, this_run=Usage(3, None, None, None)))
+    write_temperature_report([(0.0, good), (0.5, untold)], tmp_path)
+    partly = (tmp_path / "temperature.md").read_text(encoding="utf-8")
+    assert "| 41.0 | yes | 0.11 | 0.34 |" in partly and "In all" not in partly  # no sum of some
     assert "| 0, hh-coh | hh-dpo | 66.6 [60.6, 72.6] | 41.0 |" in account
     assert "Compare two replies to {question}." in account
     assert "Rows with problems in 1 of 2 evaluations" in text

@@ -214,11 +214,10 @@ def _judge_section(given: Points) -> list[Section]:
         f"{one.model} at {one.base_url}, prompt {one.prompt}, {one.prompt_reason}" for _, _, one in asked
     )
     now = [one.this_run.cost for _, _, one in asked if one.this_run.cost is not None]
-    kept = [one.kept.cost for _, _, one in asked if one.kept.cost is not None]
     notes = [f"Model: {'; '.join(models)}."]
-    if kept:
-        total = f"{sum(now):,.2f} in this run, {sum(kept):,.2f} for all answers that are kept"
-        notes.append(f"In all {total}, in the currency of the prices given.")
+    if len(now) == len(asked):
+        # What is kept has no sum: a call that several evaluations share stands in each of them.
+        notes.append(f"In all {sum(now):,.2f} in this run, in the currency of the prices given.")
     texts = {f"The judge's prompt, {one.prompt}": one.prompt_text for _, _, one in asked}
     tables = [Table("The judge's accounts", columns, rows, notes), *_consistency(given)]
     return [Section(JUDGE, "The judge", tables, texts=texts)]
