@@ -236,6 +236,17 @@ def test_what_a_judge_has_answered_needs_no_openai(tmp_path: Path, monkeypatch: 
     assert set(with_it.settings["versions"]) - set(without.settings["versions"]) == {"openai"}
 
 
+def test_common_is_recorded(tmp_path: Path) -> None:
+    """A comparison over what two systems of different prompts share says so, in the report too."""
+    words = systems(tmp_path, (0, 1))
+    assert evaluated(tmp_path, *words, "--baseline", "b").settings["common"] is False
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:20]))
+    found = evaluated(tmp_path, *words, "--baseline", "b", "--common")
+    assert len(found.prompts) == 20 and found.settings["common"] is True
+    assert "common: true" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = RewardModel._scores
 

@@ -77,6 +77,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
             more={
                 "preset": given["preset"],
                 "protocol": protocol.model_dump(),
+                "common": given["common"],
                 "data": data.model_dump(mode="json"),
                 "data_sha256": held.sha256,
             },
