@@ -17,6 +17,7 @@ from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
 from meetlm.evaluation.record import Evaluation
 from meetlm.generation.sampling import Sampling
+from meetlm.report.write import place_of
 from meetlm.run.aligned import Level
 from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
@@ -111,6 +112,6 @@ def sweep_temperature(
                 "data_sha256": held.sha256,
             }
             found = evaluate([one.system for one in compared], cells, baseline, settings, evaluators, folder, more=more)
-            found.save(folder / f"t{temperature:g}" / baseline / "evaluation.json")
+            found.save(folder / place_of(temperature, found) / "evaluation.json")
             points.append((temperature, found))
     return points
