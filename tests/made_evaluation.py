@@ -195,13 +195,15 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             base_url=judge.base_url,
             prompt=judge.prompt,
             prompt_text="[system]\nCompare two replies to {question}.\n\n<reply A>\n{a}\n</reply A>",
-            num_calls=2 * 3 * int(judged.sum()),
+            overall=Consistency(
+                num_calls=2 * 3 * int(judged.sum()),
+                num_unparsable=1,
+                num_failed=0,
+                consistency=Interval(0.712, 0.68, 0.745),
+                chance=0.41,
+                conclusive=True,
+            ),
             num_cached=400,
-            num_unparsable=1,
-            num_failed=0,
-            consistency=Interval(0.712, 0.68, 0.745),
-            chance=0.41,
-            conclusive=True,
             this_run=Usage(176, 401_443, 20_037, 0.1137),
             kept=Usage(576, 1_204_331, 60_112, 0.3412),
             finish_reasons={"length": 1},
@@ -258,8 +260,9 @@ def with_delta(evaluation: Evaluation, evaluator: str, system: str, delta: Inter
 def doubted(evaluation: Evaluation) -> Evaluation:
     """The same with a judge from which nothing can be concluded."""
     assert evaluation.judge
-    poor = replace(evaluation.judge, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
-    return replace(evaluation, judge=poor)
+    overall = evaluation.judge.overall
+    poor = replace(overall, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
+    return replace(evaluation, judge=replace(evaluation.judge, overall=poor))
 
 
 def _prompt(rng: np.random.Generator, number: int, topic: str) -> PromptRow:

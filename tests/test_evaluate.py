@@ -100,7 +100,7 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = {1: "win", 0: "tie", -1: "lose"}
     for ours, theirs, outcome in texts:
         assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
-    assert found.judge is not None and found.judge.conclusive
+    assert found.judge is not None and found.judge.overall.conclusive
     empty = [problem for problem in found.problems if "a: empty completions" in problem.what]
     assert [problem.count for problem in empty] == [found.completions["a"].count("")]
     page, text = (tmp_path / "out" / name for name in ("report.html", "report.md"))
@@ -306,7 +306,7 @@ def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeyp
     assert [one.evaluator for one in found.comparisons] == ["rouge-avg"]
     named = [problem.what for problem in found.problems if "no outcome in any cell" in problem.what]
     assert [what.split(",")[0] for what in named] == ["silent:score", "judge"]
-    assert found.judge is not None and found.judge.num_unparsable == found.judge.num_calls > 0
+    assert found.judge is not None and found.judge.overall.num_unparsable == found.judge.overall.num_calls > 0
     page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
     assert "no outcome in any cell" in page and "no outcome in any cell" in text
 

@@ -23,12 +23,17 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
     assert outcomes == ["win", "lose", "tie"] * 10
     assert margins == [1.0, -1.0, 0.0] * 10
     assert problems == []
-    assert (account.num_calls, account.num_cached, account.num_unparsable, account.num_failed) == (60, 0, 0, 0)
+    assert (
+        account.overall.num_calls,
+        account.num_cached,
+        account.overall.num_unparsable,
+        account.overall.num_failed,
+    ) == (60, 0, 0, 0)
     assert sum(done) == 60 and server.distinct == len(server.received) == 60
     assert account.this_run == account.kept == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
-    assert account.consistency and account.consistency.value == 1.0
-    assert account.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
-    assert account.conclusive
+    assert account.overall.consistency and account.overall.consistency.value == 1.0
+    assert account.overall.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
+    assert account.overall.conclusive
     assert "impartial" not in account.prompt_text and "neutral judge" in account.prompt_text
     body = server.received[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge", 0.0, 1024)
@@ -47,8 +52,8 @@ def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None
         second = judge(pairs(2), settings(server, concurrency=1), tmp_path)
     outcomes, margins, account, (problem,) = first
     assert outcomes == margins == [None, None]
-    assert account.num_unparsable == 3 and account.num_failed == 0
-    assert account.consistency is None and account.chance is None and not account.conclusive
+    assert account.overall.num_unparsable == 3 and account.overall.num_failed == 0
+    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
     assert problem.count == 3 and "(of them: 1 cut off at the most tokens)" in problem.what
     assert account.finish_reasons == {"stop": 2, "length": 1}
     assert problem.examples == [
@@ -90,7 +95,7 @@ def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
     assert margins == [row[3] for row in NINE]
     assert swapped == [mirrored[row[2]] for row in NINE]
     assert back == [-row[3] for row in NINE]
-    assert account.consistency == other.consistency and account.chance == other.chance
+    assert account.overall.consistency == other.overall.consistency and account.overall.chance == other.overall.chance
     assert other.num_cached == 18  # the same calls, read the other way round
 
 
@@ -100,8 +105,8 @@ def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
     with JudgeServer(says("[[A]]")) as server:
         outcomes, margins, account, problems = judge(same, settings(server), tmp_path, done.append)
     assert (outcomes, margins, problems) == (["tie"] * 4, [0.0] * 4, [])
-    assert server.received == [] and account.num_calls == 0 and account.num_same == 4 and sum(done) == 8
-    assert account.consistency is None and account.chance is None and not account.conclusive
+    assert server.received == [] and account.overall.num_calls == 0 and account.num_same == 4 and sum(done) == 8
+    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
 
 
 @pytest.mark.parametrize("prompt", ["dialogue", "summary"])
@@ -118,8 +123,10 @@ def test_pairs_with_the_same_reply_say_nothing_about_the_judge(tmp_path: Path, p
     with JudgeServer(knows) as server:
         outcomes, _, account, problems = judge(asked, settings(server, prompt=prompt), tmp_path)
     assert outcomes == ["tie"] * 60 + ["win"] * 20 + ["lose"] * 20 and problems == []
-    assert len(server.received) == account.num_calls == 80 and account.num_same == 60
-    assert account.consistency == wilson(1.0, 40) and account.chance == 0.5 and account.conclusive
+    assert len(server.received) == account.overall.num_calls == 80 and account.num_same == 60
+    assert (
+        account.overall.consistency == wilson(1.0, 40) and account.overall.chance == 0.5 and account.overall.conclusive
+    )
 
 
 @pytest.mark.parametrize("text", ["[[A]]", "[[B]]", "[[C]]"])
@@ -127,8 +134,10 @@ def test_a_judge_that_always_says_the_same_is_inconclusive(tmp_path: Path, text:
     with JudgeServer(says(text)) as server:
         outcomes, _, account, _ = judge(pairs(64), settings(server), tmp_path)
     assert set(outcomes) == {"tie"}
-    assert account.consistency and account.consistency.value == account.chance == (1.0 if text == "[[C]]" else 0.0)
-    assert not account.conclusive
+    assert account.overall.consistency and account.overall.consistency.value == account.overall.chance == (
+        1.0 if text == "[[C]]" else 0.0
+    )
+    assert not account.overall.conclusive
 
 
 def test_a_little_above_chance_is_inconclusive(tmp_path: Path) -> None:
@@ -140,8 +149,12 @@ def test_a_little_above_chance_is_inconclusive(tmp_path: Path) -> None:
     with JudgeServer(once) as server:
         outcomes, _, account, _ = judge(pairs(64), settings(server), tmp_path)
     assert outcomes == ["win"] + ["tie"] * 63
-    assert account.consistency and account.chance and account.consistency.value > account.chance
-    assert not account.conclusive
+    assert (
+        account.overall.consistency
+        and account.overall.chance
+        and account.overall.consistency.value > account.overall.chance
+    )
+    assert not account.overall.conclusive
 
 
 def test_chance_by_hand() -> None:
@@ -172,9 +185,9 @@ def test_wilson_against_scipy() -> None:
 
 def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
-        one = judge(pairs(12), settings(server), tmp_path)[2]
+        one = judge(pairs(12), settings(server), tmp_path)[2].overall
         three = judge([(q, ours + seed, theirs + seed) for q, ours, theirs in pairs(12) for seed in "xyz"],
-                      settings(server), tmp_path)[2]  # fmt: skip
+                      settings(server), tmp_path)[2].overall  # fmt: skip
     assert three.num_calls == 72 and three.consistency == one.consistency == wilson(1.0, 12)
 
 
@@ -203,7 +216,7 @@ def test_inside_a_running_loop(tmp_path: Path) -> None:
 def test_nothing_to_judge(tmp_path: Path) -> None:
     outcomes, margins, account, problems = judge([], settings("http://127.0.0.1:9/v1"), tmp_path)
     assert (outcomes, margins, problems) == ([], [], [])
-    assert account.num_calls == 0 and account.consistency is None and not account.conclusive
+    assert account.overall.num_calls == 0 and account.overall.consistency is None and not account.overall.conclusive
     assert account.this_run == account.kept == Usage(0, 0, 0, None)
 
 
@@ -218,13 +231,9 @@ def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
         both = judge([*fair, *blind], settings(server), tmp_path, systems=["fair"] * 40 + ["blind"] * 40).account
         alone = {name: judge(asked, settings(server), tmp_path).account for name, asked in
                  (("fair", fair), ("blind", blind))}  # fmt: skip
-    assert both.conclusive and list(both.by_system) == ["fair", "blind"]
+    assert both.overall.conclusive and list(both.by_system) == ["fair", "blind"]
     for name, one in both.by_system.items():
-        assert (one.consistency, one.chance, one.conclusive) == (
-            alone[name].consistency,
-            alone[name].chance,
-            alone[name].conclusive,
-        )
+        assert one == alone[name].overall
         assert one.num_calls == 80
     assert both.by_system["fair"].conclusive and not both.by_system["blind"].conclusive
     assert alone["fair"].by_system == {}
@@ -245,7 +254,7 @@ def test_costs_of_this_run_and_of_all_that_is_kept(tmp_path: Path) -> None:
         assert whole.this_run == Usage(12, 1200, 120, pytest.approx(1.2 + 1.2))
         assert whole.kept == Usage(18, 1750, 171, pytest.approx(1.75 + 1.71))
         again = judge(pairs(9), settings(server, ask_again=True, prices=prices), tmp_path).account
-        assert again.this_run == Usage(1, 100, 10, pytest.approx(0.2)) and again.num_unparsable == 0
+        assert again.this_run == Usage(1, 100, 10, pytest.approx(0.2)) and again.overall.num_unparsable == 0
         assert again.kept == Usage(19, 1850, 181, pytest.approx(1.85 + 1.81))
         nothing = judge(pairs(9), asked, tmp_path).account
     assert nothing.this_run == Usage(0, 0, 0, 0.0) and nothing.kept == again.kept

@@ -25,7 +25,7 @@ def test_an_empty_answer_is_tried_again_and_kept(tmp_path: Path, said: str | Non
     with JudgeServer(shy) as server:
         asked = settings(server, concurrency=1, retries=2, give_up_after=1)
         outcomes, _, account, (problem,) = judge(pairs(2), asked, tmp_path)
-        assert outcomes == [None, "lose"] and (account.num_failed, account.num_unparsable) == (0, 1)
+        assert outcomes == [None, "lose"] and (account.overall.num_failed, account.overall.num_unparsable) == (0, 1)
         assert problem.examples == ["pair 1, shown second: an empty answer (finish_reason stop)"]
         assert "(of them: 1 empty)" in problem.what and account.finish_reasons == {"stop": 1}
         assert len(server.received) == account.this_run.num_answers == 2 + 3 + 2
@@ -65,7 +65,7 @@ def test_an_answer_cut_off_before_its_first_word_is_kept_and_not_tried_again(tmp
         last = judge(pairs(4), asked, tmp_path)
         assert len(server.received) == server.distinct == 8
         assert last.outcomes == [None] * 4 and last.account.finish_reasons == {why: 8}
-        assert last.account.num_unparsable == 8 and last.account.num_failed == 0
+        assert last.account.overall.num_unparsable == 8 and last.account.overall.num_failed == 0
         assert last.problems[0].examples[0] == f"pair 1, shown first: an empty answer (finish_reason {why})"
         assert (last.account.this_run.num_answers, last.account.kept.num_answers) == (2, 8)
         server.behave = longer
@@ -172,6 +172,13 @@ def test_no_verdict_anywhere_stops_nothing(tmp_path: Path) -> None:
     with JudgeServer(says("As a language model …")) as server:
         for more in ({}, {}, {"ask_again": True}):
             outcomes, _, account, (problem,) = judge(pairs(20), settings(server, give_up_after=2, **more), tmp_path)
-            assert outcomes == [None] * 20 and problem.count == account.num_unparsable == account.num_calls == 40
-            assert account.consistency is None and account.chance is None and not account.conclusive
+            assert (
+                outcomes == [None] * 20
+                and problem.count == account.overall.num_unparsable == account.overall.num_calls == 40
+            )
+            assert (
+                account.overall.consistency is None
+                and account.overall.chance is None
+                and not account.overall.conclusive
+            )
     assert len(server.received) == 80

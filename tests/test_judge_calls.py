@@ -24,7 +24,7 @@ def test_second_run_asks_nothing_and_needs_no_server_and_no_key(tmp_path: Path) 
     second = judge(pairs(7), again, tmp_path)
     assert len(server.received) == 14
     assert (second[0], second[1], second[3]) == (first[0], first[1], first[3])
-    assert second[2].num_cached == second[2].num_calls == 14
+    assert second[2].num_cached == second[2].overall.num_calls == 14
     assert second[2].kept == first[2].kept and second[2].this_run.num_answers == 0
 
 
@@ -112,7 +112,7 @@ def test_failures_between_answers_stop_nothing(tmp_path: Path) -> None:
 
     with JudgeServer(every_third) as server:
         account = judge(pairs(9), settings(server, give_up_after=2, concurrency=1), tmp_path).account
-    assert account.num_failed == 6
+    assert account.overall.num_failed == 6
 
 
 def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_failures_of_single_calls_are_counted(tmp_path: Path) -> None:
             )
             assert outcomes == ["win", "lose", "tie", "win", None, "tie"]
             assert margins[4] is None
-            assert (account.num_failed, account.num_unparsable) == (2, 0)
+            assert (account.overall.num_failed, account.overall.num_unparsable) == (2, 0)
             (problem,) = problems
             assert problem.count == 2 and "failed for good" in problem.what
             assert problem.examples[0].startswith("p4, shown first: HTTP 400: maximum context length")
@@ -189,7 +189,7 @@ def test_rate_limit_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
 
     with JudgeServer(limited) as server:
         outcomes, _, account, problems = judge(pairs(1), settings(server, retries=2, concurrency=1), tmp_path)
-    assert outcomes == ["win"] and account.num_failed == 0 and problems == []
+    assert outcomes == ["win"] and account.overall.num_failed == 0 and problems == []
     assert server.times[1] - server.times[0] >= 0.95  # without the header: at most half a second
     assert len(server.received) == 3
 
@@ -207,7 +207,7 @@ def test_server_errors_and_stalls_are_tried_again(tmp_path: Path) -> None:
 
     with JudgeServer(shaky) as server:
         outcomes, _, account, _ = judge(pairs(3), settings(server, retries=3, timeout=1.0), tmp_path)
-    assert outcomes == ["win", "lose", "tie"] and account.num_failed == 0
+    assert outcomes == ["win", "lose", "tie"] and account.overall.num_failed == 0
     assert len(server.received) >= 12 and server.distinct == 6
 
 
@@ -217,7 +217,7 @@ def test_stall_for_good_is_counted(tmp_path: Path) -> None:
 
     with JudgeServer(stalls) as server:
         outcomes, _, account, (problem,) = judge(pairs(3), settings(server, timeout=1.0), tmp_path)
-    assert outcomes == ["win", None, "tie"] and account.num_failed == 2
+    assert outcomes == ["win", None, "tie"] and account.overall.num_failed == 2
     assert problem.examples[0] == "pair 2, shown first: no answer in 1 s"
 
 
@@ -245,7 +245,7 @@ def test_no_server_stops_soon(tmp_path: Path) -> None:
 def test_what_is_no_completion_is_a_failed_call(tmp_path: Path, reply: Reply) -> None:
     with JudgeServer(lambda body, number: reply if number == 2 else longer(body, number)) as server:
         outcomes, _, account, (problem,) = judge(pairs(2), settings(server, concurrency=1), tmp_path)
-    assert outcomes == ["win", None] and account.num_failed == 1
+    assert outcomes == ["win", None] and account.overall.num_failed == 1
     assert "not a chat completion" in problem.examples[0] or "no connection" in problem.examples[0]
 
 
@@ -280,7 +280,7 @@ def test_words_that_cannot_be_sent_fail_alone(tmp_path: Path) -> None:
     """Half of a surrogate pair, as a file from elsewhere may hold it, has no UTF-8."""
     with JudgeServer(longer) as server:
         outcomes, _, account, (problem,) = judge([*pairs(1), ("q", "\ud83d", "x")], settings(server), tmp_path)
-    assert outcomes == ["win", None] and account.num_failed == 2
+    assert outcomes == ["win", None] and account.overall.num_failed == 2
     assert "pair 2, shown first: " in problem.examples[0]
 
 

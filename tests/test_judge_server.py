@@ -81,10 +81,10 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     )
     first = judge(PAIRS, asked, tmp_path)
     outcomes, _, account, problems = first
-    assert (account.num_calls, account.num_cached, account.num_failed) == (4, 0, 0)
-    assert account.num_unparsable == sum(one.count for one in problems)
-    assert outcomes.count(None) <= account.num_unparsable <= 2 * outcomes.count(None)
-    assert not account.conclusive  # two pairs
+    assert (account.overall.num_calls, account.num_cached, account.overall.num_failed) == (4, 0, 0)
+    assert account.overall.num_unparsable == sum(one.count for one in problems)
+    assert outcomes.count(None) <= account.overall.num_unparsable <= 2 * outcomes.count(None)
+    assert not account.overall.conclusive  # two pairs
     used = account.kept
     assert used == account.this_run and used.num_answers >= 4 and used.prompt_tokens
     assert used.completion_tokens and used.completion_tokens <= 24 * used.num_answers

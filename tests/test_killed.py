@@ -49,7 +49,7 @@ def test_killed_among_the_judges_calls_it_ends_with_the_same_record(tmp_path: Pa
         words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
         words += ["--judge-set", f"concurrency={CONCURRENCY}", "--judge-prompts", 20]
         whole = evaluated(tmp_path, *words)
-        assert whole.judge is not None and len(server.received) == server.distinct == whole.judge.num_calls > 40
+        assert whole.judge is not None and len(server.received) == server.distinct == whole.judge.overall.num_calls > 40
         calls = server.distinct
         server.received.clear()
         killed: list[subprocess.Popen[str]] = []

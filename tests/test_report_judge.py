@@ -60,7 +60,8 @@ def test_nothing_of_an_inconclusive_judge_is_bold_or_filled(evaluation: Evaluati
     assert not any("o conclusion" in plot.caption for plot in before.values())
     # A judge that had nothing to be asked is in no doubt.
     assert poor.judge
-    unasked = replace(poor.judge, num_calls=0, num_same=288, consistency=None, chance=None, by_system={})
+    overall = replace(poor.judge.overall, num_calls=0, consistency=None, chance=None)
+    unasked = replace(poor.judge, overall=overall, num_same=288, by_system={})
     mute = replace(poor, judge=unasked)
     assert strong(mute) == strong(clear) and "Nothing can be concluded" not in str(summarize(mute).caveats)
     rows = {row[0].text: row[1].text for row in report_tables(mute)["judge"][0].rows}
@@ -82,11 +83,7 @@ def test_a_judge_without_a_verdict_has_a_report(evaluation: Evaluation, tmp_path
     by_system = dict.fromkeys(evaluation.judge.by_system, none)
     mute = replace(
         evaluation.judge,
-        num_calls=192,
-        num_unparsable=192,
-        consistency=None,
-        chance=None,
-        conclusive=False,
+        overall=replace(none, num_calls=192, num_unparsable=192),
         finish_reasons={"content_filter": 180, "length": 12},
         by_system=by_system,
     )

@@ -234,7 +234,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How far both orders of a judge agree on one system; the attributes are those of :class:`JudgeAccount`."""
+    """How far both orders of a judge agree, over all systems or on one.
+
+    Attributes:
+        num_calls: Judgements needed, both orders.
+        num_unparsable: Answers without a verdict, empty ones too.
+        num_failed: Calls that failed for good.
+        consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
+        chance: What an order-blind coin with this judge's verdicts would reach.
+        conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.
+    """
 
     num_calls: int
     num_unparsable: int
@@ -253,16 +262,11 @@ class JudgeAccount:
         base_url: The endpoint.
         prompt: Name or file of the judge prompt.
         prompt_text: The prompt itself: system message and template.
-        num_calls: Judgements needed, both orders.
-        num_cached: Of them, those found on disk.
-        num_unparsable: Answers without a verdict, empty ones too.
-        num_failed: Calls that failed for good.
-        consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
-        chance: What an order-blind coin with this judge's verdicts would reach.
-        conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.
+        overall: How far both orders agree, over all systems.
+        num_cached: Of the judgements needed, those found on disk.
         this_run: What the answers cost that came while this evaluation was made.
         kept: What all answers to its calls cost, those of earlier runs too.
-        num_same: Pairs whose replies are the same: a tie without asking, in none of the counts above.
+        num_same: Pairs whose replies are the same: a tie without asking, in no other count.
         prompt_reason: Why this prompt was asked, in a clause.
         finish_reasons: Of answers without a verdict, as the endpoint told, and how many have each.
         by_system: How far both orders agree, for each system that it was asked about.
@@ -272,13 +276,8 @@ class JudgeAccount:
     base_url: str
     prompt: str
     prompt_text: str
-    num_calls: int
+    overall: Consistency
     num_cached: int
-    num_unparsable: int
-    num_failed: int
-    consistency: Interval | None
-    chance: float | None
-    conclusive: bool
     this_run: Usage
     kept: Usage
     num_same: int = 0
@@ -389,11 +388,12 @@ def _comparison(found: dict[str, Any]) -> Comparison:
 
 def _account(found: dict[str, Any]) -> JudgeAccount:
     costs = {name: Usage(**found[name]) for name in ("this_run", "kept")}
-    by_system = {
-        name: Consistency(**{**one, "consistency": _interval(one["consistency"])})
-        for name, one in found["by_system"].items()
-    }
-    return JudgeAccount(**{**found, **costs, "consistency": _interval(found["consistency"]), "by_system": by_system})
+    by_system = {name: _consistency(one) for name, one in found["by_system"].items()}
+    return JudgeAccount(**{**found, **costs, "overall": _consistency(found["overall"]), "by_system": by_system})
+
+
+def _consistency(found: dict[str, Any]) -> Consistency:
+    return Consistency(**{**found, "consistency": _interval(found["consistency"])})
 
 
 def _interval(found: dict[str, float] | None) -> Interval | None:

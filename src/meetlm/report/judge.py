@@ -20,14 +20,14 @@ def account_table(judge: JudgeAccount) -> Table:
         "Model": judge.model,
         "Endpoint": judge.base_url,
         "Prompt": f"{judge.prompt}, {judge.prompt_reason}",
-        "Judgements needed, both orders": f"{judge.num_calls:,}",
+        "Judgements needed, both orders": f"{judge.overall.num_calls:,}",
         "Found in the cache": f"{judge.num_cached:,}",
         "Without a verdict": without_verdict(judge),
-        "Failed for good": f"{judge.num_failed:,}",
+        "Failed for good": f"{judge.overall.num_failed:,}",
         "Pairs with the same reply, a tie without asking": f"{judge.num_same:,}",
-        "Same verdict in both orders": in_percent(judge.consistency) if judge.consistency else NONE,
-        "By chance": _chance(judge),
-        "Conclusive": conclusive(judge),
+        "Same verdict in both orders": in_percent(judge.overall.consistency) if judge.overall.consistency else NONE,
+        "By chance": _chance(judge.overall),
+        "Conclusive": conclusive(judge.overall),
     }
     return Table("The judge's account", ["What", "Value"], [[Cell(name), Cell(value)] for name, value in rows.items()])
 
@@ -65,7 +65,7 @@ def cost_table(judge: JudgeAccount) -> Table:
     return Table("What the judge cost", ["What", "This run", "All kept"], rows, [note])
 
 
-def conclusive(judge: JudgeAccount | Consistency, *, why: bool = True) -> str:
+def conclusive(judge: Consistency, *, why: bool = True) -> str:
     """Return whether anything can be concluded from a judge, and if not, why."""
     if judge.num_calls == 0:
         return "nothing was asked"
@@ -77,7 +77,7 @@ def conclusive(judge: JudgeAccount | Consistency, *, why: bool = True) -> str:
 def without_verdict(judge: JudgeAccount) -> str:
     """Return the number of answers without a verdict, with their finish reasons."""
     reasons = ", ".join(f"{number_of:,} {reason}" for reason, number_of in judge.finish_reasons.items())
-    return f"{judge.num_unparsable:,}" + (f" (finish reason: {reasons})" if reasons else "")
+    return f"{judge.overall.num_unparsable:,}" + (f" (finish reason: {reasons})" if reasons else "")
 
 
 def judge_lines(evaluation: Evaluation) -> list[str]:
@@ -95,7 +95,7 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
             )
         elif says_nothing(one):
             lines.append(f"judge: {name}: no conclusion can be drawn: {why_doubtful(one)}")
-    if judge.num_unparsable:
+    if judge.overall.num_unparsable:
         lines.append(f"judge: answers without a verdict: {without_verdict(judge)}")
     for name, used in (("this run", judge.this_run), ("all kept", judge.kept)):
         costs = _costs(used)
@@ -106,9 +106,9 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _with_all(judge: JudgeAccount) -> list[tuple[str, JudgeAccount | Consistency]]:
+def _with_all(judge: JudgeAccount) -> list[tuple[str, Consistency]]:
     """Return each system's part, then the whole; of a single system that is the same."""
-    whole = ("all systems", judge)
+    whole = ("all systems", judge.overall)
     return [*judge.by_system.items(), *([] if len(judge.by_system) == 1 else [whole])]
 
 
@@ -123,5 +123,5 @@ def _costs(used: Usage) -> dict[str, str]:
     }
 
 
-def _chance(judge: JudgeAccount | Consistency) -> str:
+def _chance(judge: Consistency) -> str:
     return NONE if judge.chance is None else f"{number(100 * judge.chance, 1)}%"

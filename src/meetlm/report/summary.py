@@ -142,8 +142,8 @@ def _of_the_judge(evaluation: Evaluation) -> list[str]:
         return []
     if is_doubtful(evaluation, JUDGE):
         said.append(
-            f"Nothing can be concluded from the judge ({judge.model}): {why_doubtful(judge)}. Its figures are printed, "
-            "not findings."
+            f"Nothing can be concluded from the judge ({judge.model}): {why_doubtful(judge.overall)}. Its figures are "
+            "printed, not findings."
         )
     else:
         said += [
@@ -151,11 +151,12 @@ def _of_the_judge(evaluation: Evaluation) -> list[str]:
             "are printed, not findings."
             for name, one in doubted(evaluation).items()
         ]
-    lost = judge.num_unparsable + judge.num_failed
+    whole = judge.overall
+    lost = whole.num_unparsable + whole.num_failed
     if lost:
         said.append(
-            f"Of {count(judge.num_calls, 'judgement')}, {judge.num_unparsable:,} had no verdict that could be read and "
-            f"{judge.num_failed:,} failed for good: {number(100 * lost / max(1, judge.num_calls), 1)}% in all."
+            f"Of {count(whole.num_calls, 'judgement')}, {whole.num_unparsable:,} had no verdict that could be read and "
+            f"{whole.num_failed:,} failed for good: {number(100 * lost / max(1, whole.num_calls), 1)}% in all."
         )
     return said
 

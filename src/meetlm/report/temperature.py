@@ -181,7 +181,7 @@ def _of_the_judge(given: Points) -> list[str]:
         if judge is None:
             continue
         whole = is_doubtful(evaluation, JUDGE)
-        about = {"": judge} if whole else {f" about {name}": one for name, one in doubted(evaluation).items()}
+        about = {"": judge.overall} if whole else {f" about {name}": one for name, one in doubted(evaluation).items()}
         said += [
             f"Nothing can be concluded from the judge ({judge.model}){whom} at {t:g} against {evaluation.baseline}: "
             f"{why_doubtful(one)}."
@@ -202,12 +202,13 @@ def _judge_section(given: Points) -> list[Section]:
     ]  # fmt: skip
     rows = []
     for t, baseline, one in asked:
-        counts = [f"{number_of:,}" for number_of in (one.num_calls, one.num_cached)]
-        counts += [without_verdict(one), f"{one.num_failed:,}", f"{one.num_same:,}"]
+        whole = one.overall
+        counts = [f"{number_of:,}" for number_of in (whole.num_calls, one.num_cached)]
+        counts += [without_verdict(one), f"{whole.num_failed:,}", f"{one.num_same:,}"]
         row = [Cell(f"{t:g}, {baseline}"), *map(Cell, counts)]
-        row.append(share_cell(one.consistency) if one.consistency else Cell(NONE))
-        row.append(Cell(NONE if one.chance is None else number(100 * one.chance, 1)))
-        told = conclusive(one) if one.consistency is None or one.conclusive else "no"  # why stands beside it
+        row.append(share_cell(whole.consistency) if whole.consistency else Cell(NONE))
+        row.append(Cell(NONE if whole.chance is None else number(100 * whole.chance, 1)))
+        told = conclusive(whole) if whole.consistency is None or whole.conclusive else "no"  # why stands beside it
         costs = [NONE if used.cost is None else f"{used.cost:,.2f}" for used in (one.this_run, one.kept)]
         rows.append([*row, Cell(told), *map(Cell, costs)])
     models = dict.fromkeys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from meetlm.evaluation.record import Comparison, Consistency, Evaluation, JudgeAccount, Rates
+from meetlm.evaluation.record import Comparison, Consistency, Evaluation, Rates
 from meetlm.report.wording import in_percent, listed, number
 
 Verdict = Literal["better", "worse", "even", "inconclusive"]
@@ -48,7 +48,7 @@ def is_doubtful(evaluation: Evaluation, evaluator: str, system: str | None = Non
     judge = evaluation.judge
     if evaluator != JUDGE or judge is None:
         return False
-    return says_nothing(judge) or system in doubted(evaluation)
+    return says_nothing(judge.overall) or system in doubted(evaluation)
 
 
 def doubted(evaluation: Evaluation) -> dict[str, Consistency]:
@@ -66,7 +66,7 @@ def doubt(evaluation: Evaluation, evaluator: str) -> str:
     return DOUBTED.format(systems=listed(list(doubted(evaluation))))
 
 
-def mark(judge: JudgeAccount | Consistency) -> str:
+def mark(judge: Consistency) -> str:
     """Return what stands, in brackets, after a name that nothing can be concluded about; empty where something can."""
     if not says_nothing(judge):
         return ""
@@ -79,12 +79,12 @@ def mark_of(evaluation: Evaluation, evaluator: str, system: str) -> str:
     return mark(own) if own else ""
 
 
-def says_nothing(judge: JudgeAccount | Consistency) -> bool:
+def says_nothing(judge: Consistency) -> bool:
     """Whether a judge was asked, and nothing can be concluded from its answers."""
     return judge.num_calls > 0 and not judge.conclusive
 
 
-def why_doubtful(judge: JudgeAccount | Consistency) -> str:
+def why_doubtful(judge: Consistency) -> str:
     """Return why nothing can be concluded from a judge, in one clause."""
     if judge.consistency is None:
         if judge.num_calls == judge.num_unparsable + judge.num_failed:
