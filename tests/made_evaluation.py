@@ -154,6 +154,7 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         settings={
             "preset": "paper",
             "protocol": PRESETS["paper"].model_copy(update={"temperature": temperature, "top_p": 0.95}).model_dump(),
+            "common": False,
             "data": DataSettings(source="hh", path="Anthropic/hh-rlhf", subset="helpful-base").model_dump(mode="json"),
             "data_sha256": hashlib.sha256(b"data").hexdigest(),
             "evaluation": EvaluationSettings(resamples=RESAMPLES).model_dump(mode="json"),
