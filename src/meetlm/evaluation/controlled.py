@@ -17,7 +17,7 @@ from meetlm.evaluation.record import Interval, Outcome
 from meetlm.evaluation.statistics import draws, ends
 
 _SIDES: dict[Outcome, float] = {"win": 0.5, "tie": 0.0, "lose": -0.5}
-_CHUNK = 1_000_000
+_CHUNK = 30_000  # numbers of a block of resamples: what a step of the fit makes of them stays in the cache
 _STEPS = 200
 
 
@@ -52,7 +52,8 @@ def controlled_win(
     decides. The result is σ(θ): the prediction at d = 0, the same for every prompt. AlpacaEval's term for the
     difficulty of an instruction is left out: it needs many systems on the same prompts. The interval is that of
     :mod:`~meetlm.evaluation.statistics`, with s fixed and the model fitted again to every resample; a resample with
-    wins only counts as 1, with losses only as 0, as is their limit.
+    wins only counts as 1, with losses only as 0, as is their limit. ``tests/test_length_control.py`` holds its coverage
+    within 95 ± 2 on 128 and 600 prompts.
 
     Args:
         outcomes: One a cell.
