@@ -265,6 +265,22 @@ def test_differences_by_hand() -> None:
     assert difference([None], [1.0], [0]) is None
 
 
+@pytest.mark.parametrize("num_prompts", [128, 40])
+def test_a_ratio_of_mean_lengths_is_covered(num_prompts: int) -> None:
+    """Both systems write more to the same prompts; lengths are right-skewed, their deviation is 0.8 of their mean."""
+
+    def simulate(number: int) -> tuple[Interval, float]:
+        rng = np.random.default_rng([number, num_prompts, 7])
+        asked = rng.gamma(4.0, 1 / 4, size=num_prompts)
+        ours, theirs = (mean * asked * rng.gamma(3.0, 1 / 3, size=num_prompts) for mean in (60.0, 40.0))
+        places = list(range(num_prompts))
+        found = difference(ours.tolist(), theirs.tolist(), places, ratio=True, seed=number, resamples=1000)
+        assert found and found.ratio
+        return found.ratio, 1.5
+
+    assert 93 <= covers(simulate) <= 97
+
+
 # Agreement
 
 

@@ -8,9 +8,9 @@ their chance too (:func:`_crossed`). κ and the length-controlled rate have inte
 
 Intervals of 95% are *expanded percentile* bootstraps (Hesterberg, 2015, arXiv:1411.5279): order statistics
 of the resampled figure, so far out that a normal mean would get Student's t interval. tests/test_statistics.py holds
-the coverage of Δ, win, lose and tie rates, means and κ within 95 ± 2 with one training run, tests/test_training_runs.py
-that of Δ and means over three runs and more within 94 to 99. No bootstrap sees what never occurred: where all prompts
-have the same share, such as 0 or 1, the interval is Clopper and Pearson's (1934).
+the coverage of Δ, win, lose and tie rates, means, ratios of mean lengths and κ within 95 ± 2 with one training run,
+tests/test_training_runs.py that of Δ and means over three runs and more within 94 to 99. No bootstrap sees what never
+occurred: where all prompts have the same share, such as 0 or 1, the interval is Clopper and Pearson's (1934).
 
 Swapping the systems mirrors every figure to the last bit: the draws depend on the number of prompts and the seed
 alone, sums are of whole numbers, and the ends are order statistics at equal ranks from both sides.
