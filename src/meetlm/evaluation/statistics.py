@@ -275,10 +275,10 @@ def _crossed(
     their prompts alone. Drawing runs as prompts are drawn (Owen, 2007, "The pigeonhole
     bootstrap") would not do with so few: of three, a ninth of the draws would be one run thrice.
 
-    ``tests/test_training_runs.py`` holds its coverage within 94 to 99% of 3, 4 and 5 runs; it is most where training has
-    no chance of its own. There, the prompts' interval, than which none is narrower, covers 95% alone, and to add to it
-    only where a test finds a chance of training would cover too seldom where that chance is small (Leeb and Pötscher,
-    2005, "Model selection and inference: facts and fiction", Econometric Theory 21(1)).
+    ``tests/test_training_runs.py`` holds its coverage within 94 to 99% of 3, 4 and 5 runs; it is most where training
+    has no chance of its own. There, the prompts' interval, than which none is narrower, covers 95% alone, and to add to
+    it only where a test finds a chance of training would cover too seldom where that chance is small (Leeb and
+    Pötscher, 2005, "Model selection and inference: facts and fiction", Econometric Theory 21(1)).
 
     Args:
         value: The figure.
