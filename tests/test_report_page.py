@@ -25,11 +25,20 @@ from meetlm.report.charts import delta_chart
 from meetlm.report.examples import shown
 from meetlm.report.plots import draw
 from meetlm.report.tables import ordered
-from meetlm.report.write import write_report
+from meetlm.report.write import write_report, write_temperature_report
 
 EVIL = (
     "</script><script>alert(1)</script> <img src=x onerror=alert(2)> <!--<script> ]]> &lt;b&gt; ``` | **x** $y$ \u2028"
 )
+ODD = "hh coh #1 é?, a baseline of 50% and of a long name"  # as a folder's name it has to be quoted in an address
+OUTSIDE = """
+    [...document.querySelectorAll('svg')].flatMap((svg) => {
+        const box = svg.getBoundingClientRect();
+        const ends = [...svg.querySelectorAll('text')].map((one) => [one.textContent, one.getBoundingClientRect()]);
+        return ends.filter(([_, end]) => end.left < box.left - 2 || end.right > box.right + 2).map(([text, _]) => text);
+    })
+"""
+"""The texts of figures that stand out of them."""
 CSS = (resources.files("meetlm.report") / "templates" / "report.css").read_text()
 
 
@@ -347,4 +356,47 @@ def test_in_a_browser(evaluation: Evaluation, tmp_path: Path) -> None:
         assert browser.run(wide) == 0  # a page of letter paper, less its margins
         browser.run("more.click()")  # now somebody has chosen what to print
         assert browser.run(named) == [False, True, False]
+        assert browser.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FOUND is None, reason=f"no Chromium: none of {', '.join(NAMES)} on the PATH")
+def test_temperatures_in_a_browser(tmp_path: Path) -> None:
+    """The page fits, wide, on a phone and in the dark; its examples unfold, and each leads to its evaluation's page."""
+    given = []
+    for temperature in (0.0, 0.5):
+        made_evaluation(30, (0,), temperature=temperature).save(tmp_path / "evaluation.json")
+        record = (tmp_path / "evaluation.json").read_text(encoding="utf-8").replace(f'"{BASELINE}"', f'"{ODD}"')
+        (tmp_path / "evaluation.json").write_text(record, encoding="utf-8")
+        given.append((temperature, Evaluation.read(tmp_path / "evaluation.json")))
+    html, _ = write_temperature_report(given, tmp_path / "sweep")
+
+    with Browser(tmp_path / "profile") as browser:
+        for width, phone, dark in ((1400, False, False), (390, True, False), (1400, False, True), (390, True, True)):
+            theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            browser.call("Emulation.setEmulatedMedia", features=[theme])
+            browser.open(html.as_uri(), width, phone=phone)
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth && innerWidth") == width
+            assert browser.run(OUTSIDE) == []
+            colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+            expected = [re.findall(rf"--{name}: #(\w+)", CSS)[dark] for name in ("paper", "ink")]
+            assert browser.run(colours) == [
+                f"rgb({', '.join(str(int(one[n : n + 2], 16)) for n in (0, 2, 4))})" for one in expected
+            ]
+
+            cards = "[...document.querySelectorAll('#examples article')].filter((one) => one.checkVisibility()).length"
+            for unfolded in range(2):
+                assert browser.run(cards) == 9 * unfolded
+                browser.run(f"document.querySelectorAll('#examples summary')[{unfolded}].click()")
+            assert browser.run(cards) == 2 * 9  # three systems' win, loss and tie at each of the temperatures
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+            ways = browser.run("[...document.querySelectorAll('#examples a')].map((one) => one.href)")
+            assert len(ways) == 2
+            for way in ways:
+                browser.open(way, width, phone=phone)
+                assert browser.run("document.title") == f"Evaluation against {ODD}"
+                assert browser.run("document.getElementById('status').textContent") == "6 of 30 shown"
+                assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+                assert browser.run(OUTSIDE) == []
         assert browser.errors == []
