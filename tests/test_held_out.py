@@ -87,20 +87,48 @@ def test_pairs_and_prompts_alone_in_one_file(
         read_prompts(held(written(file, [{"prompt": "Ho"}, half]), source))
 
 
-def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
-    """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
+def of_splits(file: Path, *splits: str) -> Path:
+    """Write a pair of summaries for each of the splits, which it states."""
     rows = []
-    for split in ("train", "valid1", "train"):
+    for split in splits:
         info = {"id": f"{len(rows)}", "article": f"Rice {len(rows)}."}
         rows.append({"info": info, "choice": 1, "summaries": [{"text": " a"}, {"text": " b"}], "split": split})
-    file = written(tmp_path / "p.jsonl", rows)
+    return written(file, rows)
+
+
+def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
+    """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
+    file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train")
     options = {"data": str(file), "source": None, "subset": None, "split": None}
     for given in (options, {**options, "source": "summarize"}):
         settings = data_given(given)
         assert settings is not None
         assert [one.origin.line for one in read_prompts(settings).prompts] == [1, 2, 3]
+        assert read_prompts(settings).elsewhere == []
     own = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
-    assert [one.origin.line for one in read_prompts(own).prompts] == [2]
+    for settings, taken, elsewhere in ((own, [2], [1, 3]), (own.model_copy(update={"holdout": 1}), [1], [2])):
+        read = read_prompts(settings)
+        assert [one.origin.line for one in read.prompts] == taken
+        assert [one.line for one in read.elsewhere] == elsewhere
+
+
+def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> None:
+    file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train", "valid2")
+    data = [
+        f"data.{name}={value}" for name, value in (("source", "summarize"), ("train_file", file), ("eval_file", file))
+    ]
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora", *data), run, progress=False)
+    said = meet("generate", run, "--max-new-tokens", 2)
+    assert f"2 x rows that state another split; left out: {file}:1, {file}:3\n" in said.stderr
+    assert "2 completions in" in said.stdout
+    systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2]
+    done = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    what = "rows beside the held-out ones that state another split; left out"
+    assert f"2 x {what}: {file}:1, {file}:3\n" in done.stderr
+    (problem,) = [one for one in recorded(tmp_path).problems if one.what == what]
+    assert (problem.count, problem.examples) == (2, [f"{file}:1", f"{file}:3"])
 
 
 def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from meetlm.data.filters import is_blank
 from meetlm.data.pairs import text_or_turns
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
-from meetlm.data.sources import SOURCES, Source
+from meetlm.data.sources import SOURCES, Source, passed_over
 from meetlm.data.splits import read_splits
 
 FIELDS = ("prompt", "messages")
@@ -43,10 +43,12 @@ class HeldOut:
     Attributes:
         prompts: One a row that has a prompt, in order; several rows may have the same one.
         without: Rows whose prompt is missing or blank: these are left out.
+        elsewhere: Rows that state a split which is not the one read: these are left out, too.
     """
 
     prompts: list[HeldOutPrompt]
     without: list[Origin]
+    elsewhere: list[Origin]
 
 
 def read_prompts(settings: DataSettings) -> HeldOut:
@@ -58,14 +60,20 @@ def read_prompts(settings: DataSettings) -> HeldOut:
         ConfigError: ``settings.source`` is not a known format.
         DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
     """
+    elsewhere: list[Origin] = []
     if settings.holdout is None:
         source, found = SOURCES[settings.source], find_rows(settings, "eval")
         whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
-        rows = [_read(row, source) for row in found.rows if whole or source.belongs(row, found.split)]
+        rows = []
+        for row in found.rows:
+            if whole or source.belongs(row, found.split):
+                rows.append(_read(row, source))
+            else:
+                elsewhere.append(row.origin)
         if not rows:
             raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
     else:
-        rows = [_of_pair(example) for example in read_splits(settings)[1]]
+        rows, elsewhere = [_of_pair(example) for example in read_splits(settings)[1]], passed_over(settings, "train")
     kept = [row for row in rows if not is_blank(row.prompt)]
     if not kept:
         raise DataError(
@@ -74,7 +82,7 @@ def read_prompts(settings: DataSettings) -> HeldOut:
             field="prompt",
             expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}",
         )
-    return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)])
+    return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)], elsewhere)
 
 
 def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt], list[HeldOutPrompt]]:

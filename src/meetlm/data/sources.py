@@ -13,7 +13,7 @@ from typing import Literal
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import Origin, PreferenceExample, Text
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 
@@ -68,3 +68,13 @@ def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> li
     if not examples:
         raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
     return examples
+
+
+def passed_over(settings: DataSettings, split: Literal["train", "eval"]) -> list[Origin]:
+    """Return the rows that lie with those of a split and state another one, which :func:`read_examples` leaves out.
+
+    Raises:
+        DataError: The data cannot be found or read.
+    """
+    source, found = SOURCES[settings.source], find_rows(settings, split)
+    return [row.origin for row in found.rows if not source.belongs(row, found.split)]
