@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 
 from meetlm.evaluation.record import Evaluation, Interval, Measure
 from meetlm.report.plots import (
+    BESIDE,
+    IN_LEGEND,
     INK,
+    LINE,
     LOSE,
     MUTED,
     PAPER,
+    SECOND,
     TIE,
     WIN,
     Plot,
+    bar_places,
     bars_layout,
     draw,
     legend_below,
     series_style,
-    shortened,
+    wrapped,
 )
 from meetlm.report.tables import evaluators_of, measure_of, ordered
 from meetlm.report.verdict import RULE, doubt, is_clear, is_doubtful
@@ -32,8 +37,8 @@ NUM_BINS = 5
 """Of lengths; each holds about as many cells."""
 BARS = 36
 """Of a histogram."""
-ROW = 0.62
-"""Inches of a row of bars."""
+ROW, HISTOGRAM, LINE_OF_DELTA = 0.62, 0.78, 0.55
+"""Inches of a row of bars, of bars of a distribution, of intervals of Δ."""
 
 
 def evaluation_charts(evaluation: Evaluation) -> dict[str, list[Plot]]:
@@ -81,20 +86,22 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
         for r in rates
     ]
 
+    at = bar_places([one.system for one in compared], ROW)
+
     def paint(axes: Axes) -> None:
-        for row, rate in enumerate(rates):
+        for place, (row, rate) in enumerate(zip(at, rates, strict=True)):
             win, tie, lose = (percents(one) for one in (rate.win, rate.tie, rate.lose))
             starts = {"win": 0.0, "tie": win.value, "lose": win.value + tie.value}
             for (kind, start), share, colour in zip(starts.items(), (win, tie, lose), (WIN, TIE, LOSE), strict=True):
                 style: dict[str, Any] = {"color": colour}
-                if doubtful[row]:  # outlined, above the paper behind the names
+                if doubtful[place]:  # outlined, above the paper behind the names
                     style = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.4, "zorder": 4}
-                axes.barh(row, share.value, 0.5, left=start, label=kind if row == 0 else None, **style)
+                axes.barh(row, share.value, 0.5, left=start, label=kind if place == 0 else None, **style)
             # One above the other, so that they can be told apart where ties are few.
             for y, low, high in ((row - 0.11, win.low, win.high), (row + 0.11, 100 - lose.high, 100 - lose.low)):
                 axes.plot([low, high], [y, y], color=PAPER, linewidth=4.5, solid_capstyle="butt")
                 axes.plot([low, high], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
-        bars_layout(axes, list(zip([one.system for one in compared], texts, strict=True)), above=0.28)
+        bars_layout(axes, list(zip([one.system for one in compared], texts, strict=True)), above=0.28, at=at)
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of prompts (win / tie / lose)")
         legend_below(axes, 3)
@@ -106,7 +113,7 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
         f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, "
         f"the lower one of the lose rate, which counts from the right. {doubt(evaluation, evaluator)}"
     ).strip()
-    return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * len(rates), alt, caption, paint)
+    return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * (at[-1] + 1), alt, caption, paint)
 
 
 def delta_chart(evaluation: Evaluation) -> Plot:
@@ -120,9 +127,9 @@ def delta_chart(evaluation: Evaluation) -> Plot:
     for place, one in enumerate(compared):
         if place == 0 or one.system != compared[place - 1].system:
             rows.append((one.system, ""))
-            at.append(at[-1] + 0.9 if at else 0.0)
+            at.append((at[-1] + 0.9 if at else 0.0) + _second(one.system, LINE))
         rows.append((one.evaluator, points(one.rates.delta)))
-        at.append(at[-1] + (0.65 if rows[-2][1] == "" else 0.9))
+        at.append(at[-1] + (0.65 if rows[-2][1] == "" else 0.9) + _second(one.evaluator, BESIDE))
 
     def paint(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=1.4)
@@ -141,7 +148,12 @@ def delta_chart(evaluation: Evaluation) -> Plot:
     for name in evaluators:
         if note := doubt(evaluation, name):
             caption += f" Of {name}: {note[0].lower()}{note[1:]}"
-    return draw("Δ by every evaluator", 0.95 + 0.55 * at[-1], alt, caption, paint)
+    return draw("Δ by every evaluator", 0.95 + LINE_OF_DELTA * at[-1], alt, caption, paint)
+
+
+def _second(name: str, most: int) -> float:
+    """What the second line of a name takes in the figure of Δ, in its rows."""
+    return SECOND / LINE_OF_DELTA * wrapped(name, most).count("\n")
 
 
 def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:
@@ -173,17 +185,19 @@ def histograms(
     decimals = 1 if high - low >= 10 else 2
     texts = {name: f"mean {number(means[name], decimals)}" if name in means else "no value" for name in columns}
 
+    at = bar_places(list(columns), HISTOGRAM)
+
     def paint(axes: Axes) -> None:
         shares = {
             n: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / max(1, len(v)) for n, v in columns.items()
         }
         tallest = max((float(share.max()) for share in shares.values()), default=0) or 1.0
-        for row, (name, share) in enumerate(shares.items()):
-            colour = MUTED if name in baselines else series_style(row)[0]
+        for place, (row, (name, share)) in enumerate(zip(at, shares.items(), strict=True)):
+            colour = MUTED if name in baselines else series_style(place)[0]
             axes.stairs(row + 0.25 - 0.58 * share / tallest, edges, baseline=row + 0.25, fill=True, color=colour)
             if name in means:
                 axes.plot([means[name]] * 2, [row - 0.33, row + 0.3], color=INK, linewidth=1.6)
-        bars_layout(axes, list(texts.items()), above=0.36)
+        bars_layout(axes, list(texts.items()), above=0.36, at=at)
         axes.set_xlabel(measure.name)
 
     alt = "; ".join(f"{name}: {_spread(values, decimals)}" for name, values in columns.items())
@@ -191,7 +205,7 @@ def histograms(
         f"{measure.description[:1].upper()}{measure.description[1:]}. The height is the share of completions, on one "
         "scale for all; the line is the mean. The 1% at each end are counted in the last bars."
     )
-    return draw(title, 0.75 + 0.78 * len(columns), alt, caption, paint)
+    return draw(title, 0.75 + HISTOGRAM * (at[-1] + 1), alt, caption, paint)
 
 
 def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measure) -> Plot:
@@ -212,7 +226,7 @@ def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measu
         f"{doubt(evaluation, evaluator)}"
     ).strip()
     hollow = [name for name in lines if is_doubtful(evaluation, evaluator, name)]
-    axis, title = f"words more than {shortened(evaluation.baseline)}", f"Length against {evaluator}'s outcome"
+    axis, title = f"words more than {evaluation.baseline}", f"Length against {evaluator}'s outcome"
     return _lines(evaluation, title, lines, axis, "Δ (%)", caption, zero=True, hollow=hollow)
 
 
@@ -279,21 +293,26 @@ def _lines(
             colour, marker = series_style(order.index(system))
             colour = MUTED if system == evaluation.baseline else colour
             xs, ys, halves = zip(*rows, strict=True)
-            inside, name = PAPER if system in hollow else colour, shortened(system, 40)
+            inside, name = PAPER if system in hollow else colour, wrapped(system, IN_LEGEND)
             axes.errorbar(
                 xs, ys, yerr=halves, color=colour, marker=marker, markerfacecolor=inside, elinewidth=1, label=name
             )
-        axes.set_xlabel(x)
+        axes.set_xlabel(wrapped(x, LINE))
         axes.set_ylabel(y)
         if any(lines.values()):
             legend_below(axes, 1)
 
     decimals = 0 if zero else 2
-    alt = "; ".join(
-        f"{name}: " + ", ".join(f"{number(b, decimals)} at {number(a, 0)} words" for a, b, _ in rows)
+    alt = f"{y} by {x}: " + "; ".join(
+        f"{name}: " + ", ".join(f"{number(b, decimals)} at {number(a, 0)}" for a, b, _ in rows)
         for name, rows in lines.items()
     )
-    return draw(title, 3.1 + 0.24 * len(lines), alt, caption, paint)
+    return draw(title, 3.1 + _legend(lines), alt, caption, paint)
+
+
+def _legend(names: Iterable[str]) -> float:
+    """Inches of a legend with these names, one below the other."""
+    return sum(0.24 + SECOND * wrapped(name, IN_LEGEND).count("\n") for name in names)
 
 
 def temperature_chart(
@@ -329,7 +348,7 @@ def temperature_chart(
                 marker=marker,
                 markerfacecolor=PAPER,
                 elinewidth=1,
-                label=shortened(system, 40),
+                label=wrapped(system, IN_LEGEND),
             )
             clear = [(x, delta.value) for x, delta, (_, _, told) in zip(xs, deltas, rows, strict=True) if told]
             axes.plot([x for x, _ in clear], [y for _, y in clear], marker, color=colour, zorder=3)  # over the hollow
@@ -345,7 +364,7 @@ def temperature_chart(
         f"Δ against {baseline}, with 95% intervals; above the grey line the system wins more than it loses. A mark is "
         f"filled where {RULE}. {note}"
     ).strip()
-    return draw(title, 3.1 + 0.24 * len(lines), alt, caption, paint)
+    return draw(title, 3.1 + _legend(lines), alt, caption, paint)
 
 
 def known(values: Sequence[float | None]) -> NDArray[np.float64]:

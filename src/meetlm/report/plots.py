@@ -23,8 +23,10 @@ from matplotlib.figure import Figure
 
 WIDTH = 5.3
 """Inches of 72 units. About as many as a phone has points, so that text keeps its size there."""
-LINE = 48
-"""Letters of a name that has a figure's whole width."""
+LINE, IN_LEGEND, BESIDE = 48, 40, 30
+"""Letters of a line that has a figure's whole width, that stands in its legend, that has numbers beside it."""
+SECOND = 0.25
+"""Inches of a name's second line."""
 COLOURS = {
     "#000001": "ink",
     "#000002": "muted",
@@ -90,10 +92,31 @@ def series_style(place: int) -> tuple[str, str]:
     return SERIES[place % len(SERIES)], MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
 
 
-def shortened(name: str, most: int = 30) -> str:
-    """Return a name that fits a figure, its middle left out; tables have it whole."""
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+def wrapped(name: str, most: int) -> str:
+    """Return a name in one line, or in two; what fits neither has its middle left out: alternatives have it whole.
+
+    Args:
+        name: Broken at white space or a sign where that leaves two lines that fit.
+        most: Letters of a line.
+    """
+    if len(name) <= most:
+        return name
+    if len(name) > 2 * most:
+        name = f"{name[: most - 1]}…{name[1 - most :]}"
+    breaks = [at for at in range(len(name) - most, most + 1) if name[at - 1] in " -_/.:,+"]
+    at = max(breaks, default=most)
+    return f"{name[:at].rstrip()}\n{name[at:]}"
+
+
+def bar_places(names: Sequence[str], inches: float) -> list[float]:
+    """Return the y of rows of bars: 1 apart, with room above for the second line of a name that has one.
+
+    Args:
+        names: Of the rows, with numbers beside them.
+        inches: Of 1.
+    """
+    at = -1.0
+    return [at := at + 1 + SECOND / inches * wrapped(name, BESIDE).count("\n") for name in names]
 
 
 def draw(title: str, height: float, alt: str, caption: str, paint: Callable[[Axes], None]) -> Plot:
@@ -119,18 +142,17 @@ def draw(title: str, height: float, alt: str, caption: str, paint: Callable[[Axe
     return Plot(title, _inline(written.getvalue(), title, alt), alt, caption)
 
 
-def bars_layout(axes: Axes, rows: Sequence[tuple[str, str]], *, above: float, at: Sequence[float] = ()) -> None:
+def bars_layout(axes: Axes, rows: Sequence[tuple[str, str]], *, above: float, at: Sequence[float]) -> None:
     """Lay out horizontal rows with their name and a figure above each, so that no long name narrows the plot.
 
     Args:
         axes: Rows go downwards.
         rows: Name (left) and figure (right) of each; a heading of the rows beneath it has no figure.
         above: How far above a row its texts stand, in rows: close, so that they are read with it.
-        at: The y of each row; row ``n`` is at n where nothing is given.
+        at: The y of each row.
     """
-    at = at or range(len(rows))
     for row, (name, figure) in zip(at, rows, strict=True):
-        for text, x, side in ((shortened(name, 30 if figure else LINE), 0, "left"), (figure, 1, "right")):
+        for text, x, side in ((wrapped(name, BESIDE if figure else LINE), 0, "left"), (figure, 1, "right")):
             place: dict[str, Any] = {
                 "xy": (x, row - above),
                 "xycoords": ("axes fraction", "data"),
