@@ -76,5 +76,8 @@ def passed_over(settings: DataSettings, split: Literal["train", "eval"]) -> list
     Raises:
         DataError: The data cannot be found or read.
     """
-    source, found = SOURCES[settings.source], find_rows(settings, split)
+    source = SOURCES[settings.source]
+    if source.belongs is _always:
+        return []  # its rows state no split: nothing to read again
+    found = find_rows(settings, split)
     return [row.origin for row in found.rows if not source.belongs(row, found.split)]
