@@ -7,6 +7,7 @@
     python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
     python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
     python bench/levers.py products                  a layer's products by torch, and by oneDNN
+    python bench/levers.py attention                 attention of one layer, sequences at once or in blocks of queries
 
 With --plain memory is kept as it is by default, not as `meet` has it.
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from time import perf_counter
 
 from meetlm.config.process import prepare
@@ -28,11 +31,13 @@ if "--plain" not in sys.argv:
 import torch
 from rows import Rows, Scale
 from stages import STAGES
+from torch import Tensor, nn
 
 from meetlm.controls import lora
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded, one_hot
+from meetlm.policy import attention
 from meetlm.policy.policy import Policy
 from meetlm.training.run_stage import select
 from meetlm.training.stage import StageSettings
@@ -44,13 +49,14 @@ Ways = dict[str, Callable[[], None]]
 def main() -> None:
     """Time the ways of a lever in turns and print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split", "products"])
+    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split", "products", "attention"])
     parser.add_argument("--plain", action="store_true", help="keep memory as it is by default")
     parser.add_argument("--job", default="lora-sft", choices=sorted({job for job, _ in STAGES}))
     chosen = parser.parse_args()
     if chosen.lever in ALONE:
         return ALONE[chosen.lever]()
-    for title, ways in wide() if chosen.lever == "wide" else [(chosen.job, LEVERS[chosen.lever](chosen.job))]:
+    kinds = SERIES[chosen.lever]() if chosen.lever in SERIES else [(chosen.job, LEVERS[chosen.lever](chosen.job))]
+    for title, ways in kinds:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(ROUNDS):
             for name in ways if number % 2 == 0 else reversed(ways):
@@ -113,6 +119,38 @@ def wide() -> list[tuple[str, Ways]]:
         step = [Encoded.of_one(tuple(row), 64, one_hot(at % levels, levels)) for at, row in enumerate(ids)]
         go = passes(policy, [step])
         made.append((f"K={levels}, r={rank}", {"all": _with(10**9, go), "own": _with(1, go)}))
+    return made
+
+
+def attending() -> list[tuple[str, Ways]]:
+    """Return for some lengths all ways through the attention of 2,048 tokens in 10 layers, forward and backward."""
+    made = []
+    for length in (64, 128, 192, 256, 512, 1024, 2048):
+        shapes = [(1, 2048, heads, 64) for heads in (9, 3, 3)]
+        tensors = [torch.randn(shape).transpose(1, 2).requires_grad_() for shape in shapes]
+        outer = torch.randn(shapes[0])
+        borders = list(range(0, 2048 + 1, length))
+        if borders[-1] < 2048:
+            borders.append(2048)
+
+        def go(
+            way: str | int, tensors: list[Tensor] = tensors, outer: Tensor = outer, borders: list[int] = borders
+        ) -> None:
+            at_once = way == "at once"
+            attention.BLOCK = 128 if at_once else int(way)
+            masks = attention.Masks()
+            for _ in range(10):
+                if at_once:
+                    lengths = [end - start for start, end in pairwise(borders)]
+                    keys = attention._whole_keys(*tensors[1:], lengths, [0] * len(lengths))
+                    found = torch.cat(attention._at_once(tensors[0], keys, lengths, None, {}), dim=1)
+                else:
+                    found, _ = attention.varlen_attention(
+                        nn.Module(), *tensors, None, meet_borders=borders, meet_masks=masks
+                    )
+                torch.autograd.grad(found, tensors, outer)
+
+        made.append((f"{length} tokens", {f"{way}": partial(go, way) for way in ("at once", 64, 96, 128, 256)}))
     return made
 
 
@@ -181,6 +219,8 @@ def _seconds(product: Callable[[], torch.Tensor]) -> float:
 
 ALONE = {"split": split, "products": products}
 """Levers without a model."""
+SERIES = {"wide": wide, "attention": attending}
+"""Levers of several titles."""
 LEVERS: dict[str, Callable[[str], Ways]] = {
     "step": lambda job: {"as it is": passes(*prepared(job))},
     "rows": lambda job: in_passes(*prepared(job)),

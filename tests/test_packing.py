@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from meetlm.data.batch import IGNORE, budget, collate
 from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import packing
-from meetlm.policy.packing import VARLEN, packs_exactly
+from meetlm.policy.attention import VARLEN, AttentionInterface, sdpa_attention_forward, varlen_attention
+from meetlm.policy.packing import packs_exactly
 from meetlm.policy.policy import Policy
 from tiny import (
     ARCHITECTURES,
@@ -137,12 +138,10 @@ def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("wrong", ["leaks", "branch", "window", "scaling"])
 def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = packing.varlen_attention
-
     def attention(*args: Any, **kwargs: Any) -> Any:
-        return right(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_borders") is not None else kwargs))
+        return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_borders") is not None else kwargs))
 
-    monkeypatch.setitem(packing.AttentionInterface._global_mapping, VARLEN, attention)
+    monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attention)
     lm = tiny_lm("llama", dtype=torch.float32)
     why = packs_exactly(lm, longest=40)
     assert why is not None
@@ -211,9 +210,9 @@ def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) ->
     def fails(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("meet_borders") is not None:
             raise RuntimeError("no kernel")
-        return packing.sdpa_attention_forward(*args, **kwargs)
+        return sdpa_attention_forward(*args, **kwargs)
 
-    monkeypatch.setitem(packing.AttentionInterface._global_mapping, VARLEN, fails)
+    monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, fails)
     lm = tiny_lm("llama", dtype=torch.float32)
     assert packs_exactly(lm) == "meet_varlen failed: no kernel"
     assert lm.config._attn_implementation == "sdpa"

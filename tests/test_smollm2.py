@@ -18,8 +18,8 @@ from meetlm.export.peft import export_levels
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
+from meetlm.policy.attention import VARLEN
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
-from meetlm.policy.packing import VARLEN
 from meetlm.policy.policy import Policy
 from tiny import pairs
 

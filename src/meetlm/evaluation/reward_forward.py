@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from meetlm.evaluation.reward_input import Ids
-from meetlm.policy.packing import VARLEN, packed_arguments
+from meetlm.policy.attention import VARLEN
+from meetlm.policy.packing import packed_arguments
 
 TOLERANCE = 1e-4
 """Largest difference of a packed score and the same row's alone, relative to the score where that is above 1."""

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from meetlm.policy.packing import VARLEN, packed_arguments, step_arguments
+from meetlm.policy.attention import VARLEN
+from meetlm.policy.packing import packed_arguments, step_arguments
 from meetlm.policy.past import Past
 from meetlm.policy.policy import Policy
 

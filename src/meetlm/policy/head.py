@@ -65,11 +65,15 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
             logits = product(hidden[rows], weight, bias).float()
-            normalizer = logits.logsumexp(dim=1)
-            values.append(logits.gather(1, targets[rows, None])[:, 0] - normalizer)
-            normalizers.append(normalizer)
+            largest = logits.amax(dim=1, keepdim=True)
+            of_target = logits.gather(1, targets[rows, None])
+            weighs = logits.sub_(largest).exp_()  # probabilities times the row's total
+            total = weighs.sum(dim=1, keepdim=True)
+            normalizer = largest + total.log()
+            values.append((of_target - normalizer)[:, 0])
+            normalizers.append(normalizer[:, 0])
             if slopes is not None:
-                expected = product(logits.sub_(normalizer[:, None]).exp_().to(weight.dtype), weight.T)
+                expected = product(weighs.to(weight.dtype), weight.T) / total
                 torch.sub(weight[targets[rows]], expected, out=slopes[rows])
         ctx.save_for_backward(hidden, weight, bias, targets, slopes, _joined(normalizers, hidden))
         return _joined(values, hidden)

@@ -1,9 +1,8 @@
-"""Attention over packed sequences, and the check that it may be used.
+"""Packed sequences in a forward pass of any architecture, and the check that they may be used.
 
-``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with borders it attends within each sequence
-of a packed row, one call of scaled-dot-product attention a sequence and no mask; without, it is ``sdpa``. On CUDA flash
-attention is tried first. Not every architecture goes through that interface, and some have
-windows of their own, so :func:`packs_exactly` compares logits before a model is packed.
+They need :mod:`~meetlm.policy.attention`; on CUDA flash attention is tried first. Not every architecture goes through
+transformers' ``AttentionInterface``, and some have windows of their own, so :func:`packs_exactly` compares logits
+before a model is packed.
 """
 
 from __future__ import annotations
@@ -12,98 +11,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from meetlm.policy.attention import VARLEN, Masks
 from meetlm.policy.past import Past
 
-VARLEN = "meet_varlen"
 FLASH_TOLERANCE = 5e-2
 """Largest relative difference of a logit between bf16 flash attention and f32."""
-
-
-def varlen_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend within each sequence of a packed row.
-
-    Args:
-        module: The attention layer.
-        query: [1, H, T, d]; key and value [1, H_kv, T, d], H a multiple of H_kv.
-        key: See ``query``.
-        value: See ``query``.
-        attention_mask: Used only where nothing is packed.
-        dropout: On attention weights.
-        scaling: Of the scores; 1/sqrt(d) by default.
-        kwargs: ``meet_borders``, Q + 1 numbers, marks the sequences; ``meet_shared``, Q numbers, says how many tokens
-            a branch shares with the last sequence that is none. ``meet_past`` takes in the keys of each sequence, for
-            the rows that ``meet_rows`` names; without borders each token is the next one of a row of it.
-            ``sliding_window`` is obeyed; the rest is for sdpa.
-
-    Returns:
-        [1, T, H, d], and no weights.
-    """
-    borders: list[int] | None = kwargs.get("meet_borders")
-    past: Past | None = kwargs.get("meet_past")
-    if past is not None and borders is None:
-        return past.attend(_layer(module), query, key, value, scaling, kwargs.get("sliding_window")), None
-    if borders is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    window = kwargs.get("sliding_window")
-    lengths = [end - start for start, end in pairwise(borders)]
-    parts = (
-        torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)
-    )  # a slice's backward fills a whole tensor
-    outputs, whole, root_key, root_value = [], [], key, value
-    for length, shared, q, k, v in zip(lengths, kwargs.get("meet_shared") or [0] * len(lengths), *parts, strict=True):
-        if shared:
-            k, v = (torch.cat([root[:, :, :shared], own], dim=2) for root, own in ((root_key, k), (root_value, v)))
-        else:
-            root_key, root_value = k, v
-        whole.append((k[0], v[0]))
-        mask = None
-        if shared or (window is not None and length > window):
-            position = torch.arange(shared + length, device=query.device)
-            distance = position[shared:, None] - position[None, :]
-            mask = (distance >= 0) & (distance < (window or shared + length))
-        outputs.append(
-            functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        )
-    if past is not None:
-        past.keep(_layer(module), list(zip(kwargs["meet_rows"], whole, strict=True)))
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
-
-
-def _layer(module: nn.Module) -> int:
-    number = module.layer_idx
-    assert isinstance(number, int), "an attention layer knows its number"
-    return number
-
-
-AttentionInterface.register(VARLEN, varlen_attention)
-AttentionMaskInterface.register(VARLEN, sdpa_mask)
 
 
 def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None) -> dict[str, Any]:
@@ -113,7 +29,8 @@ def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int]
     """
     borders = cu_seq_lens.tolist()
     if lm.config._attn_implementation == VARLEN:
-        return {"meet_borders": borders, "meet_shared": shared, "attention_mask": _nothing(lm)}
+        masks = {"meet_masks": Masks(), "attention_mask": _nothing(lm)}
+        return {"meet_borders": borders, "meet_shared": shared, **masks}
     assert shared is None, "flash attention knows no branches"
     longest = max(end - start for start, end in pairwise(borders))
     lengths = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}

@@ -20,9 +20,10 @@ from meetlm.controls.base import Control
 from meetlm.controls.linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
+from meetlm.policy.attention import VARLEN
 from meetlm.policy.head import is_plain, token_logps
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
-from meetlm.policy.packing import VARLEN, packed_arguments, packs_exactly
+from meetlm.policy.packing import packed_arguments, packs_exactly
 
 SCORED_TOKENS = 2048
 """Most tokens that are scored in one forward pass."""
