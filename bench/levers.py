@@ -7,7 +7,7 @@
     python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
     python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
     python bench/levers.py products                  a layer's products by torch, and by oneDNN
-    python bench/levers.py attention                 attention of one layer, sequences at once or in blocks of queries
+    python bench/levers.py attention                 attention of 10 layers, sequences at once or in blocks of queries
 
 With --plain memory is kept as it is by default, not as `meet` has it.
 
@@ -136,15 +136,14 @@ def attending() -> list[tuple[str, Ways]]:
         def go(
             way: str | int, tensors: list[Tensor] = tensors, outer: Tensor = outer, borders: list[int] = borders
         ) -> None:
-            at_once = way == "at once"
-            attention.BLOCK = 128 if at_once else int(way)
             masks = attention.Masks()
             for _ in range(10):
-                if at_once:
+                if way == "at once":
                     lengths = [end - start for start, end in pairwise(borders)]
                     keys = attention._whole_keys(*tensors[1:], lengths, [0] * len(lengths))
                     found = torch.cat(attention._at_once(tensors[0], keys, lengths, None, {}), dim=1)
                 else:
+                    attention.BLOCK = int(way)
                     found, _ = attention.varlen_attention(
                         nn.Module(), *tensors, None, meet_borders=borders, meet_masks=masks
                     )

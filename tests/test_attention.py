@@ -1,13 +1,15 @@
-"""Attention in blocks, beside scores of all pairs of tokens in f64."""
+"""Attention within packed sequences, beside scores of all pairs of tokens in f64."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from meetlm.policy import attention
 from meetlm.policy.attention import BLOCK, Masks, varlen_attention
 
 HEADS, SIZE = 6, 16
@@ -17,6 +19,12 @@ class Layer(nn.Module):
     """All that attention asks of its layer."""
 
     layer_idx = 0
+
+
+def at_once(query: Tensor, *given: Any) -> list[Tensor]:
+    """As on other devices."""
+    whole, lengths, window, _, more = given
+    return attention._at_once(query, whole, lengths, window, more)
 
 
 def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window: int | None, scale: float) -> Tensor:
@@ -29,11 +37,16 @@ def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window:
     return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) @ value
 
 
+@pytest.mark.parametrize("cpu", [True, False], ids=["blocks", "at once"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_blocks_see_what_they_should(kv_heads: int, window: int | None, scale: float | None) -> None:
+def test_tokens_see_what_they_should(
+    cpu: bool, kv_heads: int, window: int | None, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sequences of one block, at its edges and of several, and two branches of one of them."""
+    if not cpu:
+        monkeypatch.setattr(attention, "_in_blocks", at_once)
     generator = torch.Generator().manual_seed(3)
     lengths = [1, 5, BLOCK + BLOCK // 2 - 1, BLOCK + BLOCK // 2, 2 * BLOCK, 3 * BLOCK + 5, 30, 2 * BLOCK]
     shared = [0, 0, 0, 0, 0, 0, 2 * BLOCK + 9, 7]
@@ -74,10 +87,10 @@ def test_blocks_see_what_they_should(kv_heads: int, window: int | None, scale: f
 
 def test_masks_are_made_once_for_all_layers() -> None:
     masks, query = Masks(), torch.zeros(1, 2, 3 * 10, 8)
-    first = masks.of(query, 10, 5, 25, 100, None)
+    first = masks.of(query, 10, 20, 100, None)
     assert first.shape == (30, 20)
-    assert masks.of(query, 10, 0, 20, 100, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-    assert masks.of(query, 10, 0, 20, 100, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-    # The first query is at place 15: it sees keys 5 to 15, its own the last of them.
+    assert masks.of(query, 10, 15, 100, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    assert masks.of(query, 10, 20, 100, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+    # Ten keys are before the first query's own.
     assert first[0].isfinite().tolist() == [True] * 11 + [False] * 9
     assert first[2].equal(first[0]) and first[-1].isfinite().all()

@@ -41,6 +41,17 @@ def test_chunks_give_the_log_probs_and_gradients_of_whole_logits(
         assert torch.allclose(one, other, atol=1e-6)
 
 
+def test_logits_past_what_exp_can_hold() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 17, bias=False).requires_grad_(False)
+    hidden, targets = (2000 * torch.randn(5, 6)).requires_grad_(), torch.arange(5)
+    assert layer(hidden).max() > 700
+    values, right = token_logps(hidden, layer, targets), plain(hidden, layer, targets)
+    assert torch.allclose(values, right, rtol=1e-5, atol=1e-3)
+    gradients = [torch.autograd.grad(one.sum(), hidden)[0] for one in (values, right)]
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 def test_no_token_at_all() -> None:
     layer, hidden = nn.Linear(6, 17), torch.randn(0, 6, requires_grad=True)
     token_logps(hidden, layer, torch.zeros(0, dtype=torch.int64)).sum().backward()

@@ -23,6 +23,7 @@ from meetlm.diagnostics.gpus import GIB, RESERVED, gpus_needed
 from meetlm.diagnostics.memory import Rehearsal, States
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.objectives.nll import NLLSettings
+from meetlm.policy import attention
 from meetlm.run.execute import execute
 from meetlm.run.plan import make_plan
 from run_folders import config_for
@@ -119,6 +120,30 @@ def test_a_dry_run_takes_what_a_real_one_takes(architecture: str, train: tuple[s
     assert planned.above_weights == pytest.approx(real.peak, rel=0.02)
     sizes = [p.numel() * 4 for p in policy.parameters() if p.requires_grad]
     assert (rehearsal.states.gradients, rehearsal.states.moments) == (sum(sizes), 2 * sum(sizes))
+
+
+@pytest.mark.parametrize(("bf16", "way"), [(True, "_at_once"), (False, "_in_blocks")], ids=["cuda", "cpu"])
+def test_a_dry_run_attends_as_the_device_does(bf16: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks on CPUs, at once on others: a GPU keeps no masks."""
+    batch = collate(sequences(tiny_policy("llama", "lora"), LENGTHS), "packed")
+    right = getattr(attention, way)
+    calls: list[int] = []
+
+    def counted(*given: Any) -> list[Tensor]:
+        calls.append(len(given))
+        found: list[Tensor] = right(*given)
+        return found
+
+    def wrong(*_: Any) -> None:
+        raise AssertionError("the other device's way")
+
+    monkeypatch.setattr(attention, "_in_blocks", wrong)
+    monkeypatch.setattr(attention, "_at_once", wrong)
+    monkeypatch.setattr(attention, way, counted)
+    lm = tiny_lm("llama", dtype=torch.float32)
+    objective = OBJECTIVES["nll"].build(NLLSettings())
+    Rehearsal(lm, tiny_control(lm, "lora"), ("control",), objective, "packed", bf16=bf16).forward_backward(batch)
+    assert len(calls) == lm.config.num_hidden_layers
 
 
 def test_gpus_by_hand() -> None:

@@ -161,7 +161,7 @@ def packs(model: PreTrainedModel, rows: Sequence[Ids], prompts: Sequence[Hashabl
     if not isinstance(model, GenericForSequenceClassification):
         return f"{type(model).__name__} does not pool the last token of a decoder"
     if model.device.type != "cpu":
-        return "rows are packed on CPUs only, where one row's attention is a call of its own at no cost"
+        return "rows are packed on CPUs only, where calls of attention for each row alone cost nothing"
     own = model.config._attn_implementation
     if not getattr(model, "_supports_attention_backend", False) or own not in ("sdpa", VARLEN):
         return f"its attention is {own!r}, and packing is written for 'sdpa' through transformers' AttentionInterface"

@@ -34,27 +34,26 @@ class Masks:
     def __init__(self) -> None:
         self._made: dict[tuple[int, int, int | None], Tensor] = {}
 
-    def of(self, query: Tensor, tokens: int, first: int, last: int, longest: int, window: int | None) -> Tensor:
-        """Return 0 where a query sees a key and -inf elsewhere, [tokens·G, last - first].
+    def of(self, query: Tensor, tokens: int, keys: int, longest: int, window: int | None) -> Tensor:
+        """Return 0 where a query sees a key and -inf elsewhere, [tokens·G, keys].
 
         Args:
-            query: [1, H_kv, tokens·G, d], of the tokens before ``last``, G rows each.
-            tokens: How many.
-            first: Place of the first key.
-            last: Place behind the last key.
+            query: [1, H_kv, tokens·G, d], G rows for each token.
+            tokens: How many; the last of them stands where the last key does.
+            keys: How many.
             longest: Most keys of a sequence of the pass, or any number above.
             window: Keys that a token sees, its own included; all before it where ``None``.
         """
         repeat = query.shape[2] // tokens
-        key = repeat, longest, window
-        if key not in self._made:
+        kind = repeat, longest, window
+        if kind not in self._made:
             row = torch.arange(2 * BLOCK, device=query.device)[:, None]
             behind = row - torch.arange(-longest, 2 * BLOCK, device=query.device)
             unseen = (behind < 0) | (behind >= (window or longest + 2 * BLOCK))
             mask = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill(unseen, float("-inf"))
-            self._made[key] = mask.repeat_interleave(repeat, dim=0)
+            self._made[kind] = mask.repeat_interleave(repeat, dim=0)
         end = longest + tokens
-        return self._made[key][: tokens * repeat, end - (last - first) : end]
+        return self._made[kind][: tokens * repeat, end - keys : end]
 
 
 def varlen_attention(
@@ -98,7 +97,8 @@ def varlen_attention(
     shared = kwargs.get("meet_shared") or [0] * len(lengths)
     whole = _whole_keys(key, value, lengths, shared)
     more = {"dropout_p": dropout, "scale": scaling}
-    if query.device.type == "cpu":
+    # A dry run stands for CUDA by autocast of the CPU (diagnostics/dry_run.py).
+    if query.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         outputs = _in_blocks(query, whole, lengths, window, kwargs["meet_masks"], more)
     else:
         outputs = _at_once(query, whole, lengths, window, more)
@@ -147,7 +147,7 @@ def _in_blocks(
         for size in sizes:
             first, last = max(0, last + 1 - window) if window else 0, last + size
             part = next(parts)
-            mask = masks.of(part, size, first, last, longest, window)
+            mask = masks.of(part, size, last - first, longest, window)
             output = functional.scaled_dot_product_attention(
                 part, key[:, :, first:last], value[:, :, first:last], attn_mask=mask, **more
             )
