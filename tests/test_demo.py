@@ -144,7 +144,7 @@ def check_rows(folder: Path, prompts: list[dict[str, str]]) -> None:
     for split in ("train", "test"):
         rows = rows_of(folder, split)
         settings = DataSettings(source="pairs", train_file=str(folder / f"{split}.jsonl"))
-        examples = read_examples(settings, "train")
+        examples = read_examples(settings, "train").rows
         assert len(rows) == len(examples) > 0
         for row, example in zip(rows, examples, strict=True):
             prompt, chosen, rejected = texts(example)

@@ -21,8 +21,10 @@ from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Evaluation
 from meetlm.generation.sampling import Sampling
+from meetlm.policy.loading import load_tokenizer
 from meetlm.run.completions import completions_file
 from meetlm.run.execute import execute
+from meetlm.run.prepared import pinned_format, prepare_data
 from reward_models import folder_of
 from run_folders import config_for, write_pairs
 from test_answers import written
@@ -118,7 +120,11 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
         f"data.{name}={value}" for name, value in (("source", "summarize"), ("train_file", file), ("eval_file", file))
     ]
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora", *data), run, progress=False)
+    config = config_for(tmp_path, "llama", "lora", *data)
+    execute(config, run, progress=False)
+    trained = prepare_data(config.data, pinned_format(config, load_tokenizer(config.model.name)))
+    left = "  left out: {}, of another split, as they state (lines {})"
+    assert [line for line in trained.lines() if "left out" in line] == [left.format(2, "2, 4"), left.format(2, "1, 3")]
     said = meet("generate", run, "--max-new-tokens", 2)
     assert f"2 x rows that state another split; left out: {file}:1, {file}:3\n" in said.stderr
     assert "2 completions in" in said.stdout

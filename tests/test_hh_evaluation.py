@@ -38,7 +38,7 @@ def meet(*words: object) -> str:
 def short_pairs() -> list[PreferenceExample]:
     """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
     kept: dict[str, PreferenceExample] = {}
-    for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval"):
+    for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
         texts = [str(one.prompt), str(one.chosen), str(one.rejected)]
         usable = one.rejected_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
         if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:

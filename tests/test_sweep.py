@@ -240,7 +240,7 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
     rows = file.read_text().splitlines()
     file.write_text("\n".join([*rows, *(row.replace("bad", "worse") for row in rows)]) + "\n")  # two rows a prompt
     settings = DataSettings(source="hh", train_file=str(file), holdout=3)
-    train, held = read_splits(settings)
+    train, held = (read.rows for read in read_splits(settings))
     assert (len(train), len(held)) == (14, 6)
     assert not {e.group for e in train} & {e.group for e in held}
     read = read_prompts(settings).prompts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Turn, prompt_id
+from meetlm.data.example import Origin, PreferenceExample, Read, Turn, prompt_id
 from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
@@ -36,7 +36,7 @@ ROWS = [
 
 
 def test_train_by_hand() -> None:
-    kept, report = filter_train(ROWS, letters, max_length=10)
+    kept, report = filter_train(Read(ROWS, []), letters, max_length=10)
     assert [example.origin.line for example in kept] == [1, 7, 8, 9, 10, 11]
     assert report.to_dict() == {
         "file": "x.jsonl",
@@ -54,17 +54,26 @@ def test_train_by_hand() -> None:
             "contradiction": {"count": 1, "lines": [7]},
             "empty_prompt": {"count": 1, "lines": [11]},
         },
+        "elsewhere": {"count": 0, "lines": []},
     }
 
 
+def test_rows_that_state_another_split_are_counted() -> None:
+    others = [Origin("x.jsonl", line) for line in range(20, 27)]
+    for account in (filter_train(Read(ROWS, others), letters, 10)[1], filter_eval(Read(ROWS, others), letters, 10)[1]):
+        assert account.to_dict()["elsewhere"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
+        assert account.total == len(ROWS)
+        assert "  left out: 7, of another split, as they state (lines 20, 21, 22, 23, 24, …)" in account.lines()
+
+
 def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
-    kept, report = filter_train(ROWS[:1] + ROWS[7:10], letters, max_length=9)
+    kept, report = filter_train(Read(ROWS[:1] + ROWS[7:10], []), letters, max_length=9)
     assert [example.origin.line for example in kept] == [1]
     assert report.dropped["too_long"].lines == [8, 9, 10]
 
 
 def test_eval_by_hand() -> None:
-    kept, report = filter_eval(ROWS, letters, max_length=4)
+    kept, report = filter_eval(Read(ROWS, []), letters, max_length=4)
     assert [example.origin.line for example in kept] == [1, 10, 11]
     counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
     assert counts == {
@@ -106,7 +115,7 @@ def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
-    kept, _ = filter_eval(ROWS[2:6], letters, max_length=4)
+    kept, _ = filter_eval(Read(ROWS[2:6], []), letters, max_length=4)
     assert [example.origin.line for example in kept] == [6]
 
 
@@ -116,7 +125,7 @@ def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
         make(2, "P", "a", "b", group="one"),
         make(3, "p", "a", "b", group="two"),
     ]
-    assert [row.origin.line for row in filter_eval(rows, letters, 9)[0]] == [1, 3]
+    assert [row.origin.line for row in filter_eval(Read(rows, []), letters, 9)[0]] == [1, 3]
 
 
 def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
@@ -126,13 +135,13 @@ def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
         looked_at.append(example.origin.line)
         return letters(example)
 
-    kept, report = filter_train(ROWS, lengths, max_length=10, limit=3)
+    kept, report = filter_train(Read(ROWS, []), lengths, max_length=10, limit=3)
     assert [example.origin.line for example in kept] == [1, 7, 8]
     assert looked_at == [1, 7, 8], "rows beyond the limit are not tokenised"
     assert report.beyond_limit == 3
     assert report.kept + sum(tally.count for tally in report.dropped.values()) + report.beyond_limit == 11
-    assert filter_train(ROWS, letters, 10, limit=6)[1].beyond_limit == 0
-    kept, report = filter_eval(ROWS, letters, 4, limit=1)
+    assert filter_train(Read(ROWS, []), letters, 10, limit=6)[1].beyond_limit == 0
+    kept, report = filter_eval(Read(ROWS, []), letters, 4, limit=1)
     assert ([example.origin.line for example in kept], report.beyond_limit) == ([1], 10)
 
 
@@ -142,7 +151,7 @@ def test_lines_for_a_terminal() -> None:
         *(make(n, "p", "", " b") for n in range(2, 9)),
         make(9, "p", " b", " a"),
     ]
-    report = filter_train([*rows, make(10, "q", " a", " b")], letters, 10, limit=2)[1]
+    report = filter_train(Read([*rows, make(10, "q", " a", " b")], []), letters, 10, limit=2)[1]
     assert report.lines() == [
         "x.jsonl: 2 of 10 rows kept, 1 distinct prompts",
         "  dropped: 7, a reply is empty (lines 2, 3, 4, 5, 6, …)",
@@ -158,21 +167,21 @@ def test_conversations_are_compared_by_their_turns() -> None:
         PreferenceExample(ask, one, two, "g", Origin("x", line))
         for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
-    kept, report = filter_train(rows, lambda _: (1, 1, 1), 9)
+    kept, report = filter_train(Read(rows, []), lambda _: (1, 1, 1), 9)
     assert kept == rows[:1]
     assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
 
 
 def test_no_usable_row() -> None:
     with pytest.raises(DataError) as caught:
-        filter_train(ROWS[1:4], letters, 10)
+        filter_train(Read(ROWS[1:4], []), letters, 10)
     assert str(caught.value) == (
         "x.jsonl: no usable row left of 3 (1: the two sides answer different prompts; 2: a reply is empty)"
     )
     with pytest.raises(DataError, match="no usable row left of 1 .1: longer than max_length"):
-        filter_eval(ROWS[9:10], letters, 3)
+        filter_eval(Read(ROWS[9:10], []), letters, 3)
     with pytest.raises(DataError, match="there were none"):
-        filter_train([], letters, 10)
+        filter_train(Read([], []), letters, 10)
 
 
 def test_overlap_is_told_by_group() -> None:

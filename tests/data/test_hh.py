@@ -74,13 +74,14 @@ def test_errors(fields: dict[str, object], text: str) -> None:
     ("split", "total", "differ", "empty", "kept"), [("train", 1600, 3, 4, 1593), ("eval", 400, 1, 0, 399)]
 )
 def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: int, empty: int, kept: int) -> None:
-    examples = read_examples(DataSettings(source="hh", path=str(SAMPLE), subset="hh-harmless-base"), split)
+    read = read_examples(DataSettings(source="hh", path=str(SAMPLE), subset="hh-harmless-base"), split)
+    examples = read.rows
     assert len(examples) == total
     for example in examples:
         assert isinstance(example.prompt, str) and isinstance(example.chosen, str)
         assert example.prompt.startswith("\n\nHuman:") and example.prompt.endswith("\n\nAssistant:")
         assert example.chosen == "" or example.chosen[0].isspace()
-    report = filter_train(examples, lambda _: (0, 0, 0), 512)[1]
+    report = filter_train(read, lambda _: (0, 0, 0), 512)[1]
     counts = {name: tally.count for name, tally in report.dropped.items()}
     assert counts == {name: n for name, n in {"prompts_differ": differ, "empty_reply": empty}.items() if n}
     assert (report.kept, report.groups) == (kept, kept)

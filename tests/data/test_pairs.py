@@ -178,6 +178,6 @@ def test_every_kind_of_file_gives_the_same_example(tmp_path: Path, row: dict[str
         file.write_text(",".join(row) + "\n" + quoted + "\n")
     else:
         file.write_text(json.dumps([row] if ending == "json" else row))
-    [example] = read_examples(DataSettings(source="pairs", path=str(file)), "train")
+    [example] = read_examples(DataSettings(source="pairs", path=str(file)), "train").rows
     assert parts(example) == parts(parse(**row))
     assert str(example.origin) == f"{file}:{2 if ending == 'csv' else 1}"

@@ -143,7 +143,7 @@ class TestBadFiles:
 
 class TestPlaces:
     def read(self, split: Any = "train", **settings: Any) -> list[tuple[str, int]]:
-        examples = read_examples(DataSettings(source="pairs", **settings), split)
+        examples = read_examples(DataSettings(source="pairs", **settings), split).rows
         return [(str(example.prompt), example.origin.line) for example in examples]
 
     def test_one_file_is_the_training_data(self, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ class TestPlaces:
         table = pyarrow.Table.from_pylist([PAIR, {**PAIR, "prompt": "Second."}])
         pyarrow.parquet.write_table(table, tmp_path / "set" / "part" / "train-00000-of-00001.parquet")
         folder = str(tmp_path / "set")
-        examples = read_examples(DataSettings(source="pairs", path=folder, subset="part"), "train")
+        examples = read_examples(DataSettings(source="pairs", path=folder, subset="part"), "train").rows
         assert [(example.prompt, str(example.origin)) for example in examples] == [
             ("Say hi.", f"{folder}/part [train]:1"),
             ("Second.", f"{folder}/part [train]:2"),
@@ -214,7 +214,7 @@ class TestPlaces:
             row = {side: f"\n\nHuman: {name}\n\nAssistant: {side}" for side in ("chosen", "rejected")}
             write(tmp_path / "hh" / name / "train.jsonl.gz", gzip.compress(json.dumps(row).encode()))
             write(tmp_path / "hh" / name / "test.jsonl.gz", gzip.compress(json.dumps(row).encode()))
-        examples = read_examples(DataSettings(source="hh", path=str(tmp_path / "hh")), "train")
+        examples = read_examples(DataSettings(source="hh", path=str(tmp_path / "hh")), "train").rows
         assert [(example.prompt, example.origin.line) for example in examples] == [
             ("\n\nHuman: harmless-base\n\nAssistant:", 1),
             ("\n\nHuman: helpful-base\n\nAssistant:", 2),

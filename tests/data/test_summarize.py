@@ -98,8 +98,8 @@ def test_splits_by_the_rows_own_word(tmp_path: Path) -> None:
     parts = ["train", "valid1", "valid2", "train"]
     file.write_text("".join(json.dumps(fields(split=part)) + "\n" for part in parts))
     settings = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
-    assert [example.origin.line for example in read_examples(settings, "train")] == [1, 4]
-    assert [example.origin.line for example in read_examples(settings, "eval")] == [2, 3]
+    assert [example.origin.line for example in read_examples(settings, "train").rows] == [1, 4]
+    assert [example.origin.line for example in read_examples(settings, "eval").rows] == [2, 3]
 
 
 def test_a_file_of_another_split_only(tmp_path: Path) -> None:
@@ -122,6 +122,6 @@ def test_the_hub_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
     expected = parse(fields())
     for split, lines in [("train", [1]), ("eval", [1, 2])]:
-        examples = read_examples(settings, split)  # type: ignore[arg-type]
+        examples = read_examples(settings, split).rows  # type: ignore[arg-type]
         assert [example.origin.line for example in examples] == lines
         assert all((row.prompt, row.chosen) == (expected.prompt, expected.chosen) for row in examples)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class Turn:
     role: str
     content: str
 
+
+T = TypeVar("T")
 
 Text = str | tuple[Turn, ...]
 """Plain text, or a conversation that the tokenizer's chat template will render."""
@@ -50,6 +53,18 @@ class PreferenceExample:
     group: str
     origin: Origin
     rejected_prompt: Text | None = None
+
+
+class Read(NamedTuple, Generic[T]):
+    """A split as read, unfiltered and in the order of the file.
+
+    Attributes:
+        rows: What was made of each of its rows.
+        elsewhere: Rows that lie beside them and state another split, which are left out.
+    """
+
+    rows: list[T]
+    elsewhere: list[Origin]
 
 
 def prompt_id(prompt: Text) -> str:

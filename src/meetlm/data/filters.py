@@ -6,12 +6,12 @@ method trains on the same rows whatever its control costs. Nothing is repaired h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import Origin, PreferenceExample, Read, Text
 
 Lengths = Callable[[PreferenceExample], tuple[int, int, int]]
 """Token counts of prompt, chosen and rejected reply, without the control."""
@@ -42,11 +42,11 @@ class Tally:
     count: int = 0
     lines: list[int] = field(default_factory=list)
 
-    def add(self, example: PreferenceExample) -> None:
+    def add(self, row: Origin) -> None:
         """Count one more row."""
         self.count += 1
         if len(self.lines) < SHOWN_LINES:
-            self.lines.append(example.origin.line)
+            self.lines.append(row.line)
 
 
 @dataclass
@@ -61,6 +61,7 @@ class FilterReport:
         beyond_limit: Rows not looked at, as the limit was reached before them.
         dropped: A tally for each of ``REASONS`` that applied.
         odd: A tally for each of ``ODDITIES`` among the kept.
+        elsewhere: Rows beside them that state another split; ``total`` is without them.
     """
 
     file: str
@@ -70,12 +71,13 @@ class FilterReport:
     beyond_limit: int = 0
     dropped: dict[str, Tally] = field(default_factory=dict)
     odd: dict[str, Tally] = field(default_factory=dict)
+    elsewhere: Tally = field(default_factory=Tally)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
 
         def tallies(of: dict[str, Tally]) -> dict[str, Any]:
-            return {name: {"count": tally.count, "lines": list(tally.lines)} for name, tally in of.items()}
+            return {name: asdict(tally) for name, tally in of.items()}
 
         return {
             "file": self.file,
@@ -85,6 +87,7 @@ class FilterReport:
             "beyond_limit": self.beyond_limit,
             "dropped": tallies(self.dropped),
             "odd": tallies(self.odd),
+            "elsewhere": asdict(self.elsewhere),
         }
 
     def lines(self) -> list[str]:
@@ -92,6 +95,8 @@ class FilterReport:
         text = [f"{self.file}: {self.kept} of {self.total} rows kept, {self.groups} distinct prompts"]
         text += [_line("dropped", tally, REASONS[name]) for name, tally in self.dropped.items()]
         text += [_line("kept though odd", tally, ODDITIES[name]) for name, tally in self.odd.items()]
+        if self.elsewhere.count:
+            text.append(_line("left out", self.elsewhere, "of another split, as they state"))
         if self.beyond_limit:
             text.append(f"  not looked at: {self.beyond_limit}, beyond the limit")
         return text
@@ -104,7 +109,7 @@ def _line(what: str, tally: Tally, why: str) -> str:
 
 
 def filter_train(
-    examples: Sequence[PreferenceExample], lengths: Lengths, max_length: int, limit: int | None = None
+    read: Read[PreferenceExample], lengths: Lengths, max_length: int, limit: int | None = None
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep the pairs that can be trained on, in their order.
 
@@ -112,7 +117,7 @@ def filter_train(
     duplicates, and pairs whose prompt and longer reply together exceed ``max_length``.
 
     Args:
-        examples: What a source read.
+        read: What a source read.
         lengths: Token counts without the control.
         max_length: Most tokens of prompt and longer reply.
         limit: Stop once this many rows are kept; later rows are not looked at.
@@ -132,11 +137,11 @@ def filter_train(
         prompt, chosen, rejected = lengths(example)
         return "too_long" if prompt + max(chosen, rejected) > max_length else None
 
-    return _filter(examples, reason, limit)
+    return _filter(read, reason, limit)
 
 
 def filter_eval(
-    examples: Sequence[PreferenceExample],
+    read: Read[PreferenceExample],
     lengths: Lengths,
     max_length: int,
     *,
@@ -147,7 +152,7 @@ def filter_eval(
     Both replies are used (preference accuracy): rows that are no proper pairs are dropped as in training.
 
     Args:
-        examples: What a source read.
+        read: What a source read.
         lengths: Token counts without the control; only the prompt's is used.
         max_length: Most tokens of the prompt alone, as replies are generated.
         limit: Stop once this many rows are kept; later rows are not looked at.
@@ -166,7 +171,7 @@ def filter_eval(
         seen.add(example.group)
         return "too_long" if lengths(example)[0] > max_length else None
 
-    return _filter(examples, reason, limit)
+    return _filter(read, reason, limit)
 
 
 def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]) -> list[PreferenceExample]:
@@ -176,11 +181,14 @@ def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[Preference
 
 
 def _filter(
-    examples: Sequence[PreferenceExample],
+    read: Read[PreferenceExample],
     reason: Callable[[PreferenceExample], str | None],
     limit: int | None,
 ) -> tuple[list[PreferenceExample], FilterReport]:
+    examples = read.rows
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
+    for row in read.elsewhere:
+        report.elsewhere.add(row)
     kept: list[PreferenceExample] = []
     pairs: set[tuple[Text, Text, Text]] = set()
     for number, example in enumerate(examples):
@@ -189,12 +197,12 @@ def _filter(
             break
         why = reason(example)
         if why:
-            report.dropped.setdefault(why, Tally()).add(example)
+            report.dropped.setdefault(why, Tally()).add(example.origin)
             continue
         if is_blank(example.prompt):
-            report.odd.setdefault("empty_prompt", Tally()).add(example)
+            report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
         if (example.prompt, example.rejected, example.chosen) in pairs:
-            report.odd.setdefault("contradiction", Tally()).add(example)
+            report.odd.setdefault("contradiction", Tally()).add(example.origin)
         pairs.add(_key(example))
         kept.append(example)
     if not kept:

@@ -12,9 +12,9 @@ from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Text, prompt_id
 from meetlm.data.filters import is_blank
 from meetlm.data.pairs import text_or_turns
-from meetlm.data.rows import Row, find_rows
+from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
-from meetlm.data.sources import SOURCES, Source, passed_over
+from meetlm.data.sources import Source, read_rows
 from meetlm.data.splits import read_splits
 
 FIELDS = ("prompt", "messages")
@@ -60,20 +60,12 @@ def read_prompts(settings: DataSettings) -> HeldOut:
         ConfigError: ``settings.source`` is not a known format.
         DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
     """
-    elsewhere: list[Origin] = []
     if settings.holdout is None:
-        source, found = SOURCES[settings.source], find_rows(settings, "eval")
         whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
-        rows = []
-        for row in found.rows:
-            if whole or source.belongs(row, found.split):
-                rows.append(_read(row, source))
-            else:
-                elsewhere.append(row.origin)
-        if not rows:
-            raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
+        rows, elsewhere = read_rows(settings, "eval", _read, whole=whole)
     else:
-        rows, elsewhere = [_of_pair(example) for example in read_splits(settings)[1]], passed_over(settings, "train")
+        train, held = read_splits(settings)
+        rows, elsewhere = [_of_pair(example) for example in held.rows], train.elsewhere
     kept = [row for row in rows if not is_blank(row.prompt)]
     if not kept:
         raise DataError(

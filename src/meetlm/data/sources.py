@@ -1,4 +1,4 @@
-"""The formats preference pairs come in, by name, and the one function that reads them.
+"""The formats preference pairs come in, by name, and the one function that reads their rows.
 
 A format is a pure function from a row to an example; files, splits and the hub are the business of ``rows``.
 A new format is one new file and one line here.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import Origin, PreferenceExample, Text
+from meetlm.data.example import PreferenceExample, Read, Text
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
+
+T = TypeVar("T")
 
 
 def _always(row: Row, split: str) -> bool:
@@ -55,29 +57,34 @@ SOURCES.register("summarize")(
 SOURCES.register("pairs")(Source(pairs.parse))
 
 
-def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> list[PreferenceExample]:
-    """Read every row of a split, unfiltered and in the order of the file.
+def read_rows(
+    settings: DataSettings, split: Literal["train", "eval"], parse: Callable[[Row, Source], T], *, whole: bool = False
+) -> Read[T]:
+    """Read every row of a split.
+
+    Args:
+        settings: Where the data are, and of which format.
+        split: Which one.
+        parse: Turns a row of this format into what is wanted.
+        whole: Every row counts, whatever split it states.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
-        DataError: The data cannot be found or read, or a row is not what the format asks for.
+        DataError: The data cannot be found or read, ``parse`` raised it, or no row belongs to the split.
     """
     source = SOURCES[settings.source]
     found = find_rows(settings, split)
-    examples = [source.parse(row) for row in found.rows if source.belongs(row, found.split)]
-    if not examples:
+    read: Read[T] = Read([], [])
+    for row in found.rows:
+        if whole or source.belongs(row, found.split):
+            read.rows.append(parse(row, source))
+        else:
+            read.elsewhere.append(row.origin)
+    if not read.rows:
         raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
-    return examples
+    return read
 
 
-def passed_over(settings: DataSettings, split: Literal["train", "eval"]) -> list[Origin]:
-    """Return the rows that lie with those of a split and state another one, which :func:`read_examples` leaves out.
-
-    Raises:
-        DataError: The data cannot be found or read.
-    """
-    source = SOURCES[settings.source]
-    if source.belongs is _always:
-        return []  # its rows state no split: nothing to read again
-    found = find_rows(settings, split)
-    return [row.origin for row in found.rows if not source.belongs(row, found.split)]
+def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[PreferenceExample]:
+    """Read every pair of a split; raises what :func:`read_rows` does."""
+    return read_rows(settings, split, lambda row, source: source.parse(row))

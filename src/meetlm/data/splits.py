@@ -5,25 +5,25 @@ from __future__ import annotations
 import hashlib
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, Read
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 
-Rows = list[PreferenceExample]
 
-
-def read_splits(settings: DataSettings) -> tuple[Rows, Rows]:
+def read_splits(settings: DataSettings) -> tuple[Read[PreferenceExample], Read[PreferenceExample]]:
     """Return the rows to train on and the rows to evaluate on.
 
     With ``settings.holdout`` the latter are all rows of so many prompts of the training split: those with the smallest
-    hashes, so that they come from everywhere in it and are the same whatever else is set.
+    hashes, so that they come from everywhere in it and are the same whatever else is set. Rows that state another split
+    then count as read beside those trained on, once.
 
     Raises:
         DataError: Data cannot be read, or nothing would be left to train on.
     """
-    rows = read_examples(settings, "train")
+    train = read_examples(settings, "train")
     if settings.holdout is None:
-        return rows, read_examples(settings, "eval")
+        return train, read_examples(settings, "eval")
+    rows = train.rows
     groups = sorted({example.group for example in rows}, key=_hash)
     if settings.holdout >= len(groups):
         raise DataError(
@@ -33,7 +33,8 @@ def read_splits(settings: DataSettings) -> tuple[Rows, Rows]:
             expected=f"less than {len(groups)}",
         )
     held = set(groups[: settings.holdout])
-    return [e for e in rows if e.group not in held], [e for e in rows if e.group in held]
+    kept = [example for example in rows if example.group not in held]
+    return Read(kept, train.elsewhere), Read([example for example in rows if example.group in held], [])
 
 
 def _hash(group: str) -> str:

@@ -125,7 +125,7 @@ def run_demo(
 def _held_out(config: RunConfig, count: int) -> list[str]:
     """Return the first ``count`` different held-out prompts; each must be one message."""
     prompts: dict[str, None] = {}
-    for example in read_examples(config.data, "eval"):
+    for example in read_examples(config.data, "eval").rows:
         match example.prompt:
             case (Turn(role="user", content=text),):
                 prompts[text] = None

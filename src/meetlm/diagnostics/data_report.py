@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.data.encoding import Encoded, Placement, pair_lengths
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, Read
 from meetlm.data.filters import FilterReport, Tally, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
@@ -126,7 +126,7 @@ def report_data(
         DataError: Data that cannot be read, or of which no row is usable.
     """
     count = TokenCounts(prompt_format)
-    kept, report = filter_train(read_examples(settings, "train")[:limit], count, settings.max_length)
+    kept, report = filter_train(_first(read_examples(settings, "train"), limit), count, settings.max_length)
     measured = np.array(list(count.counts.values()))
     columns = {
         "prompt": measured[:, 0],
@@ -142,11 +142,11 @@ def report_data(
     chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
     of_test, overlap = None, None
     if with_eval:
-        held_out = read_examples(settings, "eval")[:limit]
+        held_out = _first(read_examples(settings, "eval"), limit)
         test, of_test = filter_eval(held_out, count, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
-            overlap.add(example)
+            overlap.add(example.origin)
     return DataReport(
         source=settings.source,
         filters=report,
@@ -157,6 +157,10 @@ def report_data(
         longer=Longer(chosen, rejected, len(kept) - chosen - rejected),
         kept=kept,
     )
+
+
+def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceExample]:
+    return read._replace(rows=read.rows[:limit])
 
 
 @dataclass(frozen=True, slots=True)

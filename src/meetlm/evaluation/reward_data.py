@@ -12,10 +12,9 @@ from functools import cache
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import PreferenceExample, fingerprint
+from meetlm.data.example import PreferenceExample, Read, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
-from meetlm.data.splits import Rows
 from meetlm.evaluation.reward_input import Form, Ids, Prompt, RewardInput, form_of, row_of
 
 
@@ -68,12 +67,14 @@ def training_form(tokenizer: PreTrainedTokenizerBase, recorded: object, asked: s
     return form_of(tokenizer, recorded, asked)
 
 
-def prepare_pairs(settings: DataSettings, rows: Rows, held: Rows, encoder: RewardInput) -> RewardPairs:
+def prepare_pairs(
+    settings: DataSettings, train: Read[PreferenceExample], held: Read[PreferenceExample], encoder: RewardInput
+) -> RewardPairs:
     """Filter and encode both splits; a pair is too long where either whole side is.
 
     Args:
         settings: Lengths and limits.
-        rows: To train on.
+        train: To train on.
         held: To measure on.
         encoder: Of the model that is trained; it must cut nothing.
 
@@ -96,9 +97,9 @@ def prepare_pairs(settings: DataSettings, rows: Rows, held: Rows, encoder: Rewar
         one, other = sides(example)
         return max(len(one.ids), len(other.ids)), 0, 0
 
-    train, of_train = filter_train(rows, lengths, settings.max_length, settings.limit_train)
+    kept, of_train = filter_train(train, lengths, settings.max_length, settings.limit_train)
     test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
-    seen = {example.group for example in prompt_overlap(train, test)}
+    seen = {example.group for example in prompt_overlap(kept, test)}
     fresh = [example for example in test if example.group not in seen]
     if not fresh:
         raise DataError(
@@ -106,5 +107,5 @@ def prepare_pairs(settings: DataSettings, rows: Rows, held: Rows, encoder: Rewar
             file=of_test.file,
             expected="held-out rows of other prompts, or data.holdout",
         )
-    used = fingerprint((one.prompt, one.chosen, one.rejected) for one in (*train, *fresh))
-    return RewardPairs([sides(example) for example in train], fresh, (of_train, of_test), len(test) - len(fresh), used)
+    used = fingerprint((one.prompt, one.chosen, one.rejected) for one in (*kept, *fresh))
+    return RewardPairs([sides(example) for example in kept], fresh, (of_train, of_test), len(test) - len(fresh), used)

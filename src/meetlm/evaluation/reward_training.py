@@ -95,9 +95,9 @@ def train_reward(
     if tokenizer.pad_token is None:
         raise ConfigError(f"the tokenizer of {settings.model!r} has neither a pad token nor an EOS token to pad with")
     recorded = getattr(AutoConfig.from_pretrained(source), RECORD, None)
-    rows, held = read_splits(settings.data)
-    form, told_by = training_form(tokenizer, recorded, settings.input, isinstance(rows[0].prompt, str))
-    pairs = prepare_pairs(settings.data, rows, held, RewardInput(tokenizer, form, None))
+    train, held = read_splits(settings.data)
+    form, told_by = training_form(tokenizer, recorded, settings.input, isinstance(train.rows[0].prompt, str))
+    pairs = prepare_pairs(settings.data, train, held, RewardInput(tokenizer, form, None))
     for line in (*pairs.lines(), f"the reward model reads {form}: {told_by}"):
         say(line)
     record = _begin(settings, out, pairs.fingerprint, form)
