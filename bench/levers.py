@@ -7,7 +7,8 @@
     python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
     python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
     python bench/levers.py products                  a layer's products by torch, and by oneDNN
-    python bench/levers.py attention                 attention of 10 layers, sequences at once or in blocks of queries
+    python bench/levers.py attention                 attention of 10 layers: sequence by sequence, in blocks of queries;
+                                                     on CUDA, in bf16, by the kernel for sequences of any length
 
 With --plain memory is kept as it is by default, not as `meet` has it.
 
@@ -20,7 +21,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from time import perf_counter
 
 from meetlm.config.process import prepare
@@ -37,26 +37,26 @@ from meetlm.controls import lora
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded, one_hot
-from meetlm.policy import attention
+from meetlm.policy import attention, packed
+from meetlm.policy.packed import Packed
 from meetlm.policy.policy import Policy
 from meetlm.training.run_stage import select
 from meetlm.training.stage import StageSettings
 
 STEPS, ROWS, ROUNDS = 4, 8, 4
 Ways = dict[str, Callable[[], None]]
+Series = list[tuple[str, Ways]]
+"""Ways of each of some titles; none where a lever prints what it finds itself."""
 
 
 def main() -> None:
     """Time the ways of a lever in turns and print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lever", choices=["step", "rows", "wide", "compile", "bf16", "split", "products", "attention"])
+    parser.add_argument("lever", choices=list(LEVERS))
     parser.add_argument("--plain", action="store_true", help="keep memory as it is by default")
     parser.add_argument("--job", default="lora-sft", choices=sorted({job for job, _ in STAGES}))
     chosen = parser.parse_args()
-    if chosen.lever in ALONE:
-        return ALONE[chosen.lever]()
-    kinds = SERIES[chosen.lever]() if chosen.lever in SERIES else [(chosen.job, LEVERS[chosen.lever](chosen.job))]
-    for title, ways in kinds:
+    for title, ways in LEVERS[chosen.lever](chosen.job):
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(ROUNDS):
             for name in ways if number % 2 == 0 else reversed(ways):
@@ -99,12 +99,23 @@ def passes(policy: Policy, steps: list[list[Encoded]], rows: int = ROWS) -> Call
     return go
 
 
-def in_passes(policy: Policy, steps: list[list[Encoded]]) -> Ways:
+def in_passes(job: str) -> Series:
     """Return passes of few and of many rows."""
-    return {f"{rows} a pass": passes(policy, steps, rows) for rows in (1, 2, 4, 8)}
+    policy, steps = prepared(job)
+    return [(job, {f"{rows} a pass": passes(policy, steps, rows) for rows in (1, 2, 4, 8)})]
 
 
-def wide() -> list[tuple[str, Ways]]:
+def as_it_is(job: str) -> Series:
+    """Return a step."""
+    return [(job, {"as it is": passes(*prepared(job))})]
+
+
+def compiled(job: str) -> Series:
+    """Return a step with and without torch.compile."""
+    return [(job, {"as it is": passes(*prepared(job)), "compiled": passes(*prepared(job, compiled=True))})]
+
+
+def wide(_: str) -> Series:
     """Return for some K and r both ways through LoRA; rows of 128 random tokens, levels in turn."""
     rows = Rows(Scale(steps=1))
     made = []
@@ -122,34 +133,35 @@ def wide() -> list[tuple[str, Ways]]:
     return made
 
 
-def attending() -> list[tuple[str, Ways]]:
+def attending(_: str) -> Series:
     """Return for some lengths all ways through the attention of 2,048 tokens in 10 layers, forward and backward."""
+    cuda = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     made = []
     for length in (64, 128, 192, 256, 512, 1024, 2048):
         shapes = [(1, 2048, heads, 64) for heads in (9, 3, 3)]
-        tensors = [torch.randn(shape).transpose(1, 2).requires_grad_() for shape in shapes]
-        outer = torch.randn(shapes[0])
-        borders = list(range(0, 2048 + 1, length))
-        if borders[-1] < 2048:
-            borders.append(2048)
+        tensors = [torch.randn(shape, device=device, dtype=dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+        outer = torch.randn(shapes[0], device=device, dtype=dtype)
+        borders = [*range(0, 2048, length), 2048]
 
         def go(
             way: str | int, tensors: list[Tensor] = tensors, outer: Tensor = outer, borders: list[int] = borders
         ) -> None:
-            masks = attention.Masks()
+            if isinstance(way, int):
+                packed.BLOCK = way
+            row = Packed(borders)
             for _ in range(10):
-                if way == "at once":
-                    lengths = [end - start for start, end in pairwise(borders)]
-                    keys = attention._whole_keys(*tensors[1:], lengths, [0] * len(lengths))
-                    found = torch.cat(attention._at_once(tensors[0], keys, lengths, None, {}), dim=1)
+                if way == "by sequence":
+                    keys = attention.whole_keys(*tensors[1:], row)
+                    found = torch.cat(attention.at_once(tensors[0], keys, row, None, {}), dim=1).flatten(2)
                 else:
-                    attention.BLOCK = int(way)
-                    found, _ = attention.varlen_attention(
-                        nn.Module(), *tensors, None, meet_borders=borders, meet_masks=masks
-                    )
-                torch.autograd.grad(found, tensors, outer)
+                    found, _ = attention.varlen_attention(nn.Module(), *tensors, None, meet_packed=row)
+                torch.autograd.grad(found, tensors, outer.view_as(found))
+            if cuda:
+                torch.cuda.synchronize()
 
-        made.append((f"{length} tokens", {f"{way}": partial(go, way) for way in ("at once", 64, 96, 128, 256)}))
+        ways = ("by sequence", *(["kernel"] if cuda else [64, 96, 128, 256]))
+        made.append((f"{length} tokens", {f"{way}": partial(go, way) for way in ways}))
     return made
 
 
@@ -161,7 +173,7 @@ def _with(most: int, go: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def rounded(job: str) -> Ways:
+def rounded(job: str) -> Series:
     """Return a step with products in f32 and with operands rounded to bf16, sums in f32."""
     go = passes(*prepared(job))
 
@@ -169,10 +181,10 @@ def rounded(job: str) -> Ways:
         torch.backends.mkldnn.matmul.fp32_precision = precision
         go()
 
-    return {"f32": lambda: run("ieee"), "bf16 operands": lambda: run("bf16")}
+    return [(job, {"f32": lambda: run("ieee"), "bf16 operands": lambda: run("bf16")})]
 
 
-def split() -> None:
+def split(_: str) -> Series:
     """Print the rate and the error of a product in three ways; the last takes x = high + low, both of bf16."""
     x, w = torch.randn(1036, 576), torch.randn(1536, 576)
     exact = x.double() @ w.double().T
@@ -193,9 +205,10 @@ def split() -> None:
         best = min(_seconds(product) for _ in range(50))
         error = float((product() - exact).abs().max() / exact.abs().max())
         print(f"{name}: {2e-9 * x.numel() * len(w) / best:.0f} GFLOP/s, error {error:.1e}", flush=True)
+    return []
 
 
-def products() -> None:
+def products(_: str) -> Series:
     """Print the rates of what a layer computes forward and backward, of 1,036 tokens, by torch and by oneDNN."""
     onednn = torch.ops.mkldnn._linear_pointwise
     for size_in, size_out in ((576, 1536), (1536, 576), (576, 576), (576, 192)):
@@ -208,6 +221,7 @@ def products() -> None:
             best = {way: min(_seconds(product) for _ in range(50)) for way, product in ways.items()}
             rates = ", ".join(f"{way} {2e-9 * x.numel() * size_out / one:.0f}" for way, one in best.items())
             print(f"{size_in} to {size_out}, {name}: {rates} GFLOP/s", flush=True)
+    return []
 
 
 def _seconds(product: Callable[[], torch.Tensor]) -> float:
@@ -216,18 +230,15 @@ def _seconds(product: Callable[[], torch.Tensor]) -> float:
     return perf_counter() - started
 
 
-ALONE = {"split": split, "products": products}
-"""Levers without a model."""
-SERIES = {"wide": wide, "attention": attending}
-"""Levers of several titles."""
-LEVERS: dict[str, Callable[[str], Ways]] = {
-    "step": lambda job: {"as it is": passes(*prepared(job))},
-    "rows": lambda job: in_passes(*prepared(job)),
+LEVERS: dict[str, Callable[[str], Series]] = {
+    "step": as_it_is,
+    "rows": in_passes,
+    "wide": wide,
+    "compile": compiled,
     "bf16": rounded,
-    "compile": lambda job: {
-        "as it is": passes(*prepared(job)),
-        "compiled": passes(*prepared(job, compiled=True)),
-    },
+    "split": split,
+    "products": products,
+    "attention": attending,
 }
 
 

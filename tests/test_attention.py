@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from meetlm.policy import attention
-from meetlm.policy.attention import BLOCK, Masks, varlen_attention
+from meetlm.policy.attention import varlen_attention
+from meetlm.policy.packed import BLOCK, Packed
 
 HEADS, SIZE = 6, 16
 
@@ -21,58 +23,119 @@ class Layer(nn.Module):
     layer_idx = 0
 
 
-def at_once(query: Tensor, *given: Any) -> list[Tensor]:
-    """As on other devices."""
-    whole, lengths, window, _, more = given
-    return attention._at_once(query, whole, lengths, window, more)
-
-
 def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window: int | None, scale: float) -> Tensor:
     """[H, T, d]: one softmax over every key that a query sees."""
     key, value = (one.repeat_interleave(len(query) // len(one), dim=0) for one in (key, value))
     scores = query @ key.transpose(1, 2) * scale
-    place = torch.arange(key.shape[1])
+    place = torch.arange(key.shape[1], device=key.device)
     behind = place[shared:, None] - place
     seen = (behind >= 0) & (behind < (window or len(place)))
     return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) @ value
 
 
-@pytest.mark.parametrize("cpu", [True, False], ids=["blocks", "at once"])
+def gap(one: Tensor, exact: Tensor) -> float:
+    """The largest difference, as a part of the largest number where that is above 1."""
+    return float((one.double() - exact).detach().abs().max() / exact.detach().abs().max().clamp(min=1))
+
+
+def kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """What torch's documentation says of ``varlen_attn``, where there is no CUDA to run it on.
+
+    The last query of a sequence stands where its last key does; a query sees ``window_size[0]`` keys before its own.
+    """
+    left, right = window_size
+    assert (right, query.shape[1], cu_seq_q.dtype) == (0, key.shape[1], torch.int32)
+    assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
+    outputs = []
+    for (start, end), (first, last) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
+        own = (one[first:last].transpose(0, 1) for one in (key, value))
+        window = None if left < 0 else left + 1
+        shared = last - first - (end - start)
+        output = of_all_pairs(query[start:end].transpose(0, 1), *own, shared, window, scale or SIZE**-0.5)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CPUs."""
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices for which there is no kernel."""
+    monkeypatch.setattr(attention, "in_blocks", attention.at_once)
+
+
+def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA."""
+    monkeypatch.setattr(attention, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+
+
+@pytest.mark.parametrize("way", [blocks, at_once, by_kernel])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_tokens_see_what_they_should(
-    cpu: bool, kv_heads: int, window: int | None, scale: float | None, monkeypatch: pytest.MonkeyPatch
+    way: Callable[[pytest.MonkeyPatch], None],
+    kv_heads: int,
+    window: int | None,
+    scale: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sequences of one block, at its edges and of several, and two branches of one of them."""
-    if not cpu:
-        monkeypatch.setattr(attention, "_in_blocks", at_once)
+    way(monkeypatch)
+    compare(kv_heads, window, scale, "cpu", torch.float64, 1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_kernel_itself(kv_heads: int, window: int | None, scale: float | None) -> None:
+    compare(kv_heads, window, scale, "cuda", torch.bfloat16, 0.02)
+
+
+def compare(
+    kv_heads: int, window: int | None, scale: float | None, device: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Beside :func:`of_all_pairs`, outputs and gradients."""
     generator = torch.Generator().manual_seed(3)
     lengths = [1, 5, BLOCK + BLOCK // 2 - 1, BLOCK + BLOCK // 2, 2 * BLOCK, 3 * BLOCK + 5, 30, 2 * BLOCK]
     shared = [0, 0, 0, 0, 0, 0, 2 * BLOCK + 9, 7]
     total = sum(lengths)
     tensors = [
-        torch.randn(1, heads, total, SIZE, dtype=torch.float64, generator=generator, requires_grad=True)
+        torch.randn(1, heads, total, SIZE, dtype=torch.float64, generator=generator).to(device, dtype).requires_grad_()
         for heads in (HEADS, kv_heads, kv_heads)
     ]
     borders = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    outer = torch.randn(1, total, HEADS, SIZE, dtype=torch.float64, generator=generator)
+    outer = torch.randn(1, total, HEADS, SIZE, dtype=torch.float64, generator=generator).to(device, dtype)
+    assert attention.has_kernel(*tensors) == (device == "cuda" or attention.varlen_attn is kernel)
     found, weights = varlen_attention(
         Layer(),
         *tensors,
         None,
         scaling=scale,
-        meet_borders=borders,
-        meet_shared=shared,
-        meet_masks=Masks(),
+        meet_packed=Packed(borders, shared),
         sliding_window=window,
     )
     assert weights is None
     gradients = torch.autograd.grad(found, tensors, outer)
 
-    expected, root = [], (tensors[1], tensors[2])
+    exact = [one.detach().double().requires_grad_() for one in tensors]
+    expected, root = [], (exact[1], exact[2])
     for start, length, skip in zip(borders, lengths, shared, strict=False):
-        query, *own = (one[:, :, start : start + length] for one in tensors)
+        query, *own = (one[:, :, start : start + length] for one in exact)
         if skip:
             own = [torch.cat([of_root[:, :, :skip], one], dim=2) for of_root, one in zip(root, own, strict=True)]
         else:
@@ -80,17 +143,17 @@ def test_tokens_see_what_they_should(
         expected.append(of_all_pairs(query[0], own[0][0], own[1][0], skip, window, scale or SIZE**-0.5))
     right = torch.cat(expected, dim=1).transpose(0, 1)[None]
     assert found.shape == right.shape
-    assert torch.allclose(found, right, atol=1e-12)
-    for one, other in zip(gradients, torch.autograd.grad(right, tensors, outer), strict=True):
-        assert torch.allclose(one, other, atol=1e-12)
+    assert gap(found, right) <= tolerance
+    for one, other in zip(gradients, torch.autograd.grad(right, exact, outer.double()), strict=True):
+        assert gap(one, other) <= tolerance
 
 
 def test_masks_are_made_once_for_all_layers() -> None:
-    masks, query = Masks(), torch.zeros(1, 2, 3 * 10, 8)
-    first = masks.of(query, 10, 20, 100, None)
+    packed, query = Packed([0, 100, 130], [0, 20]), torch.zeros(1, 2, 3 * 10, 8)
+    first = packed.mask(query, 10, 20, None)
     assert first.shape == (30, 20)
-    assert masks.of(query, 10, 15, 100, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-    assert masks.of(query, 10, 20, 100, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+    assert packed.mask(query, 10, 15, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    assert packed.mask(query, 10, 20, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
     # Ten keys are before the first query's own.
     assert first[0].isfinite().tolist() == [True] * 11 + [False] * 9
     assert first[2].equal(first[0]) and first[-1].isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from transformers import PreTrainedModel
 
 from meetlm.data.batch import IGNORE, budget, collate
 from meetlm.data.encoding import Encoded, one_hot
-from meetlm.policy import packing
 from meetlm.policy.attention import VARLEN, AttentionInterface, sdpa_attention_forward, varlen_attention
+from meetlm.policy.packed import Packed
 from meetlm.policy.packing import packs_exactly
 from meetlm.policy.policy import Policy
 from tiny import (
@@ -124,11 +125,12 @@ def test_check_accepts(architecture: str) -> None:
 
 
 def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
-    borders = kwargs["meet_borders"]
+    packed = kwargs["meet_packed"]
     if wrong == "leaks":
-        kwargs.update(meet_borders=[borders[0], borders[-1]], meet_shared=None)
+        kwargs["meet_packed"] = Packed([0, sum(packed.lengths)])
     elif wrong == "branch":
-        kwargs["meet_shared"] = [shared and shared - 1 for shared in kwargs["meet_shared"]]
+        shared = [skip and skip - 1 for skip in packed.shared]
+        kwargs["meet_packed"] = Packed([0, *accumulate(packed.lengths)], shared)
     elif wrong == "window":
         kwargs["sliding_window"] = 20
     elif wrong == "scaling":
@@ -139,7 +141,7 @@ def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("wrong", ["leaks", "branch", "window", "scaling"])
 def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*args: Any, **kwargs: Any) -> Any:
-        return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_borders") is not None else kwargs))
+        return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_packed") is not None else kwargs))
 
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attention)
     lm = tiny_lm("llama", dtype=torch.float32)
@@ -195,20 +197,9 @@ def test_budget() -> None:
     assert groups == [[1], [2, 3], [0, 4]]
 
 
-def test_flash_attention_is_given_borders_and_no_mask() -> None:
-    """It would take a mask first and unpad by it; what it needs is the lengths (no CUDA here: arguments only)."""
-    lm = tiny_lm("llama", dtype=torch.float32)
-    lm.config._attn_implementation = "flash_attention_2"
-    borders = torch.tensor([0, 3, 9], dtype=torch.int32)
-    arguments = packing.packed_arguments(lm, borders)
-    assert arguments["attention_mask"] is None
-    assert torch.equal(arguments["cu_seq_lens_q"], borders)
-    assert (arguments["max_length_q"], arguments["max_length_k"]) == (6, 6)
-
-
 def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("meet_borders") is not None:
+        if kwargs.get("meet_packed") is not None:
             raise RuntimeError("no kernel")
         return sdpa_attention_forward(*args, **kwargs)
 

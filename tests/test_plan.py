@@ -122,7 +122,7 @@ def test_a_dry_run_takes_what_a_real_one_takes(architecture: str, train: tuple[s
     assert (rehearsal.states.gradients, rehearsal.states.moments) == (sum(sizes), 2 * sum(sizes))
 
 
-@pytest.mark.parametrize(("bf16", "way"), [(True, "_at_once"), (False, "_in_blocks")], ids=["cuda", "cpu"])
+@pytest.mark.parametrize(("bf16", "way"), [(True, "at_once"), (False, "in_blocks")], ids=["cuda", "cpu"])
 def test_a_dry_run_attends_as_the_device_does(bf16: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks on CPUs, at once on others: a GPU keeps no masks."""
     batch = collate(sequences(tiny_policy("llama", "lora"), LENGTHS), "packed")
@@ -137,8 +137,8 @@ def test_a_dry_run_attends_as_the_device_does(bf16: bool, way: str, monkeypatch:
     def wrong(*_: Any) -> None:
         raise AssertionError("the other device's way")
 
-    monkeypatch.setattr(attention, "_in_blocks", wrong)
-    monkeypatch.setattr(attention, "_at_once", wrong)
+    monkeypatch.setattr(attention, "in_blocks", wrong)
+    monkeypatch.setattr(attention, "at_once", wrong)
     monkeypatch.setattr(attention, way, counted)
     lm = tiny_lm("llama", dtype=torch.float32)
     objective = OBJECTIVES["nll"].build(NLLSettings())

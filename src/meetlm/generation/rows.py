@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from meetlm.policy.attention import VARLEN
 from meetlm.policy.packing import packed_arguments, step_arguments
 from meetlm.policy.past import Past
 from meetlm.policy.policy import Policy
@@ -85,8 +84,6 @@ def steps_exactly(policy: Policy) -> str | None:
     lm = policy.lm
     if policy.why_padded is not None:
         return policy.why_padded
-    if lm.config._attn_implementation != VARLEN:
-        return "flash attention knows no branches"
     was_training = policy.training
     policy.eval()
     generator = torch.Generator().manual_seed(0)

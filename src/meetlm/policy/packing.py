@@ -1,40 +1,28 @@
 """Packed sequences in a forward pass of any architecture, and the check that they may be used.
 
-They need :mod:`~meetlm.policy.attention`; on CUDA flash attention is tried first. Not every architecture goes through
-transformers' ``AttentionInterface``, and some have windows of their own, so :func:`packs_exactly` compares logits
-before a model is packed.
+They need :mod:`~meetlm.policy.attention`. Not every architecture goes through transformers' ``AttentionInterface``, and
+some have windows of their own, so :func:`packs_exactly` compares logits before a model is packed.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_flash_attn_2_available
 
-from meetlm.policy.attention import VARLEN, Masks
+from meetlm.policy.attention import VARLEN
+from meetlm.policy.packed import Packed
 from meetlm.policy.past import Past
 
-FLASH_TOLERANCE = 5e-2
-"""Largest relative difference of a logit between bf16 flash attention and f32."""
+HALF_TOLERANCE = 5e-2
+"""Largest relative difference of a logit between bf16 and f32."""
 
 
 def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None) -> dict[str, Any]:
-    """Return what a packed forward of ``lm`` passes beside ids and positions.
-
-    Flash attention wants ``cu_seq_lens`` and no mask.
-    """
-    borders = cu_seq_lens.tolist()
-    if lm.config._attn_implementation == VARLEN:
-        masks = {"meet_masks": Masks(), "attention_mask": _nothing(lm)}
-        return {"meet_borders": borders, "meet_shared": shared, **masks}
-    assert shared is None, "flash attention knows no branches"
-    longest = max(end - start for start, end in pairwise(borders))
-    lengths = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
-    return {**lengths, "max_length_q": longest, "max_length_k": longest, "attention_mask": None}
+    """Return what a packed forward of ``lm`` passes beside ids and positions."""
+    return {"meet_packed": Packed(cu_seq_lens.tolist(), shared), "attention_mask": _nothing(lm)}
 
 
 def step_arguments(lm: PreTrainedModel, past: Past) -> dict[str, Any]:
@@ -73,26 +61,28 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     half = longest // 2
     rows[2][:, :half] = rows[1][:, :half]  # half of it can be shared
     alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
-    flash = lm.device.type == "cuda" and is_flash_attn_2_available()
-    why = None
-    for attention in (["flash_attention_2"] if flash else []) + [VARLEN]:
-        try:
-            lm.set_attn_implementation(attention)
-            packed = _last_logits(lm, rows, [0, 0, half if attention == VARLEN else 0, 0])
-        except (RuntimeError, ValueError, TypeError, ImportError) as error:
-            why = f"{attention} failed: {error}"
-            continue
-        bound = tolerance if attention == VARLEN else FLASH_TOLERANCE
-        gaps = [
-            float((one - row).abs().max() / one.abs().max().clamp(min=1))
-            for one, row in zip(alone, packed, strict=True)
-        ]
-        worst = max(range(len(gaps)), key=lambda n: gaps[n] if gaps[n] == gaps[n] else float("inf"))
-        if gaps[worst] <= bound:
-            return None
-        why = f"packed logits of {lengths[worst]} tokens differ from those alone by {gaps[worst]:.2g} (bound {bound:g})"
-    lm.set_attn_implementation(own)
+    lm.set_attn_implementation(VARLEN)
+    try:
+        why = _difference(alone, _last_logits(lm, rows, [0, 0, half, 0]), tolerance)
+        if why is None and lm.device.type == "cuda":  # what training there runs in has a kernel of its own
+            with torch.autocast("cuda", torch.bfloat16):
+                why = _difference(alone, _last_logits(lm, rows, [0, 0, half, 0]), HALF_TOLERANCE)
+    except (RuntimeError, ValueError, TypeError) as error:
+        why = f"{VARLEN} failed: {error}"
+    if why is not None:
+        lm.set_attn_implementation(own)
     return why
+
+
+def _difference(alone: list[Tensor], packed: Tensor, bound: float) -> str | None:
+    """Return how logits of packed sequences differ from those alone; ``None`` where all are within ``bound``."""
+    gaps = [
+        float((one - row).abs().max() / one.abs().max().clamp(min=1)) for one, row in zip(alone, packed, strict=True)
+    ]
+    worst = max(gaps, key=lambda gap: gap if gap == gap else float("inf"))
+    if worst <= bound:
+        return None
+    return f"packed logits of sequence {gaps.index(worst) + 1} differ from those alone by {worst:.2g} (bound {bound:g})"
 
 
 def _last_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> Tensor:
@@ -105,13 +95,11 @@ def _last_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> 
     """
     starts = [(skip, row.shape[1]) for skip, row in zip(shared, rows, strict=True)]
     borders = torch.tensor([0, *(end - start for start, end in starts)], device=lm.device).cumsum(0).to(torch.int32)
-    branches = any(shared)
-    with torch.autocast("cuda", torch.bfloat16, enabled=lm.config._attn_implementation != VARLEN):
-        packed: Tensor = lm(
-            torch.cat([row[:, skip:] for skip, row in zip(shared, rows, strict=True)], dim=1),
-            position_ids=torch.cat([torch.arange(start, end, device=lm.device) for start, end in starts])[None],
-            use_cache=False,
-            logits_to_keep=(borders[1:] - 1).long(),
-            **packed_arguments(lm, borders, shared if branches else None),
-        ).logits[0]
+    packed: Tensor = lm(
+        torch.cat([row[:, skip:] for skip, row in zip(shared, rows, strict=True)], dim=1),
+        position_ids=torch.cat([torch.arange(start, end, device=lm.device) for start, end in starts])[None],
+        use_cache=False,
+        logits_to_keep=(borders[1:] - 1).long(),
+        **packed_arguments(lm, borders, shared),
+    ).logits[0]
     return packed.float()

@@ -64,7 +64,7 @@ class Policy(nn.Module):
     Attributes:
         layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
         why_padded: The reason, for reports; ``None`` when packed.
-        shares_prompts: Whether neighbours in a packed batch may share their prompt (flash attention cannot).
+        shares_prompts: Whether neighbours in a packed batch may share their prompt.
         plain_head: Whether logits are the head's output for the last hidden states, so that they are made in chunks.
     """
 
@@ -76,7 +76,7 @@ class Policy(nn.Module):
             lm.set_attn_implementation(VARLEN)
         self.why_padded = packs_exactly(lm, longest) if layout is None else None
         self.layout: Layout = layout or ("packed" if self.why_padded is None else "padded")
-        self.shares_prompts = lm.config._attn_implementation == VARLEN
+        self.shares_prompts = self.layout == "packed"
         self.plain_head = layout is not None or is_plain(lm)
         self.lm, self.control = lm, control
         self._weights: Tensor | None = None
