@@ -16,6 +16,7 @@ Per sequence of T tokens (slot included), a block's attention with H heads of si
     forward                    2 products of T·T/2·H·d multiply-adds = 2 T² H d
     backward                   4 of them                             = 4 T² H d
     behind S shared tokens     T² + 2 T S in the place of T²
+    in a window of W < T       2 W T - W² in the place of T²
 
 Per trained token, V words by D: head forward 2 V D, activations 2 V D, weights 2 V D where the model is trained.
 The embedding's look-up and its gradient, norms, softmax and optimizer are not counted.
@@ -35,11 +36,19 @@ from transformers import PreTrainedModel
 from meetlm.controls.products import onednn_is_faster, product
 from meetlm.data.batch import Block
 
-SHAPES = {"2048×576 @ 576×1536": (2048, 576, 1536), "4096×4096 @ 4096×4096": (4096, 4096, 4096)}
+SHAPES = {
+    "cpu": {"2048×576 @ 576×1536": (2048, 576, 1536), "4096×4096 @ 4096×4096": (4096, 4096, 4096)},
+    "cuda": {"16384×576 @ 576×1536": (16384, 576, 1536), "8192×8192 @ 8192×8192": (8192, 8192, 8192)},
+}
+"""Plain products: of the width of SmolLM2-135M's layers, and as large as the device likes."""
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {" by torch": functional.linear}
 """How a product is taken, by what its name gains: torch's own way and, where it is another, ours."""
 if onednn_is_faster():
     WAYS[" by oneDNN"] = product
+
+
+PASSES = 20
+"""Products that are timed together on a GPU."""
 
 
 class Flops:
@@ -57,12 +66,14 @@ class Flops:
         head = lm.get_output_embeddings()
         linear = {n: m for n, m in lm.named_modules() if isinstance(m, nn.Linear) and m is not head}
         body = sum(m.weight.numel() for m in linear.values())
-        first = [m for n, m in linear.items() if ".layers.0." in n and n.endswith(("q_proj", "k_proj", "v_proj"))]
+        first = [m for n, m in linear.items() if ".0." in n and n.endswith(("q_proj", "k_proj", "v_proj"))]
         below = 0 if trains_lm or slot else sum(m.weight.numel() for m in first)
         self._per_token = 2 * body + 2 * (body - below) + (2 * body if trains_lm else 0)
         self._lora_per_token = 3 * 2 * rank * sum(m.in_features + m.out_features for m in linear.values())
-        width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size)
-        self._per_square = config.num_hidden_layers * (2 + 4) * width
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        self._per_square = (2 + 4) * width
+        self._windows = _windows(lm)
         self._per_trained = 2 * head.weight.numel() * (3 if trains_lm else 2)
 
     def of(self, blocks: Sequence[Block]) -> Counter[str]:
@@ -79,21 +90,47 @@ class Flops:
             total["products"] += self._per_token * sum(lengths) + self._per_trained * len(block["completion"])
             total["lora"] += self._lora_per_token * sum(lengths)
             for length, before in zip(lengths, block.get("shared") or [0] * len(lengths), strict=True):
-                total["attention"] += self._per_square * (length**2 + 2 * length * before)
+                squares = sum(_square(length, before, window) * n for window, n in self._windows.items())
+                total["attention"] += self._per_square * squares
         return total
 
 
-def product_rates() -> dict[str, float]:
-    """Return the FLOP/s of a plain f32 product of each of ``SHAPES`` by each of ``WAYS``, the best of several."""
+def product_rates(device: str = "cpu") -> dict[str, float]:
+    """Return the FLOP/s of a plain product of each of ``SHAPES`` by each of ``WAYS``, the best of several.
+
+    In f32 on a CPU, in bf16 on CUDA.
+    """
+    cuda = device == "cuda"
     rates = {}
-    for name, (rows, inner, columns) in SHAPES.items():
-        x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+    for name, (rows, inner, columns) in SHAPES[device].items():
+        x, weight = (
+            torch.randn(size, inner, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+            for size in (rows, columns)
+        )
         operations = 2 * rows * inner * columns
         for way, multiply in WAYS.items():
             best = 0.0
             for _ in range(max(4, int(3e11 / operations))):
                 started = perf_counter()
-                multiply(x, weight)
-                best = max(best, operations / (perf_counter() - started))
+                for _ in range(PASSES if cuda else 1):  # one alone is sooner done than a GPU is told of it
+                    multiply(x, weight)
+                if cuda:
+                    torch.cuda.synchronize()
+                best = max(best, (PASSES if cuda else 1) * operations / (perf_counter() - started))
             rates[f"{name}{way}"] = best
     return rates
+
+
+def _windows(lm: PreTrainedModel) -> dict[int | None, int]:
+    """Return how many layers have each window; ``None`` is none."""
+    config = lm.config.get_text_config()
+    kinds = getattr(config, "attention_layers", None) or ["global"] * config.num_hidden_layers  # GPT-Neo says "local"
+    return Counter(config.window_size if kind == "local" else None for kind in kinds)
+
+
+def _square(length: int, before: int, window: int | None) -> int:
+    """Return twice the pairs of a query and a key that it sees, of a sequence behind shared tokens."""
+    if window is None or window >= length + before:
+        return length**2 + 2 * length * before
+    assert not before, "models with windows share no prompts here"
+    return 2 * window * length - window**2

@@ -16,20 +16,25 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class Gate:
     """Events out, permission in. Whatever else prints goes to standard error.
 
+    Args:
+        device: Of the work: what was given to a GPU is waited for, and its memory is what counts.
+
     Attributes:
         memory: Watches this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        self.memory = Memory()
+        self._cuda = device == "cuda"
+        self.memory: Memory | GpuMemory = GpuMemory() if self._cuda else Memory()
         self._opened = 0.0
 
     def ready(self, next_: str, **event: Any) -> str:
@@ -50,6 +55,8 @@ class Gate:
 
         A program that times itself gives its own ``seconds``.
         """
+        if self._cuda:
+            torch.cuda.synchronize()
         seconds = perf_counter() - self._opened
         return self._wait({"seconds": seconds, "next": next_, "above_mb": self.memory.above(), **event})
 
@@ -70,7 +77,7 @@ class Memory:
 
     def trains(self, parameters: Iterable[nn.Parameter]) -> None:
         """Say what is trained: its gradients and moments come later, and are 12 bytes a number in f32."""
-        self._later = sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        self._later = _states(parameters)
 
     def start(self) -> None:
         """Take what is resident now as loaded, and forget the peak of loading."""
@@ -84,11 +91,37 @@ class Memory:
         return (_status("VmHWM") - self._base - self._later) / 1e6
 
 
+class GpuMemory:
+    """The same of what tensors take on the GPU."""
+
+    def __init__(self) -> None:
+        self._base = self._later = 0
+
+    def trains(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Say what is trained; its gradients and moments come later."""
+        self._later = _states(parameters)
+
+    def start(self) -> None:
+        """Take what is there now as loaded, and forget the peak of loading."""
+        gc.collect()
+        self._base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+
+    def above(self) -> float:
+        """Return the peak since the start, in MB above loaded weights, gradients and optimizer state."""
+        return (torch.cuda.max_memory_allocated() - self._base - self._later) / 1e6
+
+
 def own_memory(modules: Iterable[nn.Module]) -> None:
     """Copy weights out of the file they are mapped from: pages of it are resident only once they are used."""
     tensors: list[Tensor] = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     for tensor in tensors:
         tensor.data = tensor.data.clone()
+
+
+def _states(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the bytes of gradients and Adam's two moments."""
+    return sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
 def _status(field: str) -> int:

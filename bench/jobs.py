@@ -5,22 +5,26 @@ A job's programs take the same rows, step by step. ``OURS`` are programs of meet
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
-ROWS, PAIRS = 8, 4
-"""In a step: sequences, or pairs of which both replies are taken."""
+from models import MODELS
+
+ROWS = 8
+"""Sequences in a step of SmolLM2-135M on a CPU; half as many pairs where a job takes both replies."""
 MEMORY_GOAL = 0.6
 """Most of the peer's memory that ours may take."""
-FLOPS_GOAL = 0.7
-"""Least share of the rate of a plain matrix product that a training step of ours reaches."""
+FLOPS_GOAL = {"cpu": 0.7, "cuda": 0.45}
+"""Least share of the rate of a plain product, f32 on a CPU and bf16 on CUDA, that a step of SmolLM2's shape reaches."""
 LEVELS_GOAL = 1.1
 """Most that a token of 16 levels costs, where one of 2 levels costs 1: "about the same"."""
 PROFILE = "profile"
 """The driver's word for a step that is profiled, after all that are timed; ``go`` is that for any other."""
 SCORE_TOLERANCE = 1e-4
 """Largest difference of two scores of one row that still counts as the same work."""
-LOSS_TOLERANCE = 1e-3
-"""Largest relative difference of two losses of the same step that still counts as the same work."""
+LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
+"""Largest relative difference of two losses of the same step that still counts as the same work: f32 and bf16."""
 
 PRODUCTS, ATTENTION, ELEMENTWISE = "matrix products", "attention", "elementwise"
 CONTROL, OPTIMIZER, DATA, OUTSIDE = "LoRA's own", "optimizer", "data", "Python"
@@ -64,6 +68,9 @@ class Job:
         rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows), ``prompts``, ``scored`` or
             ``random``.
         best_goal: Least ratio over the fastest of the peers marked ``in_best``.
+        model: Of ``models.MODELS``, with random weights; by default SmolLM2-135M-Instruct with its own.
+        like: The job whose programs and stages it has, by default its own.
+        device: What it runs on; ``None`` for either.
     """
 
     name: str
@@ -71,6 +78,27 @@ class Job:
     peers: tuple[Peer, ...]
     rows: str = "chosen"
     best_goal: float | None = None
+    model: str = ""
+    like: str = ""
+    device: str | None = "cpu"
+
+    @property
+    def work(self) -> str:
+        """The job whose programs and stages it has."""
+        return self.like or self.name
+
+    def scale(self, device: str) -> dict[str, Any]:
+        """Return what of the rows' scale is its own on a device."""
+        return {"model": self.model, "rows": self.num_rows(device)}
+
+    def num_rows(self, device: str) -> int:
+        """Return the sequences in a step."""
+        return MODELS[self.model].rows[device] if self.model else ROWS
+
+    def flops_goal(self, device: str) -> float | None:
+        """Return the least share of a plain product's rate; ``None`` where there is no goal."""
+        shape = self.model == "135m" if device == "cuda" else not self.model
+        return FLOPS_GOAL[device] if shape else None
 
     @property
     def trains(self) -> bool:
@@ -86,7 +114,7 @@ class Job:
 PACKS = "its packs of 1,024 tokens, two a step, hold other rows"
 GROUPS = "its sampler puts rows of like length together, out of 400"
 
-JOBS = (
+BASE = (
     Job(
         "lora-sft",
         "LoRA r=4, one level, on chosen replies",
@@ -127,15 +155,43 @@ JOBS = (
 )
 
 
-def jobs_called(names: list[str]) -> list[Job]:
-    """Return jobs by their names; ``all`` is every one.
+def of_models(like: str, *peers: str, models: Iterable[str] = tuple(MODELS), device: str | None = "cuda") -> list[Job]:
+    """Return a job beside some of its peers, with other models; no goal but that of :meth:`Job.flops_goal`."""
+    base = next(job for job in BASE if job.name == like)
+    return [
+        replace(
+            base,
+            name=f"{like}-{model}",
+            title=f"{base.title}: {MODELS[model].title}",
+            peers=tuple(Peer(name) for name in peers),
+            best_goal=None,
+            model=model,
+            like=like,
+            device=device,
+        )
+        for model in models
+    ]
+
+
+JOBS = (
+    *BASE,
+    *of_models("lora-sft", "trl", device=None),
+    *of_models("full", "trl"),
+    *of_models("lora-two-levels", "peft-adapters", models=["135m"]),
+    *of_models("dpo", "trl", "trl-precomputed", models=["135m"]),
+)
+"""Every job, in the order of the report: those of SmolLM2-135M-Instruct, then those of other models."""
+
+
+def jobs_called(names: list[str], device: str = "cpu") -> list[Job]:
+    """Return jobs by their names; ``all`` is every one that runs on the device.
 
     Raises:
-        SystemExit: A name is unknown.
+        SystemExit: A name is unknown there.
     """
-    known = {job.name: job for job in JOBS}
+    known = {job.name: job for job in JOBS if job.device in (device, None)}
     chosen = list(known) if "all" in names else names
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise SystemExit(f"unknown job {unknown[0]!r}; there are {', '.join(known)}")
+        raise SystemExit(f"unknown job {unknown[0]!r}; on {device} there are {', '.join(known)}")
     return [known[name] for name in chosen]

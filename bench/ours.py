@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from flops import Flops
 from gate import Gate, own_memory
-from jobs import PAIRS, PROFILE, ROWS
+from jobs import PROFILE
 from rows import Rows, real_tokens
 from stages import STAGES
 from step_profile import StepProfile
@@ -73,7 +73,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
         gate.done("prepared", pairs=len(items))
         reference = sums.view(-1, 2)
     slot = len(control.slots[-1])
-    size = ROWS if stage.format == "chosen" else PAIRS
+    size = rows.scale.rows if stage.format == "chosen" else rows.pairs
     with tempfile.TemporaryDirectory() as folder:
         trainer = InOrder(
             policy,
@@ -96,7 +96,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
             trainer.turn_flops = Counter()
             return {"tokens": real_tokens(taken, slot), "flops": counted.total(), "product_flops": counted["products"]}
 
-        profile = StepProfile(narrow=max(map(len, SIBLINGS)) * len(control.levels) * rank)
+        profile = StepProfile(rows.scale.device, narrow=max(map(len, SIBLINGS)) * len(control.levels) * rank)
         trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, about, profile))
         trainer.train()
 
@@ -109,7 +109,7 @@ def generate(rows: Rows, gate: Gate) -> None:
     own_memory([lm])
     requests = [Request(ids, one_hot(0, 1), number) for number, ids in enumerate(rows.prompts())]
     sampling = Sampling(max_new_tokens=rows.scale.new_tokens)
-    profile = StepProfile()
+    profile = StepProfile(rows.scale.device)
     word = gate.ready("step")
     while True:
         if word == PROFILE:

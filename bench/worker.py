@@ -13,17 +13,19 @@ from pathlib import Path
 
 def main() -> None:
     """Run the program until the driver has had enough."""
-    job, program, scale = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    name, program, scale = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     if program.startswith("ours"):
         from meetlm.config.process import prepare
 
         prepare()  # as the command `meet` does before torch is loaded
     from gate import Gate
 
-    gate = Gate()
+    device = scale.get("device", "cpu")
+    gate = Gate(device)
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather this than another, where memory runs out
     import torch
     from flops import product_rates
+    from jobs import JOBS
     from rows import Rows, Scale
 
     from meetlm.cli.progress import quiet_libraries
@@ -33,9 +35,10 @@ def main() -> None:
     if program == "product":
         gate.ready("step")
         while True:
-            gate.done(rates=product_rates())
+            gate.done(rates=product_rates(device))
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     rows = Rows(Scale(**scale))
+    (job,) = [one.work for one in JOBS if one.name == name]
     if job == "scoring":
         import scoring
 

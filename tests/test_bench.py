@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from meetlm.data.batch import collate
 from meetlm.policy.loading import checkpoint_activations
-from tiny import sequences, tiny_lm, tiny_policy
+from meetlm.policy.policy import Policy
+from tiny import sequences, tiny_control, tiny_lm, tiny_policy
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))  # its files are scripts, not a package
 
@@ -38,6 +40,7 @@ from jobs import (
     Peer,
     jobs_called,
 )
+from models import MODELS
 from results import Goal, Grown, Profile, Run, compared, differs, goals, growth_ratios, rates, spread
 from step_profile import StepProfile, group_of, is_narrow, sorted_time
 
@@ -219,6 +222,8 @@ def test_backward_is_sorted_by_its_forward_and_what_is_recomputed_by_itself() ->
             cpu_parent=within,
             time_range=start,
             input_shapes=shapes,
+            device_type=DeviceType.CPU,
+            self_device_time_total=2e6 * seconds,
         )
 
     attention = event("aten::scaled_dot_product_attention", 1.0, 5)
@@ -233,6 +238,9 @@ def test_backward_is_sorted_by_its_forward_and_what_is_recomputed_by_itself() ->
     assert seconds[PRODUCTS] == 8 + 16
     assert seconds[CONTROL] == 32
     assert sum(seconds.values()) == 63, "a node's own time is Python's"
+    events = [backward, again, node, attention, narrow, wide, layer]
+    kernel = SimpleNamespace(device_type=DeviceType.CUDA, time_range=SimpleNamespace(start=0))
+    assert sum(sorted_time([kernel, *events], narrow=4, cuda=True).values()) == 126, "kernels, each once"
 
 
 @pytest.mark.parametrize(("kind", "recomputes"), [("lora", False), ("lora", True), ("soft-prompt", False)])
@@ -294,6 +302,27 @@ def test_padding_is_not_counted_and_a_shared_prompt_once() -> None:
     assert shared["attention"] - alone["attention"] == 2 * 6 * 24 * (5**2 + 2 * 5 * 4)
 
 
+def test_a_window_is_counted_as_far_as_it_goes() -> None:
+    """GPT-Neo: one layer sees all, the other no more than 5 tokens: of 9, 1 + 2 + 3 + 4 + 5·5 pairs."""
+    lm = tiny_lm("gpt-neo", dtype=torch.float32)
+    lm.config.window_size = 5
+    block = collate(sequences(Policy(lm, tiny_control(lm, "none")), [(5, 4)]), "padded")["blocks"]
+    assert sorted(lm.config.attention_layers) == ["global", "local"]
+    pairs = 2 * (1 + 2 + 3 + 4 + 5 * 5) - 5  # those with its own token are half of a square's diagonal
+    assert Flops(lm, trains_lm=True).of(block)["attention"] == 6 * lm.config.hidden_size * (9**2 + pairs)
+
+
+def test_the_curve_over_models_has_a_goal_on_cuda_alone() -> None:
+    for device, wanted in (("cpu", 0), ("cuda", 1)):
+        pair = told([1.0, 1.0, 1.0], [1.0, 4.0, 4.0], peer="trl")
+        run = replace(EMPTY, device=device, told={f"lora-sft-{name}": {"trl": pair} for name in ("135m", "360m")})
+        assert len(goals(run)) == wanted
+        rows = [line for line in report.markdown(run).splitlines() if line.startswith(("| 135M, ", "| 360M, "))]
+        assert len(rows) == 2
+        assert f"| {MODELS['360m'].rows[device]} | trl | 100 / 25 | 4.00 [4.00, 4.00] |" in rows[1]
+        assert rows[1].endswith("| 1.20 [1.20, 1.20] | the same tokens, losses within 0e+00 |")
+
+
 def test_a_busy_machine_is_refused_with_names() -> None:
     quiet.refuse(quiet.LIMIT, [])
     with pytest.raises(SystemExit, match="45% of a core, more than 20%") as caught:
@@ -316,7 +345,12 @@ def test_others_use_what_is_not_ours(
 
 
 def test_jobs_are_called_by_name() -> None:
-    assert jobs_called(["all"]) == list(JOBS)
+    cpu, cuda = jobs_called(["all"]), jobs_called(["all"], "cuda")
+    assert set(cpu) | set(cuda) == set(JOBS)
+    assert {job.name for job in cpu} & {job.name for job in cuda} == {f"lora-sft-{model}" for model in MODELS}
+    assert all(job.model for job in cuda), "weights are not carried to a GPU"
+    with pytest.raises(SystemExit, match="unknown job 'dpo'; on cuda there are"):
+        jobs_called(["dpo"], "cuda")
     assert [job.name for job in jobs_called(["growth", "dpo"])] == ["growth", "dpo"]
     with pytest.raises(SystemExit, match="unknown job 'growht'"):
         jobs_called(["growht"])

@@ -1,0 +1,82 @@
+"""Models of other sizes, with random weights: what a step costs does not depend on what it has learned.
+
+Plain data: the driver and the report read it without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The shape of a language model.
+
+    Attributes:
+        title: In words.
+        kind: ``model_type`` of transformers' configuration.
+        settings: Of the configuration.
+        rows: In a step: on a CPU as many as two programs have memory for, on a GPU enough to keep it busy.
+        quick: What of the configuration is smaller where the benchmark itself is tried.
+        gib: Memory that two programs side by side take on a CPU, with room to spare.
+    """
+
+    title: str
+    kind: str
+    settings: dict[str, Any]
+    rows: dict[str, int]
+    quick: dict[str, Any]
+    gib: float
+
+
+def _llama(width: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 49152,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
+
+
+FEW = {"num_hidden_layers": 2}
+MODELS = {
+    "135m": Model(
+        "135M, SmolLM2-135M's shape", "llama", _llama(576, 30, 9, 3, 1536), {"cpu": 8, "cuda": 64}, FEW, gib=12.0
+    ),
+    "360m": Model(
+        "360M, SmolLM2-360M's shape", "llama", _llama(960, 32, 15, 5, 2560), {"cpu": 4, "cuda": 64}, FEW, gib=12.0
+    ),
+    "llama-1.3b": Model(
+        "1.3B, a Llama of GPT-Neo 1.3B's depth, width and heads",
+        "llama",
+        _llama(2048, 24, 16, 16, 5504),
+        {"cpu": 2, "cuda": 16},
+        FEW,
+        gib=19.0,
+    ),
+    "gpt-neo-1.3b": Model(
+        "1.3B, GPT-Neo 1.3B's shape",
+        "gpt_neo",
+        {
+            "vocab_size": 50257,
+            "hidden_size": 2048,
+            "num_layers": 24,
+            "num_heads": 16,
+            "intermediate_size": 8192,
+            "window_size": 256,
+            "attention_types": [[["global", "local"], 12]],
+            "max_position_embeddings": 2048,
+            "attention_dropout": 0.0,
+            "embed_dropout": 0.0,
+            "resid_dropout": 0.0,
+        },
+        {"cpu": 2, "cuda": 16},
+        {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+        gib=19.0,
+    ),
+}

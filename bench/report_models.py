@@ -1,0 +1,61 @@
+"""RESULTS.md: the curve over model size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jobs import JOBS
+from models import MODELS
+from results import Compared, Rate, Run, compared, rates, spread
+
+COLUMNS = (
+    "model",
+    "rows a step",
+    "ours beside",
+    "tokens a second, ours / peer",
+    "ratio",
+    "memory, ours / peer",
+    "share of a plain product",
+    "the same work",
+)
+
+
+def over_models(run: Run) -> Iterable[str]:
+    """Yield a table for each job that was run with models of several sizes."""
+    rows = [row for row in compared(run) if row.job.model]
+    if not rows:
+        yield "Not run."
+        return
+    plain = {(rate.job.name, rate.program): rate for rate in rates(run)}
+    yield (
+        "Models with random weights: what a step costs does not depend on what was learned. Rows are those of the jobs "
+        "above, fewer a step where two programs of that size would not fit into memory. GPT-Neo's attention does not "
+        "go through transformers' interface, so its sequences are not packed but padded to those of like length; the "
+        "Llama of its depth and width shows what that costs."
+    )
+    yield ""
+    for work in dict.fromkeys(row.job.work for row in rows):
+        of_work = [row for row in rows if row.job.work == work]
+        title = next(job.title for job in JOBS if job.name == work)
+        yield f"**{title}**"
+        yield ""
+        yield f"| {' | '.join(COLUMNS)} |"
+        yield f"|{' --- |' * len(COLUMNS)}"
+        for row in of_work:
+            yield _line(run, row, plain.get((row.job.name, row.peer.ours)))
+        yield ""
+
+
+def _line(run: Run, row: Compared, rate: Rate | None) -> str:
+    ours, theirs = row.memory
+    cells = [
+        MODELS[row.job.model].title,
+        str(row.job.num_rows(run.device)),
+        row.name,
+        f"{row.ours:,.0f} / {row.theirs:,.0f}",
+        spread(row.ratios),
+        f"{ours:,.0f} / {theirs:,.0f} MB" + (f" = {ours / theirs:.2f}" if theirs > 0 else ""),
+        spread(rate.shares) if rate else "–",
+        row.work,
+    ]
+    return f"| {' | '.join(cells)} |"
