@@ -184,13 +184,14 @@ JOBS = (
 
 
 def jobs_called(names: list[str], device: str = "cpu") -> list[Job]:
-    """Return jobs by their names; ``all`` is every one that runs on the device.
+    """Return jobs by their names; ``all`` is every one that runs on the device, ``models`` those of other models.
 
     Raises:
         SystemExit: A name is unknown there.
     """
     known = {job.name: job for job in JOBS if job.device in (device, None)}
-    chosen = list(known) if "all" in names else names
+    groups = {"all": list(known), "models": [job.name for job in known.values() if job.model]}
+    chosen = list(dict.fromkeys(one for name in names for one in groups.get(name, [name])))
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise SystemExit(f"unknown job {unknown[0]!r}; on {device} there are {', '.join(known)}")

@@ -195,7 +195,9 @@ def options() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--jobs", nargs="+", default=["all"], help=f"all, or of {', '.join(job.name for job in JOBS)}")
+    parser.add_argument(
+        "--jobs", nargs="+", default=["all"], help=f"all, models, or of {', '.join(job.name for job in JOBS)}"
+    )
     parser.add_argument("--peers", nargs="+", default=None, help="only these peers; all by default")
     parser.add_argument("--rounds", type=int, default=6, help="the first is warm-up")
     parser.add_argument("--threads", type=int, default=2)

@@ -348,6 +348,7 @@ def test_jobs_are_called_by_name() -> None:
     cpu, cuda = jobs_called(["all"]), jobs_called(["all"], "cuda")
     assert set(cpu) | set(cuda) == set(JOBS)
     assert {job.name for job in cpu} & {job.name for job in cuda} == {f"lora-sft-{model}" for model in MODELS}
+    assert jobs_called(["models", "lora-sft-135m"]) == [job for job in cpu if job.model]
     assert all(job.model for job in cuda), "weights are not carried to a GPU"
     with pytest.raises(SystemExit, match="unknown job 'dpo'; on cuda there are"):
         jobs_called(["dpo"], "cuda")
