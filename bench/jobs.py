@@ -65,8 +65,7 @@ class Job:
         name: For ``--jobs``.
         title: What is done.
         peers: In the order of the report; none where ours is compared with itself.
-        rows: The unit of a step: ``chosen`` (8 rows), ``pairs`` (4 pairs, so 8 rows), ``prompts``, ``scored`` or
-            ``random``.
+        rows: The unit of a step: ``chosen`` rows, ``pairs`` (half as many), ``prompts``, ``scored`` or ``random``.
         best_goal: Least ratio over the fastest of the peers marked ``in_best``.
         model: Of ``models.MODELS``, with random weights; by default SmolLM2-135M-Instruct with its own.
         like: The job whose programs and stages it has, by default its own.

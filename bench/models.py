@@ -17,7 +17,7 @@ class Model:
         title: In words.
         kind: ``model_type`` of transformers' configuration.
         settings: Of the configuration.
-        rows: In a step: on a CPU as many as two programs have memory for, on a GPU enough to keep it busy.
+        rows: In a step: as many as two programs have memory for, in 24 GiB beside a CPU or 80 GiB of a GPU.
         quick: What of the configuration is smaller where the benchmark itself is tried.
         gib: Memory that two programs side by side take on a CPU, with room to spare.
     """
@@ -49,13 +49,13 @@ MODELS = {
         "135M, SmolLM2-135M's shape", "llama", _llama(576, 30, 9, 3, 1536), {"cpu": 8, "cuda": 64}, FEW, gib=12.0
     ),
     "360m": Model(
-        "360M, SmolLM2-360M's shape", "llama", _llama(960, 32, 15, 5, 2560), {"cpu": 4, "cuda": 64}, FEW, gib=12.0
+        "360M, SmolLM2-360M's shape", "llama", _llama(960, 32, 15, 5, 2560), {"cpu": 4, "cuda": 32}, FEW, gib=12.0
     ),
     "llama-1.3b": Model(
         "1.3B, a Llama of GPT-Neo 1.3B's depth, width and heads",
         "llama",
         _llama(2048, 24, 16, 16, 5504),
-        {"cpu": 2, "cuda": 16},
+        {"cpu": 2, "cuda": 8},
         FEW,
         gib=19.0,
     ),
@@ -75,7 +75,7 @@ MODELS = {
             "embed_dropout": 0.0,
             "resid_dropout": 0.0,
         },
-        {"cpu": 2, "cuda": 16},
+        {"cpu": 2, "cuda": 4},
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
         gib=19.0,
     ),

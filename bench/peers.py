@@ -133,6 +133,7 @@ def dpo(program: str, rows: Rows, gate: Gate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Dpo(
             model=lm,
+            ref_model=None if program == "trl-precomputed" or not rows.scale.model else rows.lm(),
             args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **quiet(rows)),
             train_dataset=_on_disk([compared(item) for item in items], Path(folder)),
             processing_class=rows.tokenizer,

@@ -55,10 +55,7 @@ def markdown(run: Run) -> str:
         "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each "
         f"trained number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
-        "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(_row(row) for row in compared(run) if not row.job.model),
-        "",
+        *_rows(row for row in compared(run) if not row.job.model),
         *_references(run),
         *_planned(run),
         "## Over model size",
@@ -124,6 +121,13 @@ def _short(run: Run, missed: list[Goal]) -> Iterator[str]:
                 f"{reason}".rstrip()
             )
         yield ""
+
+
+def _rows(rows: Iterable[Compared]) -> list[str]:
+    """Return the table of all jobs with SmolLM2 itself; nothing where there are none."""
+    found = [_row(row) for row in rows]
+    head = "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |"
+    return [head, "| --- | --- | --- | --- | --- | --- |", *found, ""] if found else []
 
 
 def _row(row: Compared) -> str:

@@ -28,8 +28,8 @@ def over_models(run: Run) -> Iterable[str]:
         return
     plain = {(rate.job.name, rate.program): rate for rate in rates(run)}
     yield (
-        "Models with random weights: what a step costs does not depend on what was learned. Rows are those of the jobs "
-        "above, fewer a step where two programs of that size would not fit into memory. GPT-Neo's attention does not "
+        "Models with random weights: what a step costs does not depend on what was learned. As many rows a step as two "
+        "programs of that size have memory for side by side. GPT-Neo's attention does not "
         "go through transformers' interface, so its sequences are not packed but padded to those of like length; the "
         "Llama of its depth and width shows what that costs."
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from meetlm.data.batch import collate
 from meetlm.policy import attention
 from meetlm.policy.attention import varlen_attention
 from meetlm.policy.packed import BLOCK, Packed
+from tiny import LENGTHS, sequences, tiny_policy
 
 HEADS, SIZE = 6, 16
 
@@ -49,13 +52,14 @@ def kernel(
     *,
     scale: float | None,
     window_size: tuple[int, int],
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What torch's documentation says of ``varlen_attn``, where there is no CUDA to run it on.
 
     The last query of a sequence stands where its last key does; a query sees ``window_size[0]`` keys before its own.
     """
     left, right = window_size
-    assert (right, query.shape[1], cu_seq_q.dtype) == (0, key.shape[1], torch.int32)
+    assert (right, cu_seq_q.dtype, enable_gqa) == (0, torch.int32, query.shape[1] != key.shape[1])
     assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
     outputs = []
     for (start, end), (first, last) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
@@ -80,9 +84,16 @@ def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA."""
     monkeypatch.setattr(attention, "has_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "GROUPS", True)
 
 
-@pytest.mark.parametrize("way", [blocks, at_once, by_kernel])
+def by_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA with torch 2.11, to which groups of heads cannot be told."""
+    by_kernel(monkeypatch)
+    monkeypatch.setattr(attention, "GROUPS", False)
+
+
+@pytest.mark.parametrize("way", [blocks, at_once, by_kernel, by_older_kernel])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -98,6 +109,29 @@ def test_tokens_see_what_they_should(
     compare(kv_heads, window, scale, "cpu", torch.float64, 1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_mixed_precision_takes_the_kernel(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions are f32 under autocast, and with them queries and keys were."""
+    dtypes: list[torch.dtype] = []
+
+    def counted(*given: Any, **more: Any) -> Tensor:
+        dtypes.extend(one.dtype for one in given[:3])
+        return kernel(*given, **more)
+
+    monkeypatch.setattr(attention, "has_kernel", lambda *given: all(one.dtype in attention.HALVES for one in given))
+    monkeypatch.setattr(attention, "varlen_attn", counted)
+    policy = tiny_policy(architecture, "lora", dtype=torch.float32)
+    batch = collate(sequences(policy, LENGTHS), "packed")
+    assert policy(batch["blocks"], batch["num_completions"]).values.isfinite().all()
+    assert dtypes == [], "f32 has no kernel"
+    with torch.autocast("cpu", torch.bfloat16):
+        values = policy(batch["blocks"], batch["num_completions"]).values
+    assert dtypes == [torch.bfloat16] * 3 * policy.lm.config.get_text_config().num_hidden_layers
+    values.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.control.parameters())
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class PreferenceExample:
     rejected_prompt: Text | None = None
 
 
-class Read(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
     """A split as read, unfiltered and in the order of the file.
 
     Attributes:

@@ -62,7 +62,8 @@ def read_prompts(settings: DataSettings) -> HeldOut:
     """
     if settings.holdout is None:
         whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
-        rows, elsewhere = read_rows(settings, "eval", _read, whole=whole)
+        read = read_rows(settings, "eval", _read, whole=whole)
+        rows, elsewhere = read.rows, read.elsewhere
     else:
         train, held = read_splits(settings)
         rows, elsewhere = [_of_pair(example) for example in held.rows], train.elsewhere

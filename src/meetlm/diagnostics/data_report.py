@@ -160,7 +160,11 @@ def report_data(
 
 
 def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceExample]:
-    return read._replace(rows=read.rows[:limit])
+    """Return the first rows, and those of another split among them."""
+    if limit is None or limit >= len(read.rows):
+        return read
+    end = read.rows[limit].origin.line
+    return Read(read.rows[:limit], [place for place in read.elsewhere if place.line < end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,8 @@ def diagnose(
         DataError: The data cannot be read, or no row of them can be used.
     """
     say("reading the data")
-    rows, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
-    conversational = not isinstance(rows.rows[0].prompt, str)
+    read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
+    conversational = not isinstance(read.rows[0].prompt, str)
     say("checking the model")
     model = check_model(
         lm,
@@ -78,10 +78,10 @@ def diagnose(
         slot=slot,
     )
     if conversational and prompt_format.tokenizer.chat_template is None:
-        return diagnosis([*model, _unread(rows.rows)])  # nothing can be tokenised, so nothing else can be said
+        return diagnosis([*model, _unread(read.rows)])  # nothing can be tokenised, so nothing else can be said
     say("checking the data")
     count = TokenCounts(prompt_format)
-    train, account = filter_train(rows, count, settings.max_length, settings.limit_train)
+    train, account = filter_train(read, count, settings.max_length, settings.limit_train)
     test: list[PreferenceExample] = []
     of_test = None
     if with_eval:

@@ -82,8 +82,8 @@ class Rows(ABC):
 def steps_exactly(policy: Policy) -> str | None:
     """Return why rows of ``policy`` have to be padded; ``None`` where packed ones give the logits of one pass."""
     lm = policy.lm
-    if policy.why_padded is not None:
-        return policy.why_padded
+    if policy.layout == "padded":
+        return policy.why_padded or "its sequences are padded"
     was_training = policy.training
     policy.eval()
     generator = torch.Generator().manual_seed(0)

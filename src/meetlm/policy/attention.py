@@ -14,6 +14,7 @@ T tokens, H heads, H_kv key heads, G = H / H_kv, d size of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from meetlm.policy.packed import Packed
 from meetlm.policy.past import Past
 
 VARLEN = "meet_varlen"
+GROUPS = "enable_gqa" in signature(varlen_attn).parameters
+"""Whether the kernel can be told that several query heads have one key head: from torch 2.12 on."""
 HALVES = (torch.bfloat16, torch.float16)
 """What a kernel for sequences of any length computes in."""
 
@@ -68,15 +71,20 @@ def varlen_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    kind = query.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    if mixed:  # rotary positions are f32, and made queries and keys f32 as well
+        query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
+    kernel = not dropout and has_kernel(query, key, value)
+    whole = [] if kernel and past is None else whole_keys(key, value, packed)
     if past is not None:
-        kept = [(k[0], v[0]) for k, v in whole_keys(key, value, packed)]
+        kept = [(k[0], v[0]) for k, v in whole]
         past.keep(_layer(module), list(zip(kwargs["meet_rows"], kept, strict=True)))
-    if not dropout and has_kernel(query, key, value):
+    if kernel:
         return by_kernel(query, key, value, packed, window, scaling), None
     # A dry run stands for CUDA by autocast of the CPU (diagnostics/dry_run.py).
-    on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    way = in_blocks if on_cpu else at_once
-    outputs = way(query, whole_keys(key, value, packed), packed, window, {"dropout_p": dropout, "scale": scaling})
+    way = in_blocks if kind == "cpu" and not mixed else at_once
+    outputs = way(query, whole, packed, window, {"dropout_p": dropout, "scale": scaling})
     return torch.cat(outputs, dim=1).view(1, query.shape[2], query.shape[1], -1), None
 
 
@@ -101,8 +109,9 @@ def by_kernel(
     queries, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))  # [T, heads, d]
     if places.gathered is not None:
         keys, values = keys[places.gathered], values[places.gathered]
-    if repeat > 1:  # the kernel could do without, but torch 2.11's way to it cannot be told so
+    if repeat > 1 and not GROUPS:
         keys, values = (one.repeat_interleave(repeat, dim=1) for one in (keys, values))
+    told: dict[str, Any] = {"enable_gqa": repeat > 1} if GROUPS else {}
     output = varlen_attn(
         queries,
         keys,
@@ -113,6 +122,7 @@ def by_kernel(
         places.longest_keys,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
+        **told,
     )
     assert isinstance(output, Tensor)
     return output[None]

@@ -56,8 +56,8 @@ class Packed:
         self.shared = list(shared) if shared else [0] * len(self.lengths)
         self.longest = max(map(sum, zip(self.lengths, self.shared, strict=True)))
         self.blocks = [_sizes(length) for length in self.lengths]
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
-        self._places: Places | None = None
+        self._masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
+        self._places: dict[torch.device, Places] = {}
 
     def mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
         """Return what is added to scores: 0 where a query sees a key and -inf elsewhere, [tokens·G, keys].
@@ -69,7 +69,7 @@ class Packed:
             window: Keys that a token sees, its own included; all before it where ``None``.
         """
         repeat, longest = query.shape[2] // tokens, self.longest
-        kind = repeat, window
+        kind = repeat, window, query.device
         if kind not in self._masks:
             row = torch.arange(2 * BLOCK, device=query.device)[:, None]
             behind = row - torch.arange(-longest, 2 * BLOCK, device=query.device)
@@ -81,14 +81,14 @@ class Packed:
 
     def places(self, device: torch.device) -> Places:
         """Return where queries and keys stand, on ``device``."""
-        if self._places is None:
+        if device not in self._places:
             whole = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
             queries, keys = (
                 torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (self.lengths, whole)
             )
             gathered = self._gathered().to(device) if any(self.shared) else None
-            self._places = Places(queries, keys, max(self.lengths), self.longest, gathered)
-        return self._places
+            self._places[device] = Places(queries, keys, max(self.lengths), self.longest, gathered)
+        return self._places[device]
 
     def _gathered(self) -> Tensor:
         """Return which token each key is of, shared ones before a sequence's own."""

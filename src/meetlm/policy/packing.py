@@ -60,22 +60,27 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     rows = [torch.randint(0, table.shape[0], (1, n), generator=generator).to(lm.device) for n in lengths]
     half = longest // 2
     rows[2][:, :half] = rows[1][:, :half]  # half of it can be shared
-    alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
-    lm.set_attn_implementation(VARLEN)
-    try:
-        why = _difference(alone, _last_logits(lm, rows, [0, 0, half, 0]), tolerance)
-        if why is None and lm.device.type == "cuda":  # what training there runs in has a kernel of its own
-            with torch.autocast("cuda", torch.bfloat16):
-                why = _difference(alone, _last_logits(lm, rows, [0, 0, half, 0]), HALF_TOLERANCE)
-    except (RuntimeError, ValueError, TypeError) as error:
-        why = f"{VARLEN} failed: {error}"
+    why = _difference(lm, rows, [0, 0, half, 0], tolerance)
+    if why is None and lm.device.type == "cuda":  # what training there runs in has a kernel of its own
+        lm.set_attn_implementation(own)
+        with torch.autocast("cuda", torch.bfloat16):
+            why = _difference(lm, rows, [0, 0, half, 0], HALF_TOLERANCE)
     if why is not None:
         lm.set_attn_implementation(own)
     return why
 
 
-def _difference(alone: list[Tensor], packed: Tensor, bound: float) -> str | None:
-    """Return how logits of packed sequences differ from those alone; ``None`` where all are within ``bound``."""
+def _difference(lm: PreTrainedModel, rows: list[Tensor], shared: list[int], bound: float) -> str | None:
+    """Return how logits of packed sequences differ from those alone; ``None`` where all are within ``bound``.
+
+    ``lm`` comes with its own attention and is left with the packed one.
+    """
+    alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
+    lm.set_attn_implementation(VARLEN)
+    try:
+        packed = _last_logits(lm, rows, shared)
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"{VARLEN} failed: {error}"
     gaps = [
         float((one - row).abs().max() / one.abs().max().clamp(min=1)) for one, row in zip(alone, packed, strict=True)
     ]

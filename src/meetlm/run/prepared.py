@@ -55,8 +55,8 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
     def lengths(example: PreferenceExample) -> tuple[int, int, int]:
         return pair_lengths(prompt_format, example)
 
-    rows, held = read_splits(settings)
-    train, of_train = filter_train(rows, lengths, settings.max_length, settings.limit_train)
+    read, held = read_splits(settings)
+    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
     test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
     return PreparedData(train, test, (of_train, of_test), prompt_format.spec)
 
