@@ -22,7 +22,10 @@ SETTING = {
     "cpu": "SmolLM2-135M-Instruct in f32, {threads} threads, GOMP_SPINCOUNT=2000",
     "cuda": "Weights in f32, bf16 autocast, flash attention where a program's own settings have it",
 }
-ROWS_A_STEP = {"cpu": "8 rows a step", "cuda": "As many rows a step as the tables say"}
+ROWS_A_STEP = {
+    "cpu": "8 rows a step, of other models what their table says",
+    "cuda": "As many rows a step as the tables say",
+}
 SHOWN = 3
 """Steps whose losses are shown side by side; all are compared."""
 
@@ -43,10 +46,7 @@ def markdown(run: Run) -> str:
         "A ratio is taken in each round; shown are the median and [the lowest, the highest] of all counted rounds. "
         "A goal is met by the median. Memory is a peak over all rounds.",
         "",
-        "| job | what | goal | measured | met |",
-        "| --- | --- | --- | --- | --- |",
-        *map(_goal, wanted),
-        "",
+        *_table("| job | what | goal | measured | met |", map(_goal, wanted)),
         *_short(run, [goal for goal in wanted if not goal.met]),
         "## Speed and memory",
         "",
@@ -55,7 +55,10 @@ def markdown(run: Run) -> str:
         "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each "
         f"trained number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
-        *_rows(row for row in compared(run) if not row.job.model),
+        *_table(
+            "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |",
+            (_row(row) for row in compared(run) if not row.job.model),
+        ),
         *_references(run),
         *_planned(run),
         "## Over model size",
@@ -123,11 +126,10 @@ def _short(run: Run, missed: list[Goal]) -> Iterator[str]:
         yield ""
 
 
-def _rows(rows: Iterable[Compared]) -> list[str]:
-    """Return the table of all jobs with SmolLM2 itself; nothing where there are none."""
-    found = [_row(row) for row in rows]
-    head = "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |"
-    return [head, "| --- | --- | --- | --- | --- | --- |", *found, ""] if found else []
+def _table(head: str, rows: Iterable[str]) -> list[str]:
+    """Return a table and a line behind it."""
+    found = list(rows)
+    return [head, "| --- " * (head.count("|") - 1) + "|", *found, ""] if found else ["Nothing of it was run.", ""]
 
 
 def _row(row: Compared) -> str:

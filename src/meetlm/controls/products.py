@@ -1,8 +1,9 @@
 """Matrix products of linear layers, by the library that is fast on this processor.
 
 torch takes f32 products on the CPU to MKL, which leaves AVX-512 of other makers' processors unused: on one by AMD it
-reached 0.45 of what oneDNN does, on an older one, which is as fast without, 0.95 (``bench/levers.py products``). oneDNN is in torch as well, but torch's own layers take
-nothing in f32 there. Which library is taken depends on the processor alone, so that a run can be repeated bit for bit.
+reached 0.45 of what oneDNN does, on an older one, no faster with AVX-512, 0.95 (``bench/levers.py products``). oneDNN
+is in torch as well, but torch's own layers take nothing in f32 there. Which library is taken depends on the processor
+alone, so that a run can be repeated bit for bit.
 """
 
 from __future__ import annotations
