@@ -221,6 +221,29 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("architecture", PACKING)
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
+    """On CUDA prompts are read and continued under autocast: keys are kept in bf16. Here by that of the CPU."""
+    policy = tiny_policy(architecture, kind, dtype=torch.float32)
+    assert engine_of(policy)._rows is PackedRows
+
+    @torch.no_grad()
+    def logits() -> torch.Tensor:
+        rows = PackedRows(policy, requests_of(policy), 3)
+        read, order = [rows.start()], rows.order
+        read += [rows.step(torch.full([len(order)], token)) for token in (20, 21)]
+        assert rows.order == order
+        return torch.stack(read)
+
+    policy.eval()
+    exact = logits()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = logits()
+    gaps = (half - exact).abs().amax(dim=-1) / exact.abs().max()
+    assert 1e-5 < float(gaps.median()) < 3e-2, "random weights make a few rows turn on a rounding; most do not"
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
 def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(architecture, "lora")
