@@ -16,7 +16,7 @@ Per sequence of T tokens (slot included), a block's attention with H heads of si
     forward                    2 products of T·T/2·H·d multiply-adds = 2 T² H d
     backward                   4 of them                             = 4 T² H d
     behind S shared tokens     T² + 2 T S in the place of T²
-    in a window of W < T       2 W T - W² in the place of T²
+    in a window                the pairs in it in the place of those of T²
 
 Per trained token, V words by D: head forward 2 V D, activations 2 V D, weights 2 V D where the model is trained.
 The embedding's look-up and its gradient, norms, softmax and optimizer are not counted.
@@ -129,8 +129,10 @@ def _windows(lm: PreTrainedModel) -> dict[int | None, int]:
 
 
 def _square(length: int, before: int, window: int | None) -> int:
-    """Return twice the pairs of a query and a key that it sees, of a sequence behind shared tokens."""
-    if window is None or window >= length + before:
-        return length**2 + 2 * length * before
-    assert not before, "models with windows share no prompts here"
-    return 2 * window * length - window**2
+    """Return twice the pairs of a query and a key that it sees, its own counted half, of a sequence behind others."""
+
+    def pairs(queries: int) -> int:
+        beyond = max(0, queries - window) if window else 0
+        return queries * (queries + 1) // 2 - beyond * (beyond + 1) // 2
+
+    return 2 * (pairs(before + length) - pairs(before)) - length

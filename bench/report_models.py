@@ -29,9 +29,7 @@ def over_models(run: Run) -> Iterable[str]:
     plain = {(rate.job.name, rate.program): rate for rate in rates(run)}
     yield (
         "Models with random weights: what a step costs does not depend on what was learned. As many rows a step as two "
-        "programs of that size have memory for side by side. GPT-Neo's attention does not "
-        "go through transformers' interface, so its sequences are not packed but padded to those of like length; the "
-        "Llama of its depth and width shows what that costs."
+        "programs of that size have memory for side by side."
     )
     yield ""
     for work in dict.fromkeys(row.job.work for row in rows):

@@ -303,13 +303,17 @@ def test_padding_is_not_counted_and_a_shared_prompt_once() -> None:
 
 
 def test_a_window_is_counted_as_far_as_it_goes() -> None:
-    """GPT-Neo: one layer sees all, the other no more than 5 tokens: of 9, 1 + 2 + 3 + 4 + 5·5 pairs."""
+    """GPT-Neo: one layer sees all, the other no more than 5 tokens: of 9, 1 + 2 + 3 + 4 + 5·5 pairs, own ones half."""
     lm = tiny_lm("gpt-neo", dtype=torch.float32)
     lm.config.window_size = 5
-    block = collate(sequences(Policy(lm, tiny_control(lm, "none")), [(5, 4)]), "padded")["blocks"]
+    (one,) = sequences(Policy(lm, tiny_control(lm, "none")), [(5, 4)])
     assert sorted(lm.config.attention_layers) == ["global", "local"]
-    pairs = 2 * (1 + 2 + 3 + 4 + 5 * 5) - 5  # those with its own token are half of a square's diagonal
-    assert Flops(lm, trains_lm=True).of(block)["attention"] == 6 * lm.config.hidden_size * (9**2 + pairs)
+    count, width = Flops(lm, trains_lm=True), lm.config.hidden_size
+    alone = count.of(collate([one], "packed")["blocks"])["attention"]
+    assert alone == 6 * width * (9**2 + 2 * (1 + 2 + 3 + 4 + 5 * 5) - 9)
+    shared = count.of(collate([one, one], "packed", share=True)["blocks"])["attention"]
+    # The second reply is read behind the four tokens that both share: it has five of its own, of 5 to 9 before.
+    assert shared - alone == 6 * width * (2 * (5 + 6 + 7 + 8 + 9) - 5 + 2 * 5 * 5 - 5)
 
 
 def test_the_curve_over_models_has_a_goal_on_cuda_alone() -> None:

@@ -261,11 +261,12 @@ def test_paper_is_recommended_for_many_pairs() -> None:
 
 
 def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
-    llama, neo = doctor(rows(60)), doctor(rows(60), model=save(tmp_path / "neo", "gpt-neo"))
-    assert (llama["packing"]["value"], neo["packing"]["value"]) == (1, 0)
-    assert "AttentionInterface" in neo["packing"]["finding"]
-    assert (llama["head"]["value"], neo["head"]["value"]) == (0, 1)
-    assert statuses(neo, "packing", "head") == ["ok", "ok"]
+    others = [doctor(rows(60), model=save(tmp_path / name, name)) for name in ("gpt-neo", "gptj")]
+    llama, neo, gptj = doctor(rows(60)), *others
+    assert [one["packing"]["value"] for one in (llama, neo, gptj)] == [1, 1, 0]
+    assert "AttentionInterface" in gptj["packing"]["finding"]
+    assert [one["head"]["value"] for one in (llama, neo, gptj)] == [0, 1, 0]
+    assert statuses(gptj, "packing", "head") == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(("positions", "status"), [(700, "ok"), (600, "warning"), (520, "problem")])

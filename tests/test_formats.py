@@ -133,7 +133,7 @@ def scored(policy: Policy, sequences: list[Encoded]) -> Tensor:
         return policy(batch["blocks"], batch["num_completions"]).sums()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
 def test_the_second_reply_sees_the_first_and_nothing_of_its_neighbours(architecture: str) -> None:
     policy = tiny_policy(architecture, "soft-prompt", placement="before_response")
     chain, neighbour = chains(policy, 2)[0], chains(policy, 2)[2]

@@ -244,7 +244,7 @@ def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     assert 1e-5 < float(gaps.median()) < 3e-2, "random weights make a few rows turn on a rounding; most do not"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
 def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(architecture, "lora")
     engine, sizes = engine_of(policy), []

@@ -104,7 +104,7 @@ def run(
     return metrics(folder)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
 def test_dpo_in_parts_is_dpo_at_once(architecture: str, tmp_path: Path) -> None:
     """8 pairs and 1 × 8 make the same step, and so does the smaller one that ends an epoch of 10 pairs."""
     results, lines = [], []

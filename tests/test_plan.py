@@ -45,7 +45,7 @@ DPO = [
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "stages"),
-    [("llama", "lora", None), ("gpt-neo", "soft-prompt", None), ("qwen3", "none", DPO)],
+    [("llama", "lora", None), ("gptj", "soft-prompt", None), ("qwen3", "none", DPO)],
     ids=["packed", "padded", "dpo"],
 )
 def test_steps_and_tokens_are_those_of_the_run(
@@ -55,7 +55,7 @@ def test_steps_and_tokens_are_those_of_the_run(
     config = config_for(tmp_path, architecture, kind, *overrides, stages=stages)
     made = make_plan(config, shapes=())
     execute(config, tmp_path / "run", progress=False)
-    assert made.layout == ("padded" if architecture == "gpt-neo" else "packed")
+    assert made.layout == ("padded" if architecture == "gptj" else "packed")
     assert [stage.name for stage in made.stages] == [stage.name for stage in config.stages]
     for stage in made.stages:
         folder = tmp_path / "run" / stage.name
@@ -98,7 +98,7 @@ class Live(TorchDispatchMode):
         self.live -= size
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gptj", "gpt2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("train", [("control",), ("control", "lm")], ids=["step1", "step2"])
 def test_a_dry_run_takes_what_a_real_one_takes(architecture: str, train: tuple[str, ...]) -> None:
     """The same pass on the real model: the peak of all tensors above the weights is the same within 2%."""

@@ -62,7 +62,7 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
 
 @pytest.mark.parametrize(
     ("architecture", "kind"),
-    [("llama", "lora"), ("gpt-neo", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
+    [("llama", "lora"), ("gptj", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
 )
 def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     config, said = config_for(tmp_path, architecture, kind), []
@@ -81,7 +81,7 @@ def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     aligned = meetlm.load(run)
     assert aligned.meet.lm_sha256 == sha256_of(aligned.policy.lm)
     assert aligned.format.spec.stop == ("\n\nHuman:",)
-    assert aligned.policy.layout == ("padded" if architecture == "gpt-neo" else "packed")
+    assert aligned.policy.layout == ("padded" if architecture == "gptj" else "packed")
     start = sha256_of(tiny_lm(architecture, dtype=torch.float32))
     results = [json.loads((run / name / "stage.json").read_text())["lm_sha256"] for name in stages]
     assert [sha == start for sha in results] == [name == "step1" for name in stages]

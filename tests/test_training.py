@@ -103,7 +103,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
 def test_accumulation_changes_nothing(architecture: str, kind: str, tmp_path: Path) -> None:
     results = []
     for micro in (8, 1):

@@ -17,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     LlamaConfig,
     PreTrainedModel,
@@ -39,8 +40,9 @@ from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 VOCABULARY = 320
 """Rows of the embedding tables: some more than the tokenizer has ids, as in many published models."""
 
-ARCHITECTURES = ("llama", "gpt-neo", "gpt2", "qwen2", "qwen3", "gemma", "gemma3")
-PACKING = tuple(name for name in ARCHITECTURES if name != "gpt-neo")
+ARCHITECTURES = ("llama", "gpt-neo", "gpt2", "gptj", "qwen2", "qwen3", "gemma", "gemma3")
+PACKING = tuple(name for name in ARCHITECTURES if name != "gptj")
+"""Those whose attention can be replaced: GPT-J's layers do not go through transformers' interface."""
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 2},
@@ -79,6 +81,7 @@ def config_of(architecture: str, **changes: Any) -> Any:
             }
         ),
         "gpt2": lambda **k: GPT2Config(**{**_GPT2, **_STILL, **k}),
+        "gptj": lambda **k: GPTJConfig(**{**_GPT2, **_STILL, "rotary_dim": 4, "tie_word_embeddings": False, **k}),
         "gpt-neo": lambda **k: GPTNeoConfig(
             **{
                 "hidden_size": 24,

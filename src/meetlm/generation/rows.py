@@ -152,9 +152,13 @@ class PackedRows(Rows):
             [one.weights for one in sequences for _ in one.ids[one.shared :]],
             torch.cat([torch.arange(one.shared, len(one.ids)) for one in sequences])[None].to(device),
             logits_to_keep=torch.tensor(last, device=device),
-            meet_past=self._past,
-            meet_rows=[one.rows for one in sequences],
-            **packed_arguments(self._policy.lm, borders.to(device), [one.shared for one in sequences]),
+            **packed_arguments(
+                self._policy.lm,
+                borders.to(device),
+                [one.shared for one in sequences],
+                meet_past=self._past,
+                meet_rows=[one.rows for one in sequences],
+            ),
         )
 
     def _forward(self, ids: Tensor, weights: list[tuple[float, ...]], positions: Tensor, **arguments: Any) -> Tensor:

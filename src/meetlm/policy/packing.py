@@ -1,7 +1,8 @@
 """Packed sequences in a forward pass of any architecture, and the check that they may be used.
 
-They need :mod:`~meetlm.policy.attention`. Not every architecture goes through transformers' ``AttentionInterface``, and
-some have windows of their own, so :func:`packs_exactly` compares logits before a model is packed.
+They need :mod:`~meetlm.policy.attention`. Not every architecture goes through transformers' ``AttentionInterface``
+(:mod:`~meetlm.policy.gpt_neo` is for one that does not), and some have windows of their own, so :func:`packs_exactly`
+compares logits before a model is packed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN
 from meetlm.policy.packed import Packed
 from meetlm.policy.past import Past
@@ -20,19 +22,52 @@ HALF_TOLERANCE = 5e-2
 """Largest relative difference of a logit between bf16 and f32."""
 
 
-def packed_arguments(lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None) -> dict[str, Any]:
-    """Return what a packed forward of ``lm`` passes beside ids and positions."""
-    return {"meet_packed": Packed(cu_seq_lens.tolist(), shared), "attention_mask": _nothing(lm)}
+def packed_arguments(
+    lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return what a packed forward of ``lm`` passes beside ids and positions; ``more`` is for its attention."""
+    return _told(lm, meet_packed=Packed(cu_seq_lens.tolist(), shared), **more)
 
 
 def step_arguments(lm: PreTrainedModel, past: Past) -> dict[str, Any]:
     """Return what a forward of ``lm`` over the next token of each row of ``past`` passes beside ids and positions."""
-    return {"meet_past": past, "attention_mask": _nothing(lm)}
+    return _told(lm, meet_past=past)
+
+
+def replace_attention(lm: PreTrainedModel) -> None:
+    """Switch ``lm`` to packed attention."""
+    if gpt_neo.is_gpt_neo(lm):
+        gpt_neo.replace_attention(lm)
+    else:
+        lm.set_attn_implementation(VARLEN)
+
+
+def _restore(lm: PreTrainedModel, own: str) -> None:
+    if gpt_neo.is_gpt_neo(lm):
+        gpt_neo.restore_attention(lm)
+    else:
+        lm.set_attn_implementation(own)
+
+
+def _told(lm: PreTrainedModel, **told: Any) -> dict[str, Any]:
+    if gpt_neo.is_gpt_neo(lm):
+        return {"attention_mask": gpt_neo.telling(_nothing(lm), told)}
+    return {**told, "attention_mask": _nothing(lm)}
 
 
 def _nothing(lm: PreTrainedModel) -> Tensor:
     """Return a 4-D mask that nothing looks at: it keeps transformers from building a dense one."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device)
+
+
+def packing_obstacle(lm: PreTrainedModel) -> str | None:
+    """Return why the attention of ``lm`` cannot be replaced, as far as its class says; ``None`` where it can."""
+    if gpt_neo.is_gpt_neo(lm):
+        return None
+    if not getattr(lm, "_supports_attention_backend", False):
+        return f"{type(lm).__name__} does not go through transformers' AttentionInterface"
+    own = lm.config._attn_implementation
+    return None if own in ("sdpa", VARLEN) else f"its own attention is {own!r}, and packing is written for 'sdpa'"
 
 
 @torch.no_grad()
@@ -47,11 +82,10 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     Returns:
         ``None`` if it packs, else why not.
     """
-    if not getattr(lm, "_supports_attention_backend", False):
-        return f"{type(lm).__name__} does not go through transformers' AttentionInterface"
+    obstacle = packing_obstacle(lm)
+    if obstacle:
+        return obstacle
     own = lm.config._attn_implementation
-    if own not in ("sdpa", VARLEN):
-        return f"its own attention is {own!r}, and packing is written for 'sdpa'"
     longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
     lengths = [min(7, longest), longest, longest, min(5, longest)]
     generator = torch.Generator().manual_seed(0)
@@ -62,11 +96,11 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     rows[2][:, :half] = rows[1][:, :half]  # half of it can be shared
     why = _difference(lm, rows, [0, 0, half, 0], tolerance)
     if why is None and lm.device.type == "cuda":  # what training there runs in has a kernel of its own
-        lm.set_attn_implementation(own)
+        _restore(lm, own)
         with torch.autocast("cuda", torch.bfloat16):
             why = _difference(lm, rows, [0, 0, half, 0], HALF_TOLERANCE)
     if why is not None:
-        lm.set_attn_implementation(own)
+        _restore(lm, own)
     return why
 
 
@@ -76,7 +110,7 @@ def _difference(lm: PreTrainedModel, rows: list[Tensor], shared: list[int], boun
     ``lm`` comes with its own attention and is left with the packed one.
     """
     alone = [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
-    lm.set_attn_implementation(VARLEN)
+    replace_attention(lm)
     try:
         packed = _last_logits(lm, rows, shared)
     except (RuntimeError, ValueError, TypeError) as error:

@@ -20,10 +20,9 @@ from meetlm.controls.base import Control
 from meetlm.controls.linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
-from meetlm.policy.attention import VARLEN
 from meetlm.policy.head import is_plain, token_logps
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
-from meetlm.policy.packing import packed_arguments, packs_exactly
+from meetlm.policy.packing import packed_arguments, packs_exactly, replace_attention
 
 SCORED_TOKENS = 2048
 """Most tokens that are scored in one forward pass."""
@@ -73,7 +72,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         if layout == "packed":
-            lm.set_attn_implementation(VARLEN)
+            replace_attention(lm)
         self.why_padded = packs_exactly(lm, longest) if layout is None else None
         self.layout: Layout = layout or ("packed" if self.why_padded is None else "padded")
         self.shares_prompts = self.layout == "packed"

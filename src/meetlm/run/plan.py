@@ -23,6 +23,7 @@ from meetlm.policy.loading import (
     load_tokenizer,
     num_positions,
 )
+from meetlm.policy.packing import packing_obstacle
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.calibrate import Seconds, calibrate, calibrate_scoring, sample, scored_positions
@@ -257,7 +258,7 @@ class _Clock:
 
 def _promised(lm: PreTrainedModel) -> Layout:
     """Return the layout of a model without weights, which cannot be checked, as its class promises it."""
-    return "packed" if getattr(lm, "_supports_attention_backend", False) else "padded"
+    return "packed" if packing_obstacle(lm) is None else "padded"
 
 
 def _on_gpus(model: str, needs: Sequence[tuple[StageSettings, GpuMemory]], sizes: Sequence[int]) -> GpuPlan:

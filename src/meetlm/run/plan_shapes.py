@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from meetlm.data.batch import Layout
 from meetlm.data.encoding import Encoder
 from meetlm.data.example import Origin, PreferenceExample
 from meetlm.data.formats import FORMATS
@@ -40,23 +39,20 @@ class Shape:
         name: For people.
         layers: How many it has.
         config: Its configuration with so many layers instead.
-        layout: Of its batches.
     """
 
     name: str
     layers: int
     config: Callable[[int], PreTrainedConfig]
-    layout: Layout
 
 
-SHAPES = (  # what a configuration does not say is the default of its class: GPT-Neo 1.3B, Llama 7B
+SHAPES = (  # all of them pack; what a configuration does not say is the default of its class: GPT-Neo 1.3B, Llama 7B
     Shape(
         "GPT-Neo 1.3B (the paper's)",
         24,
         lambda layers: GPTNeoConfig(num_layers=layers, attention_types=[[["global", "local"], layers // 2]]),
-        "padded",
     ),
-    Shape("Llama 7B", 32, lambda layers: LlamaConfig(num_hidden_layers=layers), "packed"),
+    Shape("Llama 7B", 32, lambda layers: LlamaConfig(num_hidden_layers=layers)),
     Shape(
         "Llama 70B",
         80,
@@ -67,7 +63,6 @@ SHAPES = (  # what a configuration does not say is the default of its class: GPT
             num_attention_heads=64,
             num_key_value_heads=8,
         ),
-        "packed",
     ),
 )
 
@@ -101,12 +96,12 @@ def _memory(
     with torch.device("meta"):
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(shape.config(layers))  # type: ignore[no-untyped-call]
     gathered = gathered_bytes(lm)
-    rehearsal = rehearse(lm, config, stage, words, shape.layout, bf16=True)
+    rehearsal = rehearse(lm, config, stage, words, "packed", bf16=True)
     encoder = Encoder(cast(PromptFormat, _Lengths()), rehearsal.slots, config.control.placement)
     form = FORMATS[stage.format]
     examples = [PreferenceExample(str(n), "", "", str(n), Origin("", n)) for n in range(micro_pairs(config))]
     compares = OBJECTIVES[stage.objective.kind].compares
-    collate = Collator(shape.layout, compares=compares, share=shape.layout == "packed")
+    collate = Collator("packed", compares=compares, share=True)
     batch = collate([(form.item(encoder, example), torch.zeros(2)) for example in examples])
     rehearsal.forward_backward(batch)
     more = rehearsal.forward_backward(batch)  # the paper's steps are of several passes: most of them find gradients
