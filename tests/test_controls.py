@@ -79,16 +79,20 @@ def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("kind", TRAINED)
-def test_mixed_gradients_are_the_sum_of_single_levels(kind: str, checkpointing: bool, layout: str) -> None:
-    policy = tiny_policy("llama", kind, layout=layout)
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+def test_mixed_gradients_are_the_sum_of_single_levels(
+    architecture: str, kind: str, checkpointing: bool, layout: str
+) -> None:
+    policy = tiny_policy(architecture, kind, layout=layout)
     batch = sequences(policy, LENGTHS)
     summed: dict[str, torch.Tensor] = {}
     for level in (0, 1):
         for name, gradient in backward(policy, batch[level::2]).items():
             summed[name] = summed.get(name, 0) + gradient
     if checkpointing:
-        policy = checkpointed("llama", kind, layout)
-    assert gap(summed, backward(policy, batch)) < 1e-6
+        policy = checkpointed(architecture, kind, layout)
+    # Padded, scores of GPT-Neo are in f32.
+    assert gap(summed, backward(policy, batch)) < (1e-6 if architecture == "llama" or layout == "packed" else 1e-4)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
