@@ -58,7 +58,8 @@ class Worker:
         self.name, self._log = f"{job}/{program}", folder / f"{job}-{program}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "2000"}
-        environment = {"CUDA_VISIBLE_DEVICES": "0"} | environment  # a trainer would split its rows among several GPUs
+        first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        environment["CUDA_VISIBLE_DEVICES"] = first  # a trainer would split its rows among several GPUs
         environment |= {"HF_HUB_OFFLINE": "1", "CI": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), job, program, json.dumps(scale)],

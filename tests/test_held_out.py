@@ -17,8 +17,12 @@ from meetlm.cli import main
 from meetlm.cli.held_out import data_given
 from meetlm.config.errors import DataError
 from meetlm.data.example import Turn
+from meetlm.data.filters import filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+from meetlm.diagnostics.check_data import check_data
+from meetlm.diagnostics.data_report import report_data
 from meetlm.evaluation.record import Evaluation
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import load_tokenizer
@@ -28,6 +32,7 @@ from meetlm.run.prepared import pinned_format, prepare_data
 from reward_models import folder_of
 from run_folders import config_for, write_pairs
 from test_answers import written
+from tiny import text_format
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Is rice good?"}]
 
@@ -112,6 +117,22 @@ def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
         read = read_prompts(settings)
         assert [one.origin.line for one in read.prompts] == taken
         assert [one.line for one in read.elsewhere] == elsewhere
+
+
+def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_path: Path) -> None:
+    file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train", "valid2", "train", "valid1")
+    settings = DataSettings(source="summarize", train_file=str(file))
+    for limit, lines in ((1, [2]), (2, [2, 4]), (3, [2, 4, 6]), (None, [2, 4, 6])):
+        report = report_data(settings, text_format(), with_eval=False, limit=limit)
+        assert (report.filters.kept, report.filters.elsewhere.lines) == (limit or 3, lines)
+
+
+def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
+    file = of_splits(tmp_path / "p.jsonl", *["train", "valid1"] * 20, "valid2")
+    read = read_examples(DataSettings(source="summarize", train_file=str(file)), "train")
+    kept, account = filter_train(read, lambda _: (1, 1, 1), 9)
+    (rows,) = [check for check in check_data(kept, account, lambda _: (1, 1, 1)) if check.name == "rows"]
+    assert rows.finding.endswith("; 21 beside them are of another split, as they state")
 
 
 def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> None:

@@ -160,6 +160,24 @@ def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch
         assert not any("_attn" in vars(module) for module in lm.modules())
 
 
+def test_a_gpt_neo_that_is_told_nothing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed sequences that saw each other would be a silent mistake."""
+    policy = tiny_policy("gpt-neo", "lora")
+    batch = collate(sequences(policy, LENGTHS), "packed")
+    assert policy(batch["blocks"], batch["num_completions"]).values.isfinite().all()
+    monkeypatch.setattr(gpt_neo, "setattr", lambda *_: None, raising=False)
+    assert policy(batch["blocks"], batch["num_completions"]).values.isnan().all()
+
+
+def test_a_second_check_that_fails_leaves_what_was_replaced() -> None:
+    for architecture in ("llama", "gpt-neo"):
+        policy = tiny_policy(architecture, "none")
+        batch = collate(sequences(policy, LENGTHS), "packed")
+        before = policy(batch["blocks"], batch["num_completions"]).values
+        assert packs_exactly(policy.lm, tolerance=-1) is not None
+        assert torch.equal(policy(batch["blocks"], batch["num_completions"]).values, before)
+
+
 def test_check_refuses_other_attention() -> None:
     lm = tiny_lm("llama")
     lm.set_attn_implementation("eager")

@@ -45,8 +45,8 @@ DPO = [
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "stages"),
-    [("llama", "lora", None), ("gptj", "soft-prompt", None), ("qwen3", "none", DPO)],
-    ids=["packed", "padded", "dpo"],
+    [("llama", "lora", None), ("gpt-neo", "lora", None), ("gptj", "soft-prompt", None), ("qwen3", "none", DPO)],
+    ids=["packed", "gpt-neo", "padded", "dpo"],
 )
 def test_steps_and_tokens_are_those_of_the_run(
     architecture: str, kind: str, stages: list[dict[str, Any]] | None, tmp_path: Path
@@ -98,7 +98,7 @@ class Live(TorchDispatchMode):
         self.live -= size
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gptj", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj", "gpt2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("train", [("control",), ("control", "lm")], ids=["step1", "step2"])
 def test_a_dry_run_takes_what_a_real_one_takes(architecture: str, train: tuple[str, ...]) -> None:
     """The same pass on the real model: the peak of all tensors above the weights is the same within 2%."""

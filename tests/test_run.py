@@ -62,7 +62,7 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
 
 @pytest.mark.parametrize(
     ("architecture", "kind"),
-    [("llama", "lora"), ("gptj", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
+    [("llama", "lora"), ("gpt-neo", "lora"), ("gptj", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
 )
 def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     config, said = config_for(tmp_path, architecture, kind), []

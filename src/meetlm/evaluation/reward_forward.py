@@ -21,7 +21,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 
 from meetlm.evaluation.reward_input import Ids
 from meetlm.policy.attention import VARLEN
-from meetlm.policy.packing import packed_arguments
+from meetlm.policy.packing import packed_arguments, packing_obstacle
 
 TOLERANCE = 1e-4
 """Largest difference of a packed score and the same row's alone, relative to the score where that is above 1."""
@@ -162,9 +162,10 @@ def packs(model: PreTrainedModel, rows: Sequence[Ids], prompts: Sequence[Hashabl
         return f"{type(model).__name__} does not pool the last token of a decoder"
     if model.device.type != "cpu":
         return "rows are packed on CPUs only, where calls of attention for each row alone cost nothing"
+    obstacle = packing_obstacle(model)
+    if obstacle:
+        return obstacle
     own = model.config._attn_implementation
-    if not getattr(model, "_supports_attention_backend", False) or own not in ("sdpa", VARLEN):
-        return f"its attention is {own!r}, and packing is written for 'sdpa' through transformers' AttentionInterface"
     checked = _to_check(rows, prompts)
     alone = [float(padded_scores(model, [rows[n]], _other(rows[n]))) for n in checked]
     try:

@@ -182,9 +182,7 @@ def at_once(
         length, total = part.shape[2], key.shape[2]
         mask = None
         if total > length or (window is not None and length > window):
-            position = torch.arange(total, device=query.device)
-            distance = position[total - length :, None] - position[None, :]
-            mask = (distance >= 0) & (distance < (window or total))
+            mask = packed.seen(length, total, window, query.device)
         output = functional.scaled_dot_product_attention(
             part,
             key,

@@ -7,11 +7,12 @@ already is handed on as it is.
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoAttention, GPTNeoForCausalLM, GPTNeoSelfAttention
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM, GPTNeoSelfAttention
 
 from meetlm.policy.attention import varlen_attention
 
@@ -21,7 +22,12 @@ TOLD = "meet_told"
 
 def is_gpt_neo(lm: PreTrainedModel) -> bool:
     """Whether the attention of ``lm`` is GPT-Neo's own."""
-    return isinstance(lm, GPTNeoForCausalLM) and all(type(one) is GPTNeoSelfAttention for one in _layers(lm))
+    return isinstance(lm, GPTNeoForCausalLM) and type(_layers(lm)[0]) is GPTNeoSelfAttention
+
+
+def is_replaced(lm: PreTrainedModel) -> bool:
+    """Whether :func:`replace_attention` was called last."""
+    return "_attn" in vars(_layers(lm)[0])
 
 
 def replace_attention(lm: PreTrainedModel) -> None:
@@ -37,8 +43,9 @@ def restore_attention(lm: PreTrainedModel) -> None:
         layer.__dict__.pop("_attn", None)
 
 
-def telling(mask: Tensor, told: dict[str, Any]) -> Tensor:
-    """Return ``mask`` with what the layers are told."""
+def telling(lm: PreTrainedModel, told: dict[str, Any]) -> Tensor:
+    """Return a mask with what the layers are told; a layer that does not hear it makes NaN of everything."""
+    mask = torch.full((1, 1, 1, 1), torch.nan, device=lm.device)
     setattr(mask, TOLD, told)
     return mask
 
@@ -62,4 +69,4 @@ def _attend(
 
 
 def _layers(lm: PreTrainedModel) -> list[Any]:
-    return [module.attention for module in lm.modules() if isinstance(module, GPTNeoAttention)]
+    return [block.attn.attention for block in cast(Any, lm).transformer.h]

@@ -57,6 +57,7 @@ class Packed:
         self.longest = max(map(sum, zip(self.lengths, self.shared, strict=True)))
         self.blocks = [_sizes(length) for length in self.lengths]
         self._masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
+        self._seen: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._places: dict[torch.device, Places] = {}
 
     def mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
@@ -78,6 +79,22 @@ class Packed:
             self._masks[kind] = mask.repeat_interleave(repeat, dim=0)
         end = longest + tokens
         return self._masks[kind][: tokens * repeat, end - keys : end]
+
+    def seen(self, length: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+        """Return which keys the last ``length`` tokens of a sequence see, [length, keys] bool.
+
+        Args:
+            length: Of the queries.
+            keys: Of the whole sequence, shared ones before its own.
+            window: As for :meth:`mask`.
+            device: Where it is wanted.
+        """
+        kind = length, keys, window, device
+        if kind not in self._seen:
+            position = torch.arange(keys, device=device)
+            distance = position[keys - length :, None] - position[None, :]
+            self._seen[kind] = (distance >= 0) & (distance < (window or keys))
+        return self._seen[kind]
 
     def places(self, device: torch.device) -> Places:
         """Return where queries and keys stand, on ``device``."""
