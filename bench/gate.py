@@ -34,7 +34,7 @@ class Gate:
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._cuda = device == "cuda"
-        self.memory: Memory | GpuMemory = GpuMemory() if self._cuda else Memory()
+        self.memory = GpuMemory() if self._cuda else Memory()
         self._opened = 0.0
 
     def ready(self, next_: str, **event: Any) -> str:
@@ -77,7 +77,7 @@ class Memory:
 
     def trains(self, parameters: Iterable[nn.Parameter]) -> None:
         """Say what is trained: its gradients and moments come later, and are 12 bytes a number in f32."""
-        self._later = _states(parameters)
+        self._later = sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
     def start(self) -> None:
         """Take what is resident now as loaded, and forget the peak of loading."""
@@ -88,18 +88,14 @@ class Memory:
 
     def above(self) -> float:
         """Return the peak since the start, in MB above loaded weights, gradients and optimizer state."""
-        return (_status("VmHWM") - self._base - self._later) / 1e6
+        return (self._peak() - self._base - self._later) / 1e6
+
+    def _peak(self) -> int:
+        return _status("VmHWM")
 
 
-class GpuMemory:
+class GpuMemory(Memory):
     """The same of what tensors take on the GPU."""
-
-    def __init__(self) -> None:
-        self._base = self._later = 0
-
-    def trains(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Say what is trained; its gradients and moments come later."""
-        self._later = _states(parameters)
 
     def start(self) -> None:
         """Take what is there now as loaded, and forget the peak of loading."""
@@ -107,9 +103,8 @@ class GpuMemory:
         self._base = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
 
-    def above(self) -> float:
-        """Return the peak since the start, in MB above loaded weights, gradients and optimizer state."""
-        return (torch.cuda.max_memory_allocated() - self._base - self._later) / 1e6
+    def _peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
 
 
 def own_memory(modules: Iterable[nn.Module]) -> None:
@@ -117,11 +112,6 @@ def own_memory(modules: Iterable[nn.Module]) -> None:
     tensors: list[Tensor] = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     for tensor in tensors:
         tensor.data = tensor.data.clone()
-
-
-def _states(parameters: Iterable[nn.Parameter]) -> int:
-    """Return the bytes of gradients and Adam's two moments."""
-    return sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
 def _status(field: str) -> int:

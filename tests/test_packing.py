@@ -63,7 +63,8 @@ def test_layouts_agree(architecture: str, kind: str) -> None:
         together, together_gradients = run(policy, [batch], layout)
         assert float((together - alone).abs().max()) < 1e-4
         # GPT-Neo's own attention has its scores in f32, whatever the model is in; ours has not.
-        assert gap(alone_gradients, together_gradients) < (1e-4 if architecture == "gpt-neo" else 1e-5)
+        rounded = (architecture, layout) == ("gpt-neo", "packed")
+        assert gap(alone_gradients, together_gradients) < (1e-4 if rounded else 1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -122,10 +122,11 @@ def _difference(
     gaps = [
         float((one - row).abs().max() / one.abs().max().clamp(min=1)) for one, row in zip(alone, packed, strict=True)
     ]
-    worst = max(gaps, key=lambda gap: gap if gap == gap else float("inf"))
-    if worst <= bound:
+    worst = max(range(len(gaps)), key=lambda n: gaps[n] if gaps[n] == gaps[n] else float("inf"))
+    if gaps[worst] <= bound:
         return None
-    return f"packed logits of sequence {gaps.index(worst) + 1} differ from those alone by {worst:.2g} (bound {bound:g})"
+    tokens = rows[worst].shape[1]
+    return f"packed logits of {tokens} tokens differ from those alone by {gaps[worst]:.2g} (bound {bound:g})"
 
 
 def _last_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> Tensor:
