@@ -133,10 +133,7 @@ def _table(head: str, rows: Iterable[str]) -> list[str]:
 
 
 def _row(row: Compared) -> str:
-    ours, theirs = row.memory
-    share = f"{ours:,.0f} / {theirs:,.0f} MB" + (f" = {ours / theirs:.2f}" if theirs > 0 else "")
-    speeds = f"{row.ours:,.0f} / {row.theirs:,.0f}"
-    return f"| {row.job.title} | {row.name} | {speeds} | {spread(row.ratios)} | {share} | {row.work} |"
+    return f"| {' | '.join([row.job.title, *row.cells, row.work])} |"
 
 
 def _others(run: Run) -> Iterator[tuple[str, list[float]]]:

@@ -45,15 +45,6 @@ def over_models(run: Run) -> Iterable[str]:
 
 
 def _line(run: Run, row: Compared, rate: Rate | None) -> str:
-    ours, theirs = row.memory
-    cells = [
-        MODELS[row.job.model].title,
-        str(row.job.num_rows(run.device)),
-        row.name,
-        f"{row.ours:,.0f} / {row.theirs:,.0f}",
-        spread(row.ratios),
-        f"{ours:,.0f} / {theirs:,.0f} MB" + (f" = {ours / theirs:.2f}" if theirs > 0 else ""),
-        spread(rate.shares) if rate else "–",
-        row.work,
-    ]
+    share = spread(rate.shares) if rate else "–"
+    cells = [MODELS[row.job.model].title, str(row.job.num_rows(run.device)), *row.cells, share, row.work]
     return f"| {' | '.join(cells)} |"

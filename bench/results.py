@@ -111,6 +111,14 @@ class Compared:
         return f"{self.peer.name}, its best setting here" if self.best else self.peer.key
 
     @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """What ours is beside, tokens a second of both, their ratio, and memory of both, for a table."""
+        ours, theirs = self.memory
+        share = f" = {ours / theirs:.2f}" if theirs > 0 else ""
+        memory = f"{ours:,.0f} / {theirs:,.0f} MB{share}"
+        return self.name, f"{self.ours:,.0f} / {self.theirs:,.0f}", spread(self.ratios), memory
+
+    @property
     def work(self) -> str:
         """Whether, and how far, both sides did the same, in words."""
         if self.peer.other_rows:
