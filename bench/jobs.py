@@ -5,7 +5,7 @@ A job's programs take the same rows, step by step. ``OURS`` are programs of meet
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ class Job:
         model: Of ``models.MODELS``, with random weights; by default SmolLM2-135M-Instruct with its own.
         like: The job whose programs and stages it has, by default its own.
         device: What it runs on; ``None`` for either.
+        checkpointing: Whether both sides recompute activations in backward; no goal is for that.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Job:
     model: str = ""
     like: str = ""
     device: str | None = "cpu"
+    checkpointing: bool = False
 
     @property
     def work(self) -> str:
@@ -88,7 +90,7 @@ class Job:
 
     def scale(self, device: str) -> dict[str, Any]:
         """Return what of the rows' scale is its own on a device."""
-        return {"model": self.model, "rows": self.num_rows(device)}
+        return {"model": self.model, "rows": self.num_rows(device), "checkpointing": self.checkpointing}
 
     def num_rows(self, device: str) -> int:
         """Return the sequences in a step."""
@@ -97,7 +99,7 @@ class Job:
     def flops_goal(self, device: str) -> float | None:
         """Return the least share of a plain product's rate; ``None`` where there is no goal."""
         shape = self.model == "135m" if device == "cuda" else not self.model
-        return FLOPS_GOAL[device] if shape else None
+        return FLOPS_GOAL[device] if shape and not self.checkpointing else None
 
     @property
     def trains(self) -> bool:
@@ -145,11 +147,6 @@ BASE = (
     Job("dpo", "DPO", (Peer("trl", goal=2.5), Peer("trl-precomputed", goal=2.5)), "pairs"),
     Job("generation", "generation: 64 prompts, 64 new tokens, greedy", (Peer("transformers", goal=2.0),), "prompts"),
     Job("scoring", "reward model: 400 pairs, both replies", (Peer("transformers", goal=2.0),), "scored"),
-    Job(
-        "checkpointing",
-        "LoRA r=4, one level, gradient checkpointing on both sides",
-        (Peer("trl", goal=None),),
-    ),
     Job("growth", "how cost grows", (), "random"),
 )
 
@@ -172,24 +169,46 @@ def of_models(like: str, *peers: str, models: Iterable[str] = tuple(MODELS), dev
     ]
 
 
+def checkpointed(job: Job) -> Job:
+    """Return a job that trains beside the same peers, with gradient checkpointing on both sides and no goal."""
+    return replace(
+        job,
+        name=f"{job.name}-checkpointing",
+        title=f"{job.title}: gradient checkpointing on both sides",
+        peers=tuple(replace(peer, goal=None) for peer in job.peers),
+        best_goal=None,
+        like=job.name,
+        checkpointing=True,
+    )
+
+
 JOBS = (
     *BASE,
+    *(checkpointed(job) for job in BASE if job.trains),
     *of_models("lora-sft", "trl", device=None),
     *of_models("full", "trl"),
     *of_models("lora-two-levels", "peft-adapters", models=["135m"]),
     *of_models("dpo", "trl", "trl-precomputed", models=["135m"]),
 )
-"""Every job, in the order of the report: those of SmolLM2-135M-Instruct, then those of other models."""
+"""Every job, in the order of the report: those of SmolLM2-135M-Instruct, checkpointing last, then of other models."""
+
+
+GROUPS: dict[str, Callable[[Job], bool]] = {
+    "all": lambda job: True,
+    "models": lambda job: bool(job.model),
+    "checkpointing": lambda job: job.checkpointing,
+}
+"""For ``--jobs``, beside the names of jobs: which jobs each stands for."""
 
 
 def jobs_called(names: list[str], device: str = "cpu") -> list[Job]:
-    """Return jobs by their names; ``all`` is every one that runs on the device, ``models`` those of other models.
+    """Return jobs that run on the device by their names, or those of ``GROUPS``.
 
     Raises:
         SystemExit: A name is unknown there.
     """
     known = {job.name: job for job in JOBS if job.device in (device, None)}
-    groups = {"all": list(known), "models": [job.name for job in known.values() if job.model]}
+    groups = {group: [job.name for job in known.values() if belongs(job)] for group, belongs in GROUPS.items()}
     chosen = list(dict.fromkeys(one for name in names for one in groups.get(name, [name])))
     unknown = [name for name in chosen if name not in known]
     if unknown:

@@ -55,7 +55,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
     """Run a training job of ours, step by step."""
     of_control, of_stage = STAGES[job, program]
     lm = rows.lm()
-    if job == "checkpointing":
+    if rows.scale.checkpointing:
         checkpoint_activations(lm)
     lm.eval()
     control = rows.control(lm, of_control)

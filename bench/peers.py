@@ -31,12 +31,12 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.formats import Item
 
 PLAIN: dict[str, Any] = {
-    "activation_checkpointing": False,
     "lr_scheduler_type": "constant",
     "train_sampling_strategy": "sequential",
     "logging_steps": 1,
 }
-"""Set for every trainer of TRL, beside f32 on a CPU: the same rate at each step, the rows in their order."""
+"""Set for every trainer of TRL, beside f32 on a CPU and checkpointing as the job has it: the same rate at each step,
+the rows in their order."""
 QUIET: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
@@ -81,7 +81,8 @@ class Dpo(TurnsMixin, DPOTrainer):
 
 def plain(rows: Rows) -> dict[str, Any]:
     """Return what is set for every trainer of TRL on a device."""
-    return {"bf16": rows.scale.device == "cuda", **PLAIN}
+    scale = rows.scale
+    return {"bf16": scale.device == "cuda", "activation_checkpointing": scale.checkpointing, **PLAIN}
 
 
 def quiet(rows: Rows) -> dict[str, Any]:
@@ -96,11 +97,9 @@ def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
     if micro:
         sizes["gradient_accumulation_steps"] = rows.scale.rows // micro
     changes = {**sizes, **changes}
-    if job == "checkpointing":
-        changes["activation_checkpointing"] = True  # its own default
     lm: nn.Module = rows.lm()
     adapter: dict[str, Any] = {}
-    if job in ("lora-sft", "checkpointing"):
+    if job == "lora-sft":
         adapter = LORA
         lm = adapted(lm, peft.LoraConfig(**LORA), rows.control(lm, STAGES[job, "ours"][0]))
     elif job == "soft-prompt":
@@ -160,6 +159,8 @@ def adapters(rows: Rows, gate: Gate) -> None:
         peft.set_peft_model_state_dict(model, control.level_state(level), adapter_name=name)
     model.set_requires_grad(list(names.values()), True)
     model.train()
+    if rows.scale.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     own_memory([model])
     trained = [p for p in model.parameters() if p.requires_grad]
     gate.memory.trains(trained)
@@ -169,7 +170,13 @@ def adapters(rows: Rows, gate: Gate) -> None:
     items = rows.items("conditional")
     gate.ready(
         "step",
-        settings={**told, "optim": "torch's AdamW, fused", "use_cache": False, "rows a micro-batch": rows.pairs},
+        settings={
+            **told,
+            "optim": "torch's AdamW, fused",
+            "use_cache": False,
+            "rows a micro-batch": rows.pairs,
+            "gradient_checkpointing": rows.scale.checkpointing,
+        },
         adapter=LORA,
     )
     for start in range(0, len(items), rows.pairs):

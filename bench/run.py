@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 from curves import CURVES, ROUNDS, Curve
-from jobs import JOBS, PROFILE, Job, Peer, jobs_called
+from jobs import GROUPS, JOBS, PROFILE, Job, Peer, jobs_called
 from models import MODELS
 from quiet import Busy, others_now, refuse
 from report import markdown
@@ -198,7 +198,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--jobs", nargs="+", default=["all"], help=f"all, models, or of {', '.join(job.name for job in JOBS)}"
+        "--jobs", nargs="+", default=["all"], help=f"{', '.join(GROUPS)}, or of {', '.join(job.name for job in JOBS)}"
     )
     parser.add_argument("--peers", nargs="+", default=None, help="only these peers; all by default")
     parser.add_argument("--rounds", type=int, default=6, help="the first is warm-up")

@@ -123,6 +123,20 @@ def test_the_best_setting_of_a_peer_is_the_one_nearest_to_ours() -> None:
     assert (best.peer.name, best.peer.goal, best.ratios) == ("trl-one-by-one", job.best_goal, [2.0, 2.0])
 
 
+def test_checkpointing_has_the_same_peers_and_no_goal() -> None:
+    jobs = {job.name: job for job in JOBS if job.trains and job.device == "cpu"}
+    plain = [job for job in jobs.values() if not job.checkpointing]
+    assert {job.name for job in jobs_called(["checkpointing"])} == {f"{job.name}-checkpointing" for job in plain}
+    for job in plain:
+        twin = jobs[f"{job.name}-checkpointing"]
+        assert [peer.key for peer in twin.peers] == [peer.key for peer in job.peers]
+        assert (twin.work, twin.scale("cpu")) == (job.name, {**job.scale("cpu"), "checkpointing": True})
+    pair = [told([1.0, 1.0], [2.0, 2.0], peer=name) for name in ("trl", "trl-one-by-one")]
+    run = run_of("lora-sft-checkpointing", *pair)
+    assert goals(run) == []
+    assert [row.best for row in compared(run)] == [False, False, True]
+
+
 def test_other_losses_and_other_tokens_are_not_the_same_work() -> None:
     for change in ({"loss": 2.1}, {"tokens": 99}):
         pair = told([1.0, 1.0], [1.0, 1.0])
