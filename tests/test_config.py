@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from meetlm.config.describe import describe
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.registry import Registry
 from meetlm.config.yaml_files import merge, override, parse_overrides, split_words
 from meetlm.controls.lora import LoRASettings
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.recipes.names import recipe_folder, recipe_names
+from meetlm.run.folder import write_config
 
 PRESETS = ("paper", "small")
 MINIMAL = """\
@@ -190,6 +192,37 @@ def test_merge_leaves_its_arguments_alone() -> None:
 def test_overrides_do_not_stay_between_calls() -> None:
     load_config("hh-meet-lora", None, ["stages.step1.lr=7"])
     assert load_config("hh-meet-lora", None).stages[0].lr == 1e-3
+
+
+@pytest.mark.parametrize("key", ["epochs", "min_steps", "min-steps"])
+def test_passes_for_every_stage_and_for_one_contradict_each_other(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"stages.step1.{key}.*optim.epochs=2 sets the passes of every stage"):
+        load_config("hh-meet-lora", None, ["--optim.epochs", "2", f"stages.step1.{key}=3"])
+    assert load_config("hh-meet-lora", None, ["--optim.epochs", "2", "stages.step1.lr=3"]).stages[0].epochs == 2
+
+
+def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    paper = load_config("hh-meet-lora", None)
+    whole = file(tmp_path, describe(paper))
+    with pytest.raises(ConfigError, match="mine.yaml is of preset paper and gives every value that a preset would"):
+        load_config(None, whole, ["preset=small"])
+    assert load_config(None, whole, ["preset=paper"]) == paper
+    some = file(tmp_path, "recipe: hh-meet-lora\npreset: paper\nbatch: {pairs: 3}\n")
+    config = load_config(None, some, ["preset=small"])
+    assert (config.preset, config.batch.pairs, config.stages[0].min_steps) == ("small", 3, 100)
+
+
+@pytest.mark.parametrize("recipe", ["hh-meet-soft-prompt", "tldr-coh-chain", "pairs-dpo"])
+def test_the_record_of_a_run_is_a_configuration(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe, None, ["preset=small", "seed=3", "--optim.epochs", "2"])
+    write_config(tmp_path, config, "abc")
+    record = tmp_path / "config.yaml"
+    assert load_config(None, record) == config
+    assert load_config(None, record, ["seed=4"]) == config.model_copy(update={"seed": 4})
+    record.write_text(record.read_text().replace("seed: 3", "seeed: 3"))
+    line = next(n for n, text in enumerate(record.read_text().splitlines(), 1) if "seeed" in text)
+    with pytest.raises(ConfigError, match=f"config.yaml:{line}: unknown key 'seeed'"):
+        load_config(None, record)
 
 
 def test_parse_overrides() -> None:

