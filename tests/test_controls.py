@@ -95,6 +95,30 @@ def test_mixed_gradients_are_the_sum_of_single_levels(
     assert gap(summed, backward(policy, batch)) < (1e-6 if architecture == "llama" or layout == "packed" else 1e-4)
 
 
+@pytest.mark.parametrize("layout", [None, "padded"])
+@pytest.mark.parametrize("most", [lora.WIDE, 1])
+def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
+    most: int, layout: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OPT's MLP does: [R·T, D] in the place of [R, T, D]."""
+    monkeypatch.setattr(lora, "WIDE", most)
+    policy = tiny_policy("opt", "lora", layout=layout)
+    batch = sequences(policy, [(20, 15), (30, 9), (24, 16), (3, 1)], [0, 1, 0, 1])
+    summed = backward(policy, batch[::2])
+    for name, gradient in backward(policy, batch[1::2]).items():
+        summed[name] = summed[name] + gradient
+    assert gap(summed, backward(policy, batch)) < 1e-6
+    alone = torch.cat([policy.score([one])[0] for one in batch])
+    assert torch.allclose(policy.score(batch)[0], alone)
+
+
+def test_a_layer_that_reads_some_of_the_tokens_is_refused() -> None:
+    control = tiny_policy("opt", "lora").control
+    control.weigh(torch.ones(2, 5, 2))
+    with pytest.raises(ConfigError, match="a layer read 7 tokens of a batch of 2 x 5, such as an expert does"):
+        control.reach(torch.zeros(7, 24))
+
+
 @pytest.mark.parametrize("kind", TRAINED)
 def test_checkpointed_gradients_of_an_architecture_that_is_padded(kind: str) -> None:
     """Several blocks go forward before the one backward, each under its own level weights."""

@@ -12,7 +12,7 @@ import yaml
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.versions import git_hash
 from meetlm.recipes.config import load_config
-from meetlm.run.folder import read_data_settings, read_meet, read_pinned, write_config
+from meetlm.run.folder import pin_lm, read_data_settings, read_lm, read_meet, read_pinned, write_config
 
 SHA, PINNED = "0" * 64, {"preamble": "today", "system": "auto", "stop": []}
 
@@ -99,3 +99,17 @@ def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None
     assert git_hash(package) == commit
     (package / "a.py").write_text("changed")
     assert git_hash(package) == f"{commit}-dirty"
+
+
+def test_a_run_goes_on_from_the_language_model_that_it_began_with(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert read_lm(tmp_path) is None is read_lm(tmp_path / "none")
+    with pytest.raises(RunError, match="others of its sweep began with another .*abababab…, now 00000000…"):
+        pin_lm(tmp_path, "0" * 64, "ab" * 32)
+    assert read_lm(tmp_path) is None
+    pin_lm(tmp_path, "0" * 64, "0" * 64)
+    write(tmp_path, "batch.save_steps=7")
+    pin_lm(tmp_path, "0" * 64)
+    assert read_lm(tmp_path) == "0" * 64
+    with pytest.raises(RunError, match="it began with another language model; what 'EleutherAI/gpt-neo-1.3B' names"):
+        pin_lm(tmp_path, "1" * 64)

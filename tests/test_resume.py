@@ -152,3 +152,19 @@ def test_a_line_of_metrics_cut_off_by_a_kill_is_dropped(tmp_path: Path, monkeypa
     run(fresh("lora"), tmp_path, ("control",))
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_stage_that_goes_on_saves_and_logs_as_this_call_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 4)
+        run(fresh("lora"), tmp_path, ("control",), save_steps=3)
+    saved: list[int] = []
+    right = StageTrainer._save_checkpoint
+
+    def save(self: StageTrainer, *args: Any) -> None:
+        saved.append(self.state.global_step)
+        right(self, *args)
+
+    monkeypatch.setattr(StageTrainer, "_save_checkpoint", save)
+    run(fresh("lora"), tmp_path, ("control",), save_steps=1)
+    assert saved == [4, 5, 6, 7]

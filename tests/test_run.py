@@ -162,6 +162,59 @@ def test_a_run_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
         execute(config, tmp_path / "run", progress=False)
 
 
+def test_a_model_that_has_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in_second(patch)
+        execute(config, tmp_path / "run", progress=False)
+    tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(tmp_path / "lm")
+    with pytest.raises(RunError, match="it began with another language model; what .*lm' names has changed"):
+        execute(config, tmp_path / "run", progress=False)
+
+
+def test_completions_that_are_stopped_go_on_behind_what_is_written(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)
+
+    def write(out: Path, seed: int = 3, **more: Any) -> list[str]:
+        path, count = write_completions(
+            tmp_path / "run", None, None, sampling, seed=seed, batch_size=2, out=out, say=said.append, **more
+        )
+        assert count == 6 and list(tmp_path.glob("*.unfinished")) == []
+        return path.read_text().splitlines()
+
+    def stop_after(number: int) -> Any:
+        def on_done(count: int) -> None:
+            told.append(count)
+            if sum(told) >= number:
+                raise Killed
+
+        return on_done
+
+    said: list[str] = []
+    told: list[int] = []
+    whole = write(tmp_path / "whole.jsonl")
+    other = write(tmp_path / "other.jsonl", seed=4)
+    parts = tmp_path / "parts.jsonl"
+    with pytest.raises(Killed):
+        write(parts, on_done=stop_after(4))
+    assert not parts.exists()
+    unfinished = tmp_path / "parts.jsonl.unfinished"
+    lines = unfinished.read_text().splitlines()
+    assert len(lines) == 1 + 4
+    unfinished.write_text("\n".join(lines)[:-20])  # a kill in the middle of a line
+    told.clear()
+    assert write(parts, on_done=told.append) == whole
+    assert sum(told) == 6 and told[0] == 3
+    assert said[-1] == "3 completions were written before this call was stopped; going on behind them"
+    with pytest.raises(Killed):
+        told.clear()
+        write(parts, on_done=stop_after(2))
+    said.clear()
+    assert write(parts, seed=4) == other, "what was written under another seed is not taken"
+    assert said == []
+
+
 def test_completions_on_disk(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
     sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from transformers import Trainer
 
 import meetlm.run.arm
 from meetlm.cli import main
@@ -23,7 +26,9 @@ from meetlm.run.arm import AfterTraining, ArmResult
 from meetlm.run.search import Search, lines
 from meetlm.run.share import stage_key
 from meetlm.run.sweep import FORMAT, SHARED, TABLE, arms_of, sweep
+from meetlm.training.loop import StageTrainer
 from run_folders import local_model, write_pairs
+from tiny import tiny_lm
 
 THEN = AfterTraining(Sampling(max_new_tokens=4), prompts=3, keep_weights=False)
 RECIPES = ("hh-meet-lora", "hh-meet-lora-first-step", "hh-coh-chain", "hh-sft", "hh-dpo")
@@ -281,6 +286,29 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     assert not list(folder.rglob("*.safetensors"))
 
 
+def test_a_rate_at_which_training_diverges_is_no_trial(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Trainer._get_grad_norm
+    most = [3e-5]
+
+    def norm(self: StageTrainer, *args: Any, **more: Any) -> Any:
+        return math.nan if self.stage.lr > most[0] else right(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
+    said: list[str] = []
+    search = Search(("hh-sft",), None, words, trials=4, holdout=4)
+    trials = search.run(tmp_path / "search", say=said.append, progress=False)
+    assert [one.stage.lr for one in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
+    assert [one for one in said if "diverged" in one] == [
+        "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; a lower rate may help "
+        "(it is 6e-05)"
+    ]
+    most[0] = 0.0
+    with pytest.raises(RunError, match="hh-sft: stage 'sft' diverged at every rate tried"):
+        search.run(tmp_path / "other", progress=False)
+
+
 def test_search_refuses_a_budget_that_is_too_small() -> None:
     with pytest.raises(ConfigError, match="hh-dpo has 2 stages; 2 trials allow two rates for 1 of them"):
         Search(("hh-dpo",), None, [], trials=2, holdout=4)
@@ -306,3 +334,14 @@ def test_commands(tmp_path: Path, words: list[str]) -> None:
     assert "coh-chain" in listed and "tldr" in listed
     shown = CliRunner().invoke(main, ["recipes", "show", "tldr-dpo"]).output
     assert "dpo (beta 0.1)" in shown and "sft    lm" in shown
+
+
+def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) -> None:
+    place = local_model(tmp_path / "lm", "llama")
+    words = [*words, f"model.name={place}"]
+    run(("hh-sft",), tmp_path / "sweep", words)
+    tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(place)
+    arms = arms_of(("hh-sft", "hh-coh"), (0,), None, words)
+    results, failed = sweep(arms, tmp_path / "sweep", THEN, progress=False)
+    assert [one.recipe for one in results] == ["hh-sft"]
+    assert "others of its sweep began with another language model" in failed["hh-coh-seed0"]

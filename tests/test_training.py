@@ -9,15 +9,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import TrainerCallback
 
-from meetlm.config.errors import ConfigError
+from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.data.batch import Batch, collate
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import FORMATS
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
-from meetlm.training.loop import Collator, StageTrainer
+from meetlm.training.loop import Collator, StageTrainer, checkpoints, load_trained
+from meetlm.training.order import steps_of
 from meetlm.training.run_stage import run_stage, select
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 from tiny import (
@@ -325,3 +327,33 @@ def test_stages_that_cannot_be_run_are_refused(fields: dict[str, object], said: 
 def test_an_unknown_scheduler_is_refused() -> None:
     with pytest.raises(ValidationError, match="unknown scheduler 'linaer'; did you mean 'linear'"):
         OptimSettings(schedule="linaer")
+
+
+def test_training_that_diverges_ends_before_the_step_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+    policy = tiny_policy("llama", "lora", move=0.0, dtype=torch.float32)
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            if state.global_step == 2:  # type: ignore[attr-defined]
+                with torch.no_grad():
+                    next(policy.control.parameters()).fill_(torch.inf)
+
+    made = trainer(policy, items_of(policy), tmp_path, stage(steps=4), save_steps=1)
+    made.add_callback(Break())
+    with pytest.raises(DivergedError, match="'stage' has diverged: the gradients of step 3 have norm nan"):
+        made.train()
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+    (kept,) = checkpoints(tmp_path)
+    assert kept.name == "checkpoint-2"
+    load_trained(policy, kept)
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors(policy).values())
+
+
+def test_neighbouring_seeds_have_no_order_in_common() -> None:
+    batch, passes = BatchSettings(pairs=6, micro_pairs=6), StageSettings(name="x", train=("lm",), lr=1.0, epochs=5)
+    orders = []
+    for seed in range(4):
+        steps = [step[0] for step in steps_of(12, passes, batch, seed)]
+        orders += [tuple(steps[2 * epoch] + steps[2 * epoch + 1]) for epoch in range(5)]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len(set(orders)) == 4 * 5

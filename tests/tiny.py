@@ -20,6 +20,7 @@ from transformers import (
     GPTJConfig,
     GPTNeoConfig,
     LlamaConfig,
+    OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -81,6 +82,19 @@ def config_of(architecture: str, **changes: Any) -> Any:
             }
         ),
         "gpt2": lambda **k: GPT2Config(**{**_GPT2, **_STILL, **k}),
+        "opt": lambda **k: OPTConfig(
+            **{
+                "hidden_size": 24,
+                "word_embed_proj_dim": 24,
+                "ffn_dim": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 1024,
+                "vocab_size": VOCABULARY,
+                "dropout": 0.0,
+                **k,
+            }
+        ),
         "gptj": lambda **k: GPTJConfig(**{**_GPT2, **_STILL, "rotary_dim": 4, "tie_word_embeddings": False, **k}),
         "gpt-neo": lambda **k: GPTNeoConfig(
             **{

@@ -44,6 +44,10 @@ class RunError(MeetError):
     """A run folder that is missing, incomplete, or asked for what it does not hold."""
 
 
+class DivergedError(RunError):
+    """Training whose gradients are no numbers any more. What was trained before stays in the last checkpoint."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where nothing is near."""
     names = sorted(known)

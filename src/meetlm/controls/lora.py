@@ -78,11 +78,22 @@ class LoRA(Control):
         self._runs = _runs(self._weights) if weights.shape[-1] * self.rank > WIDE else None
 
     def reach(self, x: Tensor) -> Reach:
-        """Return what tokens x [R, T, in] reach under the weights of :meth:`weigh`."""
+        """Return what tokens x [R, T, in], or [R·T, in], reach under the weights of :meth:`weigh`.
+
+        Raises:
+            ConfigError: The layer reads some of the tokens only, so that their levels are not known.
+        """
         assert self._weights is not None, "weigh() before the forward pass"
+        rows, tokens = self._weights.shape[:2]
+        number = x.shape[:-1].numel()
+        if number % rows or tokens not in (1, number // rows):
+            raise ConfigError(
+                f"LoRA: a layer read {number} tokens of a batch of {rows} x {tokens}, such as an expert does; "
+                "control.targets names the layers that are to have one"
+            )
         if self._runs is not None:
             return self._runs
-        gate = self._weights.expand(*x.shape[:-1], -1).flatten(0, -2)
+        gate = self._weights.expand(rows, number // rows, -1).flatten(0, 1)
         return Wide(gate.repeat_interleave(self.rank, dim=-1))
 
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:

@@ -65,7 +65,7 @@ class PromptFormat:
             raise ConfigError("the tokenizer has no EOS token, so nothing could close a completion")
         self.tokenizer, self.spec = tokenizer, spec
         self._template = _Template(tokenizer, spec.date)
-        self._template_preamble = self._template.preamble()
+        self._template_preamble = self._template.replaceable(spec.system)
         self._opens_with_space = _opens_with_space(tokenizer)
 
     def prompt_ids(self, prompt: Text) -> list[int]:
@@ -155,9 +155,9 @@ def pin_format(
     """
     day = today or date.today().isoformat()
     template = _Template(tokenizer, day)
-    preamble = template.preamble()
     if system not in ("auto", "none"):
         raise ConfigError(f"system is {system!r}; expected 'auto' or 'none'")
+    preamble = template.replaceable(system)
     if system == "none" and preamble:
         bos = tokenizer.bos_token  # kept, unless it is what opens every message (ChatML)
         keeps = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
@@ -198,24 +198,47 @@ class _Template:
             raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
         return str(text)
 
+    def replaceable(self, system: str) -> str | None:
+        """Return the preamble, or nothing where it cannot be told and stays as it is; ``None`` without a template.
+
+        Args:
+            system: ``auto`` replaces a preamble by itself, so that it need not be known: the date is pinned anyway.
+
+        Raises:
+            ConfigError: It cannot be told from the first message, and ``system`` is ``none``.
+        """
+        try:
+            return self.preamble()
+        except ConfigError:
+            if system == "none":
+                raise
+            return ""
+
     def preamble(self) -> str | None:
-        """What stands before the first user message's own opening; ``None`` without a template."""
+        """What stands before the first user message's own opening; ``None`` without a template.
+
+        Raises:
+            ConfigError: The template opens a first message in another way than later ones, or refuses a conversation.
+        """
         if self.tokenizer.chat_template is None:
             return None
         opening = self.render((Turn("user", _MARK),), open_reply=False).split(_MARK)[0]
-        own = self.user_opening()
-        if not opening.endswith(own):
-            raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {own!r}")
-        return opening[: len(opening) - len(own)]
+        later = self.user_opening()
+        between = later.lstrip() or later  # a line break between messages opens no first one
+        for own in (later, between):
+            if opening.endswith(own):
+                return opening[: len(opening) - len(own)]
+        raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {later!r}")
 
     def user_opening(self) -> str:
         """What opens every user message, read off the second one of a conversation."""
         turns = (Turn("user", "a"), Turn("assistant", _MARK))
         closed = self.render(turns, open_reply=False).split(_MARK)[1]
         after = self.render((*turns, Turn("user", _MARK)), open_reply=False).split(_MARK)[1]
-        if not after.startswith(closed):
-            raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
-        return after[len(closed) :]
+        for end in (closed, closed.removesuffix(str(self.tokenizer.eos_token))):  # EOS may close the whole, not a reply
+            if after.startswith(end):
+                return after[len(end) :]
+        raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
 
 
 def _opens_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,7 +5,7 @@ Rows that finish leave the batch. Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,6 @@ class Engine:
         self._rows: type[Rows] = PaddedRows if steps_exactly(policy) else PackedRows
         self._eos = torch.tensor(sorted({*ends, prompt_format.tokenizer.eos_token_id}), device=policy.device)
 
-    @torch.no_grad()
     def generate(
         self,
         requests: Sequence[Request],
@@ -71,22 +70,39 @@ class Engine:
         Raises:
             ConfigError: A prompt and its completion would not fit the model's positions.
         """
+        results = dict(self.stream(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done))
+        return [results[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def stream(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        on_done: Callable[[int], Any] | None = None,
+    ) -> Iterator[tuple[int, Generated]]:
+        """Yield each request's place in the list and its completion as batches are done, the longest prompts first.
+
+        Arguments and errors as in :meth:`generate`.
+        """
         longest = max((len(r.ids) for r in requests), default=0)
         check_positions(self.policy.lm, longest + sampling.max_new_tokens, "the longest prompt with its completion")
         was_training = self.policy.training
         self.policy.eval()
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
-        results: dict[int, Generated] = {}
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            generators = [row_generator(seed, requests[i].stream) for i in rows]
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.policy.device.type == "cuda"):
-                done = self._batch([requests[i] for i in rows], sampling, generators)
-            results.update(zip(rows, done, strict=True))
-            if on_done:
-                on_done(len(rows))
-        self.policy.train(was_training)
-        return [results[i] for i in range(len(requests))]
+        try:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                generators = [row_generator(seed, requests[i].stream) for i in rows]
+                with torch.autocast("cuda", torch.bfloat16, enabled=self.policy.device.type == "cuda"):
+                    done = self._batch([requests[i] for i in rows], sampling, generators)
+                yield from zip(rows, done, strict=True)
+                if on_done:
+                    on_done(len(rows))
+        finally:
+            self.policy.train(was_training)
 
     @torch.no_grad()
     def first_logits(self, requests: Sequence[Request]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,32 @@ class Aligned:
         batch_size: int = 32,
         on_done: Callable[[int], Any] | None = None,
     ) -> Iterator[Completion]:
-        """Yield a full record for each prompt; arguments as in :meth:`generate`."""
+        """Yield a full record for each prompt, in order; arguments as in :meth:`generate`."""
+        found = dict(self.stream(prompts, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done))
+        yield from (found[number] for number in range(len(prompts)))
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        level: Level | None,
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        skip: Container[int] = (),
+        on_done: Callable[[int], Any] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield the place of each prompt and its full record, batch by batch; arguments as in :meth:`generate`.
+
+        Args:
+            prompts: See there.
+            level: See there.
+            sampling: How.
+            seed: See there.
+            batch_size: See there.
+            skip: Places of prompts that are left out; the others are continued as they would be with them.
+            on_done: Is told the number of prompts done after each batch.
+        """
         level = self.default_level if level is None else level
         weights, slot = self.weights(level)
         if isinstance(prompts, str):
@@ -135,10 +160,13 @@ class Aligned:
         requests = [
             Request(tuple(self.encoder.prompt(self._text(number, prompt), slot)), weights, number)
             for number, prompt in enumerate(prompts)
+            if number not in skip
         ]
-        done = self._engine.generate(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
-        for prompt, one in zip(prompts, done, strict=True):
-            yield Completion(
+        done = self._engine.stream(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
+        for place, one in done:
+            number = requests[place].stream
+            prompt = prompts[number]
+            record = Completion(
                 prompt=prompt if isinstance(prompt, str) else [dict(m) for m in prompt],
                 completion=one.text,
                 level=level if isinstance(level, str) else dict(level),
@@ -148,6 +176,7 @@ class Aligned:
                 num_tokens=one.num_tokens,
                 finish=one.finish,
             )
+            yield number, record
 
     def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
         """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).

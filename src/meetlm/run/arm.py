@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.memory import clear_device_cache
+
 from meetlm.config.errors import RunError
 from meetlm.config.files import write_atomic
 from meetlm.diagnostics.preference import PreferenceAccuracy
@@ -112,6 +114,7 @@ def run_arm(
     share: StageShare,
     data: PreparedData,
     *,
+    lm_sha256: str | None = None,
     say: Say,
     progress: bool,
 ) -> ArmResult:
@@ -123,6 +126,7 @@ def run_arm(
         then: What follows training.
         share: Stages in common with other arms.
         data: Of all arms.
+        lm_sha256: Hash of the language model that other arms began with, if any did.
         say: Takes lines for people.
         progress: Show bars on stderr.
 
@@ -137,15 +141,17 @@ def run_arm(
             drop_weights(folder, [stage.name for stage in arm.config.stages])  # it may have been stopped on the way
         return done
     if not (folder / MEET).exists():
-        execute(arm.config, folder, share=share, prepared=data, say=say, progress=progress)
+        clear_device_cache(garbage_collection=True)  # of the arm before: its layers hold each other
+        execute(arm.config, folder, share=share, prepared=data, lm_sha256=lm_sha256, say=say, progress=progress)
     tokens: list[int] = []
     ends: list[str] = []
     if then.sampling is not None:
         say("completions of the held-out prompts")
+        clear_device_cache(garbage_collection=True)
         path, _ = write_completions(
             folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, say=say
         )
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
         tokens, ends = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
     stages = [json.loads((folder / stage.name / DONE).read_text()) for stage in arm.config.stages]
     measured = list(json.loads((folder / "preference.json").read_text()).values())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
 from meetlm.run.aligned import Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
+from meetlm.run.partial import Partial
 
 COMPLETIONS = "completions"
 """The folder in a run."""
@@ -55,7 +54,7 @@ def write_completions(
     on_total: Callable[[int], Any] | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> tuple[Path, int]:
-    """Generate for every distinct prompt and write one record a line.
+    """Generate for every distinct prompt and write one record a line; a call that was stopped goes on.
 
     Args:
         run: A finished run.
@@ -106,15 +105,18 @@ def write_completions(
         on_total(len(asked))
     path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    count = 0
-    done = aligned.complete(asked, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
-    with partial.open("w", encoding="utf-8") as lines:
-        for completion in done:
-            lines.write(json.dumps(completion.to_dict(), ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return path, count
+    decides = [aligned.meet.run, aligned.meet.lm_sha256, level, sampling.model_dump(mode="json"), seed, asked]
+    partial = Partial(path, decides)
+    if partial.done:
+        say(f"{len(partial.done)} completions were written before this call was stopped; going on behind them")
+        if on_done:
+            on_done(len(partial.done))
+    for number, completion in aligned.stream(
+        asked, level, sampling, seed=seed, batch_size=batch_size, skip=partial.done, on_done=on_done
+    ):
+        partial.add(number, completion.to_dict())
+    partial.finish()
+    return path, len(asked)
 
 
 def _prompt(text: Text) -> Prompt:

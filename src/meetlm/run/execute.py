@@ -26,7 +26,7 @@ from meetlm.policy.loading import check_positions, load_lm, load_tokenizer, num_
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
-from meetlm.run.folder import MEET, Meet, read_pinned, write_config, write_result
+from meetlm.run.folder import MEET, Meet, pin_lm, read_pinned, write_config, write_result
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.share import StageShare, stage_key
 from meetlm.training.callbacks import counting
@@ -43,6 +43,7 @@ def execute(
     *,
     share: StageShare | None = None,
     prepared: PreparedData | None = None,
+    lm_sha256: str | None = None,
     say: Say = lambda text: None,
     progress: bool = True,
 ) -> None:
@@ -54,11 +55,12 @@ def execute(
         share: Finished stages that this run has in common with others.
         prepared: The data of ``config.data``, where they have been read for another run; read again where this run has
             pinned another prompt format.
+        lm_sha256: Hash that the language model has to have, that of the runs that this one is compared with.
         say: Takes lines for people.
         progress: Show bars on stderr.
 
     Raises:
-        RunError: The folder holds a finished run, or one of another configuration.
+        RunError: The folder holds a finished run, or one of another configuration or another language model.
         MeetError: Data, model or configuration cannot be used.
     """
     if (folder / MEET).exists():
@@ -77,6 +79,7 @@ def execute(
     write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict())
     say(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
+    pin_lm(folder, sha256_of(lm), lm_sha256)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
     encoder = Encoder(prompt_format, control.slots, config.control.placement)
     items = {

@@ -102,6 +102,35 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         write_atomic(folder / CONFIG, yaml.safe_dump(record, sort_keys=False))
 
 
+def pin_lm(folder: Path, sha256: str, of_others: str | None = None) -> None:
+    """Note the hash of the language model that a run begins with, or compare it with the one noted.
+
+    Args:
+        folder: The run's.
+        sha256: Of its language model.
+        of_others: Of the runs that it is compared with, which have to have the same.
+
+    Raises:
+        RunError: The run, or others of its sweep, began with another one.
+    """
+    record = _read_config(folder)
+    assert record is not None, "write_config() comes first"
+    for whose, before in (("it", record.get("lm_sha256")), ("others of its sweep", of_others)):
+        if before not in (None, sha256):
+            raise RunError(
+                f"{folder}: {whose} began with another language model; what {record['config']['model']['name']!r} "
+                f"names has changed since (hash {before[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
+            )
+    if "lm_sha256" not in record:
+        write_atomic(folder / CONFIG, yaml.safe_dump({**record, "lm_sha256": sha256}, sort_keys=False))
+
+
+def read_lm(folder: Path) -> str | None:
+    """Return the hash of the language model that a run began with; ``None`` where there is none on record."""
+    found: str | None = (_read_config(folder) or {}).get("lm_sha256")
+    return found
+
+
 def read_pinned(folder: Path) -> dict[str, Any] | None:
     """Return the prompt format's spec that a run was started with; ``None`` where there is no run or none in it."""
     pinned: dict[str, Any] | None = (_read_config(folder) or {}).get("format_pinned")

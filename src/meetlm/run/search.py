@@ -8,13 +8,14 @@ settled is trained once.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.errors import ConfigError
+from meetlm.config.errors import ConfigError, DivergedError, RunError
 from meetlm.config.files import write_atomic
 from meetlm.config.yaml_files import parse_overrides
 from meetlm.data.formats import FORMATS
@@ -38,6 +39,8 @@ MEASURES: dict[str, Callable[[PreferenceAccuracy], float | None]] = {
     "nll": lambda found: -found.nll,
 }
 """What decides; more is better."""
+DIVERGED = (-math.inf, 0.0)
+"""The score of a rate at which training diverged: it is no trial, and never wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,14 @@ class Search:
                 raise ConfigError(f"{arm.config.recipe} has one level, and so no preference accuracy to decide by")
 
     def run(self, folder: Path, *, say: Say = lambda text: None, progress: bool = True) -> list[Trial]:
-        """Return every trial; a search that was stopped goes on. Writes ``search.json``."""
+        """Return every trial; a search that was stopped goes on. Writes ``search.json``.
+
+        A rate at which training diverges is said and is no trial.
+
+        Raises:
+            RunError: A stage diverged at every rate.
+            MeetError: As of :func:`~meetlm.run.arm.run_arm`.
+        """
         data = data_of(self.arms[0].config, folder)
         for line in data.lines():
             say(line)
@@ -129,17 +139,24 @@ class Search:
                 keys = [stage_key(config, data.key, number) for config in configs]
                 last = number == len(arm.config.stages) - 1
                 share = StageShare(folder / SHARED, set() if last else set(keys))  # what another stage goes on from
-                found = []
+                found: list[ArmResult | None] = []
                 for rate, config in zip(rates, configs, strict=True):
                     name = f"{arm.config.recipe}-{stage.name}-{rate:.3g}"
                     say(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
-                    found.append(self._trial(Arm(name, config), folder, share, data, say, progress))
+                    try:
+                        found.append(self._trial(Arm(name, config), folder, share, data, say, progress))
+                    except DivergedError as error:
+                        say(f"{name}: {error}")
+                        found.append(None)
                 by = _decides(stage) if self.by == "auto" else self.by
-                scores = [(MEASURES[by](one.after) or 0.0, -one.after.nll) for one in found]
+                scores = [(MEASURES[by](one.after) or 0.0, -one.after.nll) if one else DIVERGED for one in found]
                 best = scores.index(max(scores))
+                if found[best] is None:
+                    raise RunError(f"{arm.config.recipe}: stage {stage.name!r} diverged at every rate tried")
                 trials += [
                     Trial(arm.config.recipe, stage, by, one.after, n == best, n in (0, len(rates) - 1))
                     for n, (stage, one) in enumerate(zip(staged, found, strict=True))
+                    if one
                 ]
                 settled = (*settled, staged[best])
                 share.keep_only({keys[best]})

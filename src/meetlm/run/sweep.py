@@ -17,6 +17,7 @@ from meetlm.recipes.config import RunConfig, load_config
 from meetlm.recipes.names import recipe_names
 from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
 from meetlm.run.execute import Say
+from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.share import StageShare, common_stages, stage_key
 from meetlm.run.table import markdown
@@ -94,8 +95,10 @@ def sweep(
     for number, arm in enumerate(arms, 1):
         place = folder / arm.name
         say(f"[{number}/{len(arms)}] {arm.name}" + (": done before" if ArmResult.read(place) else ""))
+        lm_sha256 = next(filter(None, (read_lm(folder / one.name) for one in arms)), None)
         try:
-            results.append(run_arm(arm, place, then, share, data, say=say, progress=progress))
+            done = run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, say=say, progress=progress)
+            results.append(done)
         except (MeetError, RuntimeError) as error:  # torch's errors, such as no memory left, are RuntimeErrors
             failed[arm.name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
             say(f"{arm.name} failed: {failed[arm.name]}")

@@ -13,6 +13,16 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+class OwnSteps(TrainerCallback):
+    """Logs and saves as often as this call says: a resumed Trainer takes over what its checkpoint's call said."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set it."""
+        state.compute_steps(args, state.max_steps)
+
+
 class Metrics(TrainerCallback):
     """Appends a line to ``metrics.jsonl`` for each logged step: loss, loss per level, rate, tokens per second."""
 

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from meetlm.config.errors import RunError
+from meetlm.config.errors import DivergedError, RunError
+from meetlm.config.files import sync
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
+from meetlm.training.callbacks import OwnSteps
+from meetlm.training.order import data_seed
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 WEIGHTS = "model.safetensors"
@@ -107,11 +110,12 @@ class StageTrainer(Trainer):
             warmup_steps=round(optim.warmup * steps),
             max_grad_norm=optim.max_grad_norm,
             seed=seed,
-            data_seed=seed,
+            data_seed=data_seed(seed),
             bf16=_autocasts(policy.device),  # weights, optimizer and controls stay f32
             use_cpu=policy.device.type == "cpu",
             report_to=list(batch.report_to) or "none",
             logging_steps=batch.log_steps,
+            logging_nan_inf_filter=False,
             save_strategy="steps",
             save_steps=batch.save_steps or math.ceil(len(items) / batch.pairs),
             disable_tqdm=True,
@@ -126,7 +130,7 @@ class StageTrainer(Trainer):
             args=arguments,
             train_dataset=Items(items, reference),
             data_collator=collator,  # type: ignore[arg-type]  # a TypedDict is a dict
-            callbacks=callbacks,
+            callbacks=[OwnSteps(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of the whole accumulated batch
@@ -188,6 +192,20 @@ class StageTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradients of a step, before any of them moves a weight.
+
+        Raises:
+            DivergedError: It is not finite. The step is not taken, and nothing of it is saved.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise DivergedError(
+                f"stage {self.stage.name!r} has diverged: the gradients of step {self.state.global_step + 1} have norm "
+                f"{float(norm)}; a lower rate may help (it is {self.stage.lr:g})"
+            )
+        return norm
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write what is trained, under its own names."""
         assert output_dir is not None
@@ -212,9 +230,11 @@ class StageTrainer(Trainer):
             self.args.output_dir = str(self.folder)
         done = partial / f"checkpoint-{self.state.global_step}"
         target = self.folder / done.name
+        sync(done)
         shutil.rmtree(target, ignore_errors=True)
         done.rename(target)
         partial.rmdir()
+        sync(self.folder, deep=False)  # the one before goes only when this one is on the disk
         for old in checkpoints(self.folder)[:-1]:
             shutil.rmtree(old)
 

@@ -9,6 +9,14 @@ from accelerate.data_loader import SeedableRandomSampler
 
 from meetlm.training.stage import BatchSettings, StageSettings
 
+SEEDS_APART = 1_000_003
+"""The loop's sampler orders epoch e by seed + e: seeds side by side would have most of their orders in common."""
+
+
+def data_seed(seed: int) -> int:
+    """Return the seed of a run's data order."""
+    return seed * SEEDS_APART
+
 
 def steps_of(num_items: int, stage: StageSettings, batch: BatchSettings, seed: int) -> Iterator[list[list[int]]]:
     """Yield the items of each forward pass of each optimizer step of a stage, in order.
@@ -20,7 +28,7 @@ def steps_of(num_items: int, stage: StageSettings, batch: BatchSettings, seed: i
         seed: Of the data order: the run's.
     """
     left = stage.num_steps(num_items, batch.pairs)
-    sampler = SeedableRandomSampler(range(num_items), data_seed=seed)
+    sampler = SeedableRandomSampler(range(num_items), data_seed=data_seed(seed))
     for epoch in count():
         sampler.set_epoch(epoch)
         order = list(sampler)
