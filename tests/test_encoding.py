@@ -137,41 +137,41 @@ def test_several_turns() -> None:
     assert shown(prompt_format, prompt_format.prompt_ids(talk)) == expected
 
 
-TURN = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-TEMPLATES = {
-    # Phi's: EOS behind the whole conversation, not behind a reply.
-    "eos-at-the-end": TURN
-    + "{{ '\n' }}{% endfor %}"
-    + ASK
-    + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
-    # OLMo's: a line break behind every reply but the last.
-    "break-between": TURN + "{{ eos_token }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ '' }}" + ASK,
-    # gpt-oss's: a reply ends in another way once a message follows it.
-    "other-end": TURN + "{% if loop.last %}{{ eos_token }}{% else %}{{ '<s>' }}{% endif %}{% endfor %}" + ASK,
+OPEN = "You are of use.{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+LAST = "{% if loop.last and m['role'] == 'assistant' %}"
+ASK = "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+TEMPLATES = {  # and how they close a reply
+    "Phi": (OPEN + "{{ '<s>\n' }}" + ASK + "{% else %}{{ eos_token }}{% endif %}", "<s>\n<|im_end|>"),
+    "OLMo": (
+        OPEN + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% if not (loop.last and m['role'] == 'assistant') %}{{ '\n' }}{% endif %}" + ASK + "{% endif %}",
+        "<|im_end|>",
+    ),
+    "gpt-oss": (OPEN + LAST + "{{ eos_token }}{% else %}{{ '<s>' }}{% endif %}" + ASK + "{% endif %}", "<|im_end|>"),
 }
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_that_end_replies_in_other_ways(name: str) -> None:
-    tokenizer = tiny_tokenizer(template="You are of use.\n" + TEMPLATES[name])
+    template, end = TEMPLATES[name]
+    tokenizer = tiny_tokenizer(template=template)
     prompt_format = pin_format(tokenizer)
     prompt, whole = prompt_format.prompt_ids(HI), prompt_format.completion_ids(HI, HELLO)
     messages = [{"role": turn.role, "content": turn.content} for turn in HI]
     assert shown(prompt_format, prompt) == tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
-    assert shown(prompt_format, whole).rstrip("\n").removesuffix("<|im_end|>").rstrip("\n") == "Hello there."
+    assert shown(prompt_format, whole) == "Hello there." + end
     assert whole[-1] == tokenizer.eos_token_id and whole.count(tokenizer.eos_token_id) == 1
     reloaded = PromptFormat(tokenizer, FormatSpec.from_dict(prompt_format.spec.to_dict()))
     assert (reloaded.prompt_ids(HI), reloaded.completion_ids(HI, HELLO)) == (prompt, whole)
     assert prompt_format.prompt_ids("Plain text") == tokenizer("Plain text")["input_ids"]
-    if name == "other-end":
+    if name == "gpt-oss":
         with pytest.raises(ConfigError, match="opens a first message in"):
             pin_format(tokenizer, system="none")
     else:
         bare = pin_format(tokenizer, system="none")
-        assert shown(bare, bare.prompt_ids(HI)) == shown(prompt_format, prompt).removeprefix("You are of use.\n")
+        assert shown(bare, bare.prompt_ids(HI)) == shown(prompt_format, prompt).removeprefix("You are of use.")
 
 
 def test_templates_that_cannot_be_pinned() -> None:

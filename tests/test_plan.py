@@ -162,7 +162,16 @@ def test_the_command(tmp_path: Path) -> None:
     words = ["plan", "--config", str(file), "--no-calibrate", "--gpu", "24", "--gpu", "80"]
     shown = CliRunner().invoke(main, words)
     assert shown.exit_code == 0, shown.output
-    for expected in ("step1", "step2", "not timed", "GPUs of 24 GiB", "GPT-Neo 1.3B", "Llama 70B", "in one process"):
+    for expected in (
+        "12 of 12 rows kept",
+        "step1",
+        "step2",
+        "not timed",
+        "GPUs of 24 GiB",
+        "GPT-Neo 1.3B",
+        "Llama 70B",
+        "in one process",
+    ):
         assert expected in shown.output
     found = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
     assert [stage["name"] for stage in found["stages"]] == ["step1", "step2"]

@@ -106,16 +106,18 @@ def write_completions(
     path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     decides = [aligned.meet.run, aligned.meet.lm_sha256, level, sampling.model_dump(mode="json"), seed, asked]
-    partial = Partial(path, decides)
-    if partial.done:
-        say(f"{len(partial.done)} completions were written before this call was stopped; going on behind them")
-        if on_done:
-            on_done(len(partial.done))
-    for number, completion in aligned.stream(
-        asked, level, sampling, seed=seed, batch_size=batch_size, skip=partial.done, on_done=on_done
-    ):
-        partial.add(number, completion.to_dict())
-    partial.finish()
+    with Partial(path, decides) as partial:
+        there = len(partial.done)
+        if there:
+            say(f"{there} completions were written before a call was stopped; going on behind them")
+            if on_done:
+                on_done(there)
+        todo = aligned.stream(
+            asked, level, sampling, seed=seed, batch_size=batch_size, skip=set(partial.done), on_done=on_done
+        )
+        for number, completion in todo:
+            partial.add(number, completion.to_dict())
+        partial.finish()
     return path, len(asked)
 
 

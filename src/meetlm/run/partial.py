@@ -15,7 +15,7 @@ UNFINISHED = ".unfinished"
 
 
 class Partial:
-    """Lines of JSON that will be a file once all are there, in the order of their numbers.
+    """Lines of JSON that will be a file once all are there, in the order of their numbers. A context.
 
     Args:
         path: The file; its lines stand in ``PATH.unfinished`` until then.
@@ -34,6 +34,12 @@ class Partial:
         kept = [head, *({"number": number, "line": line} for number, line in self.done.items())]
         write_atomic(self._place, "".join(_dumps(one) + "\n" for one in kept))  # without what a kill cut off
         self._lines = self._place.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lines.close()
 
     def add(self, number: int, line: dict[str, Any]) -> None:
         """Write a line."""

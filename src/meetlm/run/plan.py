@@ -149,7 +149,9 @@ def make_plan(
     tokenizer = load_tokenizer(config.model.name)
     prompt_format = pinned_format(config, tokenizer)
     data = prepare_data(config.data, prompt_format)
-    say(f"{len(data.train)} training pairs; loading {config.model.name}")
+    for line in data.lines():
+        say(line)
+    say(f"loading {config.model.name}")
     lm = load_lm(config.model)[0] if timed else load_skeleton(config.model.name)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
     encoder = Encoder(prompt_format, control.slots, config.control.placement)

@@ -198,7 +198,7 @@ class StageTrainer(Trainer):
         Raises:
             DivergedError: It is not finite. The step is not taken, and nothing of it is saved.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(norm):
             raise DivergedError(
                 f"stage {self.stage.name!r} has diverged: the gradients of step {self.state.global_step + 1} have norm "
