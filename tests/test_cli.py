@@ -35,6 +35,10 @@ def test_train_and_generate(tmp_path: Path) -> None:
     path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0-first2.jsonl"
     assert f"2 completions in {path}" in done.output
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"prompt": "Hi\u2028there"}, ensure_ascii=False) + "\n")
+    done = meet("generate", str(run), "--data", str(odd), "--max-new-tokens", "2")
+    assert done.exit_code == 0 and "1 completions in" in done.output, done.output
     again = meet("train", *config, "--out", str(run), "--quiet")
     assert again.exit_code == 1
     assert "holds a finished run" in again.output

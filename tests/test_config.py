@@ -194,11 +194,30 @@ def test_overrides_do_not_stay_between_calls() -> None:
     assert load_config("hh-meet-lora", None).stages[0].lr == 1e-3
 
 
-@pytest.mark.parametrize("key", ["epochs", "min_steps", "min-steps"])
-def test_passes_for_every_stage_and_for_one_contradict_each_other(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"stages.step1.{key}.*optim.epochs=2 sets the passes of every stage"):
-        load_config("hh-meet-lora", None, ["--optim.epochs", "2", f"stages.step1.{key}=3"])
-    assert load_config("hh-meet-lora", None, ["--optim.epochs", "2", "stages.step1.lr=3"]).stages[0].epochs == 2
+@pytest.mark.parametrize(
+    ("everywhere", "key"), [("epochs", "epochs"), ("epochs", "min_steps"), ("epochs", "min-steps"), ("lr", "lr")]
+)
+def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
+    everywhere: str, key: str, tmp_path: Path
+) -> None:
+    said = f"stages.step1.{key}: optim.{everywhere}=2 is for every stage, this one too"
+    with pytest.raises(ConfigError, match=said):
+        load_config("hh-meet-lora", None, [f"--optim.{everywhere}", "2", f"stages.step1.{key}=3"])
+    own = file(tmp_path, f"recipe: hh-meet-lora\noptim: {{{everywhere}: 2}}\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, own, [f"stages.step1.{key}=3"])
+    config = load_config(None, own)
+    assert [getattr(stage, everywhere) for stage in config.stages] == [2, 2]
+    assert getattr(config.optim, everywhere) is None, "it is in the stages, where another may replace it"
+    again = load_config(None, file(tmp_path, describe(config)), [f"stages.step1.{key}=3"])
+    assert again.stages[0].model_dump()[key.replace("-", "_")] == 3
+
+
+def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    own = file(tmp_path, "recipe: hh-meet-lora\n")
+    with pytest.raises(ConfigError, match="mine.yaml is of recipe 'hh-meet-lora', not 'hh-coh'"):
+        load_config("hh-coh", own)
+    assert load_config("hh-meet-lora", own) == load_config("hh-meet-lora", None)
 
 
 def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:

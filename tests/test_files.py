@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
-from meetlm.config.files import write_atomic
+import pytest
+
+from meetlm.config.files import sync, write_atomic
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -13,3 +17,42 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     write_atomic(path, "dépêche\n")
     assert path.read_bytes() == "dépêche\n".encode()
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_what_a_name_points_to_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order in which things reach the disk: contents, then the name."""
+    done: list[str] = []
+    flush, replace = os.fsync, os.replace
+
+    def fsync(number: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        flush(number)
+
+    def rename(source: Path, target: Path) -> None:
+        done.append(f"to {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    write_atomic(tmp_path / "a.json", "{}")
+    assert done == ["a.json.partial", "to a.json"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b").write_text("b")
+    done.clear()
+    sync(tmp_path)
+    assert sorted(done[:-1]) == ["a.json", "b", "in"] and done[-1] == tmp_path.name
+    done.clear()
+    sync(tmp_path, deep=False)
+    sync(tmp_path / "in" / "b")
+    assert done == [tmp_path.name, "b"]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(OSError, match="no"):
+        sync(tmp_path)

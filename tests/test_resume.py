@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,16 @@ def fresh(kind: str) -> Policy:
     return tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
 
 
-def run(policy: Policy, folder: Path, train: tuple[str, ...], *, steps: int = 7, save_steps: int | None = 2) -> Any:
-    batch = BatchSettings(pairs=4, micro_pairs=2, save_steps=save_steps)
+def run(
+    policy: Policy,
+    folder: Path,
+    train: tuple[str, ...],
+    *,
+    steps: int = 7,
+    save_steps: int | None = 2,
+    log_steps: int = 1,
+) -> Any:
+    batch = BatchSettings(pairs=4, micro_pairs=2, save_steps=save_steps, log_steps=log_steps)
     settings = stage(train, steps=steps)
     return run_stage(policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1, progress=False)
 
@@ -166,5 +176,30 @@ def test_a_stage_that_goes_on_saves_and_logs_as_this_call_says(tmp_path: Path, m
         right(self, *args)
 
     monkeypatch.setattr(StageTrainer, "_save_checkpoint", save)
-    run(fresh("lora"), tmp_path, ("control",), save_steps=1)
+    run(fresh("lora"), tmp_path, ("control",), save_steps=1, log_steps=2)
     assert saved == [4, 5, 6, 7]
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 6]
+
+
+def test_the_older_checkpoint_goes_when_the_newer_one_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, remove = os.fsync, shutil.rmtree
+
+    def fsync(number: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{number}"))
+        done.append(f"{place.parent.name}/{place.name}")
+        flush(number)
+
+    def rmtree(place: Path, *args: Any, **more: Any) -> None:
+        if Path(place).is_dir():
+            done.append(f"without {Path(place).name}")
+        remove(place, *args, **more)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    run(fresh("lora"), tmp_path, ("control",), steps=4)
+    gone = done.index("without checkpoint-2")
+    new = done.index("checkpoint-4/model.safetensors")
+    assert new < gone and f"{tmp_path.parent.name}/{tmp_path.name}" in done[new:gone]

@@ -23,6 +23,7 @@ from meetlm.generation.sampling import Sampling
 from meetlm.recipes.config import load_config
 from meetlm.run.aligned import load
 from meetlm.run.arm import AfterTraining, ArmResult
+from meetlm.run.folder import write_config
 from meetlm.run.search import Search, lines
 from meetlm.run.share import stage_key
 from meetlm.run.sweep import FORMAT, SHARED, TABLE, arms_of, sweep
@@ -304,9 +305,31 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
         "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; a lower rate may help "
         "(it is 6e-05)"
     ]
-    most[0] = 0.0
-    with pytest.raises(RunError, match="hh-sft: stage 'sft' diverged at every rate tried"):
-        search.run(tmp_path / "other", progress=False)
+    assert not list((tmp_path / "search").rglob("*.safetensors"))
+    monkeypatch.setattr(StageTrainer, "train", lambda *a, **k: pytest.fail("trained again"))
+    assert search.run(tmp_path / "search", say=said.append, progress=False) == trials
+    assert len([one for one in said if "diverged" in one]) == 2
+    monkeypatch.undo()
+
+
+def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Trainer._get_grad_norm
+
+    def norm(self: StageTrainer, *args: Any, **more: Any) -> Any:
+        return math.inf if self.stage.format == "chosen" else right(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
+    out = tmp_path / "search"
+    done = CliRunner().invoke(
+        main, ["search", "hh-sft", "hh-coh", *words, "--trials", "2", "--holdout", "4", "--out", str(out), "--quiet"]
+    )
+    assert done.exit_code == 1, done.output
+    assert "hh-sft failed: stage 'sft' diverged at every rate tried" in done.output
+    assert "meet train hh-coh" in done.output and "meet train hh-sft" not in done.output
+    found = json.loads((out / "search.json").read_text())
+    assert [one["recipe"] for one in found] == ["hh-coh"] * 2
 
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
@@ -345,3 +368,9 @@ def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) ->
     results, failed = sweep(arms, tmp_path / "sweep", THEN, progress=False)
     assert [one.recipe for one in results] == ["hh-sft"]
     assert "others of its sweep began with another language model" in failed["hh-coh-seed0"]
+
+
+def test_the_record_of_a_run_is_no_file_for_a_sweep(tmp_path: Path) -> None:
+    write_config(tmp_path, load_config("hh-meet-lora", None), "0" * 64)
+    with pytest.raises(ConfigError, match="'recipe' is each recipe's own here"):
+        arms_of(("hh-coh", "hh-dpo"), (0,), tmp_path / "config.yaml", [])

@@ -188,7 +188,7 @@ def generate(
             on_total=on_done.expect,
             say=lambda text: click.echo(text, err=True),
         )
-    for line in path.read_text(encoding="utf-8").splitlines()[:2]:
+    for line in path.read_bytes().splitlines()[:2]:
         click.echo(f"{json.loads(line)['completion']!r}")
     click.echo(f"{count} completions in {path}, the first of them above")
 

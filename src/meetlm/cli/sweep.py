@@ -124,9 +124,14 @@ def search(
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
     found = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
-    for line in lines(found.run(out, say=click.echo, progress=not quiet), [*overrides, *_file(file)]):
+    made = found.run(out, say=click.echo, progress=not quiet)
+    for line in lines(made, [*overrides, *_file(file)], found.failed):
         click.echo(line)
     click.echo(f"\nAll trials are in {out}.")
+    for name, said in found.failed.items():
+        click.echo(f"{name} failed: {said}", err=True)
+    if found.failed:
+        sys.exit(1)
 
 
 def _file(file: Path | None) -> list[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+"""What some file systems, over a network mostly, say where a folder is to be flushed: they cannot."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -14,19 +18,23 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def sync(folder: Path, *, deep: bool = True) -> None:
-    """Wait until what stands in ``folder``, and with ``deep`` all under it, is on the disk."""
-    for path in folder.rglob("*") if deep else ():
+def sync(place: Path, *, deep: bool = True) -> None:
+    """Wait until a file, or the names in a folder and with ``deep`` all under it, are on the disk."""
+    for path in place.rglob("*") if deep else ():
         _flush(path)
-    _flush(folder)
+    _flush(place)
 
 
 def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":  # a folder cannot be opened there
+    folder = path.is_dir()
+    if folder and os.name != "posix":  # a folder cannot be opened there
         return
     place = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(place)
+    except OSError as error:
+        if not folder or error.errno not in _NOT_FOR_FOLDERS:
+            raise
     finally:
         os.close(place)

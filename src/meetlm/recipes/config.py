@@ -98,11 +98,12 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
         ConfigError: Names the file, line and key at fault, or the nearest name of an unknown one; or two of the
             overrides, or one and the file, contradict each other.
     """
-    given, places = _settings_in(file) if file else ({}, {})
+    given, places = settings_in(file) if file else ({}, {})
     changes = dict(parse_overrides(overrides))
-    _check_passes(changes)
     own_preset = given.get("preset")
     given |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
+    if recipe is not None and given.get("recipe", recipe) != recipe:
+        raise ConfigError(f"{file} is of recipe {given['recipe']!r}, not {recipe!r}; name one of them")
     recipe = recipe or given.get("recipe")
     if recipe in recipe_names():
         base, base_places = _compose(str(recipe))
@@ -115,6 +116,7 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
         raw = merge(raw, {"control": {"kind": changes["control.kind"]}})
     for key, text in parse_overrides(overrides):
         places[override(raw, key, text)] = f"override {key}"
+    _check_everywhere(raw.get("optim"), changes)
     what = str(file) if file else f"recipe {recipe}"
     raw = _with_texts(raw)
     config = check(RunConfig, _with_preset(raw, places, what), places, what)
@@ -129,8 +131,12 @@ def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] 
     return config
 
 
-def _settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
-    """Return the settings in a file and where each key stands; those of a run where the file is its record."""
+def settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
+    """Return the settings in a file and where each key stands; those of a run where the file is its record.
+
+    Raises:
+        ConfigError: As of :func:`~meetlm.config.yaml_files.read_yaml`.
+    """
     values, places = read_yaml(file)
     own = values.get("config")
     if isinstance(own, dict) and "data_sha256" in values:
@@ -138,20 +144,20 @@ def _settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
     return values, places
 
 
-def _check_passes(changes: Mapping[str, str]) -> None:
-    """Refuse passes for every stage beside those of one.
+def _check_everywhere(optim: Any, changes: Mapping[str, str]) -> None:
+    """Refuse a rate or passes of one stage beside those for every stage, which would win.
 
     Raises:
         ConfigError: Names both.
     """
-    of_one = [
-        key for key in changes if key.startswith("stages.") and key.endswith((".epochs", ".min_steps", ".min-steps"))
-    ]
-    if "optim.epochs" in changes and of_one:
-        raise ConfigError(
-            f"override {of_one[0]}: optim.epochs={changes['optim.epochs']} sets the passes of every stage, this one's "
-            "among them; give one of the two"
-        )
+    for everywhere, own in (("lr", {"lr"}), ("epochs", {"epochs", "min_steps", "min-steps"})):
+        value = optim.get(everywhere) if isinstance(optim, dict) else None
+        of_one = [key for key in changes if key.startswith("stages.") and key.rpartition(".")[2] in own]
+        if value is not None and of_one:
+            raise ConfigError(
+                f"override {of_one[0]}: optim.{everywhere}={value} is for every stage, this one too; "
+                "give one of the two"
+            )
 
 
 def _compose(recipe: str) -> tuple[dict[str, Any], dict[Place, str]]:
@@ -195,8 +201,10 @@ def _with_preset(raw: dict[str, Any], places: Mapping[Place, str], what: str) ->
         return below
     passes = optim.get("epochs") if isinstance(optim, dict) else None
     passes = passes if isinstance(passes, int | float) and not isinstance(passes, bool) and passes > 0 else None
-    if passes and isinstance(optim, dict):  # it is in the stages then, times their own
-        below["optim"] = {key: value for key, value in optim.items() if key != "epochs"}
+    if isinstance(optim, dict):  # they are in the stages then
+        gone = {"lr"} if everywhere else set()
+        gone |= {"epochs"} if passes else set()
+        below["optim"] = {key: value for key, value in optim.items() if key not in gone}
     stages = [
         _stage_with_preset(one, preset, kind, everywhere, passes) if isinstance(one, dict) else one for one in given
     ]

@@ -14,6 +14,7 @@ from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
+from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.partial import Partial
@@ -105,7 +106,8 @@ def write_completions(
         on_total(len(asked))
     path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    decides = [aligned.meet.run, aligned.meet.lm_sha256, level, sampling.model_dump(mode="json"), seed, asked]
+    meet, control = aligned.meet, sha256_of(aligned.policy.control)
+    decides = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, asked]
     with Partial(path, decides) as partial:
         there = len(partial.done)
         if there:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
-from meetlm.config.files import write_atomic
+from meetlm.config.files import sync, write_atomic
 from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import check, read_yaml
 from meetlm.controls.build import parse_control
@@ -125,10 +125,10 @@ def pin_lm(folder: Path, sha256: str, of_others: str | None = None) -> None:
         write_atomic(folder / CONFIG, yaml.safe_dump({**record, "lm_sha256": sha256}, sort_keys=False))
 
 
-def read_lm(folder: Path) -> str | None:
-    """Return the hash of the language model that a run began with; ``None`` where there is none on record."""
-    found: str | None = (_read_config(folder) or {}).get("lm_sha256")
-    return found
+def read_lm(folders: Iterable[Path]) -> str | None:
+    """Return the hash of the language model that runs began with, of the first that has one on record."""
+    records = (_read_config(folder) or {} for folder in folders)
+    return next((record["lm_sha256"] for record in records if "lm_sha256" in record), None)
 
 
 def read_pinned(folder: Path) -> dict[str, Any] | None:
@@ -186,14 +186,19 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
     shutil.rmtree(partial, ignore_errors=True)
     policy.lm.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    sync(partial)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     partial.rename(folder / MODEL)
     state = {name: tensor.detach().contiguous() for name, tensor in policy.control.state_dict().items()}
     if state:
         save_file(state, folder / CONTROL)
+        sync(folder / CONTROL)
     if why_not_peft(policy.control) is None:
         export_levels(policy.control, folder / LEVELS, (folder / MODEL).resolve())
+        sync(folder / LEVELS)
+    sync(folder, deep=False)
     write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
+    sync(folder, deep=False)  # checkpoints may go now
 
 
 def read_meet(folder: Path, *, weights: bool = True) -> Meet:

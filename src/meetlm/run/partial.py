@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ class Partial:
         """Make the file."""
         self._lines.close()
         write_atomic(self.path, "".join(_dumps(self.done[number]) + "\n" for number in sorted(self.done)))
-        os.unlink(self._place)
+        self._place.unlink(missing_ok=True)
 
     def _read(self, head: dict[str, Any]) -> None:
         lines = self._place.read_text(encoding="utf-8", errors="replace").split("\n")

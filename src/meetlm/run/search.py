@@ -10,24 +10,26 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.errors import ConfigError, DivergedError, RunError
+from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.config.files import write_atomic
 from meetlm.config.yaml_files import parse_overrides
 from meetlm.data.formats import FORMATS
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.recipes.config import RunConfig
-from meetlm.run.arm import AfterTraining, Arm, ArmResult, run_arm
+from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
 from meetlm.run.execute import Say
+from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData
 from meetlm.run.share import StageShare, stage_key
 from meetlm.run.sweep import SHARED, arms_of, data_of
 from meetlm.run.table import aligned
+from meetlm.training.loop import drop_checkpoints
 from meetlm.training.stage import StageSettings
 
 STEP = 3.0
@@ -41,6 +43,8 @@ MEASURES: dict[str, Callable[[PreferenceAccuracy], float | None]] = {
 """What decides; more is better."""
 DIVERGED = (-math.inf, 0.0)
 """The score of a rate at which training diverged: it is no trial, and never wins."""
+RECORD_OF_DIVERGED = "diverged.json"
+"""Stands in the folder of such a one, which is not trained again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,9 @@ class Search:
             preference.
         seed: Of all runs.
 
+    Attributes:
+        failed: Why a recipe has no rates, by its name, once it was run.
+
     Raises:
         ConfigError: A recipe cannot be run, or has more stages than two trials each would allow.
     """
@@ -104,6 +111,7 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.trials, self.by = trials, by
+        self.failed: dict[str, str] = {}
         if any(key == "data.holdout" for key, _ in parse_overrides(overrides)):
             raise ConfigError("override data.holdout: a search takes it as --holdout")
         self.arms = arms_of(recipes, (seed,), file, [*overrides, f"data.holdout={holdout}"])
@@ -120,10 +128,10 @@ class Search:
     def run(self, folder: Path, *, say: Say = lambda text: None, progress: bool = True) -> list[Trial]:
         """Return every trial; a search that was stopped goes on. Writes ``search.json``.
 
-        A rate at which training diverges is said and is no trial.
+        A rate at which training diverges is said and is no trial; a recipe none of whose rates is left stands in
+        :attr:`failed`, and the others go on.
 
         Raises:
-            RunError: A stage diverged at every rate.
             MeetError: As of :func:`~meetlm.run.arm.run_arm`.
         """
         data = data_of(self.arms[0].config, folder)
@@ -139,24 +147,21 @@ class Search:
                 keys = [stage_key(config, data.key, number) for config in configs]
                 last = number == len(arm.config.stages) - 1
                 share = StageShare(folder / SHARED, set() if last else set(keys))  # what another stage goes on from
-                found: list[ArmResult | None] = []
+                found = []
                 for rate, config in zip(rates, configs, strict=True):
                     name = f"{arm.config.recipe}-{stage.name}-{rate:.3g}"
                     say(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
-                    try:
-                        found.append(self._trial(Arm(name, config), folder, share, data, say, progress))
-                    except DivergedError as error:
-                        say(f"{name}: {error}")
-                        found.append(None)
+                    found.append(self._trial(Arm(name, config), folder, share, data, say, progress))
                 by = _decides(stage) if self.by == "auto" else self.by
-                scores = [(MEASURES[by](one.after) or 0.0, -one.after.nll) if one else DIVERGED for one in found]
+                scores = [_score(by, one) for one in found]
                 best = scores.index(max(scores))
-                if found[best] is None:
-                    raise RunError(f"{arm.config.recipe}: stage {stage.name!r} diverged at every rate tried")
+                if scores[best] == DIVERGED:
+                    self.failed[arm.config.recipe] = f"stage {stage.name!r} diverged at every rate tried"
+                    break
                 trials += [
                     Trial(arm.config.recipe, stage, by, one.after, n == best, n in (0, len(rates) - 1))
                     for n, (stage, one) in enumerate(zip(staged, found, strict=True))
-                    if one
+                    if one and scores[n] != DIVERGED
                 ]
                 settled = (*settled, staged[best])
                 share.keep_only({keys[best]})
@@ -165,20 +170,44 @@ class Search:
         return trials
 
     @staticmethod
-    def _trial(arm: Arm, folder: Path, share: StageShare, data: PreparedData, say: Say, progress: bool) -> ArmResult:
+    def _trial(
+        arm: Arm, folder: Path, share: StageShare, data: PreparedData, say: Say, progress: bool
+    ) -> ArmResult | None:
+        """Return what a trial came to; ``None`` where it diverged, now or in an earlier call."""
         then = AfterTraining(sampling=None, prompts=None, keep_weights=False)
-        return run_arm(arm, folder / arm.name, then, share, data, say=say, progress=progress)
+        place = folder / arm.name
+        record = place / RECORD_OF_DIVERGED
+        check_arm(arm, place, then, data)
+        if not record.is_file():
+            lm_sha256 = read_lm(sorted(one for one in folder.iterdir() if one.is_dir()))
+            try:
+                return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, say=say, progress=progress)
+            except DivergedError as error:
+                write_atomic(record, json.dumps({"said": str(error)}) + "\n")
+        for stage in arm.config.stages:
+            drop_checkpoints(place / stage.name)
+        say(f"{arm.name}: {json.loads(record.read_text())['said']}")
+        return None
 
 
-def lines(trials: Sequence[Trial], words: Sequence[str] = ()) -> Iterator[str]:
-    """Yield a table of the trials, and for each recipe the command with ``words`` and the rates that won."""
+def lines(trials: Sequence[Trial], words: Sequence[str] = (), failed: Container[str] = ()) -> Iterator[str]:
+    """Yield a table of the trials, and for each recipe not ``failed`` the command with ``words`` and the best rates."""
+    if not trials:
+        return
     yield f"On {trials[0].after.pairs} training pairs held out, after the stage:"
     head = ("recipe", "stage", "rate", "preference accuracy", "reward accuracy", "nats/token chosen", "")
     yield from aligned([head, *(_row(one) for one in trials)])
     yield ""
-    for name in dict.fromkeys(one.recipe for one in trials):
+    for name in dict.fromkeys(one.recipe for one in trials if one.recipe not in failed):
         best = [one.words for one in trials if one.recipe == name and one.best]
         yield f"meet train {name} {' '.join([shlex.join(words), *best]).strip()}"
+
+
+def _score(by: str, one: ArmResult | None) -> tuple[float, float]:
+    """Return what tells trials apart, more being better, the loss where they are equal."""
+    if one is None or not math.isfinite(one.after.nll):
+        return DIVERGED
+    return MEASURES[by](one.after) or 0.0, -one.after.nll
 
 
 def _row(one: Trial) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from meetlm.config.files import sync
 from meetlm.recipes.config import RunConfig
 from meetlm.training.loop import WEIGHTS, checkpoints
+from meetlm.training.order import data_seed
 from meetlm.training.run_stage import DONE
 
 
@@ -35,6 +37,7 @@ def stage_key(config: RunConfig, data: str, index: int) -> str:
         "format": resolved["format"],
         "control": resolved["control"],
         "seed": config.seed,
+        "order": data_seed(config.seed),
         "optim": {k: v for k, v in resolved["optim"].items() if k != "lr"},  # the stages have it
         "pairs": config.batch.pairs,
         "stages": stages,
@@ -83,6 +86,7 @@ class StageShare:
         _link(str(last / WEIGHTS), str(partial / last.name / WEIGHTS))
         for name in ("metrics.jsonl", DONE):
             shutil.copy2(stage / name, partial / name)
+        sync(partial)
         shutil.rmtree(ours, ignore_errors=True)
         partial.rename(ours)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from meetlm.config.errors import ConfigError, MeetError, nearest
 from meetlm.config.files import write_atomic
-from meetlm.config.yaml_files import parse_overrides, read_yaml
+from meetlm.config.yaml_files import parse_overrides
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.policy.loading import load_tokenizer
-from meetlm.recipes.config import RunConfig, load_config
+from meetlm.recipes.config import RunConfig, load_config, settings_in
 from meetlm.recipes.names import recipe_names
 from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
 from meetlm.run.execute import Say
@@ -95,7 +95,7 @@ def sweep(
     for number, arm in enumerate(arms, 1):
         place = folder / arm.name
         say(f"[{number}/{len(arms)}] {arm.name}" + (": done before" if ArmResult.read(place) else ""))
-        lm_sha256 = next(filter(None, (read_lm(folder / one.name) for one in arms)), None)
+        lm_sha256 = read_lm([folder / one.name for one in arms])
         try:
             done = run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, say=say, progress=progress)
             results.append(done)
@@ -130,7 +130,7 @@ def _refuse_own(file: Path | None, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: Names the key and what to do.
     """
-    given = read_yaml(file)[0] if file else {}
+    given = settings_in(file)[0] if file else {}
     for key in ("recipe", "control", "stages", "seed"):
         if key in given:
             raise ConfigError(f"{file}: {key!r} is each recipe's own here (seeds: --seeds or --seed); leave it out")
