@@ -255,6 +255,21 @@ def test_fresh_lora_changes_nothing() -> None:
     assert torch.equal(lm(ids).logits, before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "move", "silent"),
+    [
+        ("lora", 0.0, True),
+        ("lora", 0.1, False),
+        ("none", 0.0, True),
+        ("text", 0.0, False),
+        ("soft-prompt", 0.0, False),
+        ("special-token", 0.0, False),
+    ],
+)
+def test_silent_is_what_changes_nothing(kind: str, move: float, silent: bool) -> None:
+    assert tiny_policy("llama", kind, move=move).control.is_silent() == silent
+
+
 def test_head_and_vocabulary_do_not_grow() -> None:
     """A tied head would otherwise have outputs for the special tokens."""
     policy = tiny_policy("gpt2", "special-token")

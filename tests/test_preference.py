@@ -12,7 +12,7 @@ import torch
 
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import Origin, PreferenceExample
-from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy, rate
+from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy, rate, untouched_accuracy
 from meetlm.policy.policy import Policy
 from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, text_format, tiny_policy
 
@@ -83,6 +83,18 @@ def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
     result = accuracy(policy, encoder_of(policy), pairs(20))
     assert result.by_sum and result.by_token
     assert (result.by_sum.value, result.by_token.value, result.reward.value) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> None:
+    policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
+    held = HeldOut(encoder_of(policy), pairs(20))
+    reference = policy.score(held.bare)[0]
+    assert policy.control.is_silent()
+    measured = preference_accuracy(policy, held, reference).to_dict()
+    known = untouched_accuracy(held, reference).to_dict()
+    assert known.pop("nll") == pytest.approx(measured.pop("nll"))
+    assert known == measured
 
 
 @pytest.mark.parametrize("kind", TRAINED)

@@ -60,6 +60,10 @@ class Control(nn.Module, ABC):
         """The names of the levels, in the order of the stacked parameters."""
         return self.settings.levels
 
+    def is_silent(self) -> bool:
+        """Whether the model computes what it does without a control, whatever the levels: no control, a fresh LoRA."""
+        return False
+
     @abstractmethod
     def attach(self, lm: PreTrainedModel) -> None:
         """Hook ``lm`` so that it obeys the level weights of :meth:`weigh`; called once, before any forward."""

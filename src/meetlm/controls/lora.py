@@ -62,6 +62,10 @@ class LoRA(Control):
             self.a[_key(path)] = nn.Parameter(start)
             self.b[_key(path)] = nn.Parameter(torch.zeros(num_levels, rank, size_out))
 
+    def is_silent(self) -> bool:
+        """Return whether every B is zero."""
+        return not any(bool(one.any()) for one in self.b.values())
+
     def attach(self, lm: PreTrainedModel) -> None:
         """Replace how every target layer of ``lm`` goes forward."""
         layers = {path: lm.get_submodule(path) for path in self._targets}

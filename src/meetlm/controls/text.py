@@ -48,6 +48,10 @@ class SlotText(Control):
         super().__init__(settings)
         self.slots = slots
 
+    def is_silent(self) -> bool:
+        """Return whether there is no text."""
+        return not any(self.slots)
+
     def attach(self, lm: PreTrainedModel) -> None:
         """Do nothing: the text is in the ids."""
 

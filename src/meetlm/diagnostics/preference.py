@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -133,9 +134,24 @@ def preference_accuracy(
     """
     # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
     scored = {level: policy.score(rows, on_done=on_done) for level, rows in pairs.by_level.items()}
-    logps = {level: found[0] for level, found in scored.items()}
+    counts = scored[pairs.levels[0]][1]
+    return _compared(pairs, {level: found[0] for level, found in scored.items()}, counts, reference)
+
+
+def untouched_accuracy(pairs: HeldOut, reference: Tensor) -> PreferenceAccuracy:
+    """Return the accuracy of the untouched model under a control that is silent, without scoring anything again.
+
+    Args:
+        pairs: Encoded for the control.
+        reference: As for :func:`preference_accuracy`.
+    """
+    counts = torch.tensor([row.num_trained for row in pairs.bare])
+    return _compared(pairs, dict.fromkeys(pairs.levels, reference), counts, reference)
+
+
+def _compared(pairs: HeldOut, logps: dict[int, Tensor], counts: Tensor, reference: Tensor) -> PreferenceAccuracy:
+    """Return the accuracy that log-probs [2P] of each level have; counts [2P] are their tokens."""
     best, worst = pairs.levels[0], pairs.levels[-1]
-    counts = scored[best][1]
     margin, reward = logps[best] - logps[worst], logps[best] - reference
     several = best != worst
     return PreferenceAccuracy(

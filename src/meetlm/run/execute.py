@@ -18,7 +18,7 @@ from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.filters import prompt_overlap
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
-from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy
+from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy, untouched_accuracy
 from meetlm.export.peft import why_not_peft
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
@@ -103,7 +103,10 @@ def execute(
         with counting("preference accuracy", pairs.num_sequences, shown=progress) as on_done:
             return preference_accuracy(policy, pairs, untouched, on_done=on_done)
 
-    journal.note("before training", stage_key(config, data.key, -1), measure)
+    def measure_fresh() -> PreferenceAccuracy:
+        return untouched_accuracy(pairs, untouched) if control.is_silent() else measure()
+
+    journal.note("before training", stage_key(config, data.key, -1), measure_fresh)
     for index, stage in enumerate(config.stages):
         key, place = stage_key(config, data.key, index), folder / stage.name
         shared = share is not None and share.place(key, place)

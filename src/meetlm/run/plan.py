@@ -233,6 +233,7 @@ class _Clock:
         self, policy: Policy, config: RunConfig, items: dict[str, list[Item]], pairs: HeldOut, say: Say
     ) -> None:
         self._policy, self._config, self._items, self._pairs, self._say = policy, config, items, pairs, say
+        self._silent = policy.control.is_silent()  # before it is moved
         say("timing the scoring of held-out pairs")
         self._scoring = calibrate_scoring(policy, pairs.bare)
 
@@ -251,7 +252,7 @@ class _Clock:
     def measuring(self) -> Seconds:
         """Return the time of measuring the held-out pairs: untouched, before training and after each stage."""
         levels = [self._score(rows) for rows in self._pairs.by_level.values()]
-        times = 1 + len(self._config.stages)
+        times = len(self._config.stages) + (not self._silent)  # before training a silent one has the untouched scores
         return sum((one for one in levels for _ in range(times)), start=self._score(self._pairs.bare))
 
     def _score(self, sequences: Sequence[Encoded]) -> Seconds:
