@@ -7,6 +7,8 @@
     python bench/levers.py bf16 [--job lora-sft]     products of f32 tensors with operands rounded to bf16 (AMX)
     python bench/levers.py split                     a product in f32, with bf16 operands, and as three bf16 products
     python bench/levers.py products                  a layer's products by torch, and by oneDNN
+    python bench/levers.py head                      the head of SmolLM2, trained: words at a time, probabilities kept
+                                                     for backward or made again
     python bench/levers.py attention                 attention of 10 layers: sequence by sequence, in blocks of queries;
                                                      on CUDA, in bf16, by the kernel for sequences of any length
 
@@ -37,7 +39,7 @@ from meetlm.controls import lora
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded, one_hot
-from meetlm.policy import attention, packed
+from meetlm.policy import attention, head, packed
 from meetlm.policy.packed import Packed
 from meetlm.policy.policy import Policy
 from meetlm.training.run_stage import select
@@ -165,6 +167,24 @@ def attending(_: str) -> Series:
     return made
 
 
+def heads(_: str) -> Series:
+    """Return for some numbers of tokens the ways through a trained head of SmolLM2's shape, forward and backward."""
+    layer = nn.Linear(576, 49152, bias=False)
+    made = []
+    for count in (100, 300, 1000):
+        hidden, targets = torch.randn(count, 576, requires_grad=True), torch.randint(0, 49152, (count,))
+
+        def go(room: int, hidden: Tensor = hidden, targets: Tensor = targets, **how: bool) -> None:
+            head.ROOM["cpu"] = room
+            for _ in range(4):
+                torch.autograd.grad(head.token_logps(hidden, layer, targets, **how).sum(), [hidden, layer.weight])
+
+        ways = {f"2**{power} logits at a time": partial(go, 2**power) for power in (20, 22, 24)}
+        ways |= {"all at a time": partial(go, 2**40), "2**22, made again": partial(go, 2**22, keep=False)}
+        made.append((f"{count} tokens", ways))
+    return made
+
+
 def _with(most: int, go: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         lora.WIDE = most
@@ -238,6 +258,7 @@ LEVERS: dict[str, Callable[[str], Series]] = {
     "bf16": rounded,
     "split": split,
     "products": products,
+    "head": heads,
     "attention": attending,
 }
 

@@ -16,10 +16,12 @@ from report_models import over_models
 from report_profile import plain_products, profiles, why
 from results import Compared, Goal, Run, compared, goals, pairs, spread
 
+from meetlm.config.process import SPINCOUNT
+
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meetlm")
 MEMORY = {"cpu": "resident memory (VmHWM)", "cuda": "what torch has allocated on the GPU"}
 SETTING = {
-    "cpu": "SmolLM2-135M-Instruct in f32, {threads} threads, GOMP_SPINCOUNT=2000",
+    "cpu": "SmolLM2-135M-Instruct in f32, {threads} threads, GOMP_SPINCOUNT={spin}",
     "cuda": "Weights in f32, bf16 autocast, flash attention where a program's own settings have it",
 }
 ROWS_A_STEP = {
@@ -97,7 +99,7 @@ def _machine(run: Run) -> list[str]:
         f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}"
         f"{f'; {run.gpu}' if run.gpu else ''}.",
         f"- Versions: {versions} at {run.commit}.",
-        f"- {SETTING[run.device].format(threads=run.threads)}; AdamW, the same rate at each "
+        f"- {SETTING[run.device].format(threads=run.threads, spin=SPINCOUNT)}; AdamW, the same rate at each "
         f"step, gradient norm clipped at 1, no weight decay, no dropout. {ROWS_A_STEP[run.device]} (half as many pairs "
         f"where a job takes both replies), at most {run.scale.get('max_length', 512)} tokens, in the order of the "
         f"file: {_source(run.scale.get('data'))}.",

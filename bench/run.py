@@ -33,6 +33,8 @@ from quiet import Busy, others_now, refuse
 from report import markdown
 from results import Grown, Run, differs
 
+from meetlm.config.process import SPINCOUNT
+
 HERE = Path(__file__).parent
 NEEDED = 12.0
 """GiB that two programs of SmolLM2-135M take, with room to spare."""
@@ -52,12 +54,15 @@ class Worker:
         scale: Of the run, for the worker.
         threads: That it may use.
         folder: Where its log goes.
+        spin: How long its threads spin while they wait, as libgomp counts.
     """
 
-    def __init__(self, job: str, program: str, scale: dict[str, Any], threads: int, folder: Path) -> None:
+    def __init__(
+        self, job: str, program: str, scale: dict[str, Any], threads: int, folder: Path, spin: str = SPINCOUNT
+    ) -> None:
         self.name, self._log = f"{job}/{program}", folder / f"{job}-{program}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "2000"}
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": spin}
         first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         environment["CUDA_VISIBLE_DEVICES"] = first  # a trainer would split its rows among several GPUs
         environment |= {"HF_HUB_OFFLINE": "1", "CI": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}

@@ -1,6 +1,8 @@
-"""Log-probs in chunks: those of the whole logits, and their gradients, on every kind of head."""
+"""Log-probs, some words at a time: those of the whole logits, and their gradients, on every kind of head."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -20,17 +22,19 @@ def plain(hidden: Tensor, layer: nn.Module, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("keep", [False, True], ids=["made again", "kept"])
 @pytest.mark.parametrize("count", [1, 4, 11])
-def test_chunks_give_the_log_probs_and_gradients_of_whole_logits(
-    count: int, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+def test_some_words_at_a_time_give_the_log_probs_and_gradients_of_whole_logits(
+    count: int, keep: bool, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(head, "ROOM", {"cpu": 12})  # 12, 3 and 2 words
+    monkeypatch.setattr(head, "LEAST", 2)
     torch.manual_seed(0)
     layer = nn.Linear(6, 17, bias=bias).requires_grad_(trained)
     hidden, targets = torch.randn(count, 6, requires_grad=True), torch.randint(0, 17, (count,))
     outer = torch.randn(count)
     found = []
-    for way in (plain, token_logps):
+    for way in (plain, partial(token_logps, keep=keep)):
         values = way(hidden, layer, targets)
         values.backward(outer)
         gradient, hidden.grad = hidden.grad, None
@@ -41,7 +45,9 @@ def test_chunks_give_the_log_probs_and_gradients_of_whole_logits(
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_logits_past_what_exp_can_hold() -> None:
+def test_logits_past_what_exp_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "ROOM", {"cpu": 15})
+    monkeypatch.setattr(head, "LEAST", 2)
     torch.manual_seed(0)
     layer = nn.Linear(6, 17, bias=False).requires_grad_(False)
     hidden, targets = (2000 * torch.randn(5, 6)).requires_grad_(), torch.arange(5)

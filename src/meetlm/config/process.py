@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+SPINCOUNT = "2000"
+"""How long a thread spins before it sleeps, as libgomp counts (``bench/spin.py``)."""
 HUGE_BLOCK = 2 * 2**20
 """Bytes of a tensor from which on torch puts it on pages of its own and asks for huge ones."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -25,7 +27,7 @@ def prepare() -> None:
     tenfold and more; a short spin costs a program that is alone hardly anything. Tensors come and go with each layer:
     where the C library gives them back to the system, each is paid for anew, page by page.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     keep_memory()
 

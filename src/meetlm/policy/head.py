@@ -1,15 +1,17 @@
-"""Log-probs of tokens from the last hidden states, some rows of logits at a time.
+"""Log-probs of tokens from the last hidden states, some words of the vocabulary at a time.
 
 Vocabularies are wide: the logits of a batch, their log-softmax and its gradient would be the largest tensors of a
-step. Here they are made in chunks and dropped; what stays for backward is as large as the hidden states. The gradient
-of log p(t) by its hidden state h is W_t − Σ_v p_v W_v, whatever the loss: it is found in forward, while the
-probabilities are there. Only a head that is trained itself has its logits made again, in backward.
+step. Here the logits of some words are made, added to the sums of the softmax (rescaled as a larger logit comes:
+Milakov and Gimelshein, 2018) and dropped. The gradient of log p(t) by its hidden state h is W_t − Σ_v p_v W_v, whatever
+the loss: it is found in forward, while the probabilities are there. Only a head that is trained itself needs them in
+backward: they are kept, or their logits are made again.
 
 N tokens, D hidden, V words.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,23 +20,26 @@ from transformers import PreTrainedModel
 
 from meetlm.controls.products import product
 
-CHUNK = 256
-"""Tokens whose logits live at a time."""
+ROOM = {"cpu": 2**22, "cuda": 2**25}
+"""Logits that live at a time; more are hardly faster (``bench/levers.py head``)."""
+LEAST = 1024
+"""Least words at a time, however many tokens there are."""
 
 
-def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool = True) -> Tensor:
     """Return log p(target) of each token under softmax(head(h)), [N] f32, differentiable.
 
     Args:
         hidden: [N, D].
         head: A linear layer with a weight [V, D], and a bias [V] or none.
         targets: [N] int64.
+        keep: Keep the probabilities for the gradient of ``head``, N·V numbers, where it is trained: a product less.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     weight, bias = (None if one is None else one.to(dtype) for one in (head.weight, getattr(head, "bias", None)))
     with torch.autocast(kind, enabled=False):
-        values: Tensor = _TokenLogps.apply(hidden.to(dtype), weight, bias, targets)  # type: ignore[no-untyped-call]
+        values: Tensor = _TokenLogps.apply(hidden.to(dtype), weight, bias, targets, keep)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -59,45 +64,68 @@ class _TokenLogps(torch.autograd.Function):
     """The arithmetic of :func:`token_logps`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        values, normalizers = [], []
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, start + CHUNK)
-            logits = product(hidden[rows], weight, bias).float()
-            largest = logits.amax(dim=1, keepdim=True)
-            of_target = logits.gather(1, targets[rows, None])
-            weighs = logits.sub_(largest).exp_()  # probabilities times the row's total
-            total = weighs.sum(dim=1, keepdim=True)
-            normalizer = largest + total.log()
-            values.append((of_target - normalizer)[:, 0])
-            normalizers.append(normalizer[:, 0])
-            if slopes is not None:
-                expected = product(weighs.to(weight.dtype), weight.T) / total
-                torch.sub(weight[targets[rows]], expected, out=slopes[rows])
-        ctx.save_for_backward(hidden, weight, bias, targets, slopes, _joined(normalizers, hidden))
-        return _joined(values, hidden)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, keep: bool) -> Tensor:
+        total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+        of_target, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
+        expected = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        kept: list[Tensor] = []
+        for words in _blocks(len(hidden), weight):
+            logits = _logits(hidden, weight, bias, words)
+            place, inside = _places(targets, words)
+            of_target += logits.gather(1, place).where(inside, 0.0)
+            before, largest = largest, torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+            shrinks = (before - largest).exp_()
+            weighs = logits.sub_(largest).exp_()  # probabilities times the row's total, as far as it is known
+            total.mul_(shrinks).add_(weighs.sum(dim=1, keepdim=True))
+            if expected is not None:
+                expected.mul_(shrinks).add_(product(weighs.to(weight.dtype), weight[words].T))
+            if keep and any(ctx.needs_input_grad[1:3]):
+                kept += (weighs, largest)
+        normalizer = largest + total.log()
+        slopes = None if expected is None else (weight[targets] - expected.div_(total)).to(hidden.dtype)
+        ctx.save_for_backward(hidden, weight, bias, targets, slopes, normalizer, *kept)
+        return (of_target - normalizer)[:, 0]
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, slopes, normalizers = ctx.saved_tensors
+        hidden, weight, bias, targets, slopes, normalizer, *kept = ctx.saved_tensors
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        dh = slopes * outer[:, None].to(slopes.dtype) if of_hidden else None
+        outer = outer[:, None]
+        dh = slopes * outer.to(slopes.dtype) if of_hidden else None
         dw = torch.empty_like(weight) if of_weight else None
         db = torch.empty_like(bias) if of_bias else None
-        step = max(1, CHUNK * len(weight) // max(1, len(hidden)))  # words whose logits are as many as forward's
-        for start in range(0, len(weight) if of_weight or of_bias else 0, step):
-            words = slice(start, start + step)
-            logits = product(hidden, weight[words], None if bias is None else bias[words]).float()
-            gradient = logits.sub_(normalizers[:, None]).exp_().mul_(-outer[:, None])
-            inside = (targets >= start) & (targets < start + len(gradient.T))
-            gradient[inside, targets[inside] - start] += outer[inside]
+        for number, words in enumerate(_blocks(len(hidden), weight) if of_weight or of_bias else ()):
+            if kept:
+                weighs, largest = kept[2 * number : 2 * number + 2]
+                gradient = weighs * ((largest - normalizer).exp_() * -outer)
+            else:
+                gradient = _logits(hidden, weight, bias, words).sub_(normalizer).exp_().mul_(-outer)
+            place, inside = _places(targets, words)
+            gradient.scatter_add_(1, place, outer * inside)
             if dw is not None:
                 dw[words] = product(gradient.to(weight.dtype).T, hidden.T)
             if db is not None:
                 db[words] = gradient.sum(dim=0)
-        return dh, dw, db, None
+        return dh, dw, db, None, None
 
 
-def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(parts) if parts else like.new_empty(0, dtype=torch.float32)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
+    """Return logits [N, words] f32."""
+    return product(hidden, weight[words], None if bias is None else bias[words]).float()
+
+
+def _places(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Return where among ``words`` each target stands, and whether it is one of them, both [N, 1]."""
+    place = targets[:, None] - words.start
+    most = words.stop - words.start - 1
+    return place.clamp(0, most), (place >= 0) & (place <= most)
+
+
+def _blocks(tokens: int, weight: Tensor) -> list[slice]:
+    """Return the words that are gone through at a time, about equal numbers; nothing for no token."""
+    if not tokens:
+        return []
+    most = max(LEAST, ROOM[weight.device.type] // tokens)
+    count = -(-len(weight) // most)
+    borders = [len(weight) * number // count for number in range(count + 1)]
+    return [slice(start, end) for start, end in pairwise(borders)]

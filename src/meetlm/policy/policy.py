@@ -81,7 +81,8 @@ class Policy(nn.Module):
         self._weights: Tensor | None = None
         control.attach(lm)
         use_fast_products(lm)
-        if checkpoints_activations(lm):
+        self._has_room = not checkpoints_activations(lm)
+        if not self._has_room:
             checkpoint_activations(lm, self._contexts)
 
     @property
@@ -111,7 +112,7 @@ class Policy(nn.Module):
         if self.plain_head:
             hidden = self.lm.base_model(**arguments).last_hidden_state[keep]
             head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            return token_logps(hidden, head, targets[keep])
+            return token_logps(hidden, head, targets[keep], keep=self._has_room)
         logits = self.lm(logits_to_keep=keep, **arguments).logits
         return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
 
