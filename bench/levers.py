@@ -9,6 +9,7 @@
     python bench/levers.py products                  a layer's products by torch, and by oneDNN
     python bench/levers.py head                      the head of SmolLM2, trained: words at a time, probabilities kept
                                                      for backward or made again
+    python bench/levers.py keep [--job full]         a step whose trained head keeps probabilities, or makes them again
     python bench/levers.py attention                 attention of 10 layers: sequence by sequence, in blocks of queries;
                                                      on CUDA, in bf16, by the kernel for sequences of any length
 
@@ -185,6 +186,18 @@ def heads(_: str) -> Series:
     return made
 
 
+def keeping(job: str) -> Series:
+    """Return a step with the probabilities of a trained head kept for backward and made again."""
+    policy, steps = prepared(job)
+    go = passes(policy, steps)
+
+    def run(keeps: bool) -> None:
+        policy.keeps_probabilities = keeps
+        go()
+
+    return [(job, {"kept": partial(run, True), "made again": partial(run, False)})]
+
+
 def _with(most: int, go: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         lora.WIDE = most
@@ -259,6 +272,7 @@ LEVERS: dict[str, Callable[[str], Series]] = {
     "split": split,
     "products": products,
     "head": heads,
+    "keep": keeping,
     "attention": attending,
 }
 

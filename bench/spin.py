@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from quiet import others_now, refuse
-from run import Worker
+from run import Worker, enough_memory
 
 
 def main() -> None:
@@ -31,13 +31,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     refuse(*others_now())
+    enough_memory(2 * 1.5 * len(chosen.counts))
     scale = {"steps": 2 * chosen.rounds + 2, "rows": chosen.rows, "max_length": chosen.length}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        workers = {
-            count: [Worker(chosen.job, "ours", scale, chosen.threads, Path(folder), count) for _ in range(2)]
-            for count in chosen.counts
-        }
+        workers: dict[str, list[Worker]] = {count: [] for count in chosen.counts}
         try:
+            for count in 2 * chosen.counts:
+                place = Path(folder) / f"{count}-{len(workers[count])}"
+                place.mkdir()
+                workers[count].append(Worker(chosen.job, "ours", scale, chosen.threads, place, count))
             for worker in (one for both in workers.values() for one in both):
                 worker.ask("go")  # warm-up
             alone: dict[str, list[float]] = {count: [] for count in workers}

@@ -33,6 +33,17 @@ def shown(prompt_format: PromptFormat, ids: Any) -> str:
     return str(prompt_format.tokenizer.decode([i for i in ids if i < 1000]))
 
 
+def test_a_token_without_an_embedding_is_no_slot() -> None:
+    """Ids past the embeddings are virtual: one of the text would be taken for a vector of the control."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    known = len(tokenizer) - 1
+    encoder = Encoder(pin_format(tokenizer), [[known], [known]], num_words=known)
+    assert encoder.prompt("Rice?", 0)[0] == known
+    with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, and the model has embeddings for {known}"):
+        encoder.prompt("Rice <new>?", 0)
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_hh(bos: bool) -> None:
     prompt_format = pin_format(tiny_tokenizer(bos=bos))

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from meetlm.data.batch import collate
+from meetlm.diagnostics.dry_run import DryRun
 from meetlm.policy import head
 from meetlm.policy.head import is_plain, token_logps
 from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_lm, tiny_policy
@@ -62,6 +63,49 @@ def test_no_token_at_all() -> None:
     layer, hidden = nn.Linear(6, 17), torch.randn(0, 6, requires_grad=True)
     token_logps(hidden, layer, torch.zeros(0, dtype=torch.int64)).sum().backward()
     assert hidden.grad is not None and hidden.grad.shape == (0, 6)
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
+def test_only_the_head_is_trained() -> None:
+    torch.manual_seed(0)
+    layer, hidden, targets = nn.Linear(6, 17), torch.randn(5, 6), torch.arange(5)
+    found = [torch.autograd.grad(way(hidden, layer, targets).sum(), layer.weight)[0] for way in (plain, token_logps)]
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_nothing_is_kept_where_nothing_is_trained() -> None:
+    """A trained model scores too: its log-probs keep no probability of any word."""
+    layer, hidden, targets = nn.Linear(8, 5000, bias=False), torch.randn(2000, 8), torch.zeros(2000, dtype=torch.int64)
+
+    def most(keep: bool) -> int:
+        with DryRun() as run:
+            found = token_logps(hidden, layer, targets, keep=keep)
+        del found
+        return run.peak
+
+    kept = most(True)
+    with torch.no_grad():
+        scored = most(True)
+    assert kept > 4 * 2000 * 5000 > 1.5 * scored
+    assert most(False) < kept
+
+
+def test_half_precision() -> None:
+    """As a GPU trains: products in bf16, the softmax in f32."""
+    torch.manual_seed(0)
+    layer, targets = nn.Linear(64, 300, bias=False), torch.randint(0, 300, (50,))
+    found = []
+    for way in (plain, token_logps):
+        hidden = torch.randn(50, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            values = way(hidden, layer, targets)
+        values.sum().backward()
+        assert layer.weight.grad is not None
+        found.append((values.detach(), hidden.grad, layer.weight.grad.clone()))
+        layer.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert float((one - other).abs().max()) < 0.02 * float(one.abs().max())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

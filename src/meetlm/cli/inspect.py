@@ -105,14 +105,13 @@ def _show(report: DataReport, prompt_format: PromptFormat, model: str, settings:
     from meetlm.controls.build import build_control
     from meetlm.data.encoding import Encoder
     from meetlm.data.formats import FORMATS
-    from meetlm.diagnostics.check_run import embedding_rows
     from meetlm.diagnostics.data_report import segments, shorten
-    from meetlm.policy.loading import load_skeleton
+    from meetlm.policy.loading import embedding_rows, load_skeleton
 
     lm = load_skeleton(model)
     control = build_control(settings, lm, prompt_format.words, seed=0)
-    encoder = Encoder(prompt_format, control.slots, settings.placement)
     vocabulary = embedding_rows(lm)
+    encoder = Encoder(prompt_format, control.slots, settings.placement, vocabulary)
     shown = FORMATS["conditional" if len(control.levels) > 1 else "chosen"]
     plain = not sys.stdout.isatty()
     trained = "[[…]]" if plain else click.style("green", fg="green", bold=True)

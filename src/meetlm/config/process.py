@@ -24,8 +24,8 @@ def prepare() -> None:
     """Make the settings. Call it before torch is imported.
 
     Threads spin for long while they wait by default, and two such programs on the same cores slow each other down
-    tenfold and more; a short spin costs a program that is alone hardly anything. Tensors come and go with each layer:
-    where the C library gives them back to the system, each is paid for anew, page by page.
+    tenfold and more; a short spin costs one that is alone up to a fifth where steps are small. Tensors come and go with
+    each layer: where the C library gives them back to the system, each is paid for anew, page by page.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

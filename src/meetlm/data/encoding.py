@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from meetlm.config.errors import ConfigError
 from meetlm.data.example import PreferenceExample, Text
 from meetlm.data.levels import LevelledExample
 from meetlm.data.prompt_format import PromptFormat
@@ -63,23 +64,32 @@ class Encoder:
         prompt_format: Text to ids.
         slots: For each level the ids of its control slot, K lists.
         placement: Where the slot stands.
+        num_words: How many ids the model has embeddings for, where it is known: text with other tokens is refused.
     """
 
     def __init__(
-        self, prompt_format: PromptFormat, slots: Sequence[Sequence[int]], placement: Placement = "first"
+        self,
+        prompt_format: PromptFormat,
+        slots: Sequence[Sequence[int]],
+        placement: Placement = "first",
+        num_words: int | None = None,
     ) -> None:
         self.format, self.slots, self.placement = prompt_format, [tuple(slot) for slot in slots], placement
-        self.num_levels = len(self.slots)
+        self.num_levels, self._num_words = len(self.slots), num_words
 
     def prompt(self, prompt: Text, level: int) -> list[int]:
-        """Return slot and prompt ids: what generation under ``level`` starts from."""
-        slot, ids = self.slots[level], self.format.prompt_ids(prompt)
+        """Return slot and prompt ids: what generation under ``level`` starts from.
+
+        Raises:
+            ConfigError: The model has no embedding for a token; so do all other methods.
+        """
+        slot, ids = self.slots[level], self._known(self.format.prompt_ids(prompt))
         return [*slot, *ids] if self.placement == "first" else [*ids, *slot]
 
     def encode(self, example: LevelledExample) -> Encoded:
         """Return the sequence of one completion under its level."""
         opened = self.prompt(example.prompt, example.level)
-        completion = self.format.completion_ids(example.prompt, example.completion)
+        completion = self._known(self.format.completion_ids(example.prompt, example.completion))
         return Encoded.of_one((*opened, *completion), len(opened), one_hot(example.level, self.num_levels))
 
     def chain(self, examples: Sequence[LevelledExample]) -> Encoded:
@@ -89,13 +99,24 @@ class Encoder:
             examples: Of one prompt, in their order; the slot stands before the response.
         """
         assert self.placement == "before_response", "a chain has a slot before each completion"
-        ids, spans = self.format.prompt_ids(examples[0].prompt), []
+        ids, spans = self._known(self.format.prompt_ids(examples[0].prompt)), []
         for example in examples:
             ids += self.slots[example.level]
             start = len(ids)
-            ids += self.format.completion_ids(example.prompt, example.completion)
+            ids += self._known(self.format.completion_ids(example.prompt, example.completion))
             spans.append(Span(start, len(ids), one_hot(example.level, self.num_levels)))
         return Encoded(tuple(ids), tuple(spans))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Return ``ids``; one past the embeddings would be taken for one of a slot."""
+        most = max(ids, default=0)
+        if self._num_words is not None and most >= self._num_words:
+            token = self.format.tokenizer.convert_ids_to_tokens(most)
+            raise ConfigError(
+                f"token {token!r} has id {most}, and the model has embeddings for {self._num_words} ids: take the "
+                "tokenizer that is its own, or resize_token_embeddings and save it"
+            )
+        return ids
 
 
 def one_hot(level: int, num_levels: int) -> tuple[float, ...]:

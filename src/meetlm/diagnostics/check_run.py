@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.diagnostics.checks import Check, status_of
+from meetlm.policy.loading import embedding_rows
 from meetlm.policy.packing import packs_exactly
 
 GOOD_STEPS = 100
@@ -145,13 +145,6 @@ def _packing(lm: PreTrainedModel, longest: int) -> Check:
         return Check("packing", "ok", text, 1)
     text = f"does not pack ({reason}): batches are grouped by length and padded, slower with the same result"
     return Check("packing", "ok", text, 0)
-
-
-def embedding_rows(lm: PreTrainedModel) -> int:
-    """Return the number of rows of the embedding table; ids from there on are virtual."""
-    weight = lm.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
 
 
 def _head(lm: PreTrainedModel) -> Check:

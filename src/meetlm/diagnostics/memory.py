@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from meetlm.controls.base import Control
 from meetlm.data.batch import Batch, Layout
 from meetlm.diagnostics.allocator import BACKWARD, DONE, FORWARD
-from meetlm.diagnostics.check_run import embedding_rows
 from meetlm.diagnostics.dry_run import CudaAutocast, DryRun
 from meetlm.objectives.base import Objective
+from meetlm.policy.loading import embedding_rows
 from meetlm.policy.policy import Policy
 
 MOMENTS = 2

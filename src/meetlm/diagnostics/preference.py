@@ -40,7 +40,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceAccuracy:
-    """The result of :func:`preference_accuracy`.
+    """The result of :func:`preference_accuracy` and :func:`untouched_accuracy`.
 
     Attributes:
         pairs: Number of held-out pairs, one a prompt.

@@ -12,7 +12,7 @@ N tokens, D hidden, V words.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from meetlm.controls.products import product
 
 ROOM = {"cpu": 2**22, "cuda": 2**25}
-"""Logits that live at a time; more are hardly faster (``bench/levers.py head``)."""
+"""About how many logits live at a time; more are hardly faster (``bench/levers.py head``)."""
 LEAST = 1024
-"""Least words at a time, however many tokens there are."""
+"""Words at a time where there are so many tokens that there would be room for fewer."""
 
 
 def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool = True) -> Tensor:
@@ -36,10 +36,16 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool 
         keep: Keep the probabilities for the gradient of ``head``, N·V numbers, where it is trained: a product less.
     """
     kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    mixed = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
+    room = ROOM["cuda" if mixed else kind]  # a dry run stands for CUDA by autocast of the CPU
+    blocks = _blocks(len(hidden), len(cast(Tensor, head.weight)), room)
+    keep = keep and torch.is_grad_enabled()
     weight, bias = (None if one is None else one.to(dtype) for one in (head.weight, getattr(head, "bias", None)))
     with torch.autocast(kind, enabled=False):
-        values: Tensor = _TokenLogps.apply(hidden.to(dtype), weight, bias, targets, keep)  # type: ignore[no-untyped-call]
+        values: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+            hidden.to(dtype), weight, bias, targets, blocks, keep
+        )
     return values
 
 
@@ -64,12 +70,20 @@ class _TokenLogps(torch.autograd.Function):
     """The arithmetic of :func:`token_logps`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, keep: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        blocks: list[slice],
+        keep: bool,
+    ) -> Tensor:
         total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
         of_target, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
         expected = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         kept: list[Tensor] = []
-        for words in _blocks(len(hidden), weight):
+        for words in blocks:
             logits = _logits(hidden, weight, bias, words)
             place, inside = _places(targets, words)
             of_target += logits.gather(1, place).where(inside, 0.0)
@@ -77,12 +91,17 @@ class _TokenLogps(torch.autograd.Function):
             shrinks = (before - largest).exp_()
             weighs = logits.sub_(largest).exp_()  # probabilities times the row's total, as far as it is known
             total.mul_(shrinks).add_(weighs.sum(dim=1, keepdim=True))
+            weighs = weighs.to(weight.dtype)
             if expected is not None:
-                expected.mul_(shrinks).add_(product(weighs.to(weight.dtype), weight[words].T))
+                expected.mul_(shrinks).add_(product(weighs, weight[words].T))
             if keep and any(ctx.needs_input_grad[1:3]):
                 kept += (weighs, largest)
+            del logits, weighs  # before the next ones are made
         normalizer = largest + total.log()
-        slopes = None if expected is None else (weight[targets] - expected.div_(total)).to(hidden.dtype)
+        slopes = None
+        if expected is not None:
+            slopes = expected.div_(total).neg_().add_(weight[targets]).to(hidden.dtype)
+        ctx.blocks = blocks
         ctx.save_for_backward(hidden, weight, bias, targets, slopes, normalizer, *kept)
         return (of_target - normalizer)[:, 0]
 
@@ -94,10 +113,10 @@ class _TokenLogps(torch.autograd.Function):
         dh = slopes * outer.to(slopes.dtype) if of_hidden else None
         dw = torch.empty_like(weight) if of_weight else None
         db = torch.empty_like(bias) if of_bias else None
-        for number, words in enumerate(_blocks(len(hidden), weight) if of_weight or of_bias else ()):
+        for number, words in enumerate(ctx.blocks if of_weight or of_bias else ()):
             if kept:
                 weighs, largest = kept[2 * number : 2 * number + 2]
-                gradient = weighs * ((largest - normalizer).exp_() * -outer)
+                gradient = weighs.float() * ((largest - normalizer).exp_() * -outer)
             else:
                 gradient = _logits(hidden, weight, bias, words).sub_(normalizer).exp_().mul_(-outer)
             place, inside = _places(targets, words)
@@ -106,7 +125,8 @@ class _TokenLogps(torch.autograd.Function):
                 dw[words] = product(gradient.to(weight.dtype).T, hidden.T)
             if db is not None:
                 db[words] = gradient.sum(dim=0)
-        return dh, dw, db, None, None
+            del gradient
+        return dh, dw, db, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
@@ -121,11 +141,8 @@ def _places(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     return place.clamp(0, most), (place >= 0) & (place <= most)
 
 
-def _blocks(tokens: int, weight: Tensor) -> list[slice]:
-    """Return the words that are gone through at a time, about equal numbers; nothing for no token."""
-    if not tokens:
-        return []
-    most = max(LEAST, ROOM[weight.device.type] // tokens)
-    count = -(-len(weight) // most)
-    borders = [len(weight) * number // count for number in range(count + 1)]
+def _blocks(tokens: int, words: int, room: int) -> list[slice]:
+    """Return the words that are gone through at a time, about equal numbers."""
+    count = -(-words // max(LEAST, room // max(1, tokens)))
+    borders = [words * number // count for number in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(borders)]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -110,6 +110,13 @@ def num_positions(lm: PreTrainedModel) -> int | None:
     """Return the most tokens a sequence of ``lm`` can have, slot and reply included; ``None`` where it has no limit."""
     most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     return int(most) if most else None
+
+
+def embedding_rows(lm: PreTrainedModel) -> int:
+    """Return the number of rows of the embedding table; ids from there on are virtual."""
+    weight = lm.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
 
 
 def check_positions(lm: PreTrainedModel, tokens: int, what: str) -> None:

@@ -64,7 +64,8 @@ class Policy(nn.Module):
         layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
         why_padded: The reason, for reports; ``None`` when packed.
         shares_prompts: Whether neighbours in a packed batch may share their prompt.
-        plain_head: Whether logits are the head's output for the last hidden states, so that they are made in chunks.
+        plain_head: Whether logits are the head's output for the last hidden states, so that some are made at a time.
+        keeps_probabilities: Whether a head that is trained keeps them for backward; not under gradient checkpointing.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Policy(nn.Module):
         self._weights: Tensor | None = None
         control.attach(lm)
         use_fast_products(lm)
-        self._has_room = not checkpoints_activations(lm)
-        if not self._has_room:
+        self.keeps_probabilities = not checkpoints_activations(lm)
+        if checkpoints_activations(lm):
             checkpoint_activations(lm, self._contexts)
 
     @property
@@ -112,7 +113,7 @@ class Policy(nn.Module):
         if self.plain_head:
             hidden = self.lm.base_model(**arguments).last_hidden_state[keep]
             head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            return token_logps(hidden, head, targets[keep], keep=self._has_room)
+            return token_logps(hidden, head, targets[keep], keep=self.keeps_probabilities)
         logits = self.lm(logits_to_keep=keep, **arguments).logits
         return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
 

@@ -24,7 +24,7 @@ from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.policy.loading import ModelSettings, load_lm
+from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, MODEL, Meet, read_meet
 
@@ -79,7 +79,8 @@ class Aligned:
     def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:
         self.policy, self.format, self.meet = policy, prompt_format, meet
         self.levels, self.default_level = meet.levels, meet.default_level
-        self.encoder = Encoder(prompt_format, policy.control.slots, policy.control.settings.placement)
+        placement = policy.control.settings.placement
+        self.encoder = Encoder(prompt_format, policy.control.slots, placement, embedding_rows(policy.lm))
         self._engine = Engine(policy, prompt_format)
 
     @property

@@ -22,7 +22,7 @@ from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preferenc
 from meetlm.export.peft import why_not_peft
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.policy.loading import check_positions, load_lm, load_tokenizer, num_positions
+from meetlm.policy.loading import check_positions, embedding_rows, load_lm, load_tokenizer, num_positions
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
@@ -81,7 +81,7 @@ def execute(
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement)
+    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
         for name in dict.fromkeys(stage.format for stage in config.stages)

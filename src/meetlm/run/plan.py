@@ -18,6 +18,7 @@ from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import (
     check_positions,
     device_of,
+    embedding_rows,
     load_lm,
     load_skeleton,
     load_tokenizer,
@@ -154,7 +155,7 @@ def make_plan(
     say(f"loading {config.model.name}")
     lm = load_lm(config.model)[0] if timed else load_skeleton(config.model.name)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement)
+    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
         for name in dict.fromkeys(stage.format for stage in config.stages)

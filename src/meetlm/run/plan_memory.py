@@ -22,9 +22,9 @@ from meetlm.training.loop import Collator
 from meetlm.training.stage import StageSettings
 
 Words = Callable[[str], list[int]]
-LOGIT_BYTES = 3 * 4
-"""Of each logit at the peak: log-probs, their gradient and that of the logits, in f32. It weighs passes against each
-other; what is reported comes from a dry run of the heaviest."""
+KEPT_BYTES = 4
+"""Of each probability that a trained head keeps for backward, in f32 or less. It weighs passes against each other; what
+is reported comes from a dry run of the heaviest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,12 @@ class StageRehearsal:
         first = self._batches.passes[0]
         found = rehearsal.forward_backward(self._batch(first.items)).activations
         rehearsal.step()
-        logit = rehearsal.num_words * LOGIT_BYTES
-        position = max(found - logit * first.size.trained, 0) / first.size.positions
+        keeps = "lm" in self._stage.train and not self._config.model.gradient_checkpointing
+        kept = rehearsal.num_words * KEPT_BYTES if keeps else 0
+        position = max(found - kept * first.size.trained, 0) / first.size.positions
 
         def weigh(size: BatchSize) -> float:
-            return position * size.positions + logit * size.trained
+            return position * size.positions + kept * size.trained
 
         return self._batch(self._batches.largest(weigh).items)
 
