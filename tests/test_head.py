@@ -108,6 +108,22 @@ def test_half_precision() -> None:
         assert float((one - other).abs().max()) < 0.02 * float(one.abs().max())
 
 
+def test_a_dry_run_has_the_room_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands for CUDA by autocast of the CPU."""
+    right, rooms = head._blocks, []
+
+    def told(tokens: int, words: int, room: int) -> list[slice]:
+        rooms.append(room)
+        return right(tokens, words, room)
+
+    monkeypatch.setattr(head, "_blocks", told)
+    layer, hidden, targets = nn.Linear(6, 17), torch.randn(5, 6), torch.arange(5)
+    token_logps(hidden, layer, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        token_logps(hidden, layer, targets)
+    assert rooms == [head.ROOM["cpu"], head.ROOM["cuda"]]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_policy_through_its_own_logits_is_the_same(architecture: str) -> None:
     policy = tiny_policy(architecture, "lora")
