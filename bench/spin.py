@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from quiet import others_now, refuse
+from results import spread
 from run import Worker, enough_memory
 
 
@@ -35,22 +36,25 @@ def main() -> None:
     scale = {"steps": 2 * chosen.rounds + 2, "rows": chosen.rows, "max_length": chosen.length}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         workers: dict[str, list[Worker]] = {count: [] for count in chosen.counts}
+        every: list[Worker] = []
         try:
             for count in 2 * chosen.counts:
-                place = Path(folder) / f"{count}-{len(workers[count])}"
+                place = Path(folder) / str(len(every))
                 place.mkdir()
-                workers[count].append(Worker(chosen.job, "ours", scale, chosen.threads, place, count))
-            for worker in (one for both in workers.values() for one in both):
+                every.append(Worker(chosen.job, "ours", scale, chosen.threads, place, count))
+                workers[count].append(every[-1])
+            for worker in every:
                 worker.ask("go")  # warm-up
             alone: dict[str, list[float]] = {count: [] for count in workers}
             at_once: dict[str, list[float]] = {count: [] for count in workers}
             for number in range(chosen.rounds):
-                for count, both in list(workers.items())[:: 1 if number % 2 == 0 else -1]:
+                for count in workers if number % 2 == 0 else reversed(workers):
+                    both = workers[count]
                     alone[count].append(both[0].ask("go")["seconds"])
                     told = list(pool.map(lambda worker: worker.ask("go"), both))
                     at_once[count].append(sum(event["seconds"] for event in told) / 2)
         finally:
-            for worker in (one for both in workers.values() for one in both):
+            for worker in every:
                 worker.stop()
     first = alone[chosen.counts[0]]
     for count in workers:
@@ -59,8 +63,8 @@ def main() -> None:
 
 def over(seconds: Sequence[float], first: Sequence[float]) -> str:
     """Return the ratio of times, with its spread, and their median."""
-    ratios = sorted(one / other for one, other in zip(seconds, first, strict=True))
-    return f"{median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}] ({median(seconds):.2f} s)"
+    ratios = [one / other for one, other in zip(seconds, first, strict=True)]
+    return f"{spread(ratios)} ({median(seconds):.2f} s)"
 
 
 if __name__ == "__main__":

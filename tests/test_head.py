@@ -28,7 +28,7 @@ def plain(hidden: Tensor, layer: nn.Module, targets: Tensor) -> Tensor:
 def test_some_words_at_a_time_give_the_log_probs_and_gradients_of_whole_logits(
     count: int, keep: bool, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "ROOM", {"cpu": 12})  # 12, 3 and 2 words
+    monkeypatch.setattr(head, "ROOM", {"cpu": 12})  # at most 12, 3 and 2 words
     monkeypatch.setattr(head, "LEAST", 2)
     torch.manual_seed(0)
     layer = nn.Linear(6, 17, bias=bias).requires_grad_(trained)

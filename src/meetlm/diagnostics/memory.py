@@ -103,6 +103,11 @@ class Rehearsal:
         self._moments: list[Tensor] = []
 
     @property
+    def keeps_probabilities(self) -> bool:
+        """Whether a trained head keeps probabilities for backward, as the policy has it."""
+        return self._policy.keeps_probabilities
+
+    @property
     def events(self) -> list[tuple[int, int]]:
         """Every block taken and given back so far."""
         return self._run.events

@@ -82,6 +82,7 @@ class _TokenLogps(torch.autograd.Function):
         total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
         of_target, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
         expected = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        keep = keep and any(ctx.needs_input_grad[1:3])
         kept: list[Tensor] = []
         for words in blocks:
             logits = _logits(hidden, weight, bias, words)
@@ -94,7 +95,7 @@ class _TokenLogps(torch.autograd.Function):
             weighs = weighs.to(weight.dtype)
             if expected is not None:
                 expected.mul_(shrinks).add_(product(weighs, weight[words].T))
-            if keep and any(ctx.needs_input_grad[1:3]):
+            if keep:
                 kept += (weighs, largest)
             del logits, weighs  # before the next ones are made
         normalizer = largest + total.log()

@@ -83,7 +83,7 @@ class Policy(nn.Module):
         control.attach(lm)
         use_fast_products(lm)
         self.keeps_probabilities = not checkpoints_activations(lm)
-        if checkpoints_activations(lm):
+        if not self.keeps_probabilities:
             checkpoint_activations(lm, self._contexts)
 
     @property

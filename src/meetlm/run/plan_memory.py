@@ -131,7 +131,7 @@ class StageRehearsal:
         first = self._batches.passes[0]
         found = rehearsal.forward_backward(self._batch(first.items)).activations
         rehearsal.step()
-        keeps = "lm" in self._stage.train and not self._config.model.gradient_checkpointing
+        keeps = "lm" in self._stage.train and rehearsal.keeps_probabilities
         kept = rehearsal.num_words * KEPT_BYTES if keeps else 0
         position = max(found - kept * first.size.trained, 0) / first.size.positions
 
