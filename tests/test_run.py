@@ -206,7 +206,7 @@ def test_completions_that_are_stopped_go_on_behind_what_is_written(tmp_path: Pat
     told.clear()
     assert write(parts, on_done=told.append) == whole
     assert sum(told) == 6 and told[0] == 3
-    assert said[-1] == "3 completions were written before a call was stopped; going on behind them"
+    assert said[-1] == "resuming after 3 completions written by an interrupted call"
     with pytest.raises(Killed):
         told.clear()
         write(parts, on_done=stop_after(2))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError
+from meetlm.config.files import write_atomic
+from meetlm.config.journal import Journal
 from meetlm.data.example import Text
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
@@ -17,10 +20,11 @@ from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import Level, Prompt, check_level, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.partial import Partial
 
 COMPLETIONS = "completions"
 """The folder in a run."""
+UNFINISHED = ".unfinished"
+"""Ending of the journal that holds completions until all of them are there."""
 
 
 def parse_level(text: str | None) -> Level | None:
@@ -108,18 +112,23 @@ def write_completions(
     path.parent.mkdir(parents=True, exist_ok=True)
     meet, control = aligned.meet, sha256_of(aligned.policy.control)
     decides = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, asked]
-    with Partial(path, decides) as partial:
-        there = len(partial.done)
-        if there:
-            say(f"{there} completions were written before a call was stopped; going on behind them")
+    header = {"of": hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()}
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with Journal(unfinished, header) as journal:
+        written = {entry["number"]: entry["line"] for entry in journal.entries}
+        if written:
+            say(f"resuming after {len(written)} completions written by an interrupted call")
             if on_done:
-                on_done(there)
+                on_done(len(written))
         todo = aligned.stream(
-            asked, level, sampling, seed=seed, batch_size=batch_size, skip=set(partial.done), on_done=on_done
+            asked, level, sampling, seed=seed, batch_size=batch_size, skip=set(written), on_done=on_done
         )
         for number, completion in todo:
-            partial.add(number, completion.to_dict())
-        partial.finish()
+            written[number] = completion.to_dict()
+            journal.append({"number": number, "line": written[number]})
+    lines = (json.dumps(written[number], ensure_ascii=False) + "\n" for number in range(len(asked)))
+    write_atomic(path, "".join(lines))
+    unfinished.unlink(missing_ok=True)
     return path, len(asked)
 
 
