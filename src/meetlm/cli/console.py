@@ -16,13 +16,16 @@ class _Bar(Progress):
         self._bar = bar
 
     def advance(self, count: int = 1) -> None:
+        """Advance the bar."""
         self._bar.update(count)
 
     def add_total(self, count: int) -> None:
+        """Extend the bar."""
         self._bar.total = (self._bar.total or 0) + count
         self._bar.refresh()
 
     def show(self, **values: str) -> None:
+        """Show values behind the bar."""
         self._bar.set_postfix(values, refresh=False)
 
 

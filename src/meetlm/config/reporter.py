@@ -1,4 +1,4 @@
-"""What library code reports while it works: messages, warnings and progress. The command line decides how to show it."""
+"""What library code reports while it works: messages, warnings, progress. The command line shows them."""
 
 from __future__ import annotations
 
