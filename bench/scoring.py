@@ -47,8 +47,8 @@ def ours(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
     prompts, completions = texts(rows, pairs)
 
     def score() -> Scores:
-        found = scorer.score(prompts, completions)
-        return [one for one in found if one is not None]
+        rewards = scorer.score(scorer.tokenize(prompts, completions))
+        return [reward for reward in rewards if reward is not None]
 
     return score
 

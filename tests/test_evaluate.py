@@ -23,7 +23,7 @@ from meetlm.config import versions as versions_module
 from meetlm.config.versions import git_hash
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.evaluation.reward import RewardModel, RewardSettings
-from meetlm.evaluation.score_cache import KeptScores
+from meetlm.evaluation.score_cache import CachedRewardModel
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.execute import execute
 from reward_models import folder_of
@@ -155,13 +155,13 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     scored: list[int] = []
     right = RewardModel.score
 
-    def dies(self: RewardModel, prompts: Any, completions: Any, *rest: Any, **more: Any) -> Any:
+    def dies(self: RewardModel, rows: Any, **more: Any) -> Any:
         if len(scored) == 3:
             raise KeyboardInterrupt
-        scored.append(len(completions))
-        return right(self, prompts, completions, *rest, **more)
+        scored.append(len(rows))
+        return right(self, rows, **more)
 
-    monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 4)
+    monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 1)
     monkeypatch.setattr(RewardModel, "score", dies)
     done = meet("evaluate", *words, "--data", held_out(half), "--out", half / "out", "--quiet")
     assert done.exit_code != 0 and not (half / "out" / "evaluation.json").exists()
@@ -171,10 +171,11 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(RewardModel, "score", right)
     calls: list[int] = []
     monkeypatch.setattr(
-        RewardModel, "score", lambda self, p, c, *a, **k: (calls.append(len(c)), right(self, p, c, *a, **k))[1]
+        RewardModel, "score", lambda self, rows, **more: (calls.append(len(rows)), right(self, rows, **more))[1]
     )
     found = evaluated(half, *words)
-    distinct = {(p, c) for name in "abc" for p, c in zip(PROMPTS, expected.completions[name], strict=True)}
+    model = RewardModel.load(RewardSettings(model=str(reward)))
+    distinct = {row for name in "abc" for row in model.tokenize(PROMPTS, expected.completions[name])}
     assert sum(scored) + sum(calls) == len(distinct)
     assert [(one.evaluator, one.outcomes) for one in found.comparisons] == [
         (one.evaluator, one.outcomes) for one in expected.comparisons
@@ -248,13 +249,14 @@ def test_common_is_recorded(tmp_path: Path) -> None:
 
 
 def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = RewardModel._scores
+    right = RewardModel._forward
 
-    def spoiled(self: RewardModel, rows: Any, prompts: Any) -> Any:
-        for batch, scores in right(self, rows, prompts):
-            yield batch, [float("nan") if number == 0 else score for number, score in zip(batch, scores, strict=True)]
+    def spoiled(self: RewardModel, rows: Any) -> Any:
+        scores = right(self, rows)
+        scores[0] = float("nan")
+        return scores
 
-    monkeypatch.setattr(RewardModel, "_scores", spoiled)
+    monkeypatch.setattr(RewardModel, "_forward", spoiled)
     words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
     for _ in range(2):  # the second time from what is kept
         found = evaluated(tmp_path, *words)
@@ -268,8 +270,8 @@ def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
     files = set()
     for kind in ("deberta", "bert"):
         model = RewardModel.load(RewardSettings(model=str(folder_of(kind, tmp_path / kind))))
-        files.add(KeptScores(model, tmp_path).file)
-        files.add(KeptScores(model, tmp_path).file)
+        files.add(CachedRewardModel(model, tmp_path).file)
+        files.add(CachedRewardModel(model, tmp_path).file)
     assert len(files) == 2
 
 

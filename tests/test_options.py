@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from meetlm.cli import main
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.reward_loop import RewardTraining
 from meetlm.generation.sampling import Sampling
+from meetlm.run.reward_training import RewardTraining
 
 HERE = str(Path(__file__))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,11 @@ from transformers import (
 
 from meetlm.cli.reward import reward
 from meetlm.config.errors import RunError
+from meetlm.config.reporter import Progress, Reporter
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
-from meetlm.evaluation.reward_data import prepare_pairs
-from meetlm.evaluation.reward_input import RewardInput
-from meetlm.evaluation.reward_loop import CHECKPOINTS, RewardTraining
-from meetlm.evaluation.reward_training import DONE, train_reward
+from meetlm.evaluation.reward_input import RewardInput, row_of
+from meetlm.run.reward_training import CHECKPOINTS, RESULT, RewardPairs, RewardTraining, train_reward
 from reward_models import KINDS, TOLERANCE, folder_of, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
@@ -50,6 +51,28 @@ def _write_pairs(place: Path, count: int, seed: int, *, chat: bool = False) -> P
 
 class Stop(Exception):
     """A kill."""
+
+
+class Recorder(Reporter, Progress):
+    """Records messages and optimizer steps; raises :class:`Stop` after ``stop_after`` steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+        self.stop_after = stop_after
+        self._training = False
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    @contextmanager
+    def progress(self, title: str, *, unit: str = "", **more: Any) -> Iterator[Progress]:
+        yield self if unit == "step" else Progress()
+
+    def advance(self, count: int = 1) -> None:
+        self.steps.append(count)
+        if sum(self.steps) == self.stop_after:
+            raise Stop
 
 
 def _training(tmp_path: Path, model: Path, **changes: Any) -> RewardTraining:
@@ -87,26 +110,26 @@ def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
     )
     scorer = load(folder_of(kind, tmp_path / "rm"), input=KINDS[kind][2])
     trained, held = read_splits(settings)
-    pairs = prepare_pairs(settings, trained, held, RewardInput(scorer.tokenizer, scorer.form, None))
+    pairs = RewardPairs.prepare(settings, trained, held, RewardInput(scorer.tokenizer, scorer.form, None))
     assert len(pairs.train) == 3
     for completion, side in (("I am well.", 0), ("A bad way", 1)):
-        assert scorer.read(said[:3], [completion] * 3) == [pair[side] for pair in pairs.train]
+        assert scorer.tokenize(said[:3], [completion] * 3) == [pair[side] for pair in pairs.train]
     if scorer.form == "text":
         assert scorer.tokenizer.decode(pairs.train[0][0].ids) == lines[0]["chosen"].rstrip()
-    assert scorer.score(*pairs.held_out()) == scorer.score([said[3]] * 2, ["I am well.", "A bad way"])
+    (test,) = pairs.test
+    assert row_of(test, test.chosen)[0] == said[3]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trl")
-@pytest.mark.parametrize("rank", [0, 8])
-def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
-    settings = _training(tmp_path, _lm(tmp_path / "lm"), lora_rank=rank)
-    said: list[str] = []
-    trained = train_reward(settings, tmp_path / "rm", say=said.append)
+def test_training_learns_resumes_and_reloads(tmp_path: Path) -> None:
+    settings = _training(tmp_path, _lm(tmp_path / "lm"), lora_rank=8)
+    recorder = Recorder()
+    trained = train_reward(settings, tmp_path / "rm", reporter=recorder)
     assert trained.accuracy.value > 0.9 and trained.accuracy.low > 0.8
     assert trained.num_test == 80 and trained.num_train == 240 and trained.steps == 120
-    assert any("the reward model reads text" in line for line in said)
-    record = json.loads((tmp_path / "rm" / DONE).read_text())
+    assert any("input form of the reward model: text" in line for line in recorder.messages)
+    record = json.loads((tmp_path / "rm" / RESULT).read_text())
     assert record["accuracy"]["value"] == trained.accuracy.value and record["versions"]["trl"]
     assert not (tmp_path / "rm" / CHECKPOINTS).exists()
 
@@ -114,12 +137,12 @@ def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     assert model.config.pad_token_id == tokenizer.pad_token_id is not None
     scorer = load(tmp_path / "rm")
-    assert (scorer.form, scorer.told_by) == ("text", "recorded in the model's config.json")
+    assert (scorer.form, scorer.form_reason) == ("text", "recorded in the model's config.json")
     held = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     prompts, replies = [row["prompt"] for row in held for _ in range(2)], []
     for row in held:
         replies += [row["chosen"], row["rejected"]]
-    found = scorer.score(prompts, replies)
+    found = scorer.score(scorer.tokenize(prompts, replies))
     texts = tokenizer([p + r for p, r in zip(prompts, replies, strict=True)], padding=True, return_tensors="pt")
     with torch.no_grad():
         plain = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).logits[:, 0]
@@ -127,26 +150,20 @@ def test_training_learns_resumes_and_reloads(rank: int, tmp_path: Path) -> None:
     higher = [float(a > b) for a, b in zip(plain[::2].tolist(), plain[1::2].tolist(), strict=True)]
     assert sum(higher) / len(higher) == pytest.approx(trained.accuracy.value)
 
-    def stop(number: int) -> None:
-        done.append(number)
-        if sum(done) == 27:
-            raise Stop
-
-    done: list[int] = []
     with pytest.raises(Stop):
-        train_reward(settings, tmp_path / "killed", on_done=stop)
+        train_reward(settings, tmp_path / "killed", reporter=Recorder(stop_after=27))
     (tmp_path / "killed" / CHECKPOINTS / "checkpoint-25").mkdir()  # cut off while it was written
-    later: list[int] = []
-    resumed = train_reward(settings, tmp_path / "killed", on_done=later.append)
-    assert later[0] == 20 and sum(later) == 120, "it went on at the last whole checkpoint"
+    later = Recorder()
+    resumed = train_reward(settings, tmp_path / "killed", reporter=later)
+    assert later.steps[0] == 20 and sum(later.steps) == 120, "it resumes from the last complete checkpoint"
     assert resumed.accuracy == trained.accuracy
-    again = load(tmp_path / "killed").score(prompts, replies)
+    again = load(tmp_path / "killed").score(scorer.tokenize(prompts, replies))
     assert again == pytest.approx(found, abs=TOLERANCE)
 
     before = (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns
     assert train_reward(settings, tmp_path / "rm") == trained
     assert (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RunError, match=r"lr was 0\.01 and is 0\.02"):
+    with pytest.raises(RunError, match=r"lr was 0\.01 and is now 0\.02"):
         train_reward(settings.model_copy(update={"lr": 0.02}), tmp_path / "rm")
     with pytest.raises(RunError, match="is not empty"):
         train_reward(settings, tmp_path)
@@ -164,7 +181,6 @@ def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
     assert load(tmp_path / "pair").form == "pair" and pair.accuracy.value > 0.9
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("trl")
 def test_train_command(tmp_path: Path) -> None:
     lm, data = _lm(tmp_path / "lm"), _write_pairs(tmp_path / "pairs.jsonl", 120, 0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meetlm.cli.console import ConsoleReporter
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
 from meetlm.cli.held_out import data_given, held_out, words_given
 from meetlm.cli.numbers import finite
@@ -66,7 +67,7 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     cells = line_up(answers, held.chosen, common=given["common"])
     cells.problems.extend(held.problems)
     evaluators = evaluators_of(given, data.source)
-    with bar("reward", unit="reply", quiet=quiet) as on_scored, bar("judge", unit="call", quiet=quiet) as on_judged:
+    with bar("judge", unit="call", quiet=quiet) as on_judged:
         evaluation = compare(
             [one.system for one in answers],
             cells,
@@ -81,8 +82,8 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
                 "data": data.model_dump(mode="json"),
                 "data_sha256": held.sha256,
             },
-            on_scored=on_scored,
             on_judged=on_judged,
+            reporter=ConsoleReporter(quiet=quiet),
         )
     evaluation.save(out / "evaluation.json")
     show(evaluation)

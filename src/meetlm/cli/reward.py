@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from meetlm.cli.console import ConsoleReporter
 from meetlm.cli.inspect import SEED
 from meetlm.cli.numbers import finite
 
 _INPUT = click.Choice(["auto", "pair", "chat", "text"])
 _POSITIVE = click.FloatRange(0, min_open=True)
 _DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where it runs."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on."
 )
 
 
@@ -24,30 +25,43 @@ def reward() -> None:
 
 @reward.command(short_help="Train a reward model from preference pairs.")
 @click.option("--data", "place", required=True, help="Preference pairs: a file, a folder or a hub name.")
-@click.option("--source", help="Format of the rows: hh, summarize or pairs  [default: told by the first row].")
+@click.option("--source", help="Format of the rows: hh, summarize or pairs  [default: from the first row].")
 @click.option("--subset", help="Folder inside the data set, such as harmless-base.")
-@click.option("--split", default="train", show_default=True, help="Which split of a folder or hub data set.")
-@click.option("--test", type=click.Path(), help="Held-out rows  [default: the split test or validation, if any].")
-@click.option("--holdout", type=click.IntRange(1), help="Hold out this many prompts of the training rows instead.")
-@click.option("--model", default="smollm2", show_default=True, help="What to start from: a hub name or a folder.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder.")
-@click.option("--input", "form", type=_INPUT, default="auto", show_default=True, help="How a reply is read.")
-@click.option("--max-length", type=click.IntRange(8), default=256, show_default=True, help="Most tokens of a side.")
-@click.option("--limit", type=click.IntRange(1), help="Train on the first so many usable pairs.")
-@click.option("--limit-test", type=click.IntRange(1), help="Measure on the first so many usable held-out pairs.")
+@click.option("--split", default="train", show_default=True, help="Split of a folder or hub data set.")
 @click.option(
-    "--epochs", type=_POSITIVE, default=1.0, show_default=True, callback=finite, help="Passes over the pairs."
+    "--test", type=click.Path(), help="File of held-out rows  [default: the test or validation split, if any]."
 )
-@click.option("--lr", type=_POSITIVE, callback=finite, help="AdamW's rate  [default: 5e-4; 2e-5 with --lora-rank 0].")
-@click.option("--pairs", type=click.IntRange(1), default=8, show_default=True, help="Pairs in an optimizer step.")
+@click.option("--holdout", type=click.IntRange(1), help="Hold out the pairs of N training prompts instead.")
+@click.option("--model", default="smollm2", show_default=True, help="Model to start from: a hub name or a folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the reward model to.")
+@click.option(
+    "--input",
+    "form",
+    type=_INPUT,
+    default="auto",
+    show_default=True,
+    help="Form of the input.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(8),
+    default=256,
+    show_default=True,
+    help="Maximum tokens per side.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Train on the first N usable pairs.")
+@click.option("--limit-test", type=click.IntRange(1), help="Measure on the first N usable held-out pairs.")
+@click.option("--epochs", type=_POSITIVE, default=1.0, show_default=True, callback=finite, help="Number of epochs.")
+@click.option("--lr", type=_POSITIVE, callback=finite, help="Learning rate  [default: 5e-4; 2e-5 with --lora-rank 0].")
+@click.option("--pairs", type=click.IntRange(1), default=8, show_default=True, help="Pairs per optimizer step.")
 @click.option(
     "--lora-rank",
     type=click.IntRange(0),
     default=16,
     show_default=True,
-    help="Merged at the end; 0: every weight.",
+    help="Rank of the LoRA that is trained and merged; 0 = train all weights.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the head, LoRA and order.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the new head, LoRA and data order.")
 @_DEVICE
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(
@@ -73,26 +87,26 @@ def train(
 ) -> None:
     """Train a reward model from the preference pairs in --data with TRL, and measure it on held-out pairs.
 
-    What comes out is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). An interrupted
-    training goes on where it was when the same command is given again.
+    The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
+    command to continue an interrupted training.
 
     \b
     meet reward train --data ../hh-rlhf --subset harmless-base --out rm
     meet reward train --data pairs.jsonl --holdout 200 --model microsoft/deberta-v3-base --out rm
     """  # noqa: D301  click's mark is a real backspace
-    from meetlm.cli.progress import bar, quiet_libraries
+    from meetlm.cli.progress import quiet_libraries
 
     quiet_libraries()
     from meetlm.diagnostics.locate import locate, with_test
-    from meetlm.evaluation.reward_loop import RewardTraining
-    from meetlm.evaluation.reward_training import train_reward
+    from meetlm.run.reward_training import RewardTraining, train_reward
 
+    reporter = ConsoleReporter(quiet=quiet)
     located, told_by = locate(place, source=source, subset=subset, split=split, test=test, max_length=max_length)
     if told_by is not None:
-        click.echo(f"format {located.source}, told by the first row: {told_by} (--source overrides)")
+        reporter.message(f"data format: {located.source}, from the first row: {told_by} (--source overrides)")
     found = with_test(located.model_copy(update={"holdout": holdout}))
     if found is None:
-        raise click.UsageError("no held-out rows to measure on: give --test FILE, or --holdout NUMBER of prompts")
+        raise click.UsageError("no held-out rows to measure on: pass --test FILE or --holdout NUMBER")
     settings = RewardTraining.model_validate(
         {
             "model": model,
@@ -106,18 +120,24 @@ def train(
             "device": device,
         }
     )
-    with bar("train", unit="step", quiet=quiet) as on_done:
-        trained = train_reward(settings, out, say=click.echo, on_total=on_done.expect, on_done=on_done)
+    trained = train_reward(settings, out, reporter=reporter)
     click.echo(str(trained))
-    click.echo(f"The reward model is {trained.folder}")
+    click.echo(f"The reward model is in {trained.folder}")
 
 
 @reward.command(short_help="Score the completions in files.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE...")
 @click.option("--model", required=True, help="The reward model: a hub name or a folder.")
-@click.option("--input", "form", type=_INPUT, default="auto", show_default=True, help="How a reply is read.")
-@click.option("--max-length", type=click.IntRange(8), help="Most tokens of a row  [default: the model's positions].")
-@click.option("--out", type=click.Path(path_type=Path), help="Write each row's reward as JSONL.")
+@click.option(
+    "--input",
+    "form",
+    type=_INPUT,
+    default="auto",
+    show_default=True,
+    help="Form of the input.",
+)
+@click.option("--max-length", type=click.IntRange(8), help="Maximum tokens per row  [default: the model's maximum].")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the reward of each row to this JSONL file.")
 @_DEVICE
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def score(
@@ -129,7 +149,7 @@ def score(
     meet generate runs/lora --level good
     meet reward score runs/lora/completions/*.jsonl --model rm --out rewards.jsonl
     """  # noqa: D301  click's mark is a real backspace
-    from meetlm.cli.progress import bar, quiet_libraries
+    from meetlm.cli.progress import quiet_libraries
 
     quiet_libraries()
     from meetlm.config.files import write_atomic
@@ -138,27 +158,26 @@ def score(
     from meetlm.evaluation.reward import RewardModel, RewardSettings
     from meetlm.evaluation.reward_input import as_prompt
 
+    reporter = ConsoleReporter(quiet=quiet)
     rows = [(file, row) for file in files for row in read_file(file)]
     prompts = [as_prompt(text_or_turns(row, "prompt")) for _, row in rows]
     completions = [row.text("completion") for _, row in rows]
-    scorer = RewardModel.load(
+    reward_model = RewardModel.load(
         RewardSettings.model_validate({"model": model, "input": form, "max_length": max_length, "device": device})
     )
-    click.echo(f"{model} reads {scorer.form}: {scorer.told_by}")
-    with bar("score", unit="row", quiet=quiet) as on_done:
-        on_done.expect(len(rows))
-        rewards = scorer.score(prompts, completions, on_done, names=[str(row.origin) for _, row in rows])
-    for problem in scorer.problems:
-        click.echo(f"{problem.count} rows: {problem.what} ({problem.shown})")
+    reporter.message(f"input form of {model}: {reward_model.form} ({reward_model.form_reason})")
+    tokenized = reward_model.tokenize(prompts, completions)
+    rewards = reward_model.score(tokenized, reporter=reporter)
+    for problem in reward_model.problems(tokenized, rewards, [str(row.origin) for _, row in rows]):
+        reporter.warning(f"{problem.count} rows: {problem.what} ({problem.shown})")
     for file in dict.fromkeys(files):
-        own = [one for (place, _), one in zip(rows, rewards, strict=True) if place == file and one is not None]
-        mean = f"mean reward {sum(own) / len(own):.4f}" if own else "no reward"
-        click.echo(f"{file}: {mean} of {len(own)} completions")
+        scored = [score for (path, _), score in zip(rows, rewards, strict=True) if path == file and score is not None]
+        mean = f"mean reward {sum(scored) / len(scored):.4f}" if scored else "no reward"
+        click.echo(f"{file}: {mean} of {len(scored)} completions")
     if out is not None:
-        told = zip(rows, prompts, completions, rewards, strict=True)
         lines = [
-            {"file": str(file), "line": row.origin.line, "prompt": prompt, "completion": completion, "reward": one}
-            for (file, row), prompt, completion, one in told
+            {"file": str(file), "line": row.origin.line, "prompt": prompt, "completion": completion, "reward": reward}
+            for (file, row), prompt, completion, reward in zip(rows, prompts, completions, rewards, strict=True)
         ]
         write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        click.echo(f"Rewards in {out}")
+        reporter.message(f"rewards are in {out}")

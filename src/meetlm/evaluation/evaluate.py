@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.settings import Settings
 from meetlm.config.versions import git_hash, versions
 from meetlm.evaluation.callables import CallableScorer
@@ -34,7 +35,7 @@ from meetlm.evaluation.record import (
     System,
 )
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.score_cache import KeptScores
+from meetlm.evaluation.score_cache import CachedRewardModel
 from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score")
@@ -89,8 +90,8 @@ def evaluate(
     folder: Path,
     *,
     more: dict[str, Any] | None = None,
-    on_scored: Callable[[int], object] | None = None,
     on_judged: Callable[[int], object] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Return the comparison of every system with the baseline; scores and answers are kept in ``folder`` as they come.
 
@@ -102,8 +103,8 @@ def evaluate(
         evaluators: Who decides.
         folder: For what is kept.
         more: Settings to record besides.
-        on_scored: Called with a number of completions as the reward model is done with them.
         on_judged: Called with a number of judgements, of two a pair.
+        reporter: Shows the progress.
 
     Raises:
         ConfigError: There is no such baseline, nothing to compare with it, nobody who decides, or ROUGE's stemmer is
@@ -126,7 +127,7 @@ def evaluate(
             "judge or a function: --reward, --judge, --scorer"
         )
     if evaluators.reward is not None:
-        work.reward(found, evaluators.reward, on_scored)
+        work.reward(found, evaluators.reward, reporter)
     for scorer in evaluators.scorers:
         work.scorer(found, scorer)
     if evaluators.judge is not None:
@@ -203,23 +204,22 @@ class _Work:
             what = f"a chosen reply without Latin letters and digits: {', '.join(ROUGES)} are not defined"
             found.problems.append(Problem(what, len(undefined), undefined))
 
-    def reward(self, found: _Found, model: RewardModel, on_done: Callable[[int], object] | None) -> None:
+    def reward(self, found: _Found, model: RewardModel, reporter: Reporter) -> None:
         """Add rewards and their comparison."""
-        kept = KeptScores(model, self.folder / "scores")
-        every = [one for name in self.names for one in self.completions[name]]
-        rows = [one for name in self.names for one in self.rows[name]]
-        kept.score(self.prompts * len(self.names), every, rows, on_done)  # all at once: systems share their prompts
+        cached = CachedRewardModel(model, self.folder / "scores")
         values: dict[str, Column] = {}
         for name in self.names:
-            values[name], problems = kept.score(self.prompts, self.completions[name], self.rows[name])
+            values[name], problems = cached.score(
+                self.prompts, self.completions[name], self.rows[name], reporter=reporter
+            )
             found.problems += [Problem(f"reward, {name}: {one.what}", one.count, one.examples) for one in problems]
         found.reward = {
             **model.settings.model_dump(mode="json"),
             "reads": model.form,
             "precision": model.precision,
-            "weights_sha256": kept.weights_sha256,
+            "weights_sha256": cached.weights_sha256,
         }
-        described = f"reward of {model.settings.model} (reads {model.form}: {model.told_by})"
+        described = f"reward of {model.settings.model} (input form {model.form}: {model.form_reason})"
         self._measure(found, "reward", described, True, values)
         for name in self.others:
             ours, theirs = values[name], values[self.baseline]

@@ -1,9 +1,7 @@
-"""What a reward model reads of a prompt and its completion: two sequences, a conversation, or one text.
+"""Token ids of a prompt and its completion for a reward model: two sequences, a conversation, or one text.
 
-:meth:`RewardInput.encode` is the only way in, for training, held-out accuracy and scoring alike, so that white space
-around a completion, which data sources keep and `meet generate` does not, changes nothing that is read.
-
-Knows tokenizers; knows no model and no reward.
+Training, held-out accuracy and scoring all use :meth:`RewardInput.encode`, so a row has the same ids in all of them.
+White space around a completion, which data sources keep and `meet generate` does not, is always removed.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ Form = Literal["pair", "chat", "text"]
 
 FORMS: tuple[Form, ...] = ("pair", "chat", "text")
 RECORD = "reward_input"
-"""Key of a checkpoint's ``config.json`` under which its form stands: ``meet reward train`` writes it."""
+"""Key of the form in a checkpoint's ``config.json``, where ``meet reward train`` writes it."""
 
 _MARKS = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -37,183 +35,162 @@ _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
-    """A row as the model reads it.
+class TokenizedRow:
+    """A prompt and its completion as token ids.
 
     Attributes:
         ids: Token ids.
-        types: Token type ids, where the tokenizer gives any.
-        cut: Tokens that did not fit and were left out.
+        types: Token type ids; ``None`` where the tokenizer has none.
+        num_removed: Tokens that exceeded the maximum length and were removed.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...] | None = None
-    cut: int = 0
+    num_removed: int = 0
 
 
-def form_of(tokenizer: PreTrainedTokenizerBase, recorded: object, asked: str) -> tuple[Form, str]:
-    """Return the form that a reward model reads, and by what it was told.
+def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested: str) -> tuple[Form, str]:
+    """Return the form that a reward model reads, and the reason for it.
 
     Args:
-        tokenizer: The model's.
-        recorded: What its ``config.json`` has under :data:`RECORD`; ``None`` where it has nothing.
-        asked: A form, or ``auto``.
+        tokenizer: The tokenizer of the reward model.
+        recorded: The value of :data:`RECORD` in its ``config.json``; ``None`` where there is none.
+        requested: A form, or ``auto``.
 
     Raises:
-        ConfigError: It cannot be told, or the tokenizer cannot do what is asked for.
+        ConfigError: The form cannot be determined, or the tokenizer does not support it.
     """
-    if asked != "auto":
-        form, told_by = _known(asked, "input"), "asked for"
+    if requested != "auto":
+        form, reason = _check_form(requested, "input"), "as requested"
     elif recorded is not None:
-        form, told_by = _known(str(recorded), f"config.json: {RECORD}"), "recorded in the model's config.json"
+        form, reason = _check_form(str(recorded), f"config.json: {RECORD}"), "recorded in the model's config.json"
     elif tokenizer.chat_template is not None:
         return "chat", "the tokenizer has a chat template"
-    elif _pairs(tokenizer):
-        return "pair", "the tokenizer has tokens for two sequences, and no chat template"
+    elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
+        return "pair", "the tokenizer has CLS and SEP tokens and no chat template"
     else:
         raise ConfigError(
-            "how the reward model reads a prompt and its reply cannot be told: its tokenizer has neither a chat "
-            "template nor tokens that part two sequences; expected input: pair, chat or text, such as "
-            "--reward-set input=text (of `meet reward`: --input text)"
+            "the input form of the reward model cannot be determined: its tokenizer has neither a chat template nor "
+            "CLS and SEP tokens; set input to pair, chat or text (`meet evaluate`: --reward-set input=text, "
+            "`meet reward`: --input text)"
         )
     if form == "chat" and tokenizer.chat_template is None:
-        raise ConfigError("input is 'chat', and the reward model's tokenizer has no chat template")
-    return form, told_by
+        raise ConfigError("input is 'chat', but the reward model's tokenizer has no chat template; use pair or text")
+    return form, reason
 
 
-def _known(name: str, where: str) -> Form:
+def _check_form(name: str, source: str) -> Form:
     for form in FORMS:
         if form == name:
             return form
-    raise ConfigError(f"{where} is {name!r}; expected {', '.join(FORMS)}")
-
-
-def _pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
+    raise ConfigError(f"{source} is {name!r}; expected {', '.join(FORMS)}")
 
 
 def as_prompt(text: Text) -> Prompt:
-    """Return text of a data source as a prompt."""
+    """Return the prompt of an example as text or messages."""
     return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
 
 
 def row_of(example: PreferenceExample, reply: Text) -> tuple[Prompt, str]:
-    """Return a pair's prompt and one of its replies as prompt and completion."""
-    said = reply if isinstance(reply, str) else "\n\n".join(turn.content for turn in reply)
-    return as_prompt(example.prompt), said
+    """Return the prompt of a pair and one of its replies, as text."""
+    text = reply if isinstance(reply, str) else "\n\n".join(turn.content for turn in reply)
+    return as_prompt(example.prompt), text
 
 
 class RewardInput:
-    """Turns prompts and completions into ids.
+    """Converts prompts and completions to token ids.
 
-    White space around a completion is left out in every form. ``pair`` is the tokenizer's two sequences: the question
-    is the bare text of a prompt of one user message, else the dialogue as text (HH's transcripts as they are), without
-    white space around it. ``chat`` is the chat template's text with the completion as the assistant's turn; HH's
-    transcripts are taken apart into turns. ``text`` is prompt and completion as one text, :func:`joined` by one space
-    as in HH's transcripts; conversations are put as these.
+    ``pair`` is two sequences: the question is the text of a prompt with one user message, else the dialogue as text
+    (HH transcripts unchanged), stripped. ``chat`` is the chat template's text with the completion as the assistant's
+    turn; HH transcripts are split into turns. ``text`` is prompt and completion as one text (:func:`join_text`);
+    conversations are written as HH transcripts.
 
     Args:
-        tokenizer: The model's.
-        form: Which of the three.
-        most: Most tokens of a row; ``None`` for any number. The oldest tokens of the prompt are left out of longer
-            rows, a first BOS or CLS stays; of a reply that is too long by itself, its end.
-        eos: Whether ``text`` is closed by the EOS token.
+        tokenizer: The tokenizer of the reward model.
+        form: ``pair``, ``chat`` or ``text``.
+        max_tokens: Maximum number of tokens per row, ``None`` for no limit. Longer rows lose the oldest tokens of the
+            prompt, but not a leading BOS or CLS; a completion that is too long by itself loses its end.
+        eos: Whether ``text`` ends with the EOS token.
 
     Raises:
-        ConfigError: ``eos`` is asked for and there is no such token.
+        ConfigError: ``eos`` is true and there is no such token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: Form, most: int | None, *, eos: bool = False) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, form: Form, max_tokens: int | None, *, eos: bool = False
+    ) -> None:
         if eos and tokenizer.eos_token is None:
-            raise ConfigError("eos is true, and the reward model's tokenizer has no EOS token")
-        self.tokenizer, self.form, self.most = tokenizer, form, most
+            raise ConfigError("eos is true, but the reward model's tokenizer has no EOS token; set eos to false")
+        self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
         self._end = str(tokenizer.eos_token) if eos and form == "text" else ""
 
-    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Ids | str]:
-        """Return each row's ids, or in one line why it has none: no token, or a conversation the template refuses.
-
-        White space around completions changes nothing.
-        """
-        answers = [completion.strip() for completion in completions]
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenizedRow | str]:
+        """Return the ids of each row, or in one line why it has none: no token, or refused by the chat template."""
+        completions = [completion.strip() for completion in completions]
         if self.form == "pair":
-            return self._pairs(prompts, answers)
-        texts, refused = [], {}
-        for number, (prompt, completion) in enumerate(zip(prompts, answers, strict=True)):
+            return [self._encode_pair(*row) for row in zip(prompts, completions, strict=True)]
+        texts: list[str] = []
+        refusals: dict[int, str] = {}
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 texts.append(self._text(prompt, completion))
             except TemplateError as error:
                 texts.append("")
-                refused[number] = f"the chat template refuses it: {error}"
+                refusals[index] = f"the chat template refuses it: {error}"
         if not texts:
             return []
-        found = self.tokenizer(texts, add_special_tokens=self.form != "chat", verbose=False)["input_ids"]
-        return [refused.get(number) or self._cut(ids) for number, ids in enumerate(found)]
+        ids_by_row = self.tokenizer(texts, add_special_tokens=self.form != "chat", verbose=False)["input_ids"]
+        return [refusals.get(index) or self._truncate(ids) for index, ids in enumerate(ids_by_row)]
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
             turns = [*messages_of(prompt), {"role": "assistant", "content": completion}]
-            return str(self.tokenizer.apply_chat_template(_one_reply(turns), tokenize=False))
+            return str(self.tokenizer.apply_chat_template(_merge_begun_reply(turns), tokenize=False))
         before = prompt if isinstance(prompt, str) else f"\n\n{transcript(prompt)}"
-        return joined(before, completion) + self._end
+        return join_text(before, completion) + self._end
 
-    def _cut(self, ids: list[int]) -> Ids | str:
+    def _truncate(self, ids: list[int]) -> TokenizedRow | str:
         if not ids:
             return "it has no token"
-        if self.most is None or len(ids) <= self.most:
-            return Ids(tuple(ids))
+        if self.max_tokens is None or len(ids) <= self.max_tokens:
+            return TokenizedRow(tuple(ids))
         head = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
-        tail = ids[len(ids) - (self.most - len(head)) :]
-        return Ids((*head, *tail), cut=len(ids) - self.most)
+        tail = ids[len(ids) - (self.max_tokens - len(head)) :]
+        return TokenizedRow((*head, *tail), num_removed=len(ids) - self.max_tokens)
 
-    def _pairs(self, prompts: Sequence[Prompt], answers: list[str]) -> list[Ids | str]:
-        questions = [question_of(prompt) for prompt in prompts]
-        if not questions:
-            return []
-        rows: list[Ids | str] = []
-        found = self.tokenizer(questions, answers, verbose=False)
-        types = found.get("token_type_ids")
-        for number, ids in enumerate(found["input_ids"]):
-            if self.most is not None and len(ids) > self.most:
-                rows.append(self._cut_pair(questions[number], answers[number], len(ids)))
-            elif ids:
-                rows.append(Ids(tuple(ids), None if types is None else tuple(types[number])))
-            else:
-                rows.append("it has no token")
-        return rows
-
-    def _cut_pair(self, question: str, answer: str, length: int) -> Ids:
-        """Leave out the oldest of the question; where the answer alone does not fit, the end of both."""
-        alone = self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
-        assert self.most is not None
-        fits = len(alone) + self.tokenizer.num_special_tokens_to_add(pair=True) < self.most
-        side = self.tokenizer.truncation_side
-        self.tokenizer.truncation_side = "left" if fits else "right"
-        try:
-            one = self.tokenizer(
-                question,
-                answer,
-                truncation="only_first" if fits else "longest_first",
-                max_length=self.most,
-                verbose=False,
-            )
-        finally:
-            self.tokenizer.truncation_side = side
-        types = one.get("token_type_ids")
-        ids = tuple(one["input_ids"])
-        return Ids(ids, None if types is None else tuple(types), length - len(ids))
+    def _encode_pair(self, prompt: Prompt, answer: str) -> TokenizedRow | str:
+        question = question_of(prompt)
+        encoded = self.tokenizer(question, answer, verbose=False)
+        length = len(encoded["input_ids"])
+        if not length:
+            return "it has no token"
+        if self.max_tokens is not None and length > self.max_tokens:
+            answer_ids = self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
+            fits = len(answer_ids) + self.tokenizer.num_special_tokens_to_add(pair=True) < self.max_tokens
+            side = self.tokenizer.truncation_side
+            self.tokenizer.truncation_side = "left" if fits else "right"
+            try:
+                truncation = "only_first" if fits else "longest_first"
+                encoded = self.tokenizer(
+                    question, answer, truncation=truncation, max_length=self.max_tokens, verbose=False
+                )
+            finally:
+                self.tokenizer.truncation_side = side
+        ids, types = tuple(encoded["input_ids"]), encoded.get("token_type_ids")
+        return TokenizedRow(ids, None if types is None else tuple(types), length - len(ids))
 
 
-def joined(before: str, completion: str) -> str:
-    """Return a text with a completion behind it, which has no white space around it.
+def join_text(before: str, completion: str) -> str:
+    """Return a text followed by a stripped completion.
 
-    One space is between them, as in HH's transcripts; none where the text is empty or ends in white space itself.
+    They are joined by one space, as in HH transcripts, unless the text is empty or ends in white space.
     """
     gap = "" if not before or before[-1].isspace() else " "
     return f"{before}{gap}{completion}"
 
 
 def question_of(prompt: Prompt) -> str:
-    """Return a prompt as one text: a single user message bare, else the dialogue."""
+    """Return a prompt as one text: the content of a single user message, else the dialogue."""
     if isinstance(prompt, str):
         return prompt.strip()
     if len(prompt) == 1 and prompt[0]["role"] == "user":
@@ -222,33 +199,33 @@ def question_of(prompt: Prompt) -> str:
 
 
 def transcript(messages: Sequence[Message]) -> str:
-    """Return a conversation as HH's transcripts put it, open for the assistant's reply, without the first line breaks.
+    """Return a conversation as an HH transcript that ends with ``Assistant:``, without leading line breaks.
 
-    Other roles than HH's two are named as they are: ``System: …``.
+    Roles that HH does not have keep their names: ``System: …``.
     """
-    said = [f"{_SPEAKERS.get(m['role'], m['role'].capitalize())}: {m['content'].strip()}" for m in messages]
-    return "\n\n".join([*said, ASSISTANT.strip()])
+    turns = [f"{_SPEAKERS.get(m['role'], m['role'].capitalize())}: {m['content'].strip()}" for m in messages]
+    return "\n\n".join([*turns, ASSISTANT.strip()])
 
 
 def messages_of(prompt: Prompt) -> list[Message]:
-    """Return a prompt as messages: one of HH's transcripts taken apart, other text as one user message."""
+    """Return a prompt as messages: an HH transcript split into turns, other text as one user message."""
     if not isinstance(prompt, str):
         return list(prompt)
     if HUMAN not in prompt:
         return [{"role": "user", "content": prompt.strip()}]
     before, *parts = _MARKS.split(prompt)
     messages = [{"role": "system", "content": before.strip()}] if before.strip() else []
-    for mark, said in zip(parts[::2], parts[1::2], strict=True):
-        messages.append({"role": _ROLES[mark], "content": said.strip()})
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        messages.append({"role": _ROLES[speaker], "content": text.strip()})
     if messages[-1] == {"role": "assistant", "content": ""}:
-        messages.pop()  # what opens the reply
+        messages.pop()  # it only opens the reply
     return messages
 
 
-def _one_reply(turns: list[Message]) -> list[Message]:
-    """Return the turns, a reply that the prompt has begun joined to its beginning."""
+def _merge_begun_reply(turns: list[Message]) -> list[Message]:
+    """Return the turns with the completion merged into a reply that the prompt has begun."""
     *earlier, last = turns
     if earlier and earlier[-1]["role"] == "assistant":
-        whole = joined(earlier[-1]["content"], last["content"])
+        whole = join_text(earlier[-1]["content"], last["content"])
         return [*earlier[:-1], {"role": "assistant", "content": whole}]
     return turns

@@ -1,121 +1,76 @@
-"""Scores that are kept as they are made, so that a stopped evaluation goes on and a second one costs nothing.
-
-Scores alone are kept; what is wrong with rows is told of the rows that are asked about, each time anew.
-"""
+"""Rewards on disk as they are computed: an interrupted evaluation continues, and a repeated one scores nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from meetlm.config.errors import DataError
+from meetlm.config.journal import Journal
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.reward_input import Ids, Prompt
+from meetlm.evaluation.reward_input import Prompt, TokenizedRow
 from meetlm.policy.fingerprint import sha256_of
 
-CHUNK = 64
-"""Rows scored between two writes, at least: those of one prompt stay together, so that a model can share it."""
-_NAMES = ("_name_or_path", "transformers_version")
-"""Of a model's config: these change no score."""
-
-Scores = dict[str, float | None]
-"""By :func:`_key`; ``None`` for a score that is NaN or infinite."""
+CHUNK = 256
+"""Rows scored between two writes."""
+_IRRELEVANT_CONFIG = ("_name_or_path", "transformers_version")
+"""Keys of a model's config that do not affect scores."""
 
 
-class KeptScores:
-    """A reward model whose scores are kept in a folder, by all that decides them.
+class CachedRewardModel:
+    """A reward model whose scores are kept in a folder.
 
-    That is a file for the weights, their config and the precision, and in it the row with its token ids: another
-    tokenizer, chat template, form or length changes these, and the row is scored anew.
+    There is one file per weights, config and precision; within it a score is keyed by the row's token ids, so another
+    tokenizer, chat template, form or maximum length never reuses a score.
 
     Args:
-        model: Scores what is not there.
-        folder: Made where it is missing.
+        model: Scores the rows that are not in the cache.
+        folder: Folder of the cache; created with the first score.
 
     Attributes:
-        weights_sha256: Of the model's weights, whatever they are called and wherever they lie.
-        file: Its scores.
+        weights_sha256: Hash of the model's weights.
+        file: The file of scores.
     """
 
     def __init__(self, model: RewardModel, folder: Path) -> None:
         self.model = model
-        config = {name: value for name, value in model.model.config.to_dict().items() if name not in _NAMES}
+        config = {key: value for key, value in model.model.config.to_dict().items() if key not in _IRRELEVANT_CONFIG}
         self.weights_sha256 = sha256_of(model.model)
-        told = json.dumps([self.weights_sha256, config, model.precision], sort_keys=True, default=str)
-        self.file = folder / f"reward-{hashlib.sha256(told.encode()).hexdigest()[:16]}.jsonl"
+        identity = json.dumps([self.weights_sha256, config, model.precision], sort_keys=True, default=str)
+        self.file = folder / f"reward-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.jsonl"
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         names: Sequence[str],
-        on_done: Callable[[int], object] | None = None,
+        *,
+        reporter: Reporter = SILENT,
     ) -> tuple[list[float | None], list[Problem]]:
-        """Return each completion's reward, and the problems of these rows, whether scored now or before.
+        """Return the reward of each completion, and the problems of these rows.
 
         Args:
-            prompts: One a completion.
+            prompts: One per completion.
             completions: As many.
-            names: What problems call the rows.
-            on_done: Called with the number of rows done.
-
-        Raises:
-            DataError: The kept scores cannot be read.
+            names: How problems name each row.
+            reporter: Shows the progress.
         """
-        read = self.model.read(prompts, completions)
-        keys = [_key(*row) for row in zip(prompts, completions, read, strict=True)]
-        firsts = {key: place for place, key in reversed(list(enumerate(keys))) if key is not None}
-        scores = self._read()
-        missing = [place for key, place in firsts.items() if key not in scores]
-        done = on_done or (lambda number: None)
-        done(len(keys) - len(missing))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        for places in _chunks(missing, prompts, completions):
-            values = self.model.score([prompts[n] for n in places], [completions[n] for n in places], done)
-            made = {str(keys[n]): value for n, value in zip(places, values, strict=True)}
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(made) + "\n")
-            scores |= made
-        rewards = [None if key is None else scores[key] for key in keys]
-        return rewards, self.model.problems_of(read, rewards, names)
-
-    def _read(self) -> Scores:
-        """Return what is kept; a last line that was cut short is scored again."""
-        if not self.file.is_file():
-            return {}
-        *lines, torn = self.file.read_text(encoding="utf-8").split("\n")
-        if torn:
-            self.file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        scores: Scores = {}
-        try:
-            for line in lines:
-                scores |= {key: None if value is None else float(value) for key, value in json.loads(line).items()}
-        except (ValueError, TypeError, AttributeError):
-            raise DataError(
-                "has a line that is no kept score", file=str(self.file), expected="JSON; delete the file to score anew"
-            ) from None
-        return scores
+        rows = self.model.tokenize(prompts, completions)
+        by_key = {_key(row): row for row in rows if isinstance(row, TokenizedRow)}
+        with Journal(self.file) as journal:
+            scores = {key: score for entry in journal.entries for key, score in entry.items() if key in by_key}
+            missing = sorted(by_key.keys() - scores.keys(), key=lambda key: (len(by_key[key].ids), key))
+            for start in range(0, len(missing), CHUNK):
+                keys = missing[start : start + CHUNK]
+                values = self.model.score([by_key[key] for key in keys], reporter=reporter)
+                journal.append(dict(zip(keys, values, strict=True)))
+                scores |= journal.entries[-1]
+        rewards = [scores[_key(row)] if isinstance(row, TokenizedRow) else None for row in rows]
+        return rewards, self.model.problems(rows, rewards, names)
 
 
-def _chunks(missing: Sequence[int], prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
-    """Return the places of rows in chunks: all rows of a prompt in one, prompts of like length together."""
-    families: dict[str, list[int]] = {}
-    for place in missing:
-        families.setdefault(json.dumps(prompts[place]), []).append(place)
-    chunks: list[list[int]] = [[]]
-    for prompt in sorted(families, key=lambda one: len(one) + max(len(completions[n]) for n in families[one])):
-        if len(chunks[-1]) >= CHUNK:
-            chunks.append([])
-        chunks[-1] += families[prompt]
-    return chunks if missing else []
-
-
-def _key(prompt: Prompt, completion: str, read: Ids | str) -> str | None:
-    """Return what names a row and all that is read of it; ``None`` where nothing is."""
-    if isinstance(read, str):
-        return None
-    told = json.dumps([prompt, completion.strip(), read.ids, read.types], ensure_ascii=False)
-    return hashlib.sha256(told.encode()).hexdigest()[:24]
+def _key(row: TokenizedRow) -> str:
+    return hashlib.sha256(json.dumps([row.ids, row.types]).encode()).hexdigest()[:24]

@@ -1,0 +1,423 @@
+"""Trains a reward model from preference pairs with TRL's ``RewardTrainer``: loss −log σ(r_chosen − r_rejected).
+
+The result is a plain transformers classifier that loads without meetlm. Pairs are read, filtered and tokenized here, so
+that training sees the same token ids as scoring; TRL contributes the loop and the loss.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.files import write_atomic
+from meetlm.config.reporter import SILENT, Progress, Reporter
+from meetlm.config.settings import Settings
+from meetlm.config.versions import versions
+from meetlm.data.example import PreferenceExample, fingerprint
+from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
+from meetlm.data.settings import DataSettings
+from meetlm.data.splits import read_splits
+from meetlm.diagnostics.preference import Rate, wins
+from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form, row_of
+from meetlm.evaluation.statistics import mean
+from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
+
+RESULT = "reward.json"
+"""File beside the checkpoint: settings, and the accuracy once training has finished."""
+CHECKPOINTS = "checkpoints"
+EXECUTION_ONLY = ("device", "micro_pairs", "save_steps", "gradient_checkpointing")
+"""Settings that may change when an interrupted training continues."""
+VERSIONS = ("meetlm", "torch", "transformers", "trl", "peft")
+
+
+class RewardTraining(Settings):
+    """What a reward model is trained from, and how."""
+
+    model: str = Field(
+        EMBEDDED, description=f"language model or classifier to start from: hub name, folder or {EMBEDDED!r}"
+    )
+    data: DataSettings = Field(description="preference pairs")
+    input: Literal["auto", "pair", "chat", "text"] = Field(
+        "auto",
+        description="form of the input; auto: two sequences if the tokenizer has tokens for them, else the chat "
+        "template for conversations and one text for texts",
+    )
+    lora_rank: int = Field(
+        16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 = train all weights"
+    )
+    lr: float = Field(
+        5e-4, gt=0, allow_inf_nan=False, description="learning rate of AdamW; 2e-5 is usual with lora_rank 0"
+    )
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="epochs")
+    pairs: int = Field(8, ge=1, description="pairs per optimizer step")
+    micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
+    seed: int = Field(0, ge=0, description="seed of the new head, of LoRA and of the data order")
+    save_steps: int = Field(20, ge=1, description="optimizer steps between checkpoints")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedReward:
+    """The result of :func:`train_reward`; ``reward.json`` beside the checkpoint holds it too.
+
+    Attributes:
+        folder: The checkpoint.
+        accuracy: Share of held-out pairs whose chosen reply has the higher reward; a tie counts half.
+        longer: Share of held-out pairs whose chosen reply is the longer one, in characters.
+        num_test: Held-out pairs, one per prompt.
+        num_train: Training pairs.
+        steps: Optimizer steps.
+    """
+
+    folder: Path
+    accuracy: Rate
+    longer: Rate
+    num_test: int
+    num_train: int
+    steps: int
+
+    def __str__(self) -> str:
+        verdict = "above chance" if self.accuracy.low > 0.5 else "not significantly different from chance"
+        return (
+            f"held-out accuracy {self.accuracy} on {self.num_test} pairs ({verdict}); "
+            f"accuracy of always picking the longer reply: {self.longer}"
+        )
+
+
+def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SILENT) -> TrainedReward:
+    """Train a reward model and measure it on held-out pairs; an interrupted training continues.
+
+    Args:
+        settings: What to train, and on which data.
+        out: Folder of the checkpoint; created. A finished one of the same settings and data is returned as it is.
+        reporter: Shows rows that were left out, the input form and the progress.
+
+    Raises:
+        ConfigError: TRL is not installed, or the model cannot be loaded.
+        DataError: The data cannot be read.
+        RunError: ``out`` holds another training, or training has diverged.
+    """
+    if find_spec("trl") is None:
+        raise ConfigError("training a reward model requires TRL: pip install 'meetlm[reward]'")
+    source = str(embedded_lm()) if settings.model == EMBEDDED else settings.model
+    tokenizer = load_tokenizer(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"the tokenizer of {settings.model!r} has neither a pad token nor an EOS token to pad with")
+    recorded = getattr(AutoConfig.from_pretrained(source), RECORD, None)
+    train, held_out = read_splits(settings.data)
+    form, reason = training_form(tokenizer, recorded, settings.input, isinstance(train.rows[0].prompt, str))
+    pairs = RewardPairs.prepare(settings.data, train, held_out, RewardInput(tokenizer, form, None))
+    for line in pairs.lines():
+        reporter.message(line)
+    reporter.message(f"input form of the reward model: {form} ({reason})")
+    record = _begin(settings, out, pairs.fingerprint, form)
+    if "accuracy" in record:
+        reporter.message(f"{out} is finished already")
+        return _result(out, record)
+    steps = _train(settings, source, tokenizer, pairs.train, out, form, reporter)
+    accuracy, longer = _measure(settings, out, pairs, reporter)
+    record |= {
+        "accuracy": asdict(accuracy),
+        "longer": asdict(longer),
+        "num_test": len(pairs.test),
+        "num_train": len(pairs.train),
+        "steps": steps,
+        "rows": [report.to_dict() for report in pairs.reports],
+        "num_seen": pairs.num_seen,
+    }
+    write_atomic(out / RESULT, json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return _result(out, record)
+
+
+def training_form(
+    tokenizer: PreTrainedTokenizerBase, recorded: object, requested: str, is_text: bool
+) -> tuple[Form, str]:
+    """Return the form that a reward model is trained in, and the reason for it.
+
+    Args:
+        tokenizer: The tokenizer of the model that is trained.
+        recorded: The form that this model was trained in before, if it is a reward model.
+        requested: A form, or ``auto``.
+        is_text: Whether the data are texts (HH transcripts are), not conversations.
+
+    Raises:
+        ConfigError: The tokenizer does not support the form.
+    """
+    if requested == "auto" and recorded is None:
+        if tokenizer.sep_token_id is not None:
+            return choose_form(tokenizer, None, "pair")[0], "the tokenizer has a SEP token"
+        if is_text:
+            return "text", "the data are texts, and the tokenizer has no SEP token"
+    return choose_form(tokenizer, recorded, requested)
+
+
+@dataclass(frozen=True)
+class RewardPairs:
+    """The pairs that a reward model is trained and measured on.
+
+    Attributes:
+        train: Chosen and rejected side of each pair, as token ids.
+        test: Held-out pairs, one per prompt, without the prompts of ``train``.
+        reports: The filters' accounts of both.
+        num_seen: Held-out pairs left out because their prompt is in the training data.
+        fingerprint: Hash of every pair used, in order.
+    """
+
+    train: list[tuple[TokenizedRow, TokenizedRow]]
+    test: list[PreferenceExample]
+    reports: tuple[FilterReport, FilterReport]
+    num_seen: int
+    fingerprint: str
+
+    @classmethod
+    def prepare(cls, settings: DataSettings, train: Any, held_out: Any, encoder: RewardInput) -> RewardPairs:
+        """Filter and tokenize both splits; a pair is too long if either side with its prompt is.
+
+        Raises:
+            DataError: A row cannot be tokenized, or a split has no usable row.
+        """
+        assert encoder.max_tokens is None, "pairs that are too long are left out and counted, not truncated"
+
+        @cache
+        def sides(example: PreferenceExample) -> tuple[TokenizedRow, TokenizedRow]:
+            prompt, chosen = row_of(example, example.chosen)
+            rejected = row_of(example, example.rejected)[1]
+            rows = encoder.encode([prompt, prompt], [chosen, rejected])
+            for row in rows:
+                if isinstance(row, str):
+                    raise DataError(row, file=example.origin.file, line=example.origin.line)
+            first, second = (row for row in rows if isinstance(row, TokenizedRow))
+            return first, second
+
+        def lengths(example: PreferenceExample) -> tuple[int, int, int]:
+            return max(len(row.ids) for row in sides(example)), 0, 0
+
+        kept, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
+        test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
+        seen = {example.group for example in prompt_overlap(kept, test)}
+        fresh = [example for example in test if example.group not in seen]
+        if not fresh:
+            raise DataError(
+                "every held-out prompt is in the training data, so there is nothing to measure on",
+                file=test_report.file,
+                expected="held-out rows of other prompts, or data.holdout",
+            )
+        used = fingerprint((example.prompt, example.chosen, example.rejected) for example in (*kept, *fresh))
+        num_seen = len(test) - len(fresh)
+        return cls([sides(example) for example in kept], fresh, (train_report, test_report), num_seen, used)
+
+    def lines(self) -> list[str]:
+        """Return how many rows are used and why others are not, as lines of text."""
+        lines = [line for report in self.reports for line in report.lines()]
+        seen = f"  left out: {self.num_seen} held-out pairs whose prompts are in the training data"
+        return [*lines, seen] if self.num_seen else lines
+
+
+def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) -> dict[str, Any]:
+    """Return the record in ``out``, of a training that continues or of a new one."""
+    resolved = settings.model_dump(mode="json")
+    file = out / RESULT
+    if file.is_file():
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        before = record["settings"]
+        changed = [key for key in resolved if key not in (*EXECUTION_ONLY, "data") and before.get(key) != resolved[key]]
+        differences = [f"{key} was {before.get(key)!r} and is now {resolved[key]!r}" for key in changed]
+        if record["data_sha256"] != data_sha256:
+            differences.append("the training data changed")
+        if differences:
+            raise RunError(
+                f"{out} holds a reward model of other settings: {'; '.join(differences)}; choose another folder"
+            )
+        return record
+    if out.is_dir() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty and holds no reward model; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"settings": resolved, "input": form, "data_sha256": data_sha256, "versions": versions(*VERSIONS)}
+    write_atomic(file, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _result(out: Path, record: dict[str, Any]) -> TrainedReward:
+    accuracy, longer = Rate(**record["accuracy"]), Rate(**record["longer"])
+    return TrainedReward(out, accuracy, longer, record["num_test"], record["num_train"], record["steps"])
+
+
+def _train(
+    settings: RewardTraining,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[TokenizedRow, TokenizedRow]],
+    out: Path,
+    form: Form,
+    reporter: Reporter,
+) -> int:
+    """Train from the last checkpoint, write model and tokenizer into ``out``, and return the number of steps."""
+    from datasets import Dataset
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    micro = max(n for n in range(1, min(settings.pairs, settings.micro_pairs) + 1) if settings.pairs % n == 0)
+    arguments = RewardConfig(
+        output_dir=str(out / CHECKPOINTS),
+        model_init_kwargs={"dtype": "float32"},
+        max_length=None,  # pairs that are too long have been left out and counted; TRL would drop them silently
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.pairs // micro,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        activation_checkpointing=settings.gradient_checkpointing,
+        bf16=cuda,
+        use_cpu=not cuda,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # TRL refuses to split a batch among GPUs
+    dataset = Dataset.from_dict(
+        {
+            "chosen_ids": [chosen.ids for chosen, _ in pairs],
+            "rejected_ids": [rejected.ids for _, rejected in pairs],
+            "chosen_types": [chosen.types for chosen, _ in pairs],
+            "rejected_types": [rejected.types for _, rejected in pairs],
+            "length": [max(len(row.ids) for row in pair) for pair in pairs],
+        }
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # from PEFT
+            trainer = RewardTrainer(
+                model=source,
+                args=arguments,
+                data_collator=_Collator(tokenizer),
+                train_dataset=dataset,
+                processing_class=tokenizer,
+                peft_config=_lora(settings),
+            )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {settings.model!r} cannot be trained as a reward model: {error}") from error
+    trainer.remove_callback(PrinterCallback)
+    with reporter.progress("reward model", unit="step") as progress:
+        trainer.add_callback(_StepProgress(progress))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(out / CHECKPOINTS))
+    model: Any = trainer.model
+    if settings.lora_rank:
+        model = model.merge_and_unload()
+    setattr(model.config, RECORD, form)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return int(trainer.state.global_step)
+
+
+def _lora(settings: RewardTraining) -> Any:
+    """Return PEFT's settings; ``None`` where all weights are trained."""
+    if not settings.lora_rank:
+        return None
+    if find_spec("peft") is None:
+        raise ConfigError("lora_rank requires PEFT: pip install 'meetlm[reward]', or set lora_rank to 0")
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # the new head is trained as a whole
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
+        target_modules="all-linear",
+    )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the last complete checkpoint; one that a kill cut off has no state and is removed."""
+    complete: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / "trainer_state.json").is_file():
+            complete[int(path.name.rpartition("-")[2])] = path
+        else:
+            shutil.rmtree(path)
+    return str(complete[max(complete)]) if complete else None
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Pads the chosen and then the rejected sides of pairs, as TRL's collator does; keeps token types."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return tensors [2B, T]."""
+        sides = [(example, side) for side in ("chosen", "rejected") for example in examples]
+        columns = {"input_ids": [example[f"{side}_ids"] for example, side in sides]}
+        if examples[0]["chosen_types"] is not None:
+            columns["token_type_ids"] = [example[f"{side}_types"] for example, side in sides]
+        return dict(self.tokenizer.pad(columns, padding_side="right", return_tensors="pt"))
+
+
+class _StepProgress(TrainerCallback):
+    """Shows the optimizer steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the total, and the steps of earlier calls."""
+        self._progress.add_total(state.max_steps)
+        self._progress.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance."""
+        self._progress.advance()
+
+
+def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Rate, Rate]:
+    """Return the held-out accuracy of the written checkpoint, and that of always picking the longer reply."""
+    model = RewardModel.load(RewardSettings(model=str(out), device=settings.device))
+    replies = [row_of(example, reply) for example in pairs.test for reply in (example.chosen, example.rejected)]
+    completions = [completion for _, completion in replies]
+    rows = model.tokenize([prompt for prompt, _ in replies], completions)
+    rewards = model.score(rows, reporter=reporter)
+    if None in rewards:
+        names = [str(example.origin) for example in pairs.test for _ in range(2)]
+        problems = model.problems(rows, rewards, names)
+        reasons = "; ".join(f"{problem.what} ({problem.count}: {problem.shown})" for problem in problems)
+        raise RunError(f"training has diverged: {reasons}; try a lower lr")
+    scores = np.array(rewards, dtype=np.float64)
+    sizes = np.array([len(completion.strip()) for completion in completions])
+    return _rate(scores), _rate(sizes)
+
+
+def _rate(values: np.ndarray[Any, Any]) -> Rate:
+    """Return how often the chosen side has the higher value, given the sides alternately, chosen first."""
+    outcomes = wins(values[::2], values[1::2])
+    estimate = mean(outcomes.tolist(), range(len(outcomes)))
+    assert estimate is not None, "there is a held-out pair"
+    return Rate(estimate.value, estimate.low, estimate.high)
