@@ -1,22 +1,38 @@
-# The ways in: make demo, make test; make check, make bench for work on meetlm itself. Python 3.11+ is all they need.
+# make demo and make test need nothing but Python 3.11+. The other targets are for work on meetlm itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Two workers, one thread each; the tests of a file stay on one worker, so that it shares its fixtures.
+PYTEST := $(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-all test-integrations mutations check bench clean
 
 demo: $(READY)
 	$(BIN)/meet demo --out runs/demo
 
+# What to run before each commit: up to 8 minutes on 2 cores.
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST) -m "not slow and not integration"
+
+# What make test leaves out: the real SmolLM2, all architectures, killed processes, coverage of intervals. Up to 20 minutes.
+test-all: $(READY)
+	$(PYTEST) -m "slow and not integration"
+
+# Browsers and servers. Up to 12 minutes.
+test-integrations: $(READY)
+	$(PYTEST) -m integration
+
+# Whether the tests notice deliberate breaks of the code.
+mutations: $(READY)
+	$(BIN)/python tests/mutations/check.py
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
 
 bench: $(READY)
 	$(BIN)/python bench/run.py

@@ -1,24 +1,83 @@
-"""What every test has."""
+"""Fixtures and rules for all tests."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from meetlm.policy import reference
 
+FORBID_SKIPS = os.environ.get("MEETLM_FORBID_SKIPS") == "1"
+"""Whether a skipped test fails, as in CI, which installs what the tests need."""
+MAY_SKIP = frozenset({"gpu", "network"})
+"""Markers of tests whose needs cannot be installed."""
+HH_SAMPLE = Path(__file__).parents[2] / "shared" / "data"
+
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(autouse=True)
-def _own_reference_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep log-probs under references in the test's own folder, unless it names a cache itself.
+def _private_reference_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep log-probs under references in the test's own folder, unless the test sets MEETLM_CACHE itself.
 
-    None is found then that the test has not computed, and none is left in the developer's cache.
+    Without this a test could read log-probs that another test or the developer's own runs have cached.
     """
-    before, right = os.environ.get("MEETLM_CACHE"), reference.cache_dir
+    before, original = os.environ.get("MEETLM_CACHE"), reference.cache_dir
     monkeypatch.setattr(
         reference,
         "cache_dir",
-        lambda: tmp_path / "reference-cache" if os.environ.get("MEETLM_CACHE") == before else right(),
+        lambda: tmp_path / "reference-cache" if os.environ.get("MEETLM_CACHE") == before else original(),
     )
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """Return a function that builds a named folder once for all workers of pytest-xdist and returns its path.
+
+    ``build_once(name, build)`` calls ``build(folder)`` under a file lock. Tests only read the folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = shared / "built-once"
+    shared.mkdir(exist_ok=True)
+
+    def build_folder(name: str, build: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return build_folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where skips are forbidden."""
+    report = yield
+    if FORBID_SKIPS and report.skipped and not hasattr(report, "wasxfail") and not may_skip(item):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but MEETLM_FORBID_SKIPS is set: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the skip of a whole file into a failure where skips are forbidden."""
+    report = yield
+    if FORBID_SKIPS and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but MEETLM_FORBID_SKIPS is set: {report.longrepr}"
+    return report
+
+
+def may_skip(item: pytest.Item) -> bool:
+    """Whether a test needs what CI cannot install."""
+    markers = {marker.name for marker in item.iter_markers()}
+    return bool(markers & MAY_SKIP) or ("hh" in markers and not HH_SAMPLE.is_dir())

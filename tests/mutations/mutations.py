@@ -1,0 +1,197 @@
+"""Deliberate breaks of the code, each of which the tests have to notice.
+
+When a change moves or rewrites the code that a mutation breaks, write the same break for the new code: the purpose
+stays, ``file``, ``old``, ``new`` and ``tests`` follow the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One deliberate break.
+
+    Attributes:
+        name: Identifies it.
+        why: What the break does to a user.
+        file: The file in ``src/meetlm`` that it changes.
+        old: Text that occurs exactly once in the file.
+        new: What replaces it.
+        tests: Files in ``tests`` (or pytest ids) of which at least one test must fail.
+    """
+
+    name: str
+    why: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "loss-mask-shifted",
+        "Each position is trained to predict its own token, not the next one.",
+        "data/batch.py",
+        "        targets[span.start - 1 : span.end - 1] = sequence.ids[span.start : span.end]\n",
+        "        targets[span.start - 1 : span.end - 1] = sequence.ids[span.start - 1 : span.end - 1]\n",
+        ("test_encoding.py", "test_packing.py"),
+    ),
+    Mutation(
+        "level-weights-reversed",
+        "In training, good replies are trained under the bad level and bad ones under the good level.",
+        "data/batch.py",
+        "parts.append(torch.tensor([span.weights], dtype",
+        "parts.append(torch.tensor([span.weights[::-1]], dtype",
+        ("test_encoding.py", "test_controls.py", "test_packing.py"),
+    ),
+    Mutation(
+        "prompt-trained",
+        "The loss includes the prompt's tokens.",
+        "data/encoding.py",
+        "        return Encoded.of_one((*opened, *completion), len(opened), one_hot(example.level, self.num_levels))\n",
+        "        return Encoded.of_one((*opened, *completion), 1, one_hot(example.level, self.num_levels))\n",
+        ("test_encoding.py",),
+    ),
+    Mutation(
+        "eos-missing",
+        "Completions are not closed by EOS, so a trained model never ends a reply.",
+        "data/prompt_format.py",
+        "        return [*self._continuation(text), self.tokenizer.eos_token_id]\n",
+        "        return self._continuation(text)\n",
+        ("test_encoding.py",),
+    ),
+    Mutation(
+        "tie-counts-as-win",
+        "Judgements that tie over both orders are counted as wins.",
+        "evaluation/outcomes.py",
+        '    return "win" if points > 0 else "lose" if points < 0 else "tie"\n',
+        '    return "win" if points >= 0 else "lose"\n',
+        ("test_judge.py",),
+    ),
+    Mutation(
+        "resumed-order-wrong",
+        "A resumed training begins its epoch again, so some pairs are trained on twice and others never.",
+        "training/loop.py",
+        "            data_seed=data_seed(seed),\n",
+        "            data_seed=data_seed(seed),\n            ignore_data_skip=True,\n",
+        ("test_resume.py",),
+    ),
+    Mutation(
+        "dpo-sign-flipped",
+        "DPO raises the rejected reply over the chosen one.",
+        "objectives/dpo.py",
+        "    rewards = beta * (logps - reference.to(logps.dtype))\n",
+        "    rewards = -beta * (logps - reference.to(logps.dtype))\n",
+        ("test_objectives.py",),
+    ),
+    Mutation(
+        "lora-export-scale",
+        "Exported LoRA adapters act with another strength than the run.",
+        "controls/lora.py",
+        '            "lora_alpha": self.settings.alpha,\n',
+        '            "lora_alpha": self.scale,\n',
+        ("test_peft.py",),
+    ),
+    Mutation(
+        "soft-prompt-behind-bos",
+        "The control slot stands behind BOS, where PEFT and the trained runs do not have it.",
+        "data/encoding.py",
+        '        return [*slot, *ids] if self.placement == "first" else [*ids, *slot]\n',
+        '        return [*ids[:1], *slot, *ids[1:]] if self.placement == "first" else [*ids, *slot]\n',
+        ("test_encoding.py",),
+    ),
+    Mutation(
+        "judge-order-not-swapped-back",
+        "Verdicts on replies shown in swapped order are read as if the order were not swapped.",
+        "evaluation/judge.py",
+        "        one.outcome = _SEEN[one.order][verdict] if verdict else None\n",
+        "        one.outcome = _SEEN[0][verdict] if verdict else None\n",
+        ("test_judge.py",),
+    ),
+    # The following ten were proposed by someone who had read the code and not the tests.
+    Mutation(
+        "reference-cache-ignores-control-weights",
+        "DPO after a trained control takes the cached reference log-probs of another run without a word.",
+        "policy/reference.py",
+        "        parts += [sha256_of(policy.control), policy.control.settings.model_dump_json()]\n",
+        "        parts += [policy.control.settings.model_dump_json()]\n",
+        ("test_reference.py",),
+    ),
+    Mutation(
+        "lora-runs-unscaled",
+        "With many levels times rank, packed passes scale LoRA by 1 instead of alpha / rank.",
+        "controls/lora.py",
+        "        self._runs = _runs(self._weights) if",
+        "        self._runs = _runs(weights) if",
+        ("test_controls.py", "test_products.py"),
+    ),
+    Mutation(
+        "prompt-shared-across-levels",
+        "The rejected reply is computed behind the prompt as it is under the good level.",
+        "data/batch.py",
+        "        and (first.start, first.weights) == (second.start, second.weights)\n",
+        "        and first.start == second.start\n",
+        ("test_packing.py", "test_formats.py"),
+    ),
+    Mutation(
+        "dpo-halves-instead-of-interleaved",
+        "DPO compares replies of different prompts.",
+        "objectives/dpo.py",
+        "    chosen, rejected = rewards[0::2], rewards[1::2]\n",
+        "    chosen, rejected = rewards.chunk(2)\n",
+        ("test_objectives.py",),
+    ),
+    Mutation(
+        "loss-normalised-by-micro-batch",
+        "The number of pairs per forward pass changes the gradient.",
+        "training/loop.py",
+        "        return loss.total / num_items_in_batch\n",
+        '        return loss.total / len(inputs["labels"])\n',
+        ("test_training.py",),
+    ),
+    Mutation(
+        "random-stream-by-place-in-list",
+        "A resumed sampling gives other completions than one that was not interrupted.",
+        "generation/engine.py",
+        "row_generator(seed, requests[i].stream) for i in rows",
+        "row_generator(seed, i) for i in rows",
+        ("test_generation.py", "test_run.py"),
+    ),
+    Mutation(
+        "judge-outcomes-of-first-system",
+        "Every system gets the win rate of the first one.",
+        "evaluation/evaluate.py",
+        "            for at, place in enumerate(places, number * len(places)):\n",
+        "            for at, place in enumerate(places):\n",
+        ("test_evaluate.py", "test_judge_cli.py"),
+    ),
+    Mutation(
+        "share-key-by-control-kind",
+        "A sweep over a control's settings reports one training for all of them.",
+        "run/share.py",
+        '        "control": resolved["control"],\n',
+        '        "control": config.control.kind,\n',
+        ("test_share.py",),
+    ),
+    Mutation(
+        "preset-by-control-overridden",
+        "A soft prompt is trained at the learning rates of LoRA.",
+        "recipes/config.py",
+        '        return {**preset["stages"].get(trained, {}), '
+        '**preset.get("by_control", {}).get(str(kind), {}).get(trained, {})}\n',
+        '        return {**preset.get("by_control", {}).get(str(kind), {}).get(trained, {}), '
+        '**preset["stages"].get(trained, {})}\n',
+        ("test_config.py",),
+    ),
+    Mutation(
+        "export-level-off-by-one",
+        "The exported folder of the good level holds the weights of the bad one, and the other way round.",
+        "export/peft.py",
+        "save_file(control.level_state(index), target",
+        "save_file(control.level_state(len(written) - 1), target",
+        ("test_peft.py",),
+    ),
+)
