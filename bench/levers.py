@@ -41,9 +41,9 @@ from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import attention, head, packed
-from meetlm.policy.packed import Packed
+from meetlm.policy.packed_layout import PackedLayout
 from meetlm.policy.policy import Policy
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import StageSettings
 
 STEPS, ROWS, ROUNDS = 4, 8, 4
@@ -79,7 +79,7 @@ def prepared(job: str, *, compiled: bool = False) -> tuple[Policy, list[list[Enc
     stage = StageSettings(name=job, epochs=1, **of_stage)
     items = rows.items(stage.format, control)
     policy = Policy(lm, control, longest=max(len(one.ids) for item in items for one in item))
-    select(policy, stage)
+    set_trainable(policy, stage)
     if compiled:
         for layer in lm.model.layers:
             for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
@@ -152,7 +152,7 @@ def attending(_: str) -> Series:
         ) -> None:
             if isinstance(way, int):
                 packed.BLOCK = way
-            row = Packed(borders)
+            row = PackedLayout(borders)
             for _ in range(10):
                 if way == "by sequence":
                     keys = attention.whole_keys(*tensors[1:], row)
@@ -192,7 +192,7 @@ def keeping(job: str) -> Series:
     go = passes(policy, steps)
 
     def run(keeps: bool) -> None:
-        policy.keeps_probabilities = keeps
+        policy.stores_probabilities = keeps
         go()
 
     return [(job, {"kept": partial(run, True), "made again": partial(run, False)})]

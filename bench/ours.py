@@ -25,9 +25,9 @@ from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import Metrics
+from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 
@@ -62,7 +62,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
     stage = StageSettings(name=program, epochs=1, **of_stage)
     items = rows.items(stage.format, control)
     policy = Policy(lm, control, longest=max(len(one.ids) for item in items for one in item))
-    select(policy, stage)
+    set_trainable(policy, stage)
     own_memory([lm])
     gate.memory.trains(policy.parameters())
     reference = None
@@ -83,7 +83,7 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
             BatchSettings(pairs=size, micro_pairs=size, save_steps=10**6),
             Path(folder),
             0,
-            [Metrics(Path(folder) / "metrics.jsonl")],
+            [MetricsWriter(Path(folder) / "metrics.jsonl")],
             reference,
         )
 

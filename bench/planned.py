@@ -52,7 +52,7 @@ def planned(job: str, rows: Rows, program: str = "ours", steps: int | None = Non
     items = rows.items(stage.format, control, steps)
     kind = OBJECTIVES[stage.objective.kind]
     rehearsal = Rehearsal(lm, control, stage.train, kind.build(stage.objective), "packed", bf16=False)
-    collate = Collator("packed", compares=kind.compares, share=True)
+    collate = Collator("packed", is_pairwise=kind.is_pairwise, share=True)
     size = rows.scale.rows if stage.format == "chosen" else rows.pairs
     states, above = rehearsal.states, 0
     for start in range(0, len(items), size):

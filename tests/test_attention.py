@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from meetlm.data.batch import collate
 from meetlm.policy import attention
 from meetlm.policy.attention import varlen_attention
-from meetlm.policy.packed import BLOCK, Packed
+from meetlm.policy.packed_layout import BLOCK, PackedLayout
 from tiny import LENGTHS, sequences, tiny_policy
 
 HEADS, SIZE = 6, 16
@@ -160,7 +160,7 @@ def compare(
         *tensors,
         None,
         scaling=scale,
-        meet_packed=Packed(borders, shared),
+        meet_packed=PackedLayout(borders, shared),
         sliding_window=window,
     )
     assert weights is None
@@ -183,7 +183,7 @@ def compare(
 
 
 def test_masks_are_made_once_for_all_layers() -> None:
-    packed, query = Packed([0, 100, 130], [0, 20]), torch.zeros(1, 2, 3 * 10, 8)
+    packed, query = PackedLayout([0, 100, 130], [0, 20]), torch.zeros(1, 2, 3 * 10, 8)
     first = packed.mask(query, 10, 20, None)
     assert first.shape == (30, 20)
     assert packed.mask(query, 10, 15, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

@@ -114,7 +114,7 @@ def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
 
 def test_a_layer_that_reads_some_of_the_tokens_is_refused() -> None:
     control = tiny_policy("opt", "lora").control
-    control.weigh(torch.ones(2, 5, 2))
+    control.set_level_weights(torch.ones(2, 5, 2))
     with pytest.raises(ConfigError, match="a layer read 7 tokens of a batch of 2 x 5, such as an expert does"):
         control.reach(torch.zeros(7, 24))
 
@@ -251,7 +251,7 @@ def test_fresh_lora_changes_nothing() -> None:
     lm = tiny_lm("gpt2")
     ids = torch.arange(4, 20)[None]
     before = lm(ids).logits
-    tiny_policy("gpt2", "lora", lm=lm, move=0.0).control.weigh(torch.ones(1, 1, 2, dtype=torch.float64))
+    tiny_policy("gpt2", "lora", lm=lm, move=0.0).control.set_level_weights(torch.ones(1, 1, 2, dtype=torch.float64))
     assert torch.equal(lm(ids).logits, before)
 
 
@@ -267,7 +267,7 @@ def test_fresh_lora_changes_nothing() -> None:
     ],
 )
 def test_silent_is_what_changes_nothing(kind: str, move: float, silent: bool) -> None:
-    assert tiny_policy("llama", kind, move=move).control.is_silent() == silent
+    assert tiny_policy("llama", kind, move=move).control.is_identity() == silent
 
 
 def test_head_and_vocabulary_do_not_grow() -> None:

@@ -12,9 +12,9 @@ from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import engine as engines
 from meetlm.generation import rows as rows_module
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import PackedRows, PaddedRows, Request, steps_exactly
+from meetlm.generation.rows import PackedRows, PaddedRows, Request, decoding_failure_reason
 from meetlm.generation.sampling import Sampling
-from meetlm.policy.past import Past
+from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
 from tiny import ARCHITECTURES, OBEYED, PACKING, text_format, tiny_lm, tiny_policy, tiny_tokenizer
 
@@ -29,7 +29,7 @@ def requests_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = 
     for stream, length in enumerate(lengths):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
-        if mixed and policy.control.mixes and stream == len(lengths) - 1:
+        if mixed and policy.control.can_mix_levels and stream == len(lengths) - 1:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
         made.append(Request((*policy.control.slots[level], *ids), weights, stream))
@@ -74,8 +74,8 @@ def test_greedy_is_transformers_own(architecture: str) -> None:
     for request in requests_of(policy):
         tokens: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            right, keep = engines.choose, tokens.extend
-            patch.setattr(engines, "choose", lambda *a, r=right, k=keep: (c := r(*a), k(c.tolist()))[0])
+            right, keep = engines.sample_tokens, tokens.extend
+            patch.setattr(engines, "sample_tokens", lambda *a, r=right, k=keep: (c := r(*a), k(c.tolist()))[0])
             engine.generate([request], Sampling(max_new_tokens=20))
         ids = torch.tensor([request.ids])
         theirs = lm.generate(
@@ -109,7 +109,7 @@ def test_sampling_depends_on_the_seed_and_the_stream() -> None:
 
 
 class Script:
-    """Stands for ``choose``: gives each row the tokens written for it, by its random stream."""
+    """Stands for ``sample_tokens``: gives each row the tokens written for it, by its random stream."""
 
     def __init__(self, scripts: list[list[int]], seed: int = 0) -> None:
         self.scripts = {engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)}
@@ -127,7 +127,7 @@ def scripted(
     policy = tiny_policy("llama", "lora")
     ids = [text_format().tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     script = Script(ids)
-    monkeypatch.setattr(engines, "choose", script)
+    monkeypatch.setattr(engines, "sample_tokens", script)
     requests = [Request((5, 6 + row), (1.0, 0.0), row) for row in range(len(texts))]
     done = engine_of(policy, *stop).generate(requests, Sampling(max_new_tokens=max_new_tokens))
     return done, script
@@ -175,7 +175,7 @@ def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> N
 def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     policy.lm.generation_config.eos_token_id = [7, 9]
-    monkeypatch.setattr(engines, "choose", Script([[20, 9, 21], [0]]))
+    monkeypatch.setattr(engines, "sample_tokens", Script([[20, 9, 21], [0]]))
     requests = [Request((5,), (1.0, 0.0), row) for row in range(2)]
     done = engine_of(policy).generate(requests, GREEDY)
     assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
@@ -192,13 +192,13 @@ def test_rows_that_leave_do_not_change_the_others(architecture: str, monkeypatch
     for rows in (requests, requests[:1]):
         script = Script(scripts)
 
-        def choose(logits: torch.Tensor, *rest: Any, rows: Any = rows, script: Any = script) -> torch.Tensor:
+        def sample_tokens(logits: torch.Tensor, *rest: Any, rows: Any = rows, script: Any = script) -> torch.Tensor:
             generators = rest[1]
             first = [g.initial_seed() for g in generators].index(engines.row_generator(0, 0).initial_seed())
             seen[len(rows)].append(logits[first])
             return script(logits, *rest)
 
-        monkeypatch.setattr(engines, "choose", choose)
+        monkeypatch.setattr(engines, "sample_tokens", sample_tokens)
         engine_of(policy).generate(rows, Sampling(max_new_tokens=15))
     together, alone = (torch.stack(seen[n]) for n in (len(requests), 1))
     assert together.shape == alone.shape == (15, policy.lm.config.vocab_size)
@@ -211,7 +211,14 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     policy = tiny_policy(architecture, "soft-prompt")
     (request,) = requests_of(policy, [6], mixed=False)
     script, seen = Script([[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]), []
-    monkeypatch.setattr(engines, "choose", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1])
+
+    def record(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(logits[0])
+        return script(logits, *rest)
+
+    monkeypatch.setattr(
+        engines, "sample_tokens", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1]
+    )
     engine_of(policy).generate([request], Sampling(max_new_tokens=10))
     ids = torch.tensor([[*request.ids, *range(20, 29)]])
     weights = torch.tensor([[request.weights]])
@@ -248,7 +255,7 @@ def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
 def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(architecture, "lora")
     engine, sizes = engine_of(policy), []
-    monkeypatch.setattr(engines, "choose", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
+    monkeypatch.setattr(engines, "sample_tokens", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
     rows = engine._rows
     right = rows.step
     monkeypatch.setattr(rows, "step", lambda self, tokens: (sizes.append(len(tokens)), right(self, tokens))[1])
@@ -265,9 +272,9 @@ def test_only_what_packs_exactly_is_packed() -> None:
 def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture whose steps are not those of one pass must be found out."""
     policy = tiny_policy("llama", "lora")
-    right = Past.attend
-    monkeypatch.setattr(Past, "attend", lambda self, *args: right(self, *args) * 1.01)
-    why = steps_exactly(policy)
+    right = KVCache.attend
+    monkeypatch.setattr(KVCache, "attend", lambda self, *args: right(self, *args) * 1.01)
+    why = decoding_failure_reason(policy)
     assert why is not None and "differ" in why
     assert engine_of(policy)._rows is PaddedRows
 

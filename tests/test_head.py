@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from meetlm.data.batch import collate
 from meetlm.diagnostics.dry_run import DryRun
 from meetlm.policy import head
-from meetlm.policy.head import is_plain, token_logps
+from meetlm.policy.head import is_linear_head, token_logps
 from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_lm, tiny_policy
 
 
@@ -127,10 +127,10 @@ def test_a_dry_run_has_the_room_of_the_device(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_policy_through_its_own_logits_is_the_same(architecture: str) -> None:
     policy = tiny_policy(architecture, "lora")
-    assert policy.plain_head
+    assert policy.has_linear_head
     batch = collate(sequences(policy, LENGTHS), policy.layout)
     made = []
-    for policy.plain_head in (True, False):
+    for policy.has_linear_head in (True, False):
         values = policy(batch["blocks"], batch["num_completions"])
         values.sums().sum().backward()
         made.append((values.values.detach(), gradients(policy)))
@@ -145,13 +145,13 @@ def test_logits_that_are_capped_are_not_plain() -> None:
     )
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_config(config).eval()
-    assert not is_plain(lm)
-    assert is_plain(tiny_lm("llama"))
+    assert not is_linear_head(lm)
+    assert is_linear_head(tiny_lm("llama"))
     policy = tiny_policy("gemma", "lora", lm=lm.double())
-    assert not policy.plain_head
+    assert not policy.has_linear_head
     (row,) = sequences(policy, [(5, 4)])
     with torch.no_grad():
-        policy.control.weigh(torch.tensor([row.spans[0].weights], dtype=torch.float64)[:, None])
+        policy.control.set_level_weights(torch.tensor([row.spans[0].weights], dtype=torch.float64)[:, None])
         logits = lm(torch.tensor([row.ids])).logits[0].float()
     own = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
     assert float((policy.score([row])[0] - own).abs()) < 1e-4

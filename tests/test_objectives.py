@@ -71,7 +71,7 @@ def test_dpo_far_from_its_reference_stays_finite() -> None:
 
 
 def test_objectives_of_settings() -> None:
-    assert [(name, OBJECTIVES[name].compares) for name in OBJECTIVES] == [("dpo", True), ("nll", False)]
+    assert [(name, OBJECTIVES[name].is_pairwise) for name in OBJECTIVES] == [("dpo", True), ("nll", False)]
     logps, reference = torch.tensor([-10.0, -12.0]), torch.tensor([-11.0, -11.0])
     built = OBJECTIVES["dpo"].build(DPOSettings(beta=0.5))(logps, reference)
     assert built.total.item() == pytest.approx(0.3132617, abs=1e-6)
@@ -161,7 +161,7 @@ def test_a_batch_of_pairs_counts_pairs(layout: str) -> None:
     policy = tiny_policy("llama", "none", levels=["good"])
     items = pairwise(policy, 3)
     reference = torch.arange(6, dtype=torch.float64).view(3, 2)
-    batch = Collator(layout, compares=True)(list(zip(items, reference, strict=True)))  # type: ignore[arg-type]
+    batch = Collator(layout, is_pairwise=True)(list(zip(items, reference, strict=True)))  # type: ignore[arg-type]
     assert (len(batch["labels"]), int((batch["labels"] != -100).sum())) == (3, 3)
     assert batch["reference"].tolist() == [0, 1, 2, 3, 4, 5]
     logps = policy(batch["blocks"], batch["num_completions"]).sums().detach()

@@ -15,8 +15,8 @@ from meetlm.data.batch import IGNORE, budget, collate
 from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN, AttentionInterface, sdpa_attention_forward, varlen_attention
-from meetlm.policy.packed import Packed
-from meetlm.policy.packing import packs_exactly
+from meetlm.policy.packed_layout import PackedLayout
+from meetlm.policy.packing import packing_failure_reason
 from meetlm.policy.policy import Policy
 from tiny import (
     ARCHITECTURES,
@@ -80,7 +80,7 @@ def test_logps_are_those_of_transformers(architecture: str) -> None:
 def test_an_architecture_of_its_own_is_padded_and_says_why() -> None:
     policy = tiny_policy("gptj", "lora")
     assert policy.layout == "padded"
-    assert policy.why_padded == "GPTJForCausalLM does not go through transformers' AttentionInterface"
+    assert policy.padding_reason == "GPTJForCausalLM does not go through transformers' AttentionInterface"
 
 
 def test_gpt_neo_past_its_window() -> None:
@@ -124,7 +124,7 @@ def test_neighbours_are_not_seen(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", PACKING)
 def test_check_accepts(architecture: str) -> None:
     lm = tiny_lm(architecture, dtype=torch.float32)
-    assert packs_exactly(lm) is None
+    assert packing_failure_reason(lm) is None
     if architecture == "gpt-neo":
         assert all("_attn" in vars(block.attn.attention) for block in lm.transformer.h)
     else:
@@ -134,10 +134,10 @@ def test_check_accepts(architecture: str) -> None:
 def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
     packed = kwargs["meet_packed"]
     if wrong == "leaks":
-        kwargs["meet_packed"] = Packed([0, sum(packed.lengths)])
+        kwargs["meet_packed"] = PackedLayout([0, sum(packed.lengths)])
     elif wrong == "branch":
         shared = [skip and skip - 1 for skip in packed.shared]
-        kwargs["meet_packed"] = Packed([0, *accumulate(packed.lengths)], shared)
+        kwargs["meet_packed"] = PackedLayout([0, *accumulate(packed.lengths)], shared)
     elif wrong == "window":
         kwargs["sliding_window"] = 20
     elif wrong == "scaling":
@@ -154,7 +154,7 @@ def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpt_neo, "varlen_attention", attention)
     for architecture, own in (("llama", "sdpa"), ("gpt-neo", "eager")):
         lm = tiny_lm(architecture, dtype=torch.float32)
-        why = packs_exactly(lm, longest=40)
+        why = packing_failure_reason(lm, longest=40)
         assert why is not None
         assert "differ from those alone" in why
         assert lm.config._attn_implementation == own
@@ -175,14 +175,14 @@ def test_a_second_check_that_fails_leaves_what_was_replaced() -> None:
         policy = tiny_policy(architecture, "none")
         batch = collate(sequences(policy, LENGTHS), "packed")
         before = policy(batch["blocks"], batch["num_completions"]).values
-        assert packs_exactly(policy.lm, tolerance=-1) is not None
+        assert packing_failure_reason(policy.lm, tolerance=-1) is not None
         assert torch.equal(policy(batch["blocks"], batch["num_completions"]).values, before)
 
 
 def test_check_refuses_other_attention() -> None:
     lm = tiny_lm("llama")
     lm.set_attn_implementation("eager")
-    why = packs_exactly(lm)
+    why = packing_failure_reason(lm)
     assert why is not None
     assert "'eager'" in why
 
@@ -233,7 +233,7 @@ def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, fails)
     lm = tiny_lm("llama", dtype=torch.float32)
-    assert packs_exactly(lm) == "meet_varlen failed: no kernel"
+    assert packing_failure_reason(lm) == "meet_varlen failed: no kernel"
     assert lm.config._attn_implementation == "sdpa"
 
 

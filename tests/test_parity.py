@@ -128,7 +128,7 @@ def test_dpo_has_trls_loss_rewards_and_gradients(layout: str, tmp_path: Path) ->
     before = tiny_policy("llama", "none", lm=copy.deepcopy(reference), levels=["good"])
     items = items_of(policy, "pairwise", 6)
     logps = reference_logps(before, flat(items)).view(-1, 2)
-    batch = Collator(policy.layout, compares=True)(list(zip(items, logps, strict=True)))
+    batch = Collator(policy.layout, is_pairwise=True)(list(zip(items, logps, strict=True)))
     ours = dpo(policy(batch["blocks"], batch["num_completions"]).sums(), batch["reference"], beta=BETA)
     loss = ours.total / len(batch["labels"])
     loss.backward()
@@ -186,7 +186,7 @@ def test_sft_and_coh_train_as_trls_sft(kind: str, form: str, architecture: str, 
     """CoH is SFT on both replies, behind a sentence before the prompt."""
     lm = tiny_lm(architecture, dtype=torch.float32)
     policy = tiny_policy(architecture, kind, lm=copy.deepcopy(lm), layout=layout)
-    assert policy.why_padded is None
+    assert policy.padding_reason is None
     items = items_of(policy, form, 12)
     of_stage = stage(["lm"], steps=STEPS, lr=LR, format=form)
     run = trainer(policy, items, tmp_path, of_stage, warmup=WARMUP, max_grad_norm=CLIP)

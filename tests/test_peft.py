@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import meetlm
 from meetlm.config.errors import RunError
-from meetlm.export.peft import export_levels, why_not_peft
+from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.run.aligned import Aligned
@@ -77,7 +77,7 @@ def test_before_response_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", "soft-prompt", placement="before_response")
     control = meetlm.load(folder).policy.control
     assert not (folder / "controls").exists()
-    assert why_not_peft(control) == "PEFT puts a prompt first; this control stands before the response"
+    assert peft_failure_reason(control) == "PEFT puts a prompt first; this control stands before the response"
     with pytest.raises(RunError, match="PEFT puts a prompt first"):
         export_levels(control, tmp_path / "out", folder / "model")
     assert not (tmp_path / "out").exists()
@@ -87,7 +87,7 @@ def test_text_is_no_adapter(tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", "text")
     assert not (folder / "controls").exists()
     assert not (folder / "control.safetensors").exists()
-    assert "'text' has no weights" in str(why_not_peft(meetlm.load(folder).policy.control))
+    assert "'text' has no weights" in str(peft_failure_reason(meetlm.load(folder).policy.control))
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -131,7 +131,7 @@ def test_the_model_loads_without_meetlm(tmp_path: Path) -> None:
     lm = meetlm.load(folder).policy.lm
     zero = torch.zeros(1, 1, 2)
     control = meetlm.load(folder).policy.control
-    control.weigh(zero)
+    control.set_level_weights(zero)
     fresh = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     assert float(total) == pytest.approx(float(fresh(torch.arange(4, 20)[None]).logits.detach().sum()), rel=1e-4)
     assert lm.config._attn_implementation == "meet_varlen"

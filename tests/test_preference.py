@@ -90,7 +90,7 @@ def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> Non
     policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
     held = HeldOut(encoder_of(policy), pairs(20))
     reference = policy.score(held.bare)[0]
-    assert policy.control.is_silent()
+    assert policy.control.is_identity()
     measured = preference_accuracy(policy, held, reference).to_dict()
     known = untouched_accuracy(held, reference).to_dict()
     assert known.pop("nll") == pytest.approx(measured.pop("nll"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from meetlm.config.errors import MeetError
 from meetlm.generation import sampling
-from meetlm.generation.sampling import Sampling, choose, row_generator
+from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
 
 
 def reference(logits: Tensor, settings: Sampling, generators: list[torch.Generator]) -> list[int]:
@@ -44,7 +44,7 @@ def test_nucleus(vocabulary: int, spread: float, top_p: float) -> None:
     """``flat`` over 700 tokens needs more than the 256 that are looked at first; ``peaked`` needs few."""
     logits = spread * torch.randn(200, vocabulary, generator=torch.Generator().manual_seed(3))
     settings = Sampling(temperature=0.7, top_p=top_p)
-    got = choose(logits, settings, streams(200)).tolist()
+    got = sample_tokens(logits, settings, streams(200)).tolist()
     assert got == reference(logits, settings, streams(200))
     assert len(set(got)) > 10
 
@@ -54,27 +54,27 @@ def test_the_short_cut_is_taken_and_left(monkeypatch: pytest.MonkeyPatch) -> Non
     right = Tensor.sort
     monkeypatch.setattr(Tensor, "sort", lambda self, **k: (sorts.append(1), right(self, **k))[1])
     settings = Sampling(temperature=1.0, top_p=0.9)
-    choose(10 * torch.randn(4, 700, generator=torch.Generator().manual_seed(3)), settings, streams(4))
+    sample_tokens(10 * torch.randn(4, 700, generator=torch.Generator().manual_seed(3)), settings, streams(4))
     assert not sorts
-    choose(torch.zeros(4, 700), settings, streams(4))
+    sample_tokens(torch.zeros(4, 700), settings, streams(4))
     assert sorts
     assert sampling._HEAD == 256
 
 
 def test_greedy() -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-    assert choose(logits, Sampling(temperature=0.0), streams(5)).tolist() == logits.argmax(-1).tolist()
+    assert sample_tokens(logits, Sampling(temperature=0.0), streams(5)).tolist() == logits.argmax(-1).tolist()
 
 
 def test_frequencies_follow_the_distribution() -> None:
     probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
     rows = 4000
     logits = probs.log().expand(rows, -1)
-    free = torch.bincount(choose(logits, Sampling(temperature=1.0), streams(rows)), minlength=4) / rows
+    free = torch.bincount(sample_tokens(logits, Sampling(temperature=1.0), streams(rows)), minlength=4) / rows
     assert torch.allclose(free, probs, atol=0.03)
-    cut = torch.bincount(choose(logits, Sampling(temperature=1.0, top_p=0.8), streams(rows)), minlength=4) / rows
+    cut = torch.bincount(sample_tokens(logits, Sampling(temperature=1.0, top_p=0.8), streams(rows)), minlength=4) / rows
     assert torch.allclose(cut, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03)
-    sharp = torch.bincount(choose(logits, Sampling(temperature=0.5), streams(rows)), minlength=4) / rows
+    sharp = torch.bincount(sample_tokens(logits, Sampling(temperature=0.5), streams(rows)), minlength=4) / rows
     assert torch.allclose(sharp, probs**2 / (probs**2).sum(), atol=0.03)
 
 

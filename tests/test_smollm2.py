@@ -55,7 +55,7 @@ def moved(lm: PreTrainedModel, prompt_format: PromptFormat, kind: str) -> Policy
 def test_packed_is_padded_is_alone(kind: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     prompt_format = pin_format(loaded[1])
     policy = moved(loaded[0], prompt_format, kind)
-    assert (policy.layout, policy.why_padded) == ("packed", None)
+    assert (policy.layout, policy.padding_reason) == ("packed", None)
     assert policy.lm.config._attn_implementation == VARLEN
     encoder = Encoder(prompt_format, policy.control.slots)
     batch = [sequence for example in pairs(4) for sequence in FORMATS["conditional"].item(encoder, example)]

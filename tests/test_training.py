@@ -19,8 +19,8 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.training.loop import Collator, StageTrainer, checkpoints, load_trained
-from meetlm.training.order import steps_of
-from meetlm.training.run_stage import run_stage, select
+from meetlm.training.order import optimizer_steps
+from meetlm.training.run_stage import run_stage, set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 from tiny import (
     ARCHITECTURES,
@@ -234,7 +234,7 @@ def test_rates_and_decay_by_group(tmp_path: Path) -> None:
 def test_a_stage_must_train_something() -> None:
     policy = tiny_policy("llama", "text")
     with pytest.raises(ConfigError, match="stage 'stage' trains nothing.*'text'"):
-        select(policy, stage(["control"]))
+        set_trainable(policy, stage(["control"]))
 
 
 @pytest.mark.parametrize(
@@ -301,8 +301,8 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
 
 def test_few_steps_are_warned_of() -> None:
     short = stage(["control"], steps=1)
-    assert "1 optimizer steps for 8 pairs; under 50" in (short.few_steps(8, 8) or "")
-    assert stage(["control"], steps=50).few_steps(8, 8) is None
+    assert "1 optimizer steps for 8 pairs; under 50" in (short.few_steps_warning(8, 8) or "")
+    assert stage(["control"], steps=50).few_steps_warning(8, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_neighbouring_seeds_have_no_order_in_common() -> None:
     batch, passes = BatchSettings(pairs=6, micro_pairs=6), StageSettings(name="x", train=("lm",), lr=1.0, epochs=5)
     orders = []
     for seed in range(4):
-        steps = [step[0] for step in steps_of(12, passes, batch, seed)]
+        steps = [step[0] for step in optimizer_steps(12, passes, batch, seed)]
         orders += [tuple(steps[2 * epoch] + steps[2 * epoch + 1]) for epoch in range(5)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len(set(orders)) == 4 * 5

@@ -33,9 +33,9 @@ from meetlm.data.encoding import Encoded, Encoder, one_hot
 from meetlm.data.example import Origin, PreferenceExample
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import Metrics
+from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 VOCABULARY = 320
@@ -252,10 +252,10 @@ def trainer(
     **optim: Any,
 ) -> StageTrainer:
     """Return a trainer that writes ``metrics.jsonl`` into ``folder``."""
-    select(policy, settings)
+    set_trainable(policy, settings)
     folder.mkdir(parents=True, exist_ok=True)
     batch = BatchSettings(pairs=pairs, micro_pairs=micro, save_steps=save_steps)
-    metrics = Metrics(folder / "metrics.jsonl")
+    metrics = MetricsWriter(folder / "metrics.jsonl")
     return StageTrainer(policy, items, settings, OptimSettings(**optim), batch, folder, seed, [metrics])
 
 

@@ -28,16 +28,16 @@ from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
-from meetlm.export.peft import export_levels, why_not_peft
+from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import Metrics
+from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings
 from run_folders import local_model, write_pairs
 from tiny import (
@@ -162,11 +162,11 @@ def trained_case(case: TrainingCase, folder: Path) -> dict[str, Any]:
     reference = None
     if case.format == "pairwise":
         reference = policy.score([sequence for item in items for sequence in item])[0].view(-1, 2)
-    select(policy, settings)
+    set_trainable(policy, settings)
     objective = OBJECTIVES[settings.objective.kind].build(settings.objective)
     first = gradient_norms(policy, items[:4], objective, None if reference is None else reference[:4] + OFFSET)
     folder.mkdir(parents=True)
-    metrics = Metrics(folder / "metrics.jsonl")
+    metrics = MetricsWriter(folder / "metrics.jsonl")
     batch = BatchSettings(pairs=4, micro_pairs=2)
     trainer = StageTrainer(policy, items, settings, OptimSettings(), batch, folder, 0, [metrics], reference)
     trainer.train()
@@ -178,7 +178,7 @@ def trained_case(case: TrainingCase, folder: Path) -> dict[str, Any]:
         "logps": policy.score(sequences(policy, LENGTHS))[0].tolist(),
         "completions": completions(policy),
     }
-    if why_not_peft(policy.control) is None:
+    if peft_failure_reason(policy.control) is None:
         written = export_levels(policy.control, folder / "levels", folder / "model")
         result["export"] = {
             path.name: {name: checksums(t) for name, t in sorted(load_file(path / "adapter_model.safetensors").items())}
@@ -200,7 +200,7 @@ def completions(policy: Policy) -> dict[str, Any]:
     for stream, length in enumerate((3, 17, 9, 1, 12)):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
-        if policy.control.mixes and stream == 4:
+        if policy.control.can_mix_levels and stream == 4:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
         requests.append(Request((*policy.control.slots[level], *ids), weights, stream))

@@ -45,10 +45,10 @@ class Control(nn.Module, ABC):
 
     Attributes:
         slots: For each level, the ids of its control slot (K lists, empty where the control puts nothing there).
-        mixes: Whether level weights other than one-hot mean anything to it.
+        can_mix_levels: Whether level weights other than one-hot mean anything to it.
     """
 
-    mixes: ClassVar[bool] = True
+    can_mix_levels: ClassVar[bool] = True
     slots: list[list[int]]
 
     def __init__(self, settings: ControlSettings) -> None:
@@ -60,16 +60,16 @@ class Control(nn.Module, ABC):
         """The names of the levels, in the order of the stacked parameters."""
         return self.settings.levels
 
-    def is_silent(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the model computes what it does without a control, whatever the levels: no control, a fresh LoRA."""
         return False
 
     @abstractmethod
     def attach(self, lm: PreTrainedModel) -> None:
-        """Hook ``lm`` so that it obeys the level weights of :meth:`weigh`; called once, before any forward."""
+        """Hook ``lm`` so that it follows the weights of :meth:`set_level_weights`. Called once."""
 
     @abstractmethod
-    def weigh(self, weights: Tensor) -> None:
+    def set_level_weights(self, weights: Tensor) -> None:
         """Set the level weights of the coming forward pass.
 
         They stay in force until the next call: gradient checkpointing runs parts of the forward again in backward.
@@ -101,14 +101,14 @@ class ControlKind:
     Args:
         settings: The class of its settings.
         build: Makes it.
-        trains: Whether it has parameters.
-        slots: Whether it has a control slot, so that it can speak more than once in a sequence.
+        has_parameters: Whether it has parameters.
+        has_slot: Whether it has a control slot, so that it can speak more than once in a sequence.
     """
 
     def __init__(
-        self, settings: type[ControlSettings], build: Build, *, trains: bool = True, slots: bool = True
+        self, settings: type[ControlSettings], build: Build, *, has_parameters: bool = True, has_slot: bool = True
     ) -> None:
-        self.settings, self.build, self.trains, self.slots = settings, build, trains, slots
+        self.settings, self.build, self.has_parameters, self.has_slot = settings, build, has_parameters, has_slot
 
 
 CONTROLS: Registry[ControlKind] = Registry("control")

@@ -62,7 +62,7 @@ class LoRA(Control):
             self.a[_key(path)] = nn.Parameter(start)
             self.b[_key(path)] = nn.Parameter(torch.zeros(num_levels, rank, size_out))
 
-    def is_silent(self) -> bool:
+    def is_identity(self) -> bool:
         """Return whether every B is zero."""
         return not any(bool(one.any()) for one in self.b.values())
 
@@ -76,18 +76,18 @@ class LoRA(Control):
         down, up = ([factors[_key(path)] for path in paths] for factors in (self.a, self.b))
         return Layers([layers[path] for path in paths], down, up).forward(x, self.reach(x))
 
-    def weigh(self, weights: Tensor) -> None:
+    def set_level_weights(self, weights: Tensor) -> None:
         """Keep w ⊙ scale, [R, T, K]; or the runs of tokens of one level."""
         self._weights = weights * self.scale
         self._runs = _runs(self._weights) if weights.shape[-1] * self.rank > WIDE else None
 
     def reach(self, x: Tensor) -> Reach:
-        """Return what tokens x [R, T, in], or [R·T, in], reach under the weights of :meth:`weigh`.
+        """Return what tokens x [R, T, in], or [R·T, in], reach under the weights of :meth:`set_level_weights`.
 
         Raises:
             ConfigError: The layer reads some of the tokens only, so that their levels are not known.
         """
-        assert self._weights is not None, "weigh() before the forward pass"
+        assert self._weights is not None, "set_level_weights() before the forward pass"
         rows, tokens = self._weights.shape[:2]
         number = x.shape[:-1].numel()
         if number % rows or tokens not in (1, number // rows):
@@ -197,4 +197,4 @@ def _build(
     return LoRA(settings, lm, generator)
 
 
-CONTROLS.register("lora")(ControlKind(LoRASettings, _build, slots=False))
+CONTROLS.register("lora")(ControlKind(LoRASettings, _build, has_slot=False))

@@ -30,4 +30,4 @@ def _build(
     return SlotText(settings, [[] for _ in settings.levels])
 
 
-CONTROLS.register("none")(ControlKind(NoneSettings, _build, trains=False, slots=False))
+CONTROLS.register("none")(ControlKind(NoneSettings, _build, has_parameters=False, has_slot=False))

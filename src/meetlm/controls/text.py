@@ -42,20 +42,20 @@ class SlotText(Control):
         slots: The ids of each level.
     """
 
-    mixes: ClassVar[bool] = False
+    can_mix_levels: ClassVar[bool] = False
 
     def __init__(self, settings: ControlSettings, slots: list[list[int]]) -> None:
         super().__init__(settings)
         self.slots = slots
 
-    def is_silent(self) -> bool:
+    def is_identity(self) -> bool:
         """Return whether there is no text."""
         return not any(self.slots)
 
     def attach(self, lm: PreTrainedModel) -> None:
         """Do nothing: the text is in the ids."""
 
-    def weigh(self, weights: Tensor) -> None:
+    def set_level_weights(self, weights: Tensor) -> None:
         """Do nothing: the text is in the ids."""
 
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
@@ -84,4 +84,4 @@ def _build(
     return SlotText(settings, [words(settings.prompts[level]) for level in settings.levels])
 
 
-CONTROLS.register("text")(ControlKind(TextSettings, _build, trains=False))
+CONTROLS.register("text")(ControlKind(TextSettings, _build, has_parameters=False))

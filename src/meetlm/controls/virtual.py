@@ -77,7 +77,7 @@ class SoftPrompt(Control):
     def attach(self, lm: PreTrainedModel) -> None:
         """Do nothing: the vectors enter by :meth:`embed`."""
 
-    def weigh(self, weights: Tensor) -> None:
+    def set_level_weights(self, weights: Tensor) -> None:
         """Do nothing: :meth:`embed` takes the weights."""
 
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.diagnostics.checks import Check, status_of
 from meetlm.policy.loading import embedding_rows
-from meetlm.policy.packing import packs_exactly
+from meetlm.policy.packing import packing_failure_reason
 
 GOOD_STEPS = 100
 SMALL_UNDER = 200
@@ -139,7 +139,7 @@ def _context(lm: PreTrainedModel, max_length: int, slot: int, new_tokens: int) -
 
 
 def _packing(lm: PreTrainedModel, longest: int) -> Check:
-    reason = packs_exactly(lm, longest)
+    reason = packing_failure_reason(lm, longest)
     if reason is None:
         text = "packs: sequences share a row without padding, with the logits that each has alone"
         return Check("packing", "ok", text, 1)

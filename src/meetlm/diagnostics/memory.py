@@ -103,9 +103,9 @@ class Rehearsal:
         self._moments: list[Tensor] = []
 
     @property
-    def keeps_probabilities(self) -> bool:
+    def stores_probabilities(self) -> bool:
         """Whether a trained head keeps probabilities for backward, as the policy has it."""
-        return self._policy.keeps_probabilities
+        return self._policy.stores_probabilities
 
     @property
     def events(self) -> list[tuple[int, int]]:

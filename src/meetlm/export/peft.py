@@ -23,9 +23,9 @@ def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
         The folders written.
 
     Raises:
-        RunError: PEFT cannot express the control; says why (:func:`why_not_peft`).
+        RunError: PEFT cannot express the control; says why (:func:`peft_failure_reason`).
     """
-    why = why_not_peft(control)
+    why = peft_failure_reason(control)
     if why:
         raise RunError(f"no PEFT export: {why}")
     config = control.peft_config()
@@ -46,7 +46,7 @@ def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
     return written
 
 
-def why_not_peft(control: Control) -> str | None:
+def peft_failure_reason(control: Control) -> str | None:
     """Return why PEFT cannot express ``control``, or ``None`` where it can."""
     if control.peft_config() is not None:
         return None

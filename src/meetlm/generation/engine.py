@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from meetlm.data.prompt_format import PromptFormat
-from meetlm.generation.rows import PackedRows, PaddedRows, Request, Rows, steps_exactly
-from meetlm.generation.sampling import Sampling, choose, row_generator
+from meetlm.generation.rows import PackedRows, PaddedRows, Request, Rows, decoding_failure_reason
+from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
 from meetlm.policy.loading import check_positions
 from meetlm.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class GeneratedText:
     """What came of a request.
 
     Attributes:
@@ -46,7 +46,7 @@ class Engine:
         self.policy, self.format = policy, prompt_format
         ends = policy.lm.generation_config.eos_token_id if policy.lm.generation_config else None
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        self._rows: type[Rows] = PaddedRows if steps_exactly(policy) else PackedRows
+        self._rows: type[Rows] = PaddedRows if decoding_failure_reason(policy) else PackedRows
         self._eos = torch.tensor(sorted({*ends, prompt_format.tokenizer.eos_token_id}), device=policy.device)
 
     def generate(
@@ -57,7 +57,7 @@ class Engine:
         seed: int = 0,
         batch_size: int = 32,
         on_done: Callable[[int], Any] | None = None,
-    ) -> list[Generated]:
+    ) -> list[GeneratedText]:
         """Return a completion for each request, in order.
 
         Args:
@@ -82,7 +82,7 @@ class Engine:
         seed: int = 0,
         batch_size: int = 32,
         on_done: Callable[[int], Any] | None = None,
-    ) -> Iterator[tuple[int, Generated]]:
+    ) -> Iterator[tuple[int, GeneratedText]]:
         """Yield each request's place in the list and its completion as batches are done, the longest prompts first.
 
         Arguments and errors as in :meth:`generate`.
@@ -113,14 +113,14 @@ class Engine:
 
     def _batch(
         self, requests: Sequence[Request], sampling: Sampling, generators: list[torch.Generator]
-    ) -> list[Generated]:
+    ) -> list[GeneratedText]:
         rows = self._rows(self.policy, requests, sampling.max_new_tokens)
         logits = rows.start()
         tokens: list[list[int]] = [[] for _ in requests]
         finish: dict[int, Literal["eos", "stop", "length"]] = {}
         for step in range(sampling.max_new_tokens):
             order = rows.order
-            chosen = choose(logits, sampling, [generators[row] for row in order])
+            chosen = sample_tokens(logits, sampling, [generators[row] for row in order])
             ended = torch.isin(chosen, self._eos).tolist()
             for row, token, end in zip(order, chosen.tolist(), ended, strict=True):
                 tokens[row].append(token)
@@ -141,8 +141,8 @@ class Engine:
         tail = self.format.text(ids[-max(map(len, stops)) - 4 :]) if stops else ""
         return any(stop in tail for stop in stops)
 
-    def _finish(self, ids: list[int], finish: Literal["eos", "stop", "length"]) -> Generated:
+    def _finish(self, ids: list[int], finish: Literal["eos", "stop", "length"]) -> GeneratedText:
         text = self.format.text(ids[:-1] if finish == "eos" else ids)
         for stop in self.format.spec.stop:
             text = text.split(stop)[0]
-        return Generated(text.strip(), len(ids), finish)
+        return GeneratedText(text.strip(), len(ids), finish)

@@ -1,7 +1,7 @@
 """Rows on their way through the model: prompts in, then a token a row and step. Two ways, by the policy's layout.
 
 Packed: prompts go in without padding, what rows of one level share at their start once (a soft prompt, a system
-message, a whole prompt that is asked for several times), and :class:`Past` keeps keys by length. Padded: rows stand
+message, a whole prompt that is asked for several times), and :class:`KVCache` keeps keys by length. Padded: rows stand
 right-aligned ([pad, P, x]: the control is next to its query, unlike PEFT's [P, pad, x]) in transformers' own cache.
 
 Shapes: R rows, T tokens, K levels, V vocabulary.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.packing import packed_arguments, step_arguments
-from meetlm.policy.past import Past
 from meetlm.policy.policy import Policy
 
 MAX_TOKENS = 4096
@@ -28,7 +28,7 @@ MAX_TOKENS = 4096
 MIN_SHARED = 8
 """Fewer tokens than this are not worth a branch."""
 CHECKED = (7, 48, 20)
-"""Tokens of the rows that :func:`steps_exactly` looks at."""
+"""Tokens of the rows that :func:`decoding_failure_reason` looks at."""
 TOLERANCE = 1e-4
 """Its largest difference of a logit, relative to the largest logit where that is above 1."""
 
@@ -79,11 +79,11 @@ class Rows(ABC):
 
 
 @torch.no_grad()
-def steps_exactly(policy: Policy) -> str | None:
+def decoding_failure_reason(policy: Policy) -> str | None:
     """Return why rows of ``policy`` have to be padded; ``None`` where packed ones give the logits of one pass."""
     lm = policy.lm
     if policy.layout == "padded":
-        return policy.why_padded or "its sequences are padded"
+        return policy.padding_reason or "its sequences are padded"
     was_training = policy.training
     policy.eval()
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ def steps_exactly(policy: Policy) -> str | None:
     rows.start()
     stepped = rows.step(torch.tensor([prompts[row][-1] for row in rows.order], device=policy.device))
     why = None
-    policy.control.weigh(torch.tensor([[nowhere]], device=policy.device))
+    policy.control.set_level_weights(torch.tensor([[nowhere]], device=policy.device))
     for row, logits in zip(rows.order, stepped, strict=True):
         whole = lm(torch.tensor([prompts[row]], device=policy.device), use_cache=False, logits_to_keep=1).logits[0, -1]
         gap = float((logits - whole.float()).abs().max() / whole.abs().max().clamp(min=1))
@@ -110,7 +110,7 @@ class PackedRows(Rows):
 
     def __init__(self, policy: Policy, requests: Sequence[Request], new_tokens: int) -> None:
         self._policy, self._requests = policy, requests
-        self._past = Past([len(r.ids) for r in requests], new_tokens, policy.device)
+        self._past = KVCache([len(r.ids) for r in requests], new_tokens, policy.device)
         self._positions = torch.tensor([len(r.ids) for r in requests], device=policy.device)
 
     @property
@@ -164,7 +164,7 @@ class PackedRows(Rows):
     def _forward(self, ids: Tensor, weights: list[tuple[float, ...]], positions: Tensor, **arguments: Any) -> Tensor:
         lm, control = self._policy.lm, self._policy.control
         levels = torch.tensor([weights], device=ids.device)
-        control.weigh(levels)
+        control.set_level_weights(levels)
         logits: Tensor = lm(
             inputs_embeds=control.embed(ids, levels, lm.get_input_embeddings()),
             position_ids=positions,
@@ -209,7 +209,7 @@ class PaddedRows(Rows):
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         lm, control = self._policy.lm, self._policy.control
-        control.weigh(self._weights)
+        control.set_level_weights(self._weights)
         logits: Tensor = lm(
             inputs_embeds=control.embed(ids, self._weights, lm.get_input_embeddings()),
             attention_mask=self._mask,

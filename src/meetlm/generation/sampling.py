@@ -25,7 +25,7 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + row)
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+def sample_tokens(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
     """Return the next token of each row, [R].
 
     Args:

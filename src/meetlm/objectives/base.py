@@ -45,13 +45,13 @@ class ObjectiveKind:
     Attributes:
         settings: The class of its settings.
         build: Makes the objective of them.
-        compares: Whether its unit is a pair (chosen, rejected, chosen, … in the batch) rather than a token. It is then
-            given the log-probs of the policy from before the stage as reference.
+        is_pairwise: Whether its unit is a pair (chosen, rejected, chosen, … in the batch) rather than a token. Such an
+            objective also gets the log-probs that the policy gave before the stage, as the reference.
     """
 
     settings: type[ObjectiveSettings]
     build: Callable[[Any], Objective]
-    compares: bool
+    is_pairwise: bool
 
 
 OBJECTIVES: Registry[ObjectiveKind] = Registry("objective")

@@ -47,4 +47,4 @@ def _build(settings: DPOSettings) -> Objective:
     return partial(dpo, beta=settings.beta)
 
 
-OBJECTIVES.register("dpo")(ObjectiveKind(DPOSettings, _build, compares=True))
+OBJECTIVES.register("dpo")(ObjectiveKind(DPOSettings, _build, is_pairwise=True))

@@ -26,4 +26,4 @@ def nll(logps: Tensor, reference: Tensor | None = None) -> Loss:
     return Loss(-logps.sum())
 
 
-OBJECTIVES.register("nll")(ObjectiveKind(NLLSettings, lambda settings: nll, compares=False))
+OBJECTIVES.register("nll")(ObjectiveKind(NLLSettings, lambda settings: nll, is_pairwise=False))

@@ -25,8 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from meetlm.policy.packed import Packed
-from meetlm.policy.past import Past
+from meetlm.policy.kv_cache import KVCache
+from meetlm.policy.packed_layout import PackedLayout
 
 VARLEN = "meet_varlen"
 GROUPS = "enable_gqa" in signature(varlen_attn).parameters
@@ -55,15 +55,15 @@ def varlen_attention(
         attention_mask: Used only where nothing is packed.
         dropout: On attention weights.
         scaling: Of the scores; 1/sqrt(d) by default.
-        kwargs: ``meet_packed``, a :class:`~meetlm.policy.packed.Packed`, says what the sequences of the pass are.
-            ``meet_past`` takes in the keys of each, for the rows that ``meet_rows`` names; where nothing is packed,
-            each token is the next one of a row of it. ``sliding_window`` is obeyed; the rest is for sdpa.
+        kwargs: ``meet_packed``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, lists the packed
+            sequences. ``meet_past`` takes in the keys of each, for the rows that ``meet_rows`` names; where nothing is
+            packed, each token is the next one of a row of it. ``sliding_window`` is obeyed; the rest is for sdpa.
 
     Returns:
         [1, T, H, d], and no weights.
     """
-    packed: Packed | None = kwargs.get("meet_packed")
-    past: Past | None = kwargs.get("meet_past")
+    packed: PackedLayout | None = kwargs.get("meet_packed")
+    past: KVCache | None = kwargs.get("meet_past")
     window: int | None = kwargs.get("sliding_window")
     if packed is None and past is not None:
         return past.attend(_layer(module), query, key, value, scaling, window), None
@@ -101,7 +101,7 @@ def has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, packed: Packed, window: int | None, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packed: PackedLayout, window: int | None, scaling: float | None
 ) -> Tensor:
     """Return what all tokens attend to, [1, T, H, d]."""
     places = packed.places(query.device)
@@ -128,7 +128,7 @@ def by_kernel(
     return output[None]
 
 
-def whole_keys(key: Tensor, value: Tensor, packed: Packed) -> list[tuple[Tensor, Tensor]]:
+def whole_keys(key: Tensor, value: Tensor, packed: PackedLayout) -> list[tuple[Tensor, Tensor]]:
     """Return the keys and values of each sequence, [1, H_kv, shared + length, d]."""
     found: list[tuple[Tensor, Tensor]] = []
     root = key, value
@@ -146,7 +146,7 @@ def whole_keys(key: Tensor, value: Tensor, packed: Packed) -> list[tuple[Tensor,
 def in_blocks(
     query: Tensor,
     whole: Sequence[tuple[Tensor, Tensor]],
-    packed: Packed,
+    packed: PackedLayout,
     window: int | None,
     more: dict[str, Any],
 ) -> list[Tensor]:
@@ -172,7 +172,7 @@ def in_blocks(
 def at_once(
     query: Tensor,
     whole: Sequence[tuple[Tensor, Tensor]],
-    packed: Packed,
+    packed: PackedLayout,
     window: int | None,
     more: dict[str, Any],
 ) -> list[Tensor]:

@@ -50,7 +50,7 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool 
 
 
 @torch.no_grad()
-def is_plain(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
+def is_linear_head(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
     """Whether the logits of ``lm`` are its head's output for its last hidden states: some models cap or scale them.
 
     Args:

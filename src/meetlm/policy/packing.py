@@ -1,8 +1,8 @@
 """Packed sequences in a forward pass of any architecture, and the check that they may be used.
 
 They need :mod:`~meetlm.policy.attention`. Not every architecture goes through transformers' ``AttentionInterface``
-(:mod:`~meetlm.policy.gpt_neo` is for one that does not), and some have windows of their own, so :func:`packs_exactly`
-compares logits before a model is packed.
+(:mod:`~meetlm.policy.gpt_neo` is for one that does not), and some have windows of their own, so
+:func:`packing_failure_reason` compares logits before a model is packed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN
-from meetlm.policy.packed import Packed
-from meetlm.policy.past import Past
+from meetlm.policy.kv_cache import KVCache
+from meetlm.policy.packed_layout import PackedLayout
 
 HALF_TOLERANCE = 5e-2
 """Largest relative difference of a logit in bf16."""
@@ -26,10 +26,10 @@ def packed_arguments(
     lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None, **more: Any
 ) -> dict[str, Any]:
     """Return what a packed forward of ``lm`` passes beside ids and positions; ``more`` is for its attention."""
-    return _told(lm, meet_packed=Packed(cu_seq_lens.tolist(), shared), **more)
+    return _told(lm, meet_packed=PackedLayout(cu_seq_lens.tolist(), shared), **more)
 
 
-def step_arguments(lm: PreTrainedModel, past: Past) -> dict[str, Any]:
+def step_arguments(lm: PreTrainedModel, past: KVCache) -> dict[str, Any]:
     """Return what a forward of ``lm`` over the next token of each row of ``past`` passes beside ids and positions."""
     return _told(lm, meet_past=past)
 
@@ -55,7 +55,7 @@ def _nothing(lm: PreTrainedModel) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device)
 
 
-def packing_obstacle(lm: PreTrainedModel) -> str | None:
+def attention_failure_reason(lm: PreTrainedModel) -> str | None:
     """Return why the attention of ``lm`` cannot be replaced, as far as its class says; ``None`` where it can."""
     if gpt_neo.is_gpt_neo(lm):
         return None
@@ -66,7 +66,7 @@ def packing_obstacle(lm: PreTrainedModel) -> str | None:
 
 
 @torch.no_grad()
-def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
+def packing_failure_reason(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
     """Switch ``lm`` to packed attention if packed logits equal those of sequences one by one.
 
     Args:
@@ -77,7 +77,7 @@ def packs_exactly(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e
     Returns:
         ``None`` if it packs, else why not.
     """
-    obstacle = packing_obstacle(lm)
+    obstacle = attention_failure_reason(lm)
     if obstacle:
         return obstacle
     own = VARLEN if gpt_neo.is_gpt_neo(lm) and gpt_neo.is_replaced(lm) else lm.config._attn_implementation

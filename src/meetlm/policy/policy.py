@@ -20,9 +20,9 @@ from meetlm.controls.base import Control
 from meetlm.controls.linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
-from meetlm.policy.head import is_plain, token_logps
+from meetlm.policy.head import is_linear_head, token_logps
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
-from meetlm.policy.packing import packed_arguments, packs_exactly, replace_attention
+from meetlm.policy.packing import packed_arguments, packing_failure_reason, replace_attention
 
 SCORED_TOKENS = 2048
 """Most tokens that are scored in one forward pass."""
@@ -62,10 +62,10 @@ class Policy(nn.Module):
 
     Attributes:
         layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
-        why_padded: The reason, for reports; ``None`` when packed.
+        padding_reason: The reason, for reports; ``None`` when packed.
         shares_prompts: Whether neighbours in a packed batch may share their prompt.
-        plain_head: Whether logits are the head's output for the last hidden states, so that some are made at a time.
-        keeps_probabilities: Whether a head that is trained keeps them for backward; not under gradient checkpointing.
+        has_linear_head: Whether the logits are the output of a linear head for the last hidden states.
+        stores_probabilities: Whether a head that is trained keeps them for backward; not under gradient checkpointing.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class Policy(nn.Module):
         super().__init__()
         if layout == "packed":
             replace_attention(lm)
-        self.why_padded = packs_exactly(lm, longest) if layout is None else None
-        self.layout: Layout = layout or ("packed" if self.why_padded is None else "padded")
+        self.padding_reason = packing_failure_reason(lm, longest) if layout is None else None
+        self.layout: Layout = layout or ("packed" if self.padding_reason is None else "padded")
         self.shares_prompts = self.layout == "packed"
-        self.plain_head = layout is not None or is_plain(lm)
+        self.has_linear_head = layout is not None or is_linear_head(lm)
         self.lm, self.control = lm, control
         self._weights: Tensor | None = None
         control.attach(lm)
         use_fast_products(lm)
-        self.keeps_probabilities = not checkpoints_activations(lm)
-        if not self.keeps_probabilities:
+        self.stores_probabilities = not checkpoints_activations(lm)
+        if not self.stores_probabilities:
             checkpoint_activations(lm, self._contexts)
 
     @property
@@ -99,7 +99,7 @@ class Policy(nn.Module):
     def _block(self, block: Block) -> Tensor:
         ids, weights, targets = block["input_ids"], block["level_weights"], block["targets"]
         keep = targets != IGNORE
-        self._weigh(weights)
+        self._set_level_weights(weights)
         arguments = (
             packed_arguments(self.lm, block["cu_seq_lens"], block.get("shared"))
             if "cu_seq_lens" in block
@@ -110,17 +110,17 @@ class Policy(nn.Module):
             "position_ids": block["position_ids"],
             "use_cache": False,  # the default would silently let packed sequences see each other
         }
-        if self.plain_head:
+        if self.has_linear_head:
             hidden = self.lm.base_model(**arguments).last_hidden_state[keep]
             head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            return token_logps(hidden, head, targets[keep], keep=self.keeps_probabilities)
+            return token_logps(hidden, head, targets[keep], keep=self.stores_probabilities)
         logits = self.lm(logits_to_keep=keep, **arguments).logits
         return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
 
-    def _weigh(self, weights: Tensor | None) -> None:
+    def _set_level_weights(self, weights: Tensor | None) -> None:
         self._weights = weights
         if weights is not None:
-            self.control.weigh(weights)
+            self.control.set_level_weights(weights)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts of a checkpointed part's forward and of its recomputation in backward.
@@ -132,11 +132,11 @@ class Policy(nn.Module):
     @contextmanager
     def _weighed(self, weights: Tensor | None) -> Iterator[None]:
         now = self._weights
-        self._weigh(weights)
+        self._set_level_weights(weights)
         try:
             yield
         finally:
-            self._weigh(now)
+            self._set_level_weights(now)
 
     @torch.no_grad()
     def score(

@@ -69,12 +69,12 @@ def _check_stage(stage: StageSettings, control: ControlSettings) -> None:
         ValueError: Says why.
     """
     kind, form = CONTROLS[control.kind], FORMATS[stage.format]
-    if "control" in stage.train and not kind.trains:
+    if "control" in stage.train and not kind.has_parameters:
         nothing = "trains nothing" if stage.train == ("control",) else "would train the language model alone"
         raise ValueError(
             f"stage {stage.name!r} {nothing}: a control of kind {control.kind!r} has no parameters (train: [lm])"
         )
-    if form.chains and not kind.slots:
+    if form.chains and not kind.has_slot:
         raise ValueError(
             f"stage {stage.name!r}: a chain has replies of several levels in one sequence, and a control of kind "
             f"{control.kind!r} has no slot to put before each; kinds text, soft-prompt and special-token have"

@@ -191,7 +191,7 @@ class Aligned:
         if not all(map(math.isfinite, weights)):
             raise ConfigError(f"level {given}: expected finite weights")
         slot = max(range(len(weights)), key=lambda k: weights[k])
-        if weights != one_hot(slot, len(weights)) and not self.policy.control.mixes:
+        if weights != one_hot(slot, len(weights)) and not self.policy.control.can_mix_levels:
             raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
         return weights, slot
 

@@ -20,7 +20,7 @@ from meetlm.run.execute import Say, execute
 from meetlm.run.folder import CONFIG, CONTROL, LEVELS, MEET, MODEL, write_config
 from meetlm.run.prepared import PreparedData
 from meetlm.run.share import StageShare
-from meetlm.training.loop import drop_checkpoints
+from meetlm.training.loop import remove_checkpoints
 from meetlm.training.run_stage import DONE
 
 RECORD = "arm.json"
@@ -203,4 +203,4 @@ def drop_weights(folder: Path, stages: list[str]) -> None:
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / CONTROL).unlink(missing_ok=True)
     for stage in stages:
-        drop_checkpoints(folder / stage)
+        remove_checkpoints(folder / stage)

@@ -24,7 +24,7 @@ from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import SCORED_TOKENS, Policy
 from meetlm.run.planned_batches import StageBatches
 from meetlm.training.loop import StageTrainer
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 PASSES = 4
@@ -83,9 +83,9 @@ def calibrate(policy: Policy, items: Sequence[Item], stage: StageSettings, optim
     size = len(items) // (PASSES + 1)
     short = stage.model_copy(update={"epochs": 1.0, "min_steps": 0})
     batch = BatchSettings(pairs=size, micro_pairs=size, save_steps=10**9)
-    select(policy, stage)
+    set_trainable(policy, stage)
     reference = None
-    if OBJECTIVES[stage.objective.kind].compares:
+    if OBJECTIVES[stage.objective.kind].is_pairwise:
         reference = torch.zeros(len(items), 2, dtype=torch.float64)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:

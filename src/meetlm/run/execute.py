@@ -19,7 +19,7 @@ from meetlm.data.filters import prompt_overlap
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy, untouched_accuracy
-from meetlm.export.peft import why_not_peft
+from meetlm.export.peft import peft_failure_reason
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import check_positions, embedding_rows, load_lm, load_tokenizer, num_positions
@@ -30,7 +30,7 @@ from meetlm.run.folder import MEET, Meet, pin_lm, read_pinned, write_config, wri
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.share import StageShare, stage_key
 from meetlm.training.callbacks import counting
-from meetlm.training.loop import checkpoints, drop_checkpoints, step_of
+from meetlm.training.loop import checkpoint_step, checkpoints, remove_checkpoints
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import StageSettings
 
@@ -90,7 +90,7 @@ def execute(
     check_positions(lm, longest, "the longest training sequence")
     pairs = _within_positions(lm, HeldOut(encoder, data.test), say)
     policy = Policy(lm, control, longest=max(longest, pairs.longest))
-    say(f"batches are {policy.layout}" + (f": {policy.why_padded}" if policy.why_padded else ""))
+    say(f"batches are {policy.layout}" + (f": {policy.padding_reason}" if policy.padding_reason else ""))
 
     def score(sequences: Sequence[Encoded], title: str) -> Tensor:
         with counting(title, len(sequences), shown=progress) as on_done:
@@ -104,14 +104,14 @@ def execute(
             return preference_accuracy(policy, pairs, untouched, on_done=on_done)
 
     def measure_fresh() -> PreferenceAccuracy:
-        return untouched_accuracy(pairs, untouched) if control.is_silent() else measure()
+        return untouched_accuracy(pairs, untouched) if control.is_identity() else measure()
 
     journal.note("before training", stage_key(config, data.key, -1), measure_fresh)
     for index, stage in enumerate(config.stages):
         key, place = stage_key(config, data.key, index), folder / stage.name
         shared = share is not None and share.place(key, place)
         made, reference = items[stage.format], None
-        if OBJECTIVES[stage.objective.kind].compares:
+        if OBJECTIVES[stage.objective.kind].is_pairwise:
             reference = score([one for item in made for one in item], f"{stage.name}: reference").view(len(made), 2)
         _announce(stage, place, len(made), shared, say)
         result = run_stage(
@@ -141,12 +141,12 @@ def execute(
         source=config.data.source,
     )
     write_result(folder, meet, policy, tokenizer)
-    why = why_not_peft(control)
+    why = peft_failure_reason(control)
     if why:
         say(f"no PEFT folders: {why}")
     for stage in config.stages:
         if "lm" in stage.train:  # they hold the model and its optimizer; RUN/model has the result
-            drop_checkpoints(folder / stage.name)
+            remove_checkpoints(folder / stage.name)
     say(f"the run is in {folder}")
 
 
@@ -160,7 +160,7 @@ def _announce(stage: StageSettings, place: Path, pairs: int, shared: bool, say: 
     else:
         say(f"{stage.name}: trains {' and '.join(stage.train)} on {pairs} pairs at {stage.lr:g}")
         if earlier:
-            say(f"{stage.name}: continues after step {step_of(earlier[-1])}")
+            say(f"{stage.name}: continues after step {checkpoint_step(earlier[-1])}")
 
 
 def _warn(data: PreparedData, config: RunConfig, say: Say) -> None:
@@ -169,7 +169,7 @@ def _warn(data: PreparedData, config: RunConfig, say: Say) -> None:
     if shared:
         say(f"warning: {len(shared)} of {len(data.test)} held-out prompts are in the training data too")
     for stage in config.stages:
-        warning = stage.few_steps(len(data.train), config.batch.pairs)
+        warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
         if warning:
             say(f"warning: {warning}")
 

@@ -21,7 +21,7 @@ from meetlm.config.yaml_files import check, read_yaml
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
-from meetlm.export.peft import export_levels, why_not_peft
+from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 
@@ -193,7 +193,7 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
     if state:
         save_file(state, folder / CONTROL)
         sync(folder / CONTROL)
-    if why_not_peft(policy.control) is None:
+    if peft_failure_reason(policy.control) is None:
         export_levels(policy.control, folder / LEVELS, (folder / MODEL).resolve())
         sync(folder / LEVELS)
     sync(folder, deep=False)

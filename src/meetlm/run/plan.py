@@ -24,7 +24,7 @@ from meetlm.policy.loading import (
     load_tokenizer,
     num_positions,
 )
-from meetlm.policy.packing import packing_obstacle
+from meetlm.policy.packing import attention_failure_reason
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.calibrate import Seconds, calibrate, calibrate_scoring, sample, scored_positions
@@ -234,7 +234,7 @@ class _Clock:
         self, policy: Policy, config: RunConfig, items: dict[str, list[Item]], pairs: HeldOut, say: Say
     ) -> None:
         self._policy, self._config, self._items, self._pairs, self._say = policy, config, items, pairs, say
-        self._silent = policy.control.is_silent()  # before it is moved
+        self._silent = policy.control.is_identity()  # before it is moved
         say("timing the scoring of held-out pairs")
         self._scoring = calibrate_scoring(policy, pairs.bare)
 
@@ -246,7 +246,7 @@ class _Clock:
         rate = calibrate(self._policy, chosen, stage, config.optim, config.seed)
         counts = batches.counts()
         seconds = rate.seconds(counts.positions, counts.steps)
-        if not OBJECTIVES[stage.objective.kind].compares:
+        if not OBJECTIVES[stage.objective.kind].is_pairwise:
             return seconds, None
         return seconds, self._score([one for item in made for one in item])
 
@@ -262,7 +262,7 @@ class _Clock:
 
 def _promised(lm: PreTrainedModel) -> Layout:
     """Return the layout of a model without weights, which cannot be checked, as its class promises it."""
-    return "packed" if packing_obstacle(lm) is None else "padded"
+    return "packed" if attention_failure_reason(lm) is None else "padded"
 
 
 def _on_gpus(model: str, needs: Sequence[tuple[StageSettings, GpuMemory]], sizes: Sequence[int]) -> GpuPlan:

@@ -103,7 +103,7 @@ class StageRehearsal:
     ) -> None:
         self._lm, self._config, self._stage, self._words, self._layout = lm, config, stage, words, layout
         self._items, self._batches = items, batches
-        self._collate = Collator(layout, compares=OBJECTIVES[stage.objective.kind].compares, share=share)
+        self._collate = Collator(layout, is_pairwise=OBJECTIVES[stage.objective.kind].is_pairwise, share=share)
 
     def on_cpu(self) -> CpuMemory:
         """Return what the stage takes on a CPU, in f32."""
@@ -131,7 +131,7 @@ class StageRehearsal:
         first = self._batches.passes[0]
         found = rehearsal.forward_backward(self._batch(first.items)).activations
         rehearsal.step()
-        keeps = "lm" in self._stage.train and rehearsal.keeps_probabilities
+        keeps = "lm" in self._stage.train and rehearsal.stores_probabilities
         kept = rehearsal.num_words * KEPT_BYTES if keeps else 0
         position = max(found - kept * first.size.trained, 0) / first.size.positions
 

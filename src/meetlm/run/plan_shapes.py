@@ -100,8 +100,8 @@ def _memory(
     encoder = Encoder(cast(PromptFormat, _Lengths()), rehearsal.slots, config.control.placement)
     form = FORMATS[stage.format]
     examples = [PreferenceExample(str(n), "", "", str(n), Origin("", n)) for n in range(micro_pairs(config))]
-    compares = OBJECTIVES[stage.objective.kind].compares
-    collate = Collator("packed", compares=compares, share=True)
+    is_pairwise = OBJECTIVES[stage.objective.kind].is_pairwise
+    collate = Collator("packed", is_pairwise=is_pairwise, share=True)
     batch = collate([(form.item(encoder, example), torch.zeros(2)) for example in examples])
     rehearsal.forward_backward(batch)
     more = rehearsal.forward_backward(batch)  # the paper's steps are of several passes: most of them find gradients

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from meetlm.data.batch import BatchSize, Layout, size_of
 from meetlm.data.formats import Item
-from meetlm.training.order import steps_of
+from meetlm.training.order import optimizer_steps
 from meetlm.training.stage import BatchSettings, StageSettings
 
 
@@ -73,7 +73,7 @@ class StageBatches:
         self._items, self._batch, self._layout, self._share = items, batch, layout, share
         self.steps = [
             [Pass(tuple(chosen), self.size(chosen)) for chosen in passes]
-            for passes in steps_of(len(items), stage, batch, seed)
+            for passes in optimizer_steps(len(items), stage, batch, seed)
         ]
 
     @property

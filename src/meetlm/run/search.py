@@ -29,7 +29,7 @@ from meetlm.run.prepared import PreparedData
 from meetlm.run.share import StageShare, stage_key
 from meetlm.run.sweep import SHARED, arms_of, data_of
 from meetlm.run.table import aligned
-from meetlm.training.loop import drop_checkpoints
+from meetlm.training.loop import remove_checkpoints
 from meetlm.training.stage import StageSettings
 
 STEP = 3.0
@@ -185,7 +185,7 @@ class Search:
             except DivergedError as error:
                 write_atomic(record, json.dumps({"said": str(error)}) + "\n")
         for stage in arm.config.stages:
-            drop_checkpoints(place / stage.name)
+            remove_checkpoints(place / stage.name)
         say(f"{arm.name}: {json.loads(record.read_text())['said']}")
         return None
 
@@ -240,6 +240,6 @@ def _truncated(config: RunConfig, stages: tuple[StageSettings, ...]) -> RunConfi
 
 
 def _decides(stage: StageSettings) -> str:
-    if OBJECTIVES[stage.objective.kind].compares:
+    if OBJECTIVES[stage.objective.kind].is_pairwise:
         return "reward"
     return "nll" if len(FORMATS[stage.format].levels) == 1 else "preference"

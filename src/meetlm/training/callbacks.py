@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class OwnSteps(TrainerCallback):
+class UseCurrentIntervals(TrainerCallback):
     """Logs and saves as often as this call says: a resumed Trainer takes over what its checkpoint's call said."""
 
     def on_train_begin(
@@ -23,7 +23,7 @@ class OwnSteps(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
 
 
-class Metrics(TrainerCallback):
+class MetricsWriter(TrainerCallback):
     """Appends a line to ``metrics.jsonl`` for each logged step: loss, loss per level, rate, tokens per second."""
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Metrics(TrainerCallback):
             out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def seconds_until(metrics: Path, step: int) -> float:
+def logged_seconds(metrics: Path, step: int) -> float:
     """Return the seconds that the logged steps up to ``step`` took, as ``metrics.jsonl`` has them."""
     lines = (json.loads(line) for line in _until(metrics, step))
     return float(sum(line["input_tokens"] / line["tokens_per_second"] for line in lines))

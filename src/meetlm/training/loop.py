@@ -26,7 +26,7 @@ from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import OwnSteps
+from meetlm.training.callbacks import UseCurrentIntervals
 from meetlm.training.order import data_seed
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
@@ -51,17 +51,17 @@ class Collator:
 
     Args:
         layout: Of the batch.
-        compares: Whether the loss is normalised by pairs rather than by trained tokens.
+        is_pairwise: Whether the loss is normalised by pairs rather than by trained tokens.
         share: Whether an item's sequences share their prompt where it is the same.
     """
 
-    def __init__(self, layout: Layout, *, compares: bool = False, share: bool = False) -> None:
-        self.layout, self.compares, self.share = layout, compares, share
+    def __init__(self, layout: Layout, *, is_pairwise: bool = False, share: bool = False) -> None:
+        self.layout, self.is_pairwise, self.share = layout, is_pairwise, share
 
     def __call__(self, items: list[tuple[Item, Tensor | None]]) -> Batch:
         """Return the batch of all sequences of ``items``."""
         batch = collate([sequence for item, _ in items for sequence in item], self.layout, share=self.share)
-        if self.compares:
+        if self.is_pairwise:
             batch["labels"] = torch.zeros(len(items), dtype=torch.int64)
             batch["reference"] = torch.cat([logps for _, logps in items if logps is not None])
         return batch
@@ -97,8 +97,8 @@ class StageTrainer(Trainer):
         self.stage, self.optim, self.folder = stage, optim, folder
         self._policy = policy
         kind = OBJECTIVES[stage.objective.kind]
-        self._objective, self._compares = kind.build(stage.objective), kind.compares
-        assert kind.compares == (reference is not None), "an objective that compares has a reference, no other has"
+        self._objective, self._is_pairwise = kind.build(stage.objective), kind.is_pairwise
+        assert kind.is_pairwise == (reference is not None), "an objective that compares has a reference, no other has"
         steps = stage.num_steps(len(items), batch.pairs)
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -124,13 +124,13 @@ class StageTrainer(Trainer):
             optim="adamw_torch",
         )
         arguments._n_gpu = 1  # Trainer would split a packed row among all the GPUs it sees
-        collator = Collator(policy.layout, compares=kind.compares, share=policy.shares_prompts)
+        collator = Collator(policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts)
         super().__init__(
             model=policy,
             args=arguments,
             train_dataset=Items(items, reference),
             data_collator=collator,  # type: ignore[arg-type]  # a TypedDict is a dict
-            callbacks=[OwnSteps(), *callbacks],
+            callbacks=[UseCurrentIntervals(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of the whole accumulated batch
@@ -168,7 +168,7 @@ class StageTrainer(Trainer):
         """Add the loss per level (nats per token), what the objective says, and the tokens read since the last line."""
         if "loss" in logs:
             for k, name in enumerate(self._policy.control.levels):
-                if self._level_tokens[k] > 0 and not self._compares:  # compared replies are of one level, good and bad
+                if self._level_tokens[k] > 0 and not self._is_pairwise:  # both replies of a pair have one level
                     logs[f"loss/{name}"] = float(self._level_nll[k] / self._level_tokens[k])
             logs.update({name: value / self._units for name, value in self._sums.items()})
             logs["input_tokens"] = float(self._input_tokens)
@@ -242,10 +242,10 @@ class StageTrainer(Trainer):
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a stage, oldest first."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
-    return sorted(found, key=step_of)
+    return sorted(found, key=checkpoint_step)
 
 
-def drop_checkpoints(folder: Path) -> None:
+def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a stage; its metrics and record stay."""
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
@@ -265,7 +265,7 @@ def load_trained(policy: Policy, checkpoint: Path) -> None:
     policy.load_state_dict(state, strict=False)
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """Return the optimizer step at which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 

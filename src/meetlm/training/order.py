@@ -18,7 +18,7 @@ def data_seed(seed: int) -> int:
     return seed * SEEDS_APART
 
 
-def steps_of(num_items: int, stage: StageSettings, batch: BatchSettings, seed: int) -> Iterator[list[list[int]]]:
+def optimizer_steps(num_items: int, stage: StageSettings, batch: BatchSettings, seed: int) -> Iterator[list[list[int]]]:
     """Yield the items of each forward pass of each optimizer step of a stage, in order.
 
     Args:

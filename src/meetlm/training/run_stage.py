@@ -16,8 +16,8 @@ from meetlm.config.files import write_atomic
 from meetlm.data.formats import Item
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import Metrics, Progress, seconds_until
-from meetlm.training.loop import StageTrainer, checkpoints, load_trained, step_of
+from meetlm.training.callbacks import MetricsWriter, Progress, logged_seconds
+from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
@@ -69,21 +69,21 @@ def run_stage(
     Raises:
         ConfigError: The stage would train nothing.
     """
-    select(policy, stage)
+    set_trainable(policy, stage)
     folder.mkdir(parents=True, exist_ok=True)
     found = checkpoints(folder)
     if (folder / DONE).is_file() and found:
         load_trained(policy, found[-1])
         return StageResult(**json.loads((folder / DONE).read_text()))
     before = None if "lm" in stage.train else sha256_of(policy.lm)
-    callbacks: list[TrainerCallback] = [Metrics(folder / "metrics.jsonl")]
+    callbacks: list[TrainerCallback] = [MetricsWriter(folder / "metrics.jsonl")]
     if progress:
         callbacks.append(Progress(stage.name))
     started = time.perf_counter()
     trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
     steps = stage.num_steps(len(items), batch.pairs)
-    earlier = seconds_until(folder / "metrics.jsonl", step_of(found[-1])) if found else 0.0
-    if found and step_of(found[-1]) >= steps:  # stopped between the last checkpoint and the stage's record
+    earlier = logged_seconds(folder / "metrics.jsonl", checkpoint_step(found[-1])) if found else 0.0
+    if found and checkpoint_step(found[-1]) >= steps:  # stopped between the last checkpoint and the stage's record
         load_trained(policy, found[-1])
     else:
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
@@ -98,7 +98,7 @@ def run_stage(
     return result
 
 
-def select(policy: Policy, stage: StageSettings) -> None:
+def set_trainable(policy: Policy, stage: StageSettings) -> None:
     """Set ``requires_grad`` as the stage wants it.
 
     Raises:

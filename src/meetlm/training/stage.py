@@ -57,20 +57,20 @@ class StageSettings(Settings):
     def _fits(self) -> Self:
         if self.control_lr is not None and set(self.train) != {"control", "lm"}:
             raise ValueError("control_lr is for a stage that trains control and lm; this one's rate is lr")
-        compares = OBJECTIVES[self.objective.kind].compares
-        if compares and not FORMATS[self.format].compares:
+        is_pairwise = OBJECTIVES[self.objective.kind].is_pairwise
+        if is_pairwise and not FORMATS[self.format].compares:
             raise ValueError(
                 f"objective {self.objective.kind!r} compares two replies to one prompt, and the format "
                 f"{self.format!r} does not give it both: format: pairwise"
             )
-        if not compares and FORMATS[self.format].compares:
+        if not is_pairwise and FORMATS[self.format].compares:
             raise ValueError(
                 f"format {self.format!r} puts the rejected reply beside the chosen one at the same level, and the "
                 f"objective {self.objective.kind!r} would learn both alike: format: conditional, or chosen"
             )
         return self
 
-    def few_steps(self, num_pairs: int, pairs_per_step: int) -> str | None:
+    def few_steps_warning(self, num_pairs: int, pairs_per_step: int) -> str | None:
         """Return a warning where the stage would have under ``MIN_STEPS`` steps."""
         steps = self.num_steps(num_pairs, pairs_per_step)
         if steps >= MIN_STEPS:

@@ -19,7 +19,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class VarlenMetadata:
     """Where the queries and keys of each sequence stand, as a kernel for sequences of any length is told.
 
     Attributes:
@@ -37,7 +37,7 @@ class Places:
     gathered: Tensor | None
 
 
-class Packed:
+class PackedLayout:
     """The sequences of a packed row.
 
     Args:
@@ -58,7 +58,7 @@ class Packed:
         self.blocks = [_sizes(length) for length in self.lengths]
         self._masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
         self._seen: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
-        self._places: dict[torch.device, Places] = {}
+        self._places: dict[torch.device, VarlenMetadata] = {}
 
     def mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
         """Return what is added to scores: 0 where a query sees a key and -inf elsewhere, [tokens·G, keys].
@@ -96,7 +96,7 @@ class Packed:
             self._seen[kind] = (distance >= 0) & (distance < (window or keys))
         return self._seen[kind]
 
-    def places(self, device: torch.device) -> Places:
+    def places(self, device: torch.device) -> VarlenMetadata:
         """Return where queries and keys stand, on ``device``."""
         if device not in self._places:
             whole = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
@@ -104,7 +104,7 @@ class Packed:
                 torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (self.lengths, whole)
             )
             gathered = self._gathered().to(device) if any(self.shared) else None
-            self._places[device] = Places(queries, keys, max(self.lengths), self.longest, gathered)
+            self._places[device] = VarlenMetadata(queries, keys, max(self.lengths), self.longest, gathered)
         return self._places[device]
 
     def _gathered(self) -> Tensor:

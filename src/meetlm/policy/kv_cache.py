@@ -47,7 +47,7 @@ class _Group:
         self.rows.pop()
 
 
-class Past:
+class KVCache:
     """What the rows of a batch have read, layer by layer; filled by the packed attention.
 
     Args:
