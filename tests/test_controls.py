@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from combinations import combinations
 from meetlm.config.errors import ConfigError
 from meetlm.controls import lora
 from meetlm.controls.base import CONTROLS as registered
@@ -51,8 +52,7 @@ def checkpointed(architecture: str, kind: str, layout: str | None = None, **chan
     return policy
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", OBEYED)
+@combinations(architecture=ARCHITECTURES, kind=OBEYED)
 def test_levels_matter(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     one = sequences(policy, [(5, 4)], [0])
@@ -62,8 +62,7 @@ def test_levels_matter(architecture: str, kind: str) -> None:
     assert gap_of_levels > 1e-2
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", TRAINED)
+@combinations(architecture=ARCHITECTURES, kind=TRAINED)
 def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     batch = sequences(policy, LENGTHS)
@@ -76,10 +75,7 @@ def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
     assert bool((before[::2] != after[::2]).all())
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("architecture", ["llama", "gpt-neo"])
+@combinations(architecture=("llama", "gpt-neo"), kind=TRAINED, checkpointing=(False, True), layout=("packed", "padded"))
 def test_mixed_gradients_are_the_sum_of_single_levels(
     architecture: str, kind: str, checkpointing: bool, layout: str
 ) -> None:
@@ -174,7 +170,7 @@ def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
     assert gap(plain, gradients(policy)) < 1e-6
 
 
-@pytest.mark.parametrize("architecture", PACKING)
+@combinations(architecture=PACKING)
 def test_many_levels(architecture: str) -> None:
     """Five levels, ranks past 128 in all: each equals a control that has that level alone."""
     names = ("q0", "q1", "q2", "q3", "q4")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from combinations import combinations
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import engine as engines
 from meetlm.generation import rows as rows_module
@@ -40,8 +41,7 @@ def engine_of(policy: Policy, *stop: str) -> Engine:
     return Engine(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", OBEYED)
+@combinations(architecture=ARCHITECTURES, kind=OBEYED)
 def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)
@@ -51,9 +51,7 @@ def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
     assert float((together[0] - together[1]).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@combinations(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"), temperature=(0.0, 1.0))
 def test_batch_completions_are_those_alone(architecture: str, kind: str, temperature: float) -> None:
     """In float64 no two tokens are within rounding of each other."""
     policy = tiny_policy(architecture, kind)
@@ -228,8 +226,7 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", PACKING)
-@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@combinations(architecture=PACKING, kind=("lora", "soft-prompt"))
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     """On CUDA prompts are read and continued under autocast: keys are kept in bf16. Here by that of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
@@ -279,8 +276,7 @@ def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_of(policy)._rows is PaddedRows
 
 
-@pytest.mark.parametrize("architecture", PACKING)
-@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@combinations(architecture=PACKING, kind=("lora", "soft-prompt"))
 @torch.no_grad()
 def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two levels, a common start under each, a prompt asked for twice: fewer tokens, and the logits of padded rows."""

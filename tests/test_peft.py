@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import meetlm
+from combinations import combinations
 from meetlm.config.errors import RunError
 from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.engine import Engine
@@ -33,8 +34,7 @@ def ours(aligned: Aligned, text: str, level: str) -> Tensor:
     return Engine(aligned.policy, aligned.format).first_logits([request])[0]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", TRAINED)
+@combinations(architecture=ARCHITECTURES, kind=TRAINED)
 def test_peft_gives_our_logits(architecture: str, kind: str, tmp_path: Path) -> None:
     folder = finished(tmp_path, architecture, kind)
     aligned = meetlm.load(folder)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meetlm
+from combinations import combinations
 from meetlm.cli.held_out import data_given
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.data.settings import DataSettings
@@ -40,9 +41,7 @@ def logits(policy: Policy, prompt_format: Any) -> Tensor:
     return Engine(policy, prompt_format).first_logits(requests)
 
 
-@pytest.mark.parametrize("placement", ["first", "before_response"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kind", CONTROLS)
+@combinations(architecture=ARCHITECTURES, kind=tuple(CONTROLS), placement=("first", "before_response"))
 def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path: Path) -> None:
     policy = trained(architecture, kind, tmp_path / "stage", placement=placement)
     aligned = meetlm.load(finished(tmp_path, architecture, kind, policy=policy))
