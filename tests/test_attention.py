@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from combinations import each_pair
 from meetlm.data.batch import collate
 from meetlm.policy import attention
 from meetlm.policy.attention import varlen_attention
@@ -93,10 +94,12 @@ def by_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "GROUPS", False)
 
 
-@pytest.mark.parametrize("way", [blocks, at_once, by_kernel, by_older_kernel])
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("window", [None, 1, 40, BLOCK + 70])
-@pytest.mark.parametrize("scale", [None, 0.3])
+@each_pair(
+    way=(blocks, at_once, by_kernel, by_older_kernel),
+    kv_heads=(1, 2, 6),
+    window=(None, 1, 40, BLOCK + 70),
+    scale=(None, 0.3),
+)
 def test_tokens_see_what_they_should(
     way: Callable[[pytest.MonkeyPatch], None],
     kv_heads: int,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from combinations import combinations
+from combinations import each_pair, each_value
 from meetlm.config.errors import ConfigError
 from meetlm.controls import lora
 from meetlm.controls.base import CONTROLS as registered
@@ -52,7 +52,7 @@ def checkpointed(architecture: str, kind: str, layout: str | None = None, **chan
     return policy
 
 
-@combinations(architecture=ARCHITECTURES, kind=OBEYED)
+@each_value(architecture=ARCHITECTURES, kind=OBEYED)
 def test_levels_matter(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     one = sequences(policy, [(5, 4)], [0])
@@ -62,7 +62,7 @@ def test_levels_matter(architecture: str, kind: str) -> None:
     assert gap_of_levels > 1e-2
 
 
-@combinations(architecture=ARCHITECTURES, kind=TRAINED)
+@each_value(architecture=ARCHITECTURES, kind=TRAINED)
 def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     batch = sequences(policy, LENGTHS)
@@ -75,7 +75,7 @@ def test_loss_ignores_the_other_level(architecture: str, kind: str) -> None:
     assert bool((before[::2] != after[::2]).all())
 
 
-@combinations(architecture=("llama", "gpt-neo"), kind=TRAINED, checkpointing=(False, True), layout=("packed", "padded"))
+@each_pair(architecture=("llama", "gpt-neo"), kind=TRAINED, checkpointing=(False, True), layout=("packed", "padded"))
 def test_mixed_gradients_are_the_sum_of_single_levels(
     architecture: str, kind: str, checkpointing: bool, layout: str
 ) -> None:
@@ -170,7 +170,7 @@ def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
     assert gap(plain, gradients(policy)) < 1e-6
 
 
-@combinations(architecture=PACKING)
+@each_value(architecture=PACKING)
 def test_many_levels(architecture: str) -> None:
     """Five levels, ranks past 128 in all: each equals a control that has that level alone."""
     names = ("q0", "q1", "q2", "q3", "q4")

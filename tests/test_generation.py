@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from combinations import combinations
+from combinations import each_value
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import engine as engines
 from meetlm.generation import rows as rows_module
@@ -41,7 +41,7 @@ def engine_of(policy: Policy, *stop: str) -> Engine:
     return Engine(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)))
 
 
-@combinations(architecture=ARCHITECTURES, kind=OBEYED)
+@each_value(architecture=ARCHITECTURES, kind=OBEYED)
 def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)
@@ -51,15 +51,14 @@ def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
     assert float((together[0] - together[1]).abs().max()) > 0.1
 
 
-@combinations(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"), temperature=(0.0, 1.0))
+@each_value(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"), temperature=(0.0, 1.0))
 def test_batch_completions_are_those_alone(architecture: str, kind: str, temperature: float) -> None:
     """In float64 no two tokens are within rounding of each other."""
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)
-    settings = Sampling(max_new_tokens=16, temperature=temperature, top_p=0.9)
+    settings = Sampling(max_new_tokens=8, temperature=temperature, top_p=0.9)
     alone = [engine.generate([request], settings, seed=3)[0] for request in requests]
-    for size in (2, 5):
-        assert engine.generate(requests, settings, seed=3, batch_size=size) == alone
+    assert engine.generate(requests, settings, seed=3, batch_size=2) == alone
     assert engine.generate(requests[::-1], settings, seed=3)[::-1] == alone
 
 
@@ -69,17 +68,17 @@ def test_greedy_is_transformers_own(architecture: str) -> None:
     policy = tiny_policy(architecture, "lora", move=0.0, dtype=torch.float32)
     engine = engine_of(policy)
     lm = tiny_lm(architecture, dtype=torch.float32)
-    for request in requests_of(policy):
+    for request in requests_of(policy)[:2]:
         tokens: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
             right, keep = engines.sample_tokens, tokens.extend
             patch.setattr(engines, "sample_tokens", lambda *a, r=right, k=keep: (c := r(*a), k(c.tolist()))[0])
-            engine.generate([request], Sampling(max_new_tokens=20))
+            engine.generate([request], Sampling(max_new_tokens=12))
         ids = torch.tensor([request.ids])
         theirs = lm.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=20,
+            max_new_tokens=12,
             do_sample=False,
             pad_token_id=0,
             output_logits=True,
@@ -226,7 +225,7 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
-@combinations(architecture=PACKING, kind=("lora", "soft-prompt"))
+@each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     """On CUDA prompts are read and continued under autocast: keys are kept in bf16. Here by that of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
@@ -276,7 +275,7 @@ def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_of(policy)._rows is PaddedRows
 
 
-@combinations(architecture=PACKING, kind=("lora", "soft-prompt"))
+@each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
 @torch.no_grad()
 def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two levels, a common start under each, a prompt asked for twice: fewer tokens, and the logits of padded rows."""

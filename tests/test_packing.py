@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from combinations import combinations
+from combinations import each_value
 from meetlm.data.batch import IGNORE, budget, collate
 from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import gpt_neo
@@ -53,7 +53,7 @@ def reference(lm: PreTrainedModel, sequence: Encoded) -> Tensor:
     return logps.gather(-1, ids[0, 1:, None])[sequence.spans[0].start - 1 :].sum()
 
 
-@combinations(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"))
+@each_value(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"))
 def test_layouts_agree(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     assert policy.layout == ("packed" if architecture in PACKING else "padded")
@@ -252,7 +252,7 @@ def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
     return made
 
 
-@combinations(architecture=PACKING, kind=("lora", "soft-prompt", "text"))
+@each_value(architecture=PACKING, kind=("lora", "soft-prompt", "text"))
 def test_a_shared_prompt_changes_nothing(architecture: str, kind: str) -> None:
     """In float64, whose log-softmax is in f32; windows of gemma3 (8 tokens) reach back into the shared part."""
     policy = tiny_policy(architecture, kind)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import meetlm
-from combinations import combinations
+from combinations import each_value
 from meetlm.config.errors import RunError
 from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.engine import Engine
@@ -34,7 +34,7 @@ def ours(aligned: Aligned, text: str, level: str) -> Tensor:
     return Engine(aligned.policy, aligned.format).first_logits([request])[0]
 
 
-@combinations(architecture=ARCHITECTURES, kind=TRAINED)
+@each_value(architecture=ARCHITECTURES, kind=TRAINED)
 def test_peft_gives_our_logits(architecture: str, kind: str, tmp_path: Path) -> None:
     folder = finished(tmp_path, architecture, kind)
     aligned = meetlm.load(folder)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from combinations import combinations
+from combinations import each_value
 from meetlm.controls import linear, products
 from meetlm.controls.products import add_product, onednn_is_faster, product
 from meetlm.data.batch import collate
@@ -72,7 +72,7 @@ def test_gaps_between_rows_of_a_weight_cost_no_more_than_a_copy(by: By) -> None:
 
 
 @needs_onednn
-@combinations(architecture=ARCHITECTURES, kind=("none", "soft-prompt", "lora"))
+@each_value(architecture=ARCHITECTURES, kind=("none", "soft-prompt", "lora"))
 def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) -> None:
     made = []
     for onednn in (False, True):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import meetlm
-from combinations import combinations
+from combinations import each_value
 from meetlm.cli.held_out import data_given
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.data.settings import DataSettings
@@ -41,7 +41,7 @@ def logits(policy: Policy, prompt_format: Any) -> Tensor:
     return Engine(policy, prompt_format).first_logits(requests)
 
 
-@combinations(architecture=ARCHITECTURES, kind=tuple(CONTROLS), placement=("first", "before_response"))
+@each_value(architecture=ARCHITECTURES, kind=tuple(CONTROLS), placement=("first", "before_response"))
 def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path: Path) -> None:
     policy = trained(architecture, kind, tmp_path / "stage", placement=placement)
     aligned = meetlm.load(finished(tmp_path, architecture, kind, policy=policy))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import TrainerCallback
 
-from combinations import combinations
+from combinations import each_value
 from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.data.batch import Batch, collate
 from meetlm.data.encoding import Encoded
@@ -54,7 +54,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@combinations(architecture=ARCHITECTURES, kind=TRAINED)
+@each_value(architecture=ARCHITECTURES, kind=TRAINED)
 def test_step_one_moves_every_level_and_nothing_else(architecture: str, kind: str, tmp_path: Path) -> None:
     policy = tiny_policy(architecture, kind, move=0.0, dtype=torch.float32)
     before, plain = tensors(policy), sha256_of(policy.lm)
@@ -104,7 +104,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypat
         run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0, progress=False)
 
 
-@combinations(architecture=("llama", "gpt-neo", "gptj"), kind=("lora", "soft-prompt"))
+@each_value(architecture=("llama", "gpt-neo", "gptj"), kind=("lora", "soft-prompt"))
 def test_accumulation_changes_nothing(architecture: str, kind: str, tmp_path: Path) -> None:
     results = []
     for micro in (8, 1):
