@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.overrides import KeyPath, Override, parse_overrides, parse_value, set_value
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import Place, check, merge, override, parse_overrides, read_yaml
+from meetlm.config.yaml_files import check, merge, read_yaml
 from meetlm.controls.base import CONTROLS, ControlSettings
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.formats import FORMATS
@@ -86,52 +87,72 @@ def _check_stage(stage: StageSettings, control: ControlSettings) -> None:
         )
 
 
-def load_config(recipe: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the resolved configuration: preset under recipe under file under overrides.
+def load_config(
+    recipe: str | None, file: Path | None = None, overrides: Sequence[str | Override] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """Return the resolved configuration: preset, below recipe, below file, below overrides.
 
     Args:
-        recipe: A name of the package's recipes; ``None`` where the file has everything.
-        file: A YAML file of the user's; it may name a recipe itself. Of a run's ``config.yaml`` its settings are taken.
-        overrides: ``--a.b value`` or ``a.b=value``; they win.
+        recipe: Name of a recipe; ``None`` where the file has all settings or names a recipe itself.
+        file: A YAML file of settings. Of a run's ``config.yaml`` the settings are used.
+        overrides: As on the command line (``--a.b value`` or ``a.b=value``), or a mapping of dotted keys or nested
+            mappings to values.
 
     Raises:
-        ConfigError: Names the file, line and key at fault, or the nearest name of an unknown one; or two of the
-            overrides, or one and the file, contradict each other.
+        ConfigError: Names the file, line and key, or the option, at fault; or two settings contradict each other.
     """
-    given, places = settings_in(file) if file else ({}, {})
-    changes = dict(parse_overrides(overrides))
-    own_preset = given.get("preset")
-    given |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
-    if recipe is not None and given.get("recipe", recipe) != recipe:
-        raise ConfigError(f"{file} is of recipe {given['recipe']!r}, not {recipe!r}; name one of them")
-    recipe = recipe or given.get("recipe")
+    in_file, places = settings_in(file) if file else ({}, {})
+    changes = _read_overrides(overrides)
+    preset_in_file = in_file.get("preset")
+    in_file |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
+    if recipe is not None and in_file.get("recipe", recipe) != recipe:
+        raise ConfigError(f"{file} is of recipe {in_file['recipe']!r}, not {recipe!r}; name one of them")
+    recipe = recipe or in_file.get("recipe")
     if recipe in recipe_names():
         base, base_places = _compose(str(recipe))
-        raw, places = merge({"recipe": recipe, **base}, given), {**base_places, **places}
-    elif file is not None and recipe == given.get("recipe"):
-        raw = {"recipe": recipe or file.stem, **given}
+        raw, places = merge({"recipe": recipe, **base}, in_file), {**base_places, **places}
+    elif file is not None and recipe == in_file.get("recipe"):
+        raw = {"recipe": recipe or file.stem, **in_file}
     else:
         raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
-    if "control.kind" in changes:  # settings of another kind of control would not be known to this one
+    if "control.kind" in changes:  # drops the settings of another kind of control
         raw = merge(raw, {"control": {"kind": changes["control.kind"]}})
-    for key, text in parse_overrides(overrides):
-        places[override(raw, key, text)] = f"override {key}"
-    _check_everywhere(raw.get("optim"), changes)
+    for key, value in changes.items():
+        places[set_value(raw, key, value)] = f"--{key}"
+    _refuse_double_rates(raw.get("optim"), changes)
     what = str(file) if file else f"recipe {recipe}"
-    raw = _with_texts(raw)
+    raw = _with_text_prompts(raw)
     config = check(RunConfig, _with_preset(raw, places, what), places, what)
-    if own_preset in preset_names() and config.preset != own_preset:
-        same = check(RunConfig, _with_preset({**raw, "preset": own_preset}, places, what), places, what)
-        if same == config.model_copy(update={"preset": own_preset}):
+    if preset_in_file in preset_names() and config.preset != preset_in_file:
+        same = check(RunConfig, _with_preset({**raw, "preset": preset_in_file}, places, what), places, what)
+        if same == config.model_copy(update={"preset": preset_in_file}):
             raise ConfigError(
-                f"override preset={config.preset}: {file} is of preset {own_preset} and gives every value that a "
-                "preset would, so nothing would change; take batch and the stages' lr, epochs and min_steps out of "
-                f"it, or begin with `meet config {config.recipe} --preset {config.preset}`"
+                f"--preset {config.preset} would change nothing: {file} is of preset {preset_in_file} and sets every "
+                "value of a preset itself; remove batch and the stages' lr, epochs and min_steps from it, or start "
+                f"from `meet config {config.recipe} --preset {config.preset}`"
             )
     return config
 
 
-def settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
+def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key; the last of two for one key wins."""
+    if isinstance(overrides, Mapping):
+        return dict(_flatten(overrides))
+    args = [arg for arg in overrides if isinstance(arg, str)]
+    typed = [*parse_overrides(args), *(arg for arg in overrides if isinstance(arg, Override))]
+    return {override.key: parse_value(override, RunConfig) for override in typed}
+
+
+def _flatten(mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in mapping.items():
+        key = f"{parent}{name}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the settings in a file and where each key stands; those of a run where the file is its record.
 
     Raises:
@@ -144,95 +165,96 @@ def settings_in(file: Path) -> tuple[dict[str, Any], dict[Place, str]]:
     return values, places
 
 
-def _check_everywhere(optim: Any, changes: Mapping[str, str]) -> None:
-    """Refuse a rate or passes of one stage beside those for every stage, which would win.
+def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
+    """Refuse a learning rate or epochs of one stage together with those of every stage, which would win.
 
     Raises:
         ConfigError: Names both.
     """
-    for everywhere, own in (("lr", {"lr"}), ("epochs", {"epochs", "min_steps", "min-steps"})):
-        value = optim.get(everywhere) if isinstance(optim, dict) else None
-        of_one = [key for key in changes if key.startswith("stages.") and key.rpartition(".")[2] in own]
-        if value is not None and of_one:
-            raise ConfigError(
-                f"override {of_one[0]}: optim.{everywhere}={value} is for every stage, this one too; "
-                "give one of the two"
-            )
+    for name, stage_fields in (("lr", {"lr"}), ("epochs", {"epochs", "min_steps", "min-steps"})):
+        value = optim.get(name) if isinstance(optim, dict) else None
+        stage_keys = [key for key in changes if key.startswith("stages.") and key.rpartition(".")[2] in stage_fields]
+        if value is not None and stage_keys:
+            raise ConfigError(f"--{stage_keys[0]}: optim.{name}={value} sets it for every stage; give one of the two")
 
 
-def _compose(recipe: str) -> tuple[dict[str, Any], dict[Place, str]]:
+def _compose(recipe: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return a recipe: its method over its data set, and where each key stands."""
     raw: dict[str, Any] = {"preset": "paper"}
-    places: dict[Place, str] = {}
+    places: dict[KeyPath, str] = {}
     for part in recipe_files(recipe):
         values, found = read_yaml(part)
         raw, places = merge(raw, values), {**places, **found}
     return raw, places
 
 
-def _with_texts(raw: dict[str, Any]) -> dict[str, Any]:
-    """Give a hand-written control the data set's words for its placement, where it has none of its own."""
-    texts = raw.pop("texts", None)
+def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
+    """Move the data set's hand-written prompts for the control's placement below the control's own ones."""
+    text_prompts = raw.pop("text_prompts", {})
     control = raw.get("control")
-    if isinstance(texts, dict) and isinstance(control, dict) and control.get("kind") == "text":
-        words = texts.get(str(control.get("placement", "first")))
-        given = control.get("prompts", {})
-        if isinstance(words, dict) and isinstance(given, dict):
-            return {**raw, "control": {**control, "prompts": {**words, **given}}}
-    return raw
+    if not isinstance(control, dict) or control.get("kind") != "text" or not isinstance(text_prompts, dict):
+        return raw
+    prompts = {"prompts": text_prompts.get(str(control.get("placement", "first")), {})}
+    return {**raw, "control": merge(prompts, control)}
 
 
-def _with_preset(raw: dict[str, Any], places: Mapping[Place, str], what: str) -> dict[str, Any]:
-    """Put the preset's values below the ones given: batch sizes, and each stage's rates by what it trains.
+def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], what: str) -> dict[str, Any]:
+    """Put the preset's values below the ones in ``raw``: batch sizes, learning rates, epochs and least steps.
 
-    Two words of a stage refer to them: ``times: 2`` is twice the preset's epochs and least steps, ``control_lr:
-    first-step`` its rate for a control alone. Values of a wrong type are left for the check to name.
+    A value of a wrong type is left as it is: checking the settings names it.
     """
     name = str(raw.get("preset", "paper"))
     if name not in preset_names():
         place = places.get(("preset",), what)
         raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, preset_names())}")
     preset, _ = read_yaml(recipe_folder() / "presets" / f"{name}.yaml")
-    control, optim, given = raw.get("control"), raw.get("optim"), raw.get("stages")
+    raw = merge({"batch": preset["batch"]}, raw)
+    recipe_values = raw.pop("presets", {}).get(name, {})
+    control, optim, stages = raw.get("control"), raw.get("optim"), raw.get("stages")
+    if not isinstance(stages, list):
+        return raw
     kind = control.get("kind") if isinstance(control, dict) else None
-    everywhere = optim.get("lr") if isinstance(optim, dict) else None
-    below = merge({"batch": preset["batch"]}, raw)
-    if not isinstance(given, list):
-        return below
-    passes = optim.get("epochs") if isinstance(optim, dict) else None
-    passes = passes if isinstance(passes, int | float) and not isinstance(passes, bool) and passes > 0 else None
-    if isinstance(optim, dict):  # they are in the stages then
-        gone = {"lr"} if everywhere else set()
-        gone |= {"epochs"} if passes else set()
-        below["optim"] = {key: value for key, value in optim.items() if key not in gone}
-    stages = [
-        _stage_with_preset(one, preset, kind, everywhere, passes) if isinstance(one, dict) else one for one in given
+    rates: dict[str, Any] = {}
+    if isinstance(optim, dict):
+        rates = {key: float(optim[key]) for key in ("lr", "epochs") if _is_positive(optim.get(key))}
+        raw["optim"] = {key: value for key, value in optim.items() if key not in rates}
+    raw["stages"] = [
+        _stage_with_preset(stage, preset["stages"], recipe_values, kind, rates) if isinstance(stage, dict) else stage
+        for stage in stages
     ]
-    return {**below, "stages": stages}
+    return raw
 
 
 def _stage_with_preset(
-    stage: dict[str, Any], preset: dict[str, Any], kind: Any, everywhere: Any, passes: float | None
+    stage: dict[str, Any], table: dict[str, Any], recipe_values: dict[str, Any], kind: Any, rates: dict[str, Any]
 ) -> dict[str, Any]:
-    def defaults(trained: str) -> dict[str, Any]:
-        return {**preset["stages"].get(trained, {}), **preset.get("by_control", {}).get(str(kind), {}).get(trained, {})}
+    """Return a stage with the preset's values for what it trains, below the recipe's, below its own, below ``rates``.
 
+    Args:
+        stage: As written.
+        table: The preset's values by what a stage trains, alone and with a control or objective of a kind.
+        recipe_values: The recipe's values for this preset, by name of the stage.
+        kind: Kind of the control.
+        rates: ``lr`` and ``epochs`` of every stage, where the user sets them.
+    """
     train, objective = stage.get("train"), stage.get("objective")
     trained = "+".join(sorted(map(str, train))) if isinstance(train, list) else ""
-    below = defaults(trained)
-    if not below:
+    if trained not in table:
         return stage
-    if isinstance(objective, dict):
-        below.update(preset.get("by_objective", {}).get(str(objective.get("kind")), {}).get(trained, {}))
-    above = {key: value for key, value in stage.items() if key != "times"}
-    times = stage.get("times", 1)
-    if isinstance(times, bool) or not isinstance(times, int | float) or not 0 < times < math.inf:
-        raise ConfigError(f"stage {stage.get('name')!r}: times is {times!r}; expected a number above 0")
-    below["epochs"] = times * below["epochs"]
-    if "min_steps" in below:
-        below["min_steps"] = math.ceil(times * below["min_steps"])
-    if passes:
-        above.update(epochs=times * passes, min_steps=0)
-    if above.get("control_lr") == "first-step":
-        above["control_lr"] = defaults("control")["lr"]
-    return {**below, **above, **({"lr": everywhere} if everywhere else {})}
+    objective_kind = objective.get("kind") if isinstance(objective, dict) else None
+    usual = merge(table[trained], table.get(f"{trained} ({kind})", {}))
+    below = {**usual, **table.get(f"{trained} ({objective_kind})", {}), **recipe_values.get(str(stage.get("name")), {})}
+    above = {**stage, **rates}
+    if "epochs" in rates:  # a recipe of twice the epochs keeps that ratio
+        above |= {"epochs": rates["epochs"] * below["epochs"] / usual["epochs"], "min_steps": 0}
+    return {**below, **above}
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a positive number, or text that stands for one: YAML reads ``1e-4`` as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        return 0 < float(value) < math.inf
+    except ValueError:
+        return False

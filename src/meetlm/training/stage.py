@@ -76,8 +76,8 @@ class StageSettings(Settings):
         if steps >= MIN_STEPS:
             return None
         return (
-            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; under {MIN_STEPS} move little at the "
-            "usual rates. Fewer pairs a step (batch.pairs) or more epochs give more; the preset 'small' has 100."
+            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; fewer than {MIN_STEPS} change little at "
+            "the usual learning rates. Smaller batches (batch.pairs) or more epochs give more steps."
         )
 
     def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
@@ -88,9 +88,14 @@ class StageSettings(Settings):
 class OptimSettings(Settings):
     """AdamW and its schedule: what the paper leaves open, the same for every stage and method."""
 
-    lr: float | None = Field(None, gt=0, description="the rate of every stage, instead of its lr")
+    lr: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="learning rate of every stage, instead of its lr"
+    )
     epochs: float | None = Field(
-        None, gt=0, description="passes of every stage, instead of its epochs and min_steps (the 2x recipes: twice)"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="epochs of every stage, instead of its epochs and min_steps (twice as many in 2x recipes)",
     )
     weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")

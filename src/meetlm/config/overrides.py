@@ -1,0 +1,174 @@
+"""Settings given on the command line: ``--data.path X``, ``--data.path=X`` and ``data.path=X`` mean the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from meetlm.config.errors import ConfigError, nearest
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A setting given on the command line.
+
+    Attributes:
+        key: Dotted key, such as ``data.path``.
+        text: The value as typed.
+    """
+
+    key: str
+    text: str
+
+    @property
+    def option(self) -> str:
+        """The setting as an option, for messages."""
+        return f"--{self.key}"
+
+
+def split_args(args: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Return the arguments that are not settings, such as a recipe's name, and the settings; each in order.
+
+    An argument that names an existing path is not a setting, whatever characters it contains.
+
+    Raises:
+        ConfigError: An option has no value.
+    """
+    names: list[str] = []
+    overrides: list[Override] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        key, equals, text = arg.partition("=")
+        if arg.startswith("--") and not equals:
+            if not rest:
+                raise ConfigError(f"{arg} requires a value: {arg} VALUE or {arg.removeprefix('--')}=VALUE")
+            text = rest.pop(0)
+        elif not re.fullmatch(r"(--)?[A-Za-z_][\w.-]*", key) or not equals or Path(arg).exists():
+            names.append(arg)
+            continue
+        overrides.append(Override(key.removeprefix("--"), text))
+    return names, overrides
+
+
+def parse_overrides(args: Sequence[str]) -> list[Override]:
+    """Return the settings in ``args``, which contain nothing else.
+
+    Raises:
+        ConfigError: An argument is not a setting.
+    """
+    names, overrides = split_args(args)
+    if names:
+        raise ConfigError(f"{names[0]!r} is not a setting: expected key=value or --key value")
+    return overrides
+
+
+def parse_value(override: Override, settings: type[BaseModel]) -> Any:
+    """Return the value of a setting: a number, list, mapping, true, false or null as in YAML, else text as typed.
+
+    Where the setting takes text (a path, a name), everything but ``null`` is text, so that ``2024`` and ``a #1.jsonl``
+    are paths. Quotes around the whole text are removed unless a path has them.
+
+    Args:
+        override: The setting.
+        settings: The class of settings that its key starts from.
+
+    Raises:
+        ConfigError: A list or mapping is not YAML.
+    """
+    text = override.text
+    text_expected = takes_text(settings, override.key.split("."))
+    if text_expected and Path(text).expanduser().exists():
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # the latter for a date that does not exist
+        if text.lstrip()[:1] in ("[", "{") and not text_expected:
+            raise ConfigError(f"{override.option} {text}: the value is not YAML") from None
+        return text
+    is_quoted = text[:1] in ("'", '"') and isinstance(value, str)
+    if is_quoted or (value is None and text_expected):
+        return value
+    is_collection = isinstance(value, (list, dict)) and text.lstrip()[:1] in ("[", "{")
+    if not text_expected and (is_collection or value is None or isinstance(value, (bool, int, float))):
+        return value
+    return text
+
+
+def takes_text(settings: type[BaseModel], keys: Sequence[str]) -> bool:
+    """Whether the setting at ``keys`` holds text; ``False`` where its class depends on a ``kind``."""
+    field = settings.model_fields.get(keys[0].replace("-", "_"))
+    if field is None:
+        return False
+    types = get_args(field.annotation) or (field.annotation,)
+    if len(keys) == 1:
+        return str in types
+    return any(isinstance(t, type) and issubclass(t, BaseModel) and takes_text(t, keys[1:]) for t in types)
+
+
+def set_value(config: dict[str, Any], key: str, value: Any) -> KeyPath:
+    """Set a dotted key in place; a stage may be addressed by its name or its number (``stages.step1.lr``).
+
+    A field may be written as an option is, with dashes: ``data.max-length``.
+
+    Returns:
+        The keys and indices of the value.
+
+    Raises:
+        ConfigError: The key goes through something that is not a mapping, or names an unknown stage.
+    """
+    *parents, last = key.split(".")
+    here: Any = config
+    place: list[str | int] = []
+    for parent in parents:
+        if isinstance(here, list):
+            index = _index(here, parent, key)
+            place.append(index)
+            here = here[index]
+        elif isinstance(here, dict):
+            place.append(_field(here, parent))
+            here = here.setdefault(place[-1], {})
+        else:
+            break
+    if not isinstance(here, dict):
+        raise ConfigError(f"--{key}: {'.'.join(parents)} has no keys")
+    last = _field(here, last)
+    here[last] = value
+    return (*place, last)
+
+
+def parse_settings(
+    settings: type[BaseModel], overrides: Sequence[Override], defaults: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return a mapping with the overrides over ``defaults``, and for each override its place, for ``check``.
+
+    Raises:
+        ConfigError: As of :func:`set_value`.
+    """
+    raw = dict(defaults or {})
+    places = {}
+    for override in overrides:
+        places[set_value(raw, override.key, parse_value(override, settings))] = override.option
+    return raw, places
+
+
+def _field(mapping: Mapping[str, Any], name: str) -> str:
+    return name if name in mapping else name.replace("-", "_")
+
+
+def _index(items: list[Any], name: str, key: str) -> int:
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    indices = {str(item.get("name")): index for index, item in enumerate(items) if isinstance(item, dict)}
+    item_name = _field(indices, name)
+    if item_name not in indices:
+        raise ConfigError(f"--{key}: there is no {name!r}{nearest(name, indices)}")
+    return indices[item_name]
