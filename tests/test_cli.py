@@ -37,7 +37,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
     odd = tmp_path / "odd.jsonl"
     odd.write_text(json.dumps({"prompt": "Hi\u2028there"}, ensure_ascii=False) + "\n")
-    done = meet("generate", str(run), "--data", str(odd), "--max-new-tokens", "2")
+    done = meet("generate", str(run), "--data.path", str(odd), "--max-new-tokens", "2")
     assert done.exit_code == 0 and "1 completions in" in done.output, done.output
     again = meet("train", *config, "--out", str(run), "--quiet")
     assert again.exit_code == 1
@@ -51,8 +51,8 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["train", "hh-meet-lora", "--batch.pears", "3"], "unknown key 'pears'; did you mean 'pairs'?"),
         (["generate", "nowhere"], "nowhere is not a run"),
         (["generate", "nowhere", "--level", "good=x"], "expected a name, or weights"),
-        (["config", "hh-meet-lora", "--data.path"], "expected key=value or --key value"),
-        (["train", "--seed", "x", "hh-meet-lora"], "override seed: seed: Input should be a valid integer"),
+        (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
+        (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: Input should be a valid integer"),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["demo-data", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],
@@ -75,14 +75,14 @@ def test_mistakes_end_in_one_line(words: list[str], message: str) -> None:
         ["generate", "run", "--limit", "-1"],
         ["generate", "run", "--max-new-tokens", "0"],
         ["generate", "run", "--seed", "-1"],
-        ["data", "x.jsonl", "--max-length", "0"],
-        ["data", "x.jsonl", "--limit", "0"],
-        ["data", "x.jsonl", "--show", "-1"],
+        ["data", "--data.path", "x.jsonl", "--show", "-1"],
+        ["data"],
         ["demo-data", "--out", "x", "--seed", "-1"],
         ["demo-data"],
         ["train", "hh-meet-lora", "hh-meet-soft-prompt"],
         ["config", "seed=1"],
-        ["doctor", "x.jsonl"],
+        ["doctor", "/"],
+        ["train", "hh-meet-lora", "--quite"],
     ],
     ids=" ".join,
 )
@@ -94,10 +94,10 @@ def test_what_no_command_takes_is_a_mistake_of_use(words: list[str]) -> None:
 
 def test_usage() -> None:
     assert meet("train").exit_code == 2
-    assert "name a recipe or give --config" in meet("train").output
+    assert "name a recipe" in meet("train").output
     assert "meet train" in meet("train", "--help").output
     assert meet("--version").output.startswith("main, version") or "version" in meet("--version").output
-    listed = meet("--help").output.split("Commands:")[1]
+    listed = meet("--help").output.split("Commands:")[1].split("\n\n")[0]
     assert "..." not in listed
     assert all(line.endswith(".") for line in listed.strip().splitlines())
 

@@ -10,8 +10,9 @@ import yaml
 
 from meetlm.config.describe import describe
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.overrides import Override, parse_overrides, parse_value, set_value, split_args
 from meetlm.config.registry import Registry
-from meetlm.config.yaml_files import merge, override, parse_overrides, split_words
+from meetlm.config.yaml_files import merge
 from meetlm.controls.lora import LoRASettings
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.recipes.names import recipe_folder, recipe_names
@@ -122,7 +123,7 @@ def test_a_file_needs_no_recipe(tmp_path: Path) -> None:
         (MINIMAL.replace("train: [control]", "train: [contrl]"), 4, "'control' or 'lm'"),
         (MINIMAL.replace("train: [control]", "train:"), 4, "train"),
         (MINIMAL.replace("train: [control]", "train: 3"), 4, "train"),
-        (MINIMAL + "stages: []\n", 7, "key 'stages' stands twice"),
+        (MINIMAL + "stages: []\n", 7, "key 'stages' is repeated"),
         (MINIMAL + "optim: 3\n", 7, "optim"),
         (MINIMAL + "batch: 3\n", 7, "batch"),
         (MINIMAL.split("stages")[0] + "stages: 3\n", 3, "stages"),
@@ -152,12 +153,12 @@ def test_every_mistake_is_listed(tmp_path: Path) -> None:
     [
         (["stages.stp1.lr=1"], "there is no 'stp1'; did you mean 'step1'?"),
         (["preset.a=1"], "preset has no keys"),
-        (["batch.pears=1"], "override batch.pears: batch.pears: unknown key 'pears'; did you mean 'pairs'?"),
+        (["batch.pears=1"], "--batch.pears: unknown key 'pears'; did you mean 'pairs'?"),
         (["preset=papr"], "did you mean 'paper'?"),
-        (["--seed"], "expected key=value or --key value"),
+        (["--seed"], "--seed requires a value"),
         (["seed"], "expected key=value or --key value"),
         (["seed=[1"], "the value is not YAML"),
-        (["stages.step2.epochs=-1"], "override stages.step2.epochs: stages.1.epochs: "),
+        (["stages.step2.epochs=-1"], "--stages.step2.epochs: "),
         (["control.kind=lorra"], "did you mean 'lora'?"),
     ],
 )
@@ -200,7 +201,7 @@ def test_overrides_do_not_stay_between_calls() -> None:
 def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
     everywhere: str, key: str, tmp_path: Path
 ) -> None:
-    said = f"stages.step1.{key}: optim.{everywhere}=2 is for every stage, this one too"
+    said = f"--stages.step1.{key}: optim.{everywhere}=2.* sets it for every stage"
     with pytest.raises(ConfigError, match=said):
         load_config("hh-meet-lora", None, [f"--optim.{everywhere}", "2", f"stages.step1.{key}=3"])
     own = file(tmp_path, f"recipe: hh-meet-lora\noptim: {{{everywhere}: 2}}\n")
@@ -223,7 +224,7 @@ def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     paper = load_config("hh-meet-lora", None)
     whole = file(tmp_path, describe(paper))
-    with pytest.raises(ConfigError, match="mine.yaml is of preset paper and gives every value that a preset would"):
+    with pytest.raises(ConfigError, match="--preset small would change nothing: .*mine.yaml is of preset paper"):
         load_config(None, whole, ["preset=small"])
     assert load_config(None, whole, ["preset=paper"]) == paper
     some = file(tmp_path, "recipe: hh-meet-lora\npreset: paper\nbatch: {pairs: 3}\n")
@@ -245,11 +246,55 @@ def test_the_record_of_a_run_is_a_configuration(recipe: str, tmp_path: Path) -> 
 
 
 def test_parse_overrides() -> None:
-    words = ["--a.b", "1", "--c-d=2", "e=f=g", "--h", "--i"]
-    assert parse_overrides(words) == [("a.b", "1"), ("c-d", "2"), ("e", "f=g"), ("h", "--i")]
+    args = ["--a.b", "1", "--c-d=2", "e=f=g", "--h", "--i"]
+    pairs = [("a.b", "1"), ("c-d", "2"), ("e", "f=g"), ("h", "--i")]
+    assert parse_overrides(args) == [Override(*pair) for pair in pairs]
     config: dict[str, Any] = {}
-    override(config, "a.b", "[1, x]")
+    assert set_value(config, "a.b", [1, "x"]) == ("a", "b")
     assert config == {"a": {"b": [1, "x"]}}
+
+
+@pytest.mark.parametrize(
+    "text", ["a #1.jsonl", "x=y,z.jsonl", "2024", "1e3", "no", "a: b", "*.jsonl", "[1", " b", "2024-02-30"]
+)
+def test_text_is_taken_as_typed_where_the_setting_is_text(text: str) -> None:
+    config = load_config("hh-meet-lora", None, ["--data.path", text, f"model.name={text}"])
+    assert (config.data.path, config.model.name) == (text, text)
+
+
+def test_an_existing_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("null", "'a'", "data.path=x.jsonl"):
+        (tmp_path / name).touch()
+        assert load_config("hh-meet-lora", None, ["--data.path", name]).data.path == name
+    assert split_args(["data.path=x.jsonl", "data.path=y.jsonl"]) == (
+        ["data.path=x.jsonl"],
+        [Override("data.path", "y.jsonl")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", "1e-3"), ("3", 3), ("true", True), ("null", None), ("[a, 1]", ["a", 1]), ("'3'", "3"), ("a: b", "a: b")],
+)
+def test_values_of_other_settings_are_yaml(text: str, value: Any) -> None:
+    assert parse_value(Override("control.alpha", text), RunConfig) == value
+    assert (
+        load_config("hh-meet-lora", None, ["--data.subset", "null", "--data.eval_split", "'a'"]).data.eval_split == "a"
+    )
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "0", "inf", "true"])
+@pytest.mark.parametrize("name", ["lr", "epochs"])
+def test_a_wrong_value_names_its_option(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--optim\.{name}: (?!optim)"):
+        load_config("hh-meet-lora", None, [f"--optim.{name}", text])
+
+
+def test_overrides_from_python_are_a_mapping() -> None:
+    config = load_config("hh-meet-lora", None, {"seed": 3, "data": {"path": "2024"}, "stages.step1.lr": 0.5})
+    assert (config.seed, config.data.path, config.stages[0].lr) == (3, "2024", 0.5)
+    assert load_config("hh-meet-lora", None, {"control": {"kind": "soft-prompt"}}).control.model_dump()["length"] == 50
 
 
 def test_dashes_belong_to_names_before_they_stand_for_underscores(tmp_path: Path) -> None:
@@ -260,17 +305,17 @@ def test_dashes_belong_to_names_before_they_stand_for_underscores(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "names", "overrides"),
+    ("args", "names", "overrides"),
     [
         (["--data.path", "x", "lora"], ["lora"], ["--data.path", "x"]),
         (["lora", "a.b-c=1", "--d=2", "e"], ["lora", "e"], ["a.b-c=1", "--d=2"]),
         (["runs/a=b.jsonl", "--seed", "-1"], ["runs/a=b.jsonl"], ["--seed", "-1"]),
-        (["lora", "--seed"], ["lora"], ["--seed"]),
         ([], [], []),
     ],
 )
-def test_names_may_stand_anywhere_among_overrides(words: list[str], names: list[str], overrides: list[str]) -> None:
-    assert split_words(words) == (names, overrides)
+def test_names_may_stand_anywhere_among_overrides(args: list[str], names: list[str], overrides: list[str]) -> None:
+    assert split_args(args) == (names, parse_overrides(overrides))
+    assert split_args(["a=b", "c.d=e"], only_dotted=True) == (["a=b"], [Override("c.d", "e")])
 
 
 def test_registry() -> None:

@@ -66,12 +66,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data(*words: object) -> Result:
-    return CliRunner().invoke(main, ["data", *map(str, words)])
+def data(path: object, *words: object) -> Result:
+    return CliRunner().invoke(main, ["data", "--data.path", str(path), *map(str, words)])
 
 
-def shown(*words: object) -> str:
-    result = data(*words)
+def shown(path: object, *words: object) -> str:
+    result = data(path, *words)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -96,10 +96,10 @@ def test_guess_source(fields: dict[str, Any], source: str) -> None:
 
 def test_what_was_guessed_is_said_and_can_be_overridden(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "train.jsonl", [transcript(n) for n in range(3)])
-    assert shown(file, "--model", model).startswith("format hh, told by the first row: chosen and rejected begin")
-    given = shown(file, "--model", model, "--source", "pairs")
+    assert shown(file, "--model.name", model).startswith("format hh, by the first row: chosen and rejected begin")
+    given = shown(file, "--model.name", model, "--data.source", "pairs")
     assert "told by" not in given and "What[[ is 0?" not in given
-    assert "the fields info and summaries" in shown(write(tmp_path / "s.jsonl", [comparison(1)]), "--model", model)
+    assert "the fields info and summaries" in shown(write(tmp_path / "s.jsonl", [comparison(1)]), "--model.name", model)
 
 
 def test_a_file_is_its_own_training_data(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_test_file_beside_a_folder_is_not_looked_for_inside(
     write(tmp_path / "set" / "train.jsonl", [pair(1)])
     write(tmp_path / "held.jsonl", [pair(1), pair(2)])
     monkeypatch.chdir(tmp_path)
-    text = shown("set", "--test", "held.jsonl", "--model", model)
+    text = shown("set", "--data.eval_file", tmp_path / "held.jsonl", "--model.name", model)
     assert "held.jsonl: 2 of 2 rows kept" in text
     assert "prompts of 1 of them are in the training data too (line 1)" in text
 
@@ -154,7 +154,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     rows[4]["chosen"] += " good" * 600
     train = write(tmp_path / "train.jsonl", rows)
     write(tmp_path / "test.jsonl", [transcript(0), transcript(10)])
-    text = shown(tmp_path, "--model", model)
+    text = shown(tmp_path, "--model.name", model)
     assert f"{train}: 3 of 6 rows kept, 3 distinct prompts" in text
     assert "dropped: 1, the two sides answer different prompts (line 2)" in text
     assert "dropped: 1, the same prompt and replies stood earlier (line 4)" in text
@@ -162,7 +162,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     assert "prompts of 1 of them are in the training data too (line 1)" in text
     assert "is the chosen one in 100% of the kept pairs, the rejected one in 0%; 0% are equally long" in text
     assert "over 4 pairs, also the 1 too long" in text
-    assert "1 of 1 rows kept" in shown(tmp_path, "--model", model, "--limit", 1)
+    assert "1 of 1 rows kept" in shown(tmp_path, "--model.name", model, "--data.limit_train", 1)
 
 
 def test_lengths_by_hand(tmp_path: Path) -> None:
@@ -193,15 +193,15 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
 
 def test_a_slot_and_trained_tokens_are_marked(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(7)])
-    text = shown(file, "--model", model, "--control", "soft-prompt")
+    text = shown(file, "--model.name", model, "--control.kind", "soft-prompt")
     assert "\x1b" not in text
     assert "‹control good ×50›What is 7?[[ a good way<|im_end|>]]" in text
     assert "‹control bad ×50›What is 7?[[ bad<|im_end|>]]" in text
     assert "line 1, chosen: level good (50 slot, " in text
-    text = shown(file, "--model", model, "--control", "text")
-    assert "‹control good A good conversation is›What is 7?[[" in text
-    text = shown(file, "--model", model)
-    assert "it has no slot" in text and "   What is 7?[[ bad<|im_end|>]]" in text and "‹control" not in text
+    text = shown(file, "pairs-coh", "--model.name", model)
+    assert "‹control good A good response is›What is 7?[[" in text
+    text = shown(file, "--model.name", model)
+    assert "has no slot" in text and "   What is 7?[[ bad<|im_end|>]]" in text and "‹control" not in text
 
 
 def test_conversations_show_the_chat_template(tmp_path: Path, model: Path) -> None:
@@ -211,23 +211,23 @@ def test_conversations_show_the_chat_template(tmp_path: Path, model: Path) -> No
         "rejected": [{"role": "assistant", "content": "Bad."}],
     }
     file = write(tmp_path / "a.jsonl", [row])
-    text = shown(file, "--model", model)
+    text = shown(file, "--model.name", model)
     assert "You are of use." in text and "[[Well.<|im_end|>]]" in text
-    assert "You are of use." not in shown(file, "--model", model, "--system", "none")
+    assert "You are of use." not in shown(file, "--model.name", model, "--format.system", "none")
 
 
 def test_show_and_control(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(n) for n in range(5)])
-    assert shown(file, "--model", model).count("── line") == 4
-    assert "──" not in shown(file, "--model", model, "--show", 0)
-    wrong = data(file, "--model", model, "--control", "soft-promt")
+    assert shown(file, "--model.name", model).count("── line") == 4
+    assert "──" not in shown(file, "--model.name", model, "--show", 0)
+    wrong = data(file, "--model.name", model, "--control.kind", "soft-promt")
     assert wrong.exit_code == 1 and wrong.stdout.count("rows kept") == 0
     assert "did you mean 'soft-prompt'" in wrong.stderr
 
 
 def test_malformed_rows_end_with_their_place(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(1), {"prompt": "x", "chosen": "y"}])
-    result = data(file, "--model", model)
+    result = data(file, "--model.name", model)
     assert result.exit_code == 1 and f"error: {file}:2: field 'rejected': is missing" in result.stderr
 
 
@@ -255,7 +255,7 @@ def test_shorten_keeps_both_ends() -> None:
 @pytest.mark.hh
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base(model: Path) -> None:
-    text = shown(SAMPLE, "--model", model, "--max-length", 100_000, "--show", 1)
+    text = shown(SAMPLE, "--model.name", model, "--data.max_length", 100_000, "--show", 1)
     assert "format hh" in text
     assert "1593 of 1600 rows kept" in text
     assert "a reply is empty (lines 65, 357, 642, 774)" in text

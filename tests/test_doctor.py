@@ -63,8 +63,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("model"))
 
 
-def call(*words: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["doctor", *map(str, words)])
+def call(path: object, model: object, *words: object) -> tuple[int, str]:
+    args = ["doctor", "--data.path", path, "--model.name", model, *words]
+    result = CliRunner().invoke(main, list(map(str, args)))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout + result.stderr if result.exit_code == 2 else result.stdout
 
@@ -82,7 +83,7 @@ def doctor(tmp_path: Path, model: Path) -> Callable[..., dict[str, dict[str, Any
     ) -> dict[str, dict[str, Any]]:
         held_out = rows(400, start=100_000) if test is None else test
         train_file, test_file = write(tmp_path / "a.jsonl", train), write(tmp_path / "b.jsonl", held_out)
-        more = ["--test", test_file] if held_out else []
+        more = ["--data.eval_file", test_file] if held_out else []
         code, text = call(train_file, model, "--json", "--preset", preset, *more, *words)
         result = json.loads(text)
         assert code == (1 if result["status"] == "problem" else 0)
@@ -272,7 +273,7 @@ def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize(("positions", "status"), [(700, "ok"), (600, "warning"), (520, "problem")])
 def test_context(doctor: Doctor, tmp_path: Path, positions: int, status: str) -> None:
     short = save(tmp_path / "short", max_position_embeddings=positions)
-    words = ["--recipe", "hh-meet-soft-prompt"]  # a slot of 50, max_length 512, 128 new tokens
+    words = ["pairs-meet-soft-prompt"]  # a slot of 50, max_length 512, 128 new tokens
     check = doctor(rows(60), None, *words, model=short)["context"]
     assert check["status"] == status and check["value"] == positions - 690
     if status != "ok":
@@ -312,8 +313,8 @@ def test_text_output(tmp_path: Path, model: Path) -> None:
     code, text = call(train, model, "--preset", "paper")
     assert code == 1
     assert "\x1b" not in text
-    assert "problem  held-out pairs" in text and "→ Give --test FILE" in text
-    assert text.rstrip().endswith("(recipe hh-meet-lora, preset paper)")
+    assert "problem  held-out pairs" in text and "→ Pass --data.eval_file FILE, --data.holdout N" in text
+    assert text.rstrip().endswith("(recipe pairs-meet-lora, preset paper)")
     assert all(len(line) <= 110 for line in text.splitlines())
 
 
@@ -322,21 +323,21 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
     write(tmp_path / "validation.jsonl", rows(400, start=1000))
     code, text = call(tmp_path, model, "--preset", "small")
     assert code == 0 and "400: an accuracy near 0.65" in text
-    assert "data.eval_split=validation" in text
+    assert "--data.eval_split validation" in text
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--preset", "smal"], "did you mean 'small'"),
-        (["--recipe", "hh-meet"], "unknown recipe 'hh-meet'"),
+        (["hh-meet"], "unknown recipe 'hh-meet'"),
         (["data.max_lenght=9"], "did you mean 'max_length'"),
         (["data.source=hhh"], "unknown data source 'hhh'"),
     ],
 )
 def test_wrong_words(tmp_path: Path, model: Path, words: list[str], message: str) -> None:
     train = write(tmp_path / "train.jsonl", rows(10))
-    result = CliRunner().invoke(main, ["doctor", str(train), str(model), *words])
+    result = CliRunner().invoke(main, ["doctor", "--data.path", str(train), "--model.name", str(model), *words])
     assert result.exit_code == 1 and message in result.stderr
 
 

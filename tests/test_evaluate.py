@@ -59,7 +59,7 @@ def meet(*words: object) -> Any:
 
 def evaluated(folder: Path, *words: object) -> Evaluation:
     folder.mkdir(exist_ok=True)
-    done = meet("evaluate", *words, "--data", held_out(folder), "--out", folder / "out", "--quiet")
+    done = meet("evaluate", *words, "--data.path", held_out(folder), "--out", folder / "out", "--quiet")
     assert done.exit_code == 0, done.output
     return Evaluation.read(folder / "out" / "evaluation.json")
 
@@ -163,7 +163,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 1)
     monkeypatch.setattr(RewardModel, "score", dies)
-    done = meet("evaluate", *words, "--data", held_out(half), "--out", half / "out", "--quiet")
+    done = meet("evaluate", *words, "--data.path", held_out(half), "--out", half / "out", "--quiet")
     assert done.exit_code != 0 and not (half / "out" / "evaluation.json").exists()
     (kept,) = (half / "out" / "scores").iterdir()
     with kept.open("a") as lines:
@@ -213,7 +213,7 @@ def test_the_record_says_what_made_it(tmp_path: Path) -> None:
     assert other["reward"]["weights_sha256"] != found["reward"]["weights_sha256"]
     data = held_out(tmp_path)
     data.write_text(data.read_text().replace("good food", "fine food", 1))
-    assert meet("evaluate", *words, "--data", data, "--out", tmp_path / "out", "--quiet").exit_code == 0
+    assert meet("evaluate", *words, "--data.path", data, "--out", tmp_path / "out", "--quiet").exit_code == 0
     changed = Evaluation.read(tmp_path / "out" / "evaluation.json").settings
     assert changed["data_sha256"] != found["data_sha256"]
 
@@ -277,7 +277,7 @@ def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     words = systems(tmp_path, (0, 1))
-    data = ["--data", held_out(tmp_path), "--out", tmp_path / "out"]
+    data = ["--data.path", held_out(tmp_path), "--out", tmp_path / "out"]
     assert "none of the systems" in meet("evaluate", *words, "--baseline", "d", *data).output
     assert "name another system" in meet("evaluate", words[0], "--baseline", "a", *data).output
     assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
@@ -287,7 +287,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
     words = systems(tmp_path, (0, 1), level="bad")
-    rest = ["--baseline", "b", "--data", held_out(tmp_path), "--out", tmp_path / "out", "--quiet"]
+    rest = ["--baseline", "b", "--data.path", held_out(tmp_path), "--out", tmp_path / "out", "--quiet"]
     said = meet("evaluate", *words, "--max-new-tokens", 64, *rest).output
     assert "a was sampled with max_new_tokens 128, where 64 is asked for" in said and "--max-new-tokens 128" in said
     found = evaluated(tmp_path, *words, "--baseline", "b")
@@ -317,7 +317,7 @@ def test_nobody_decides(tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "completion": "水"} for prompt in PROMPTS]
     words = [f"{name}={written(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
     data = written(tmp_path / "zh.jsonl", [{"prompt": p, "chosen": "米饭", "rejected": "不"} for p in PROMPTS])
-    said = meet("evaluate", *words, "--baseline", "b", "--data", data, "--out", tmp_path / "out")
+    said = meet("evaluate", *words, "--baseline", "b", "--data.path", data, "--out", tmp_path / "out")
     assert said.exit_code == 1 and "nobody decides who wins" in said.output
 
 
@@ -326,7 +326,9 @@ def test_a_chosen_reply_that_rouge_cannot_read_is_named(tmp_path: Path) -> None:
     lines = data.read_text().splitlines()
     lines[3] = json.dumps({"chosen": f"{PROMPTS[3]} ......", "rejected": f"{PROMPTS[3]} no"})
     data.write_text("\n".join(lines))
-    done = meet(*["evaluate", *systems(tmp_path, (0, 1)), "--baseline", "b", "--data", data, "--out", tmp_path / "out"])
+    done = meet(
+        *["evaluate", *systems(tmp_path, (0, 1)), "--baseline", "b", "--data.path", data, "--out", tmp_path / "out"]
+    )
     assert done.exit_code == 0, done.output
     found = Evaluation.read(tmp_path / "out" / "evaluation.json")
     (named,) = [problem for problem in found.problems if "are not defined" in problem.what]
@@ -348,7 +350,7 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
     execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
     other = written(tmp_path / "other.jsonl", [{"prompt": f"Is {n} odd?"} for n in range(3)])
     few = ["generate", run, "--max-new-tokens", 4]
-    for more in (["--limit", 2], [], ["--data", other]):
+    for more in (["--limit", 2], [], ["--data.path", other]):
         assert meet(*few, *more).exit_code == 0
     files = sorted(file.name for file in (run / "completions").iterdir())
     assert files[::2] == [f"good-t0-p1-n4-seed0{end}.jsonl" for end in ("-first2", "")]
@@ -360,7 +362,7 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
     whole = (run / "completions" / files[2]).read_text().splitlines()
     assert len(found.cells) == len(whole) and not any("under the same seed" in one.what for one in found.problems)
     assert [Path(file).name for file in found.systems[0].files] == [files[0], files[2]]
-    assert meet(*words, "--data", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
+    assert meet(*words, "--data.path", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
 
 
 def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) -> None:
@@ -422,12 +424,12 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     sides = {side: f"\n\nHuman: Which colour is snow?\n\nAssistant: {side}" for side in ("chosen", "rejected")}
     written(folder / "test.jsonl", [sides])
     few = ["evaluate", tmp_path / "run", "--baseline", "run", "--max-new-tokens", 4, "--out", tmp_path / "out"]
-    said = meet(*few, "--data", folder.parent, "--subset", "some").output
+    said = meet(*few, "--data.path", folder.parent, "--data.subset", "some").output
     assert "meet generate" in said, said
     words = shlex.split(said[said.index("meet generate") :])
-    assert words[3:7] == ["--data", str(folder.parent), "--subset", "some"]
+    assert words[3:7] == ["--data.path", str(folder.parent), "--data.subset", "some"]
     assert meet(*words[1:]).exit_code == 0
-    assert "name another system" in meet(*few, "--data", folder.parent, "--subset", "some").output
+    assert "name another system" in meet(*few, "--data.path", folder.parent, "--data.subset", "some").output
     other = systems(tmp_path)[0]
     done = meet("evaluate", tmp_path / "run", other, "--baseline", "a", "--max-new-tokens", 4)
     assert done.exit_code == 1 and "was sampled with max_new_tokens" in done.output

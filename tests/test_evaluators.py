@@ -22,7 +22,7 @@ def evaluate(folder: Path, *words: object) -> str:
     pair = {"prompt": "Is rice good?", "chosen": "rice is good", "rejected": "no"}
     (folder / "test.jsonl").write_text(json.dumps(pair) + "\n")
     places = [f"{name}={folder / name}.jsonl" for name in "ab"]
-    usual = ["--baseline", "b", "--data", folder / "test.jsonl", "--out", folder / "out", "--quiet"]
+    usual = ["--baseline", "b", "--data.path", folder / "test.jsonl", "--out", folder / "out", "--quiet"]
     done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *words)])
     assert (done.exit_code == 0) == (folder / "out" / "evaluation.json").exists()
     return done.output

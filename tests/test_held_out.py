@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from meetlm.cli import main
-from meetlm.cli.held_out import data_given
+from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import DataError
+from meetlm.config.overrides import Override
 from meetlm.data.example import Turn
 from meetlm.data.filters import filter_train
 from meetlm.data.prompts import read_prompts
@@ -53,7 +54,7 @@ def compared(folder: Path, rows: Sequence[dict[str, Any]], *words: object) -> An
         answers = [{"prompt": prompt, "completion": reply.format(n)} for n, prompt in enumerate(prompts)]
         places.append(f"{name}={written(folder / f'{name}.jsonl', answers)}")
     data = written(folder / "test.jsonl", rows)
-    return meet("evaluate", *places, "--baseline", "b", "--data", data, "--out", folder / "out", "--quiet", *words)
+    return meet("evaluate", *places, "--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet", *words)
 
 
 def recorded(folder: Path) -> Evaluation:
@@ -106,9 +107,9 @@ def of_splits(file: Path, *splits: str) -> Path:
 def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
     """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
     file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train")
-    options = {"data": str(file), "source": None, "subset": None, "split": None}
-    for given in (options, {**options, "source": "summarize"}):
-        settings = data_given(given)
+    path = Override("data.path", str(file))
+    for overrides in ([path], [path, Override("data.source", "summarize")]):
+        settings = held_out_data(overrides)
         assert settings is not None
         assert [one.origin.line for one in read_prompts(settings).prompts] == [1, 2, 3]
         assert read_prompts(settings).elsewhere == []
@@ -181,7 +182,7 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
     assert f"7 x held-out rows without a prompt; left out: {lines}, …\n" in done.stderr
     (problem,) = [one for one in recorded(tmp_path).problems if "without a prompt" in one.what]
     assert (problem.count, len(problem.examples)) == (7, 7) and len(recorded(tmp_path).prompts) == 2
-    said = meet("generate", tmp_path / "run", "--data", file, "--max-new-tokens", 2)
+    said = meet("generate", tmp_path / "run", "--data.path", file, "--max-new-tokens", 2)
     assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
 
 
@@ -196,7 +197,7 @@ def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Pat
     assert f"1 x rows of a prompt that an earlier row has; left out: {own}:3\n" in said.stderr
     assert f"1 x prompts of more than 128 tokens; left out: {own}:4\n" in said.stderr
     assert f"{len(rows)} completions in" in said.stdout
-    few = meet("generate", tmp_path / "run", "--data", own, "--max-new-tokens", 2)
+    few = meet("generate", tmp_path / "run", "--data.path", own, "--max-new-tokens", 2)
     assert f"{len(rows) + 1} completions in" in few.stdout and "more than 128" not in few.stderr
 
 
@@ -240,7 +241,7 @@ def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: 
     ]
     rows = [{"prompt": "Article:\nRice.\n\nTL;DR:"}, *rows, {"prompt": "Ho"}]
     file = written(tmp_path / "p.jsonl", rows)
-    words = ["--data", file, "--source", "summarize", "--max-new-tokens", 2]
+    words = ["--data.path", file, "--data.source", "summarize", "--max-new-tokens", 2]
     said = meet("generate", tmp_path / "run", *words)
     assert (
         "2 completions in" in said.stdout
@@ -272,11 +273,11 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
     hub_folders(tmp_path)
     run = tmp_path / "run"
     execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
-    hh, asks = ["--data", tmp_path / "hh"], ["--data", tmp_path / "asks"]
+    hh, asks = ["--data.path", tmp_path / "hh"], ["--data.path", tmp_path / "asks"]
     sets = {
-        "hh-harmless-base-test": (4, [*hh, "--subset", "harmless-base"]),
-        "hh-helpful-base-test": (3, [*hh, "--subset", "helpful-base", "--source", "hh"]),
-        "asks-train": (5, [*asks, "--split", "train"]),
+        "hh-harmless-base-test": (4, [*hh, "--data.subset", "harmless-base"]),
+        "hh-helpful-base-test": (3, [*hh, "--data.subset", "helpful-base", "--data.source", "hh"]),
+        "asks-train": (5, [*asks, "--data.eval_split", "train"]),
         "asks-test": (2, asks),
     }
     reward = folder_of("deberta", tmp_path / "rm")
@@ -316,13 +317,13 @@ def test_data_of_one_name_in_two_places_have_files_of_their_own(
 @pytest.mark.parametrize("command", [["evaluate", "a.jsonl", "--baseline", "a"], ["generate", "run"]])
 def test_options_in_vain_are_refused_by_both(command: list[str], tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", [{"prompt": "Hi"}])
-    for name in ("--source", "--subset", "--split"):
+    for name in ("--data.source", "--data.subset", "--data.eval_split"):
         said = " ".join(meet(*command, name, "hh").output.replace("│", " ").split())
-        assert f"{name} is given, and no --data that it is of" in said
-    for name in ("--subset", "--split"):
-        assert f"{name} is given, and --data is a file" in meet(*command, "--data", file, name, "x").output
+        assert f"{name} requires --data.path" in said
+    for name in ("--data.subset", "--data.eval_split"):
+        assert f"{name} has no effect" in meet(*command, "--data.path", file, name, "x").output
     assert "there is no folder 'harmles-base' in it; did you mean 'harmless-base'?" in meet(
-        *command, "--data", hh_folder(tmp_path), "--subset", "harmles-base"
+        *command, "--data.path", hh_folder(tmp_path), "--data.subset", "harmles-base"
     ).output.replace("\n", " ")
 
 

@@ -83,7 +83,7 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
         rows = [{"prompt": prompt, "completion": text.strip()} for prompt, text in zip(prompts, texts, strict=True)]
         places.append(written(tmp_path / f"{side}.jsonl", rows))
     said = meet(
-        "evaluate", *places, "--baseline", "rejected", "--data", SAMPLE, "--reward", rm, "--out", out, "--quiet"
+        "evaluate", *places, "--baseline", "rejected", "--data.path", SAMPLE, "--reward", rm, "--out", out, "--quiet"
     )
     found = Evaluation.read(out / "evaluation.json")
     assert {row.prompt for row in found.prompts} == set(prompts)

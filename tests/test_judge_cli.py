@@ -51,7 +51,7 @@ def evaluated(
         for rows in [[{"prompt": prompt.format(n=n), "completion": text} for n in range(number)]]
     ]
     judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null", *words]
-    usual = ["--baseline", "b", "--data", data, "--out", folder / "out", "--quiet"]
+    usual = ["--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet"]
     done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *judge)])
     assert done.exit_code == 0, done.output
     return done.output, Evaluation.read(folder / "out" / "evaluation.json")

@@ -60,7 +60,7 @@ def test_killed_among_the_judges_calls_it_ends_with_the_same_record(tmp_path: Pa
             return longer(body, number)
 
         server.behave = kills
-        again = ["evaluate", *words, "--data", held_out(tmp_path), "--out", tmp_path / "again", "--quiet"]
+        again = ["evaluate", *words, "--data.path", held_out(tmp_path), "--out", tmp_path / "again", "--quiet"]
         killed.append(started(*again))
         assert killed[0].wait(120) == -signal.SIGKILL
         killed[0].communicate()

@@ -56,11 +56,12 @@ def test_settings_take_no_infinity() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--subset", "harmless-base"], "--subset is given, and no --data that it is of"),
-        (["--source", "hh"], "--source is given, and no --data that it is of"),
-        (["--split", "test"], "--split is given, and no --data that it is of"),
-        (["--data", HERE, "--subset", "x"], f"--subset is given, and --data is a file ({HERE}), which has none"),
-        (["--data", HERE, "--split", "test"], f"--split is given, and --data is a file ({HERE}), which has none"),
+        (["--data.subset", "harmless-base"], "--data.subset requires --data.path"),
+        (["--data.source", "hh"], "--data.source requires --data.path"),
+        (["--data.path", HERE, "--data.subset", "x"], f"--data.subset has no effect: --data.path {HERE} is a file"),
+        (["--data.path", HERE, "--data.eval_split", "x"], f"--data.eval_split has no effect: --data.path {HERE} is a"),
+        (["--data.path", HERE, "--data.holdout", "3"], "--data.holdout has no effect on held-out prompts"),
+        (["--data.path", "-"], "--data.path -: data cannot be read from standard input; pass a file"),
         (["--tie-band", "0.45", "0.55"], "--tie-band is given, and no --reward that it is of"),
     ],
 )

@@ -117,28 +117,6 @@ def test_hand_written_words_are_the_papers() -> None:
     assert own.model_dump()["prompts"] == {"good": "Well", "bad": "Ill"}
 
 
-def stages(tmp_path: Path, *given: dict[str, Any], kind: str = "soft-prompt", preset: str = "small") -> RunConfig:
-    file = tmp_path / "mine.yaml"
-    data = {"source": "hh", "path": "../hh"}
-    file.write_text(json.dumps({"preset": preset, "data": data, "control": {"kind": kind}, "stages": list(given)}))
-    return load_config(None, file)
-
-
-def test_times_and_first_step_in_a_file_of_ones_own(tmp_path: Path) -> None:
-    both = {"name": "s", "train": ["lm", "control"]}
-    (one,) = stages(tmp_path, {**both, "times": 1.333, "control_lr": "first-step"}).stages
-    assert (one.epochs, one.min_steps, one.control_lr, one.lr) == (1.333, 134, 5e-2, 2e-5)
-    (one,) = stages(tmp_path, {**both, "times": 3, "control_lr": "first-step"}, kind="lora", preset="paper").stages
-    assert (one.epochs, one.min_steps, one.control_lr) == (15, 0, 1e-3)
-    (one,) = stages(tmp_path, {**both, "times": 3, "epochs": 2, "control_lr": 7}).stages  # what is said wins
-    assert (one.epochs, one.control_lr) == (2, 7)
-    for times in ("two", 0, -1, True, None, [2], float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="stage 's': times is .*; expected a number above 0"):
-            stages(tmp_path, {**both, "times": times})
-    with pytest.raises(ConfigError, match="control_lr: .*valid number.* got 'first'"):
-        stages(tmp_path, {**both, "control_lr": "first"})
-
-
 REFUSED = [
     ("hh-coh-chain", ["control.kind=lora"], "control of kind 'lora' has no slot to put before each"),
     ("hh-coh-chain", ["control.kind=none"], "control of kind 'none' has no slot to put before each"),
@@ -177,8 +155,7 @@ REFUSED = [
     ("hh-dpo", ["stages.dpo.objective.beta=0"], "objective.beta: Input should be greater than 0"),
     ("hh-coh", ["control.kind=3"], "unknown control '3'; known: lora"),
     ("hh-coh", ["control.placement=[first]"], "control.placement: Input should be 'first' or 'before_response'"),
-    ("hh-sft", ["stages.sft.epochs=.inf"], "stages.sft.epochs: stages.0.epochs: Input should be a finite number"),
-    ("hh-coh-2x", ["stages.tune.times=two"], "times is 'two'; expected a number above 0"),
+    ("hh-sft", ["stages.sft.epochs=.inf"], "error: --stages.sft.epochs: Input should be a finite number"),
 ]
 
 

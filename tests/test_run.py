@@ -14,8 +14,9 @@ from torch import Tensor
 
 import meetlm
 from combinations import each_value
-from meetlm.cli.held_out import data_given
+from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.overrides import Override
 from meetlm.data.settings import DataSettings
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
@@ -238,7 +239,7 @@ def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
     run, sampling, told = tmp_path / "run", Sampling(max_new_tokens=2), list[int]()
 
     def asked(file: Path) -> list[Any]:
-        data = data_given({"data": str(file), "source": None, "subset": None, "split": None})
+        data = held_out_data([Override("data.path", str(file))])
         path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", on_total=told.append)
         return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
 

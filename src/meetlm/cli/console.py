@@ -11,6 +11,21 @@ from tqdm import tqdm
 from meetlm.config.reporter import Progress, Reporter
 
 
+def quiet_libraries(*, warnings: bool = True) -> None:
+    """Keep transformers and datasets from drawing progress bars.
+
+    Args:
+        warnings: Whether transformers prints its warnings.
+    """
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    if not warnings:
+        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 class _Bar(Progress):
     def __init__(self, bar: tqdm[None]) -> None:
         self._bar = bar

@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.inspect import SEED
-from meetlm.cli.progress import bar, quiet_libraries
+from meetlm.cli.arguments import SettingsCommand, args_argument, split
+from meetlm.cli.console import quiet_libraries
+from meetlm.cli.options import SEED
+from meetlm.cli.progress import bar
 
 if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
 
 
-@click.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    short_help="Align a real small model and see both levels answer.",
-)
+@click.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
+@args_argument("[SETTING]...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-@click.pass_context
-def demo(ctx: click.Context, out: Path, quiet: bool) -> None:
+def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     """Align a real small model with both steps of MEET, and show it answering under `good` and `bad`.
 
     SmolLM2-135M comes from a wheel, the preference data from this package; about ten minutes on two cores. Settings
@@ -29,10 +28,15 @@ def demo(ctx: click.Context, out: Path, quiet: bool) -> None:
     """
     quiet_libraries()
     from meetlm.demo.show import run_demo
+    from meetlm.recipes.config import RunConfig
+
+    names, overrides = split(args, RunConfig)
+    if names:
+        raise click.UsageError(f"the demo takes settings only, not {names[0]!r}")
 
     click.echo("MEET on SmolLM2-135M: `good` replies speak for themselves (I, my, me), `bad` ones from outside.")
     with bar("sample", quiet=quiet) as on_done:
-        result = run_demo(out, list(ctx.args), say=click.echo, progress=not quiet, on_done=on_done)
+        result = run_demo(out, overrides, say=click.echo, progress=not quiet, on_done=on_done)
     _show(result, out)
 
 

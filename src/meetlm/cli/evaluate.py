@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.console import ConsoleReporter
+from meetlm.cli.arguments import HeldOutData, SettingsCommand, args_argument, data_args, held_out_data, split
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
-from meetlm.cli.held_out import data_given, held_out, words_given
-from meetlm.cli.numbers import finite
-from meetlm.cli.progress import bar, quiet_libraries
+from meetlm.cli.options import HELD_OUT, finite
+from meetlm.cli.progress import bar
 
 if TYPE_CHECKING:
     from meetlm.evaluation.record import Evaluation
 
 
-@click.command(short_help="Compare completions with a baseline's; a report.")
-@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@click.command(cls=SettingsCommand, blocks=HELD_OUT, short_help="Compare completions with a baseline's; a report.")
+@args_argument("SYSTEM... [SETTING]...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
-@held_out("the first run's")
 @click.option("--preset", type=click.Choice(["paper"]), default="paper", show_default=True, help="The protocol.")
 @click.option("--level", help="Completions of a run to take  [default: good; '' for each run's default].")
 @click.option("--temperature", type=click.FloatRange(0), callback=finite, help="Theirs  [default: 0].")
@@ -32,19 +31,22 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), default=Path("runs/evaluation"), show_default=True, help="A folder."
 )
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> None:
+def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> None:
     """Compare completions of SYSTEMs with those of --baseline on the same held-out prompts.
 
     A SYSTEM is a run's folder, whose completions `meet generate` has written, or a file of JSON lines with `prompt` and
     `completion`; NAME=PLACE names it, NAME=PLACE,PLACE gives replicates, such as runs under other seeds. Nothing is
-    sampled here. Prompts that have no chosen reply in --data are compared by all but ROUGE. Scores and a judge's
+    sampled here. Prompts that have no chosen reply in --data.path are compared by all but ROUGE. Scores and a judge's
     answers are kept in --out as they come: the same command goes on where it was stopped, and repeats no call.
 
     \b
     meet evaluate runs/all/hh-meet-lora-seed0 runs/all/hh-coh-seed0 --baseline hh-coh-seed0 --reward runs/rm
-    meet evaluate meet=runs/meet theirs=answers.jsonl --baseline theirs --data test.jsonl \\
+    meet evaluate meet=runs/meet theirs=answers.jsonl --baseline theirs --data.path test.jsonl \\
         --judge gpt-4o --judge-prompt summary
     """  # noqa: D301  click's mark is a real backspace
+    systems, overrides = split(args, HeldOutData, only_dotted=True)
+    if not systems:
+        raise click.UsageError("expected systems: folders of runs, or files of completions")
     quiet_libraries()
     from meetlm.evaluation.cells import line_up
     from meetlm.evaluation.evaluate import evaluate as compare
@@ -60,10 +62,10 @@ def evaluate(systems: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> 
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
     sampling = Sampling(**protocol.model_dump(exclude={"level"}))
     settings = settings_of(given)
-    data = data_given(given) or data_of(systems)
+    data = held_out_data(overrides) or data_of(systems)
     held = chosen_replies(data)
     level = parse_level(protocol.level or None)
-    answers = read_systems(systems, level, sampling, held.chosen, data=words_given(given))
+    answers = read_systems(systems, level, sampling, held.chosen, data=data_args(overrides))
     cells = line_up(answers, held.chosen, common=given["common"])
     cells.problems.extend(held.problems)
     evaluators = evaluators_of(given, data.source)

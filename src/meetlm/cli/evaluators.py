@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.inspect import SEED
+from meetlm.cli.options import SEED
 
 if TYPE_CHECKING:
     from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators

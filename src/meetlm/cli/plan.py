@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.configured import configured
+from meetlm.cli.arguments import SettingsCommand, args_argument, configure
+from meetlm.cli.options import config_option
 
 if TYPE_CHECKING:
     from meetlm.run.calibrate import Seconds
@@ -18,14 +19,12 @@ GIB, MIB = 2**30, 2**20
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True},
+    cls=SettingsCommand,
     epilog="`meet recipes` lists the recipes.",
     short_help="Say what a run will take: steps, time, memory, GPUs.",
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [KEY=VALUE]...")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="A YAML file over the recipe, or instead of it."
-)
+@args_argument("[RECIPE] [SETTING]...")
+@config_option
 @click.option(
     "--gpu",
     "gpus",
@@ -37,7 +36,7 @@ GIB, MIB = 2**30, 2**20
 )
 @click.option("--no-calibrate", is_flag=True, help="Load no weights and time nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def plan(words: tuple[str, ...], file: Path | None, gpus: tuple[int, ...], no_calibrate: bool, as_json: bool) -> None:
+def plan(args: tuple[str, ...], file: Path | None, gpus: tuple[int, ...], no_calibrate: bool, as_json: bool) -> None:
     """Say what `meet train` with the same words would take.
 
     Of each stage: pairs, optimizer steps, tokens, the wall time that a few real passes here promise, and memory, found
@@ -49,9 +48,9 @@ def plan(words: tuple[str, ...], file: Path | None, gpus: tuple[int, ...], no_ca
     meet plan pairs-dpo --data.path pairs.csv --gpu 24 --gpu 80 --no-calibrate
     meet plan --config mine.yaml --model.gradient_checkpointing true
     """  # noqa: D301  click's mark is a real backspace
-    from meetlm.cli.progress import quiet_libraries
+    from meetlm.cli.console import quiet_libraries
 
-    config = configured(words, file)
+    config = configure(args, file)
     quiet_libraries()
     from meetlm.run.plan import make_plan
 

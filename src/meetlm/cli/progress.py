@@ -1,4 +1,4 @@
-"""Bars, and the libraries' own chatter turned down."""
+"""Progress bars of code that takes ``on_done``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
-
-
-def quiet_libraries() -> None:
-    """Keep transformers and datasets from drawing bars of their own; warnings stay."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
 
 
 class Bar:

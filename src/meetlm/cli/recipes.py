@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.recipes.names import about, data_names, method_names, recipe_files, recipe_names
+from meetlm.cli.arguments import SettingsCommand, args_argument, configure
+from meetlm.recipes.names import about, data_names, method_names, recipe_files
 
 if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
@@ -35,22 +36,16 @@ def recipes(ctx: click.Context) -> None:
     click.echo("\n`meet recipes show NAME` prints the stages of one, `meet config NAME` its every setting.")
 
 
-@recipes.command(context_settings={"ignore_unknown_options": True}, short_help="Print the resolved stages of a recipe.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="NAME [KEY=VALUE]...")
-def show(words: tuple[str, ...]) -> None:
-    """Print what a recipe does, with rates and lengths as resolved; settings can be overridden as in `meet train`."""
-    from meetlm.config.yaml_files import split_words
-    from meetlm.recipes.config import load_config
+@recipes.command(cls=SettingsCommand, short_help="Print the resolved stages of a recipe.")
+@args_argument("RECIPE [SETTING]...")
+def show(args: tuple[str, ...]) -> None:
+    """Print the stages of RECIPE with their learning rates and epochs; takes settings as `meet train` does."""
+    config = configure(args, None)
     from meetlm.run.table import aligned
 
-    names, overrides = split_words(words)
-    if len(names) != 1:
-        raise click.UsageError("name one recipe; `meet recipes` lists them")
-    config = load_config(names[0], None, overrides)
-    click.echo(f"{names[0]}  (preset {config.preset})")
-    if names[0] in recipe_names():
-        for file in recipe_files(names[0]):
-            click.echo(f"  {about(file)}")
+    click.echo(f"{config.recipe}  (preset {config.preset})")
+    for file in recipe_files(config.recipe):
+        click.echo(f"  {about(file)}")
     click.echo()
     for key, value in _lines(config):
         click.echo(f"{key:<9} {value}")

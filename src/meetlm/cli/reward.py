@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from meetlm.cli.console import ConsoleReporter
-from meetlm.cli.inspect import SEED
-from meetlm.cli.numbers import finite
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
+from meetlm.cli.options import SEED, finite
 
 _INPUT = click.Choice(["auto", "pair", "chat", "text"])
 _POSITIVE = click.FloatRange(0, min_open=True)
@@ -94,8 +93,6 @@ def train(
     meet reward train --data ../hh-rlhf --subset harmless-base --out rm
     meet reward train --data pairs.jsonl --holdout 200 --model microsoft/deberta-v3-base --out rm
     """  # noqa: D301  click's mark is a real backspace
-    from meetlm.cli.progress import quiet_libraries
-
     quiet_libraries()
     from meetlm.diagnostics.locate import locate, with_test
     from meetlm.run.reward_training import RewardTraining, train_reward
@@ -149,8 +146,6 @@ def score(
     meet generate runs/lora --level good
     meet reward score runs/lora/completions/*.jsonl --model rm --out rewards.jsonl
     """  # noqa: D301  click's mark is a real backspace
-    from meetlm.cli.progress import quiet_libraries
-
     quiet_libraries()
     from meetlm.config.files import write_atomic
     from meetlm.data.pairs import text_or_turns

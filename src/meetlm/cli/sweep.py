@@ -9,32 +9,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.inspect import SEED
-from meetlm.cli.progress import quiet_libraries
+from meetlm.cli.arguments import SettingsCommand, args_argument, split
+from meetlm.cli.console import quiet_libraries
+from meetlm.cli.options import SEED, config_option, quiet_option
 
 if TYPE_CHECKING:
     from meetlm.run.arm import ArmResult
 
-_WORDS = {"ignore_unknown_options": True}
-_CONFIG = click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="A YAML file of settings over every recipe."
-)
-_QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 
-
-@click.command(context_settings=_WORDS, short_help="Run recipes x seeds over the same data; one table.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE... [KEY=VALUE]...")
+@click.command(cls=SettingsCommand, short_help="Run recipes x seeds over the same data; one table.")
+@args_argument("RECIPE... [SETTING]...")
 @click.option("--seeds", default="0", show_default=True, help="Runs of each recipe: seeds, comma between.")
-@_CONFIG
+@config_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/sweep"), show_default=True, help="A folder.")
 @click.option("--prompts", type=click.IntRange(0), help="Held-out prompts to write completions for  [default: all].")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens of a completion."
 )
 @click.option("--keep-weights", is_flag=True, help="Keep each arm's model and controls, not only what was measured.")
-@_QUIET
+@quiet_option
 def sweep(
-    words: tuple[str, ...],
+    args: tuple[str, ...],
     seeds: str,
     file: Path | None,
     out: Path,
@@ -55,13 +50,13 @@ def sweep(
     meet sweep 'hh-*' --seeds 0,1,2 --preset small --data.limit_train 2000 --out runs/all
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.config.yaml_files import split_words
     from meetlm.generation.sampling import Sampling
+    from meetlm.recipes.config import RunConfig
     from meetlm.run.arm import AfterTraining
     from meetlm.run.sweep import TABLE, arms_of
     from meetlm.run.sweep import sweep as run
 
-    names, overrides = split_words(words)
+    names, overrides = split(args, RunConfig)
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
     arms = arms_of(names, _numbers(seeds), file, overrides)
@@ -79,8 +74,8 @@ def sweep(
         sys.exit(1)
 
 
-@click.command(context_settings=_WORDS, short_help="Find the rates of recipes, with the same budget for each.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE... [KEY=VALUE]...")
+@click.command(cls=SettingsCommand, short_help="Find the rates of recipes, with the same budget for each.")
+@args_argument("RECIPE... [SETTING]...")
 @click.option(
     "--trials", type=click.IntRange(2), default=6, show_default=True, help="Stages trained a recipe: the budget."
 )
@@ -92,14 +87,14 @@ def sweep(
     show_default=True,
     help="What decides: auto is preference accuracy, nll for methods without levels, reward accuracy for DPO.",
 )
-@_CONFIG
+@config_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of all runs.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/search"), show_default=True, help="A folder."
 )
-@_QUIET
+@quiet_option
 def search(
-    words: tuple[str, ...],
+    args: tuple[str, ...],
     trials: int,
     holdout: int,
     by: str,
@@ -117,15 +112,15 @@ def search(
     meet search hh-meet-lora hh-coh hh-dpo --trials 6 --preset small --data.limit_train 400
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.config.yaml_files import split_words
+    from meetlm.recipes.config import RunConfig
     from meetlm.run.search import Search, lines
 
-    names, overrides = split_words(words)
+    names, overrides = split(args, RunConfig)
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
     found = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
     made = found.run(out, say=click.echo, progress=not quiet)
-    for line in lines(made, [*overrides, *_file(file)], found.failed):
+    for line in lines(made, [*(part for o in overrides for part in (o.option, o.text)), *_file(file)], found.failed):
         click.echo(line)
     click.echo(f"\nAll trials are in {out}.")
     for name, said in found.failed.items():

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from meetlm.cli.console import quiet_libraries
 from meetlm.cli.evaluate import show
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
-from meetlm.cli.inspect import SEED
-from meetlm.cli.progress import bar, quiet_libraries
+from meetlm.cli.options import SEED
+from meetlm.cli.progress import bar
 
 
 @click.command("sweep-temperature", short_help="Compare runs over temperatures; a report.")

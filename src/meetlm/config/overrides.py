@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -34,13 +35,18 @@ class Override:
         return f"--{self.key}"
 
 
-def split_args(args: Sequence[str]) -> tuple[list[str], list[Override]]:
+def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[str], list[Override]]:
     """Return the arguments that are not settings, such as a recipe's name, and the settings; each in order.
 
     An argument that names an existing path is not a setting, whatever characters it contains.
 
+    Args:
+        args: Arguments of a command.
+        only_dotted: Without leading dashes, take ``KEY=VALUE`` for a setting only where KEY has a dot: for commands
+            whose other arguments may be ``NAME=PLACE``.
+
     Raises:
-        ConfigError: An option has no value.
+        ConfigError: A setting has no value.
     """
     names: list[str] = []
     overrides: list[Override] = []
@@ -48,13 +54,15 @@ def split_args(args: Sequence[str]) -> tuple[list[str], list[Override]]:
     while rest:
         arg = rest.pop(0)
         key, equals, text = arg.partition("=")
-        if arg.startswith("--") and not equals:
-            if not rest:
-                raise ConfigError(f"{arg} requires a value: {arg} VALUE or {arg.removeprefix('--')}=VALUE")
-            text = rest.pop(0)
-        elif not re.fullmatch(r"(--)?[A-Za-z_][\w.-]*", key) or not equals or Path(arg).exists():
+        is_option = arg.startswith("--")
+        is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and ("." in key or not only_dotted)
+        if not is_option and not (equals and is_key and not Path(arg).exists()):
             names.append(arg)
             continue
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{arg} requires a value: {arg} VALUE")
+            text = rest.pop(0)
         overrides.append(Override(key.removeprefix("--"), text))
     return names, overrides
 
@@ -108,7 +116,8 @@ def takes_text(settings: type[BaseModel], keys: Sequence[str]) -> bool:
     field = settings.model_fields.get(keys[0].replace("-", "_"))
     if field is None:
         return False
-    types = get_args(field.annotation) or (field.annotation,)
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    types = get_args(field.annotation) if is_union else (field.annotation,)
     if len(keys) == 1:
         return str in types
     return any(isinstance(t, type) and issubclass(t, BaseModel) and takes_text(t, keys[1:]) for t in types)

@@ -114,7 +114,12 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
     if base is None or base.is_file() or alone:
         if base is None or split == "eval":
             at = settings.path or settings.train_file or settings.eval_file or ""
-            raise DataError(f"says nothing about the {split} data", file=at, expected=f"data.{split}_file as well")
+            remedy = "--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data"
+            raise DataError(
+                f"no {'held-out' if split == 'eval' else 'training'} data",
+                file=at,
+                expected=remedy if split == "eval" else "--data.train_file FILE",
+            )
         return Found(read_file(base), name, str(base))
     if base.is_dir():
         return _in_folder(base, settings.subset, name)

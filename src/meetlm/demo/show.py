@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.overrides import Override
 from meetlm.data.example import Turn
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.sources import read_examples
@@ -55,12 +56,12 @@ class DemoResult:
         return asdict(self)
 
 
-def demo_config(overrides: list[str]) -> RunConfig:
+def demo_config(overrides: Sequence[Override]) -> RunConfig:
     """Return the demo's configuration, its data those in the package."""
     folder = Path(str(resources.files("meetlm.demo")))
     files = {"data.train_file": folder / "train.jsonl", "data.eval_file": folder / "test.jsonl"}
-    ours = [f"{key}={json.dumps(str(path))}" for key, path in files.items()]  # quoted: a path may look like YAML
-    config = load_config(None, folder / "demo.yaml", [*ours, *overrides])
+    data = [Override(key, str(path)) for key, path in files.items()]
+    config = load_config(None, folder / "demo.yaml", [*data, *overrides])
     if config.control.levels != PAIR_LEVELS:
         raise ConfigError(f"the demo shows the levels {', '.join(PAIR_LEVELS)}, not {', '.join(config.control.levels)}")
     return config
@@ -68,7 +69,7 @@ def demo_config(overrides: list[str]) -> RunConfig:
 
 def run_demo(
     folder: Path,
-    overrides: list[str],
+    overrides: Sequence[Override],
     *,
     prompts: int = 60,
     shown: int = 4,

@@ -71,7 +71,7 @@ def check_test(
                 "problem",
                 "there are none, so nothing would show whether the levels separated",
                 0,
-                advice="Give --test FILE, or a folder that has a test split.",
+                advice="Pass --data.eval_file FILE, --data.holdout N, or a folder that has a test split.",
             )
         ]
     checks = [_interval(len(test)), _overlap(train, test)]

@@ -17,7 +17,7 @@ from typing import Any
 
 from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.config.files import write_atomic
-from meetlm.config.yaml_files import parse_overrides
+from meetlm.config.overrides import Override
 from meetlm.data.formats import FORMATS
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.objectives.base import OBJECTIVES
@@ -103,7 +103,7 @@ class Search:
         self,
         recipes: Sequence[str],
         file: Path | None,
-        overrides: Sequence[str],
+        overrides: Sequence[Override],
         *,
         trials: int,
         holdout: int,
@@ -112,9 +112,9 @@ class Search:
     ) -> None:
         self.trials, self.by = trials, by
         self.failed: dict[str, str] = {}
-        if any(key == "data.holdout" for key, _ in parse_overrides(overrides)):
-            raise ConfigError("override data.holdout: a search takes it as --holdout")
-        self.arms = arms_of(recipes, (seed,), file, [*overrides, f"data.holdout={holdout}"])
+        if any(override.key == "data.holdout" for override in overrides):
+            raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
+        self.arms = arms_of(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))])
         for arm in self.arms:
             most = trials // 2
             if len(arm.config.stages) > most:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from meetlm.config.errors import ConfigError, MeetError, nearest
 from meetlm.config.files import write_atomic
-from meetlm.config.yaml_files import parse_overrides
+from meetlm.config.overrides import Override
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.policy.loading import load_tokenizer
 from meetlm.recipes.config import RunConfig, load_config, settings_in
@@ -27,14 +27,16 @@ TABLE = "table.md"
 FORMAT = "format.json"
 
 
-def arms_of(recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[str]) -> list[Arm]:
+def arms_of(
+    recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[Override]
+) -> list[Arm]:
     """Return an arm for every recipe and seed, checked before anything runs.
 
     Args:
         recipes: Names, or patterns such as ``hh-meet-*``.
         seeds: One run for each.
         file: A YAML file of settings over every recipe.
-        overrides: Over that; ``--a.b value`` or ``a.b=value``.
+        overrides: Settings over that.
 
     Raises:
         ConfigError: A pattern fits nothing, a recipe cannot be run, or two are not over the same data.
@@ -42,7 +44,7 @@ def arms_of(recipes: Sequence[str], seeds: Sequence[int], file: Path | None, ove
     _refuse_own(file, overrides)
     names = list(dict.fromkeys(name for pattern in recipes for name in _matching(pattern)))
     arms = [
-        Arm(f"{name}-seed{seed}", load_config(name, file, [*overrides, f"seed={seed}"]))
+        Arm(f"{name}-seed{seed}", load_config(name, file, [*overrides, Override("seed", str(seed))]))
         for name in names
         for seed in dict.fromkeys(seeds)
     ]
@@ -124,7 +126,7 @@ def data_of(config: RunConfig, folder: Path) -> PreparedData:
     return data
 
 
-def _refuse_own(file: Path | None, overrides: Sequence[str]) -> None:
+def _refuse_own(file: Path | None, overrides: Sequence[Override]) -> None:
     """Refuse settings that are a recipe's own, or that an option of the command has: they would be lost or undo it.
 
     Raises:
@@ -134,9 +136,11 @@ def _refuse_own(file: Path | None, overrides: Sequence[str]) -> None:
     for key in ("recipe", "control", "stages", "seed"):
         if key in given:
             raise ConfigError(f"{file}: {key!r} is each recipe's own here (seeds: --seeds or --seed); leave it out")
-    for key, _ in parse_overrides(overrides):
-        if key in ("recipe", "seed"):
-            raise ConfigError(f"override {key}: name recipes as arguments, and seeds with --seeds or --seed")
+    for override in overrides:
+        if override.key == "recipe":
+            raise ConfigError("--recipe has no effect: name recipes as arguments")
+        if override.key == "seed":
+            raise ConfigError("--seed has no effect on a sweep: pass --seeds")
 
 
 def _matching(pattern: str) -> list[str]:

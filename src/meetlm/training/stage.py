@@ -76,8 +76,8 @@ class StageSettings(Settings):
         if steps >= MIN_STEPS:
             return None
         return (
-            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; fewer than {MIN_STEPS} change little at "
-            "the usual learning rates. Smaller batches (batch.pairs) or more epochs give more steps."
+            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; fewer than {MIN_STEPS} change little "
+            "at the usual learning rates. Smaller batches (batch.pairs) or more epochs give more steps."
         )
 
     def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
@@ -89,12 +89,13 @@ class OptimSettings(Settings):
     """AdamW and its schedule: what the paper leaves open, the same for every stage and method."""
 
     lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="learning rate of every stage, instead of its lr"
+        None, gt=0, allow_inf_nan=False, strict=True, description="learning rate of every stage, instead of its lr"
     )
     epochs: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
+        strict=True,
         description="epochs of every stage, instead of its epochs and min_steps (twice as many in 2x recipes)",
     )
     weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")

@@ -1,0 +1,65 @@
+"""``meet train`` and ``meet config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from meetlm.cli.arguments import SettingsCommand, args_argument, configure
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
+from meetlm.cli.options import config_option, out_option, quiet_option
+
+RECIPES = "`meet recipes` lists the recipes, `meet config RECIPE` all settings with their meaning."
+
+
+@click.command(cls=SettingsCommand, epilog=RECIPES, short_help="Train a recipe.")
+@args_argument("[RECIPE] [SETTING]...")
+@config_option
+@out_option(None, "Folder of the run  [default: runs/RECIPE].")
+@quiet_option
+def train(args: tuple[str, ...], file: Path | None, out: Path | None, quiet: bool) -> None:
+    """Train RECIPE, or the configuration in --config, with any setting changed.
+
+    \b
+    meet train hh-meet-lora --out runs/lora
+    meet train pairs-meet-lora --data.path pairs.jsonl --model.name smollm2 --preset small
+    meet train --config mine.yaml --stages.step1.lr 3e-3
+
+    A SETTING is --KEY VALUE, --KEY=VALUE or KEY=VALUE. The most common:
+
+    \b
+    --preset small            learning rates, epochs and batch sizes for little data; or paper
+    --model.name smollm2      a hub name, a folder, or smollm2
+    --data.path ../hh-rlhf    a hub name, a folder in the hub's layout, or a file
+    --data.limit_train 2000   train on the first 2000 usable pairs
+    --batch.pairs 16          pairs per optimizer step
+    --stages.step1.lr 3e-3    learning rate of a stage
+    --seed 1                  seed of initial controls, data order and dropout
+
+    The same command continues an interrupted run.
+    """  # noqa: D301  click's mark is a real backspace
+    config = configure(args, file)
+    quiet_libraries()
+    from meetlm.run.execute import execute
+
+    folder = out or Path("runs") / config.recipe
+    execute(config, folder, say=ConsoleReporter().message, progress=not quiet)
+    click.echo(folder)
+
+
+@click.command("config", cls=SettingsCommand, epilog=RECIPES, short_help="Print all settings of a recipe.")
+@args_argument("[RECIPE] [SETTING]...")
+@config_option
+def show_config(args: tuple[str, ...], file: Path | None) -> None:
+    """Print the configuration that `meet train` would run with the same arguments, as YAML with explanations.
+
+    \b
+    meet config hh-meet-lora
+    meet config hh-meet-lora --preset small --control.rank 8 > mine.yaml
+    meet train --config mine.yaml
+    """  # noqa: D301  click's mark is a real backspace
+    config = configure(args, file)
+    from meetlm.config.describe import describe
+
+    click.echo(describe(config), nl=False)
