@@ -1,140 +1,164 @@
-"""What training takes in memory, from a dry run of its forward and backward passes. Needs shapes, no weights.
+"""Memory that training takes: parameters, gradients and optimizer states exactly, activations on GPUs by formula.
 
-Forward, backward, gradients and AdamW's two moments are those of a run, operator by operator (``dry_run``); the
-largest number of bytes that live at once is the figure, not a sum of guesses. bf16 stands for what CUDA does (autocast
-over f32 weights), f32 for the CPU.
+On GPUs training runs under bf16 autocast over f32 weights. The constants below were fitted to a dry run of Llama 7B,
+Llama 70B and GPT-Neo 1.3B, operator by operator, at commit 1e2bd1a; docs/plan.md states the error.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from meetlm.controls.base import Control
-from meetlm.data.batch import Batch, Layout
-from meetlm.diagnostics.allocator import BACKWARD, DONE, FORWARD
-from meetlm.diagnostics.dry_run import CudaAutocast, DryRun
-from meetlm.objectives.base import Objective
-from meetlm.policy.loading import embedding_rows
-from meetlm.policy.policy import Policy
+GIB = 2**30
+F32, BF16 = 4, 2
+ADAMW_MOMENTS = 2
+"""AdamW keeps two running means for each trained parameter."""
 
-MOMENTS = 2
-"""AdamW keeps two running means for each number that it trains."""
+RESERVED = int(1.5 * GIB)
+"""Memory of a GPU that no tensor gets: CUDA's context and kernels, workspaces of cuBLAS and NCCL, fragmentation.
+An allowance; not measured."""
+GATHERED = 3
+"""Sharding gathers the weights of two blocks and the gradients of one at a time, in bf16."""
+ACTIVATION_BYTES = {"f32": 4.6, "bf16": 2.8}
+"""Activations kept for backward, in bytes per token and per input and output feature of each linear layer. These are
+for models with gated MLPs; models that compute GELU step by step in Python, such as GPT-Neo, keep 1.8 times as much."""
+BF16_SHARE = 0.75
+"""Activations under bf16 autocast, relative to f32: 0.60 for Llama, 0.75 for GPT-Neo."""
+LOGITS = {"f32": 3 * F32 * 2**22, "bf16": 3 * F32 * 2**25}
+"""Logits, their exponentials and gradients for the part of the vocabulary that the head computes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class States:
-    """What stays from step to step, in bytes.
+class TrainingStates:
+    """Memory in use from step to step, in bytes.
 
     Attributes:
-        weights: Parameters and buffers.
-        gradients: Of what is trained.
-        moments: AdamW's.
+        weights: Parameters and buffers, f32.
+        gradients: Gradients of the trained parameters.
+        optimizer: AdamW's two moments of the trained parameters.
     """
 
     weights: int
     gradients: int
-    moments: int
+    optimizer: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.moments
+        return self.weights + self.gradients + self.optimizer
+
+
+def training_states(modules: Iterable[nn.Module], trained: Iterable[nn.Module]) -> TrainingStates:
+    """Return the memory of weights, gradients and optimizer states.
+
+    Args:
+        modules: Language model and control; their parameters may be on the device ``meta``.
+        trained: Those of them that the stage trains.
+    """
+    everything = nn.ModuleList(modules)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in everything.buffers())
+    weights = F32 * sum(parameter.numel() for parameter in everything.parameters())
+    gradients = F32 * sum(parameter.numel() for parameter in nn.ModuleList(trained).parameters())
+    return TrainingStates(weights + buffers, gradients, ADAMW_MOMENTS * gradients)
 
 
 @dataclass(frozen=True, slots=True)
-class PassPeak:
-    """The most that lives at a time in one forward and backward pass, in bytes.
+class BatchShape:
+    """Size of the largest forward pass of a stage.
 
     Attributes:
-        above_weights: Above weights (and the moments, once there are some): activations, and gradients as they come.
-        activations: The same without the gradients that the pass found, if it found any.
-        sharded: ``activations`` without copies of weights in another type: what sharding the states leaves on each GPU.
+        positions: Positions that the model computes.
+        trained: Tokens that carry loss.
+        trains_lm: Whether the language model is trained.
+        checkpointing: Whether activations are recomputed in backward.
     """
 
-    above_weights: int
-    activations: int
-    sharded: int
+    positions: int
+    trained: int
+    trains_lm: bool
+    checkpointing: bool
 
 
-class Rehearsal:
-    """Runs passes of one stage without data, as its optimizer steps would follow each other.
+def activation_bytes(lm: PreTrainedModel, batch: BatchShape, dtype: str, per_feature: float | None = None) -> int:
+    """Return an estimate of the activations of a forward and backward pass, in bytes.
 
     Args:
-        lm: Its shapes, such as ``load_skeleton`` gives; hollowed out here.
-        control: Built for ``lm``; hollowed out here.
-        train: What is trained, of ``lm`` and ``control``.
-        objective: Of the stage.
-        layout: Of the batches to come.
-        bf16: As on CUDA, rather than f32.
+        lm: Its shapes; it may be on the device ``meta``.
+        batch: The forward pass.
+        dtype: ``f32`` or ``bf16``.
+        per_feature: Bytes per token and feature, instead of ``ACTIVATION_BYTES``.
+    """
+    per_feature = per_feature or ACTIVATION_BYTES[dtype]
+    layers = layers_of(lm)
+    features = [sum(sum(w.shape) for w in layer.parameters() if w.dim() == 2) for layer in layers]
+    width = lm.config.get_text_config().hidden_size
+    if batch.checkpointing:  # the inputs of all layers, and the activations of the one that is recomputed
+        per_token = F32 * width * len(layers) + per_feature * max(features)
+    else:
+        per_token = per_feature * sum(features)
+    vocabulary = lm.config.get_text_config().vocab_size
+    head = min(LOGITS[dtype], 3 * F32 * batch.trained * vocabulary)
+    if batch.trains_lm and not batch.checkpointing:  # the head keeps its probabilities for backward
+        head += batch.trained * vocabulary * (BF16 if dtype == "bf16" else F32)
+    return round(batch.positions * per_token + head)
+
+
+def layers_of(lm: PreTrainedModel) -> list[nn.Module]:
+    """Return the transformer layers of ``lm``."""
+    depth = lm.config.get_text_config().num_hidden_layers
+    lists = [module for module in lm.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    return list(lists[0]) if lists else [lm]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Memory that a stage takes on GPUs, in bytes.
 
     Attributes:
-        states: What stays.
-        slots: For each level, the ids of its control slot.
-        num_words: Rows of the embedding table.
-        events: Every block taken and given back so far, in order, for :func:`~meetlm.diagnostics.allocator.held`.
+        states: Weights, gradients and optimizer states.
+        activations: Activations of the largest forward pass.
+        copies: bf16 copies of the weights that autocast keeps on a single GPU.
+        gathered: bf16 weights and gradients that each of several GPUs gathers at a time.
     """
 
-    def __init__(
-        self,
-        lm: PreTrainedModel,
-        control: Control,
-        train: tuple[str, ...],
-        objective: Objective,
-        layout: Layout,
-        *,
-        bf16: bool,
-    ) -> None:
-        self._run, self._objective, self._bf16 = DryRun(), objective, bf16
-        self.slots, self.num_words = control.slots, embedding_rows(lm)
-        lm.float()  # type: ignore[no-untyped-call]
-        self._run.hollow(nn.ModuleList([lm, control]))
-        self._policy = Policy(lm, control, layout=layout)
-        lm.requires_grad_("lm" in train)
-        control.requires_grad_("control" in train)
-        self._policy.train()
-        self._trained = [p for p in self._policy.parameters() if p.requires_grad]
-        gradients = sum(p.numel() * p.element_size() for p in self._trained)
-        self.states = States(self._run.live, gradients, MOMENTS * gradients)
-        self._moments: list[Tensor] = []
+    states: TrainingStates
+    activations: int
+    copies: int
+    gathered: int
 
     @property
-    def stores_probabilities(self) -> bool:
-        """Whether a trained head keeps probabilities for backward, as the policy has it."""
-        return self._policy.stores_probabilities
+    def peak(self) -> int:
+        """Most memory in use at a time on a single GPU."""
+        return self.states.total + self.activations + self.copies
 
-    @property
-    def events(self) -> list[tuple[int, int]]:
-        """Every block taken and given back so far."""
-        return self._run.events
+    def gpus_needed(self, size: int) -> int | None:
+        """Return the smallest number of GPUs of ``size`` bytes that suffices; ``None`` where no number does.
 
-    def forward_backward(self, batch: Batch) -> PassPeak:
-        """Return the peak of a pass over ``batch``; its gradients stay, or are added to those that are there."""
-        run = self._run
-        found = sum(p.numel() * p.element_size() for p in self._trained if p.grad is not None)
-        base = self.states.weights + sum(m.numel() * m.element_size() for m in self._moments)
-        run.forget_peak()
-        run.note(FORWARD)
-        with run, CudaAutocast() if self._bf16 else nullcontext():
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
-                logps = self._policy(batch["blocks"], batch["num_completions"])
-            sums = logps.sums()
-            loss = self._objective(sums, batch.get("reference")).total / len(batch["labels"])
-            del logps, sums
-            run.note(BACKWARD)
-            loss.backward()  # type: ignore[no-untyped-call]
-            del loss
-        run.note(DONE)
-        return PassPeak(run.peak - base, run.peak - base - found, run.peak_without_copies - base - found)
+        One GPU holds everything. Several share the states equally, as FSDP and ZeRO-3 do; each gathers the blocks that
+        it computes and has the activations of its own forward passes.
+        """
+        room = size - RESERVED
+        if self.peak <= room:
+            return 1
+        room -= self.activations + self.gathered
+        return max(2, math.ceil(self.states.total / room)) if room > 0 else None
 
-    def step(self) -> None:
-        """Let the optimizer step: its moments come with the first one, and gradients go."""
-        with self._run:
-            if not self._moments:
-                self._moments = [torch.zeros_like(p) for p in self._trained for _ in range(MOMENTS)]
-        for parameter in self._trained:
-            parameter.grad = None
+
+def gpu_memory(
+    lm: PreTrainedModel, states: TrainingStates, batch: BatchShape, per_feature: float | None = None
+) -> GpuMemory:
+    """Return the memory of a stage on GPUs, with the arguments of :func:`activation_bytes`."""
+    layers = layers_of(lm)
+    in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    blocks = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    blocks += [parameter.numel() for parameter in lm.parameters() if id(parameter) not in in_layers]
+    return GpuMemory(
+        states,
+        activation_bytes(lm, batch, "bf16", per_feature),
+        copies=BF16 * sum(parameter.numel() for parameter in lm.parameters()),
+        gathered=GATHERED * BF16 * max(blocks),
+    )

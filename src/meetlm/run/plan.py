@@ -1,22 +1,36 @@
-"""What a run will take, said before it: steps, tokens, time, memory, GPUs. Nothing of it is kept."""
+"""``meet plan``: what a run will take: steps, tokens, time, memory, GPUs. Trains nothing and writes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedModel
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.controls.base import Control
 from meetlm.controls.build import build_control
 from meetlm.data.batch import Layout
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.formats import FORMATS, Item
-from meetlm.diagnostics.gpus import GIB
+from meetlm.diagnostics.memory import (
+    BF16_SHARE,
+    GIB,
+    BatchShape,
+    GpuMemory,
+    TrainingStates,
+    activation_bytes,
+    gpu_memory,
+    training_states,
+)
 from meetlm.diagnostics.preference import HeldOut
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import (
     check_positions,
+    checkpoint_activations,
     device_of,
     embedding_rows,
     load_lm,
@@ -24,51 +38,57 @@ from meetlm.policy.loading import (
     load_tokenizer,
     num_positions,
 )
-from meetlm.policy.packing import attention_failure_reason
+from meetlm.policy.packing import packing_obstacle
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
-from meetlm.run.calibrate import Seconds, calibrate, calibrate_scoring, sample, scored_positions
-from meetlm.run.plan_memory import CpuMemory, GpuMemory, StageRehearsal
-from meetlm.run.plan_shapes import SHAPES, Shape, shape_memory
+from meetlm.run.measure import Cost, TimeEstimate, measure_scoring, measure_stage, scored_positions
 from meetlm.run.planned_batches import StageBatches, StageCounts
 from meetlm.run.prepared import pinned_format, prepare_data
 from meetlm.training.stage import StageSettings
 
-Say = Callable[[str], None]
+FEW_LAYERS = (2, 4)
+"""Layers of the models that are measured where the whole model does not fit or is too slow."""
+SLOW = 2e13
+"""Floating-point operations of the largest forward and backward pass from which on fewer layers are measured: 1 to 2
+minutes of a CPU with 2 cores."""
+PAPER_PAIRS, PAPER_TOKENS = 64, 512
+"""The paper's setting (appendix A): pairs per optimizer step, and most tokens of prompt and longer reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What a stage will do.
+    """What a stage will take.
 
     Attributes:
-        name: The stage's.
+        name: Name of the stage.
         train: What is trained.
-        counts: What it reads.
-        passes_a_step: Forward and backward passes in an optimizer step.
-        seconds: Of its steps, without checkpoints; ``None`` where nothing was timed.
-        reference: Of scoring its pairs under the reference before; ``None`` where there is none, or nothing was timed.
-        memory: Where the run's device is.
+        counts: What the stage reads.
+        time: Time of its steps, checkpoints not included; ``None`` where nothing was measured.
+        reference: Time of scoring its pairs under the reference; ``None`` where there is none or nothing was measured.
+        states: Weights, gradients and optimizer states, in bytes.
+        activations: Peak memory of the largest forward and backward pass above these, in bytes.
+        gpu: Memory of the stage on GPUs.
     """
 
     name: str
     train: tuple[str, ...]
     counts: StageCounts
-    passes_a_step: int
-    seconds: Seconds | None
-    reference: Seconds | None
-    memory: CpuMemory | GpuMemory
+    time: TimeEstimate | None
+    reference: TimeEstimate | None
+    states: TrainingStates
+    activations: int
+    gpu: GpuMemory
 
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """What GPUs a model would need for the most demanding stage, by memory alone.
+    """GPUs that a model needs for its most demanding stage, by memory alone.
 
     Attributes:
-        model: For people.
-        stage: That stage's name.
-        memory: What it takes.
-        gpus: By size in GiB, the least number of GPUs; ``None`` where no number is enough.
+        model: Name of the model.
+        stage: Name of that stage.
+        memory: What the stage takes.
+        gpus: Smallest number of GPUs by their size in GiB; ``None`` where no number suffices.
     """
 
     model: str
@@ -82,194 +102,294 @@ class Plan:
     """What a run will take.
 
     Attributes:
-        config: Of the run.
-        device: Its device.
-        layout: Of its batches.
-        checked: Whether that was checked on the model; without its weights it is what the architecture promises.
+        config: Configuration of the run.
+        device: Type of its device.
+        layout: Layout of its batches.
+        depths: Numbers of layers of the models that were measured; empty where nothing was measured, and the layout
+            then is that which the architecture promises.
+        layers: Number of layers of the run's model.
         stages: In order.
-        measured_pairs: Held-out pairs, measured before training and after each stage.
-        measuring: Of all these measurements together; ``None`` where nothing was timed.
-        gpus: Of this run, then of models of other sizes in the paper's setting.
+        measured_pairs: Held-out pairs that preference accuracy is measured on.
+        evaluating: Time of all these measurements; ``None`` where nothing was measured.
+        gpus: Of this run, then of other models in the paper's setting.
     """
 
     config: RunConfig
     device: str
     layout: Layout
-    checked: bool
+    depths: tuple[int, ...]
+    layers: int
     stages: tuple[StagePlan, ...]
     measured_pairs: int
-    measuring: Seconds | None
+    evaluating: TimeEstimate | None
     gpus: tuple[GpuPlan, ...]
 
     @property
-    def seconds(self) -> Seconds | None:
-        """Wall time of the whole run, its loading and writing not counted; ``None`` where nothing was timed."""
-        if self.measuring is None:
+    def time(self) -> TimeEstimate | None:
+        """Time of the whole run without loading and writing; ``None`` where nothing was measured."""
+        if self.evaluating is None:
             return None
-        parts = [time for stage in self.stages for time in (stage.seconds, stage.reference) if time is not None]
-        return sum(parts, start=self.measuring)
+        parts = [time for stage in self.stages for time in (stage.time, stage.reference) if time is not None]
+        return sum(parts, start=self.evaluating)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types; times in seconds, memory in bytes."""
         return {
-            "recipe": self.config.recipe,
-            "preset": self.config.preset,
-            "model": self.config.model.name,
-            "device": self.device,
-            "layout": self.layout,
-            "layout_checked": self.checked,
-            "stages": [{**asdict(one), "memory": _memory(one.memory)} for one in self.stages],
-            "measured_pairs": self.measured_pairs,
-            "measuring": self.measuring and asdict(self.measuring),
-            "seconds": self.seconds and asdict(self.seconds),
-            "gpus": [{**asdict(one), "memory": _memory(one.memory)} for one in self.gpus],
+            **asdict(self),
+            "config": self.config.model_dump(mode="json"),
+            "time": self.time and asdict(self.time),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that GPUs are planned for by its shape alone.
+
+    Attributes:
+        name: Name of the model.
+        config: Its configuration.
+        activation_bytes: Bytes of activations per token and feature under bf16 autocast (``diagnostics.memory``).
+    """
+
+    name: str
+    config: PreTrainedConfig
+    activation_bytes: float
+
+
+def known_models() -> tuple[KnownModel, ...]:
+    """Return the paper's model and two larger ones; what is not set is the default: GPT-Neo 1.3B, Llama 7B."""
+    seventy = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    )
+    return (
+        KnownModel("GPT-Neo 1.3B (the paper's)", GPTNeoConfig(), 5.0),
+        KnownModel("Llama 7B", LlamaConfig(), 2.8),
+        KnownModel("Llama 70B", seventy, 2.8),
+    )
 
 
 def make_plan(
     config: RunConfig,
     *,
     gpus: Sequence[int] = (80,),
-    timed: bool = True,
-    shapes: Sequence[Shape] = SHAPES,
-    say: Say = lambda text: None,
+    measure: bool = True,
+    others: Sequence[KnownModel] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Plan:
     """Return what a run of ``config`` will take.
 
     Args:
-        config: Resolved.
+        config: Resolved configuration.
         gpus: Sizes of GPUs to plan for, in GiB.
-        timed: Load the model and time a few passes of each stage; otherwise only its configuration is read.
-        shapes: Models of other sizes to plan for.
-        say: Is told what is being done.
+        measure: Run a few forward and backward passes; otherwise no weights are loaded, there are no times, and
+            activations are estimated by formula.
+        others: Other models to plan GPUs for; by default those of :func:`known_models`.
+        reporter: Receives messages.
 
     Raises:
         MeetError: Data, model or configuration cannot be used.
     """
-    device = device_of(config.model)
     tokenizer = load_tokenizer(config.model.name)
     prompt_format = pinned_format(config, tokenizer)
     data = prepare_data(config.data, prompt_format)
     for line in data.lines():
-        say(line)
-    say(f"loading {config.model.name}")
-    lm = load_lm(config.model)[0] if timed else load_skeleton(config.model.name)
-    control = build_control(config.control, lm, prompt_format.words, config.seed)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
+        reporter.message(line)
+    skeleton = load_skeleton(config.model.name)
+    control = _skeleton_control(config, skeleton, prompt_format.words)
+    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(skeleton))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
         for name in dict.fromkeys(stage.format for stage in config.stages)
     }
-    longest = max(len(one.ids) for made in items.values() for item in made for one in item)
-    check_positions(lm, longest, "the longest training sequence")
+    longest = max(len(sequence.ids) for form in items.values() for item in form for sequence in item)
+    check_positions(skeleton, longest, "the longest training sequence")
     pairs = HeldOut(encoder, data.test)
-    most = num_positions(lm)
-    if most is not None:
-        pairs.drop_longer(most)
-    policy = Policy(lm, control, longest) if timed else Policy(lm, control, layout=_promised(lm))
-    batches = [
-        StageBatches(items[stage.format], stage, config.batch, config.seed, policy.layout, share=policy.shares_prompts)
-        for stage in config.stages
-    ]
-    clock = _Clock(policy, config, items, pairs, say) if timed else None
-    times = [clock.of_stage(stage, one) for stage, one in zip(config.stages, batches, strict=True)] if clock else []
-    measuring = clock.measuring() if clock else None
-    layout, share = policy.layout, policy.shares_prompts
-    del lm, control, policy, clock  # what comes now needs shapes alone
-    stages, needs = [], []
-    for number, (stage, one) in enumerate(zip(config.stages, batches, strict=True)):
-        say(f"{stage.name}: a dry run of its largest batch")
-        rehearsal = StageRehearsal(
-            lambda: load_skeleton(config.model.name),
+    positions = num_positions(skeleton)
+    if positions is not None:
+        pairs.drop_longer(positions)
+    for stage in config.stages:
+        warning = stage.few_steps(len(data.train), config.batch.pairs)
+        if warning:
+            reporter.warning(warning)
+
+    def batches_of(layout: Layout) -> list[StageBatches]:
+        share = layout == "packed"
+        return [
+            StageBatches(items[stage.format], stage, config.batch, config.seed, layout, share=share)
+            for stage in config.stages
+        ]
+
+    layout: Layout = "packed" if packing_obstacle(skeleton) is None else "padded"
+    batches = batches_of(layout)
+    layers = skeleton.config.get_text_config().num_hidden_layers
+    depths: tuple[int, ...] = ()
+    if measure:
+        is_small = layers <= FEW_LAYERS[-1] or _runs_here(config, skeleton, control, batches)
+        depths = (layers,) if is_small else FEW_LAYERS
+    costs: list[list[Cost]] = []
+    is_silent = True
+    for depth in depths:
+        reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
+        policy = _policy(config, depth if depth < layers else None, prompt_format.words, longest)
+        is_silent = policy.control.is_silent()
+        if policy.layout != layout:
+            layout, batches = policy.layout, batches_of(policy.layout)
+        costs.append(
+            [
+                measure_stage(policy, items[stage.format], stage_batches, stage, config)
+                for stage, stage_batches in zip(config.stages, batches, strict=True)
+            ]
+        )
+        costs[-1].append(measure_scoring(policy, pairs.bare))
+        del policy
+    factor = (layers - depths[0]) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
+    whole = [few.extrapolate(more, factor) for few, more in zip(costs[0], costs[-1], strict=True)] if costs else []
+    scoring = whole.pop() if whole else None
+    stage_costs: Sequence[Cost | None] = whole or [None] * len(config.stages)
+
+    def scoring_time(sequences: Sequence[Encoded]) -> TimeEstimate | None:
+        return scoring.time(scored_positions(layout, sequences)) if scoring else None
+
+    stages = [
+        _stage_plan(
             config,
             stage,
-            items[stage.format],
-            one,
-            prompt_format.words,
-            layout,
-            share=share,
+            stage_batches,
+            cost,
+            scoring_time([sequence for item in items[stage.format] for sequence in item]),
+            skeleton,
+            control,
         )
-        needs.append((stage, rehearsal.on_gpu()))
-        stages.append(
-            StagePlan(
-                name=stage.name,
-                train=stage.train,
-                counts=one.counts(),
-                passes_a_step=config.batch.accumulation,
-                seconds=times[number][0] if times else None,
-                reference=times[number][1] if times else None,
-                memory=needs[-1][1] if device.type == "cuda" else rehearsal.on_cpu(),
-            )
-        )
-    plans = [_on_gpus(config.model.name, needs, gpus)]
-    for shape in shapes:
-        say(f"{shape.name}: a dry run of its shape")
-        distinct = {(stage.train, stage.format, stage.objective.kind): stage for stage in config.stages}
-        found = [(stage, shape_memory(shape, config, stage, prompt_format.words)) for stage in distinct.values()]
-        plans.append(_on_gpus(shape.name, found, gpus))
+        for stage, stage_batches, cost in zip(config.stages, batches, stage_costs, strict=True)
+    ]
+    evaluating = scoring_time(pairs.bare)
+    if evaluating is not None:  # before training, an identity control has the base model's scores
+        for rows in pairs.by_level.values():
+            time = scoring_time(rows)
+            assert time is not None
+            evaluating = sum([time] * (len(stages) + (not is_silent)), start=evaluating)
     return Plan(
         config=config,
-        device=device.type,
+        device=device_of(config.model).type,
         layout=layout,
-        checked=timed,
+        depths=depths,
+        layers=layers,
         stages=tuple(stages),
         measured_pairs=len(pairs.bare) // 2,
-        measuring=measuring,
-        gpus=tuple(plans),
+        evaluating=evaluating,
+        gpus=(
+            _gpu_plan(config.model.name, [(stage.name, stage.gpu) for stage in stages], gpus),
+            *(
+                _known_model_plan(model, config, items, prompt_format.words, gpus)
+                for model in (known_models() if others is None else others)
+            ),
+        ),
     )
 
 
-class _Clock:
-    """Times what a run does with a policy, which it moves.
-
-    Args:
-        policy: Real.
-        config: Of the run.
-        items: What each format makes of each pair.
-        pairs: Held out.
-        say: Is told what is being done.
-    """
-
-    def __init__(
-        self, policy: Policy, config: RunConfig, items: dict[str, list[Item]], pairs: HeldOut, say: Say
-    ) -> None:
-        self._policy, self._config, self._items, self._pairs, self._say = policy, config, items, pairs, say
-        self._silent = policy.control.is_identity()  # before it is moved
-        say("timing the scoring of held-out pairs")
-        self._scoring = calibrate_scoring(policy, pairs.bare)
-
-    def of_stage(self, stage: StageSettings, batches: StageBatches) -> tuple[Seconds, Seconds | None]:
-        """Return the time of a stage's steps, and of its reference where it has one."""
-        self._say(f"{stage.name}: timing a few passes")
-        made, config = self._items[stage.format], self._config
-        chosen = sample(batches, made, config.batch, self._policy.device)
-        rate = calibrate(self._policy, chosen, stage, config.optim, config.seed)
-        counts = batches.counts()
-        seconds = rate.seconds(counts.positions, counts.steps)
-        if not OBJECTIVES[stage.objective.kind].is_pairwise:
-            return seconds, None
-        return seconds, self._score([one for item in made for one in item])
-
-    def measuring(self) -> Seconds:
-        """Return the time of measuring the held-out pairs: untouched, before training and after each stage."""
-        levels = [self._score(rows) for rows in self._pairs.by_level.values()]
-        times = len(self._config.stages) + (not self._silent)  # before training a silent one has the untouched scores
-        return sum((one for one in levels for _ in range(times)), start=self._score(self._pairs.bare))
-
-    def _score(self, sequences: Sequence[Encoded]) -> Seconds:
-        return self._scoring.seconds(scored_positions(self._policy, sequences))
+def _skeleton_control(config: RunConfig, skeleton: PreTrainedModel, words: Callable[[str], list[int]]) -> Control:
+    with torch.device("meta"):
+        return build_control(config.control, skeleton, words, config.seed)
 
 
-def _promised(lm: PreTrainedModel) -> Layout:
-    """Return the layout of a model without weights, which cannot be checked, as its class promises it."""
-    return "packed" if attention_failure_reason(lm) is None else "padded"
+def _policy(config: RunConfig, depth: int | None, words: Callable[[str], list[int]], longest: int) -> Policy:
+    """Return the run's policy; with a ``depth``, that of a model with so many layers and random weights."""
+    if depth is None:
+        lm = load_lm(config.model)[0]
+    else:
+        shape = load_skeleton(config.model.name).config
+        text, layers = shape.get_text_config(), shape.get_text_config().num_hidden_layers
+        for name, value in vars(text).items():  # such as the kind of each layer
+            if isinstance(value, list) and len(value) == layers:
+                setattr(text, name, value[:depth])
+        text.num_hidden_layers = depth
+        lm = AutoModelForCausalLM.from_config(shape, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+        if config.model.gradient_checkpointing:
+            checkpoint_activations(lm)
+        lm.to(device_of(config.model))
+    return Policy(lm, build_control(config.control, lm, words, config.seed), longest)
 
 
-def _on_gpus(model: str, needs: Sequence[tuple[StageSettings, GpuMemory]], sizes: Sequence[int]) -> GpuPlan:
-    """Return the plan of the stage that takes most."""
-    stage, memory = max(needs, key=lambda one: one[1].peak)
-    return GpuPlan(model, stage.name, memory, {size: memory.gpus(size * GIB) for size in sizes})
+def _states(skeleton: PreTrainedModel, control: Control, stage: StageSettings) -> TrainingStates:
+    parts = {"lm": skeleton, "control": control}
+    return training_states(parts.values(), [parts[name] for name in stage.train])
 
 
-def _memory(memory: CpuMemory | GpuMemory) -> dict[str, Any]:
-    return {**asdict(memory), "peak": memory.peak}
+def _batch_shape(config: RunConfig, stage: StageSettings, batches: StageBatches) -> BatchShape:
+    size = batches.by_positions(1).size
+    return BatchShape(size.positions, size.trained, "lm" in stage.train, config.model.gradient_checkpointing)
+
+
+def _runs_here(config: RunConfig, skeleton: PreTrainedModel, control: Control, batches: Sequence[StageBatches]) -> bool:
+    """Whether the whole model fits into the memory that is free, and a forward and backward pass is not too slow."""
+    on_gpu = device_of(config.model).type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    for stage, stage_batches in zip(config.stages, batches, strict=True):
+        shape = _batch_shape(config, stage, stage_batches)
+        needed = _states(skeleton, control, stage).total + activation_bytes(skeleton, shape, "f32")
+        if needed > free or (6 * parameters * shape.positions > SLOW and not on_gpu):
+            return False
+    return True
+
+
+def _stage_plan(
+    config: RunConfig,
+    stage: StageSettings,
+    batches: StageBatches,
+    cost: Cost | None,
+    reference: TimeEstimate | None,
+    skeleton: PreTrainedModel,
+    control: Control,
+) -> StagePlan:
+    """Return the plan of a stage: activations as measured, or by formula where nothing was measured."""
+    states, shape = _states(skeleton, control, stage), _batch_shape(config, stage, batches)
+    on_gpu = device_of(config.model).type == "cuda"
+    gpu = gpu_memory(skeleton, states, shape)
+    if cost:
+        gpu = replace(gpu, activations=int(cost.activations * (1 if on_gpu else BF16_SHARE)))
+    activations = int(cost.activations) if cost else activation_bytes(skeleton, shape, "bf16" if on_gpu else "f32")
+    counts = batches.counts
+    compares = OBJECTIVES[stage.objective.kind].compares
+    return StagePlan(
+        name=stage.name,
+        train=stage.train,
+        counts=counts,
+        time=cost.time(counts.positions, counts.steps) if cost else None,
+        reference=reference if compares else None,
+        states=states,
+        activations=activations,
+        gpu=gpu,
+    )
+
+
+def _known_model_plan(
+    model: KnownModel,
+    config: RunConfig,
+    items: dict[str, list[Item]],
+    words: Callable[[str], list[int]],
+    sizes: Sequence[int],
+) -> GpuPlan:
+    """Return the GPUs that the stages of ``config`` need over another model, every pair as long as the paper allows."""
+    with torch.device("meta"):
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
+    control = _skeleton_control(config, lm, words)
+    pairs = config.batch.model_copy(update={"pairs": PAPER_PAIRS}).micro
+    stages = []
+    for stage in config.stages:
+        replies = sum(len(sequence.spans) for sequence in items[stage.format][0])
+        positions = pairs * replies * PAPER_TOKENS
+        shape = BatchShape(positions, positions // 2, "lm" in stage.train, config.model.gradient_checkpointing)
+        memory = gpu_memory(lm, _states(lm, control, stage), shape, model.activation_bytes)
+        stages.append((stage.name, memory))
+    return _gpu_plan(model.name, stages, sizes)
+
+
+def _gpu_plan(model: str, stages: Sequence[tuple[str, GpuMemory]], sizes: Sequence[int]) -> GpuPlan:
+    """Return the plan for the most demanding stage."""
+    name, memory = max(stages, key=lambda stage: stage[1].peak)
+    return GpuPlan(model, name, memory, {size: memory.gpus_needed(size * GIB) for size in sizes})

@@ -1,9 +1,9 @@
-"""What the batches of a stage will hold, counted without making one: steps, tokens, padding, the largest pass."""
+"""The forward passes of a stage, counted without computing them: steps, tokens, padding, the largest pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meetlm.data.batch import BatchSize, Layout, size_of
@@ -13,12 +13,12 @@ from meetlm.training.stage import BatchSettings, StageSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ForwardPass:
     """One forward and backward pass.
 
     Attributes:
-        items: Numbers of the pairs in it, in order.
-        size: Of its batch.
+        items: Indices of the pairs in it, in order.
+        size: Size of its batch.
     """
 
     items: tuple[int, ...]
@@ -30,13 +30,13 @@ class StageCounts:
     """What a stage reads.
 
     Attributes:
-        pairs: Of the training set.
-        sequences: That a pass over the pairs has.
+        pairs: Pairs in the training set.
+        sequences: Sequences in one epoch.
         steps: Optimizer steps.
-        epochs: Passes over the pairs that these are.
-        tokens_per_epoch: Real tokens of one pass over the pairs: slots, prompts and replies.
-        tokens: Real tokens of all steps, as ``metrics.jsonl`` counts them.
-        positions: What the model computes for them: a prompt that replies share once, padding counted.
+        epochs: Epochs that these steps are.
+        tokens_per_epoch: Tokens in one epoch: control slots, prompts and replies.
+        tokens: Tokens in all steps, as ``metrics.jsonl`` counts them.
+        positions: Positions that the model computes for them: a prompt that replies share once, padding included.
     """
 
     pairs: int
@@ -49,15 +49,19 @@ class StageCounts:
 
 
 class StageBatches:
-    """Every pass of a stage, in order.
+    """Every forward pass of a stage, in order.
 
     Args:
-        items: What the stage's format makes of each pair.
+        items: Sequences that the stage's format makes of each pair.
         stage: Its length.
-        batch: Sizes.
-        seed: Of the data order.
-        layout: Of the batches.
-        share: Whether neighbours share their prompt.
+        batch: Batch sizes.
+        seed: Seed of the data order.
+        layout: Layout of the batches.
+        share: Whether neighbouring sequences share their prompt.
+
+    Attributes:
+        passes: Forward passes of all steps.
+        counts: What the stage reads.
     """
 
     def __init__(
@@ -70,35 +74,31 @@ class StageBatches:
         *,
         share: bool,
     ) -> None:
+<<<<<<< HEAD
         self._items, self._batch, self._layout, self._share = items, batch, layout, share
         self.steps = [
             [Pass(tuple(chosen), self.size(chosen)) for chosen in passes]
             for passes in optimizer_steps(len(items), stage, batch, seed)
         ]
+=======
+        def forward_pass(indices: list[int]) -> ForwardPass:
+            sequences = [sequence for index in indices for sequence in items[index]]
+            return ForwardPass(tuple(indices), size_of(sequences, layout, share=share))
+>>>>>>> 5957a3e (meet plan: states by formula, activations and time measured on a few real passes)
 
-    @property
-    def passes(self) -> list[Pass]:
-        """Those of all steps."""
-        return [one for step in self.steps for one in step]
-
-    def size(self, chosen: Sequence[int]) -> BatchSize:
-        """Return the size of the batch of some pairs."""
-        sequences = [sequence for index in chosen for sequence in self._items[index]]
-        return size_of(sequences, self._layout, share=self._share)
-
-    def counts(self) -> StageCounts:
-        """Return what all of it comes to."""
-        items = self._items
-        return StageCounts(
+        steps = list(steps_of(len(items), stage, batch, seed))
+        self.passes = [forward_pass(indices) for step in steps for indices in step]
+        self.counts = StageCounts(
             pairs=len(items),
             sequences=sum(map(len, items)),
-            steps=len(self.steps),
-            epochs=len(self.steps) / math.ceil(len(items) / self._batch.pairs),
+            steps=len(steps),
+            epochs=len(steps) / math.ceil(len(items) / batch.pairs),
             tokens_per_epoch=sum(len(sequence.ids) for item in items for sequence in item),
-            tokens=sum(one.size.input_tokens for one in self.passes),
-            positions=sum(one.size.positions for one in self.passes),
+            tokens=sum(forward.size.input_tokens for forward in self.passes),
+            positions=sum(forward.size.positions for forward in self.passes),
         )
 
-    def largest(self, weigh: Callable[[BatchSize], float]) -> Pass:
-        """Return the pass whose batch weighs most."""
-        return max(self.passes, key=lambda one: weigh(one.size))
+    def by_positions(self, share: float) -> ForwardPass:
+        """Return the forward pass with more positions than ``share`` of all: 0.5 is the median, 1 the largest."""
+        ordered = sorted(self.passes, key=lambda forward: forward.size.positions)
+        return ordered[round(share * (len(ordered) - 1))]

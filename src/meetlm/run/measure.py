@@ -1,0 +1,190 @@
+"""Time and activation memory of a stage, measured on a few real forward and backward passes.
+
+Nothing is trained: the learning rate is 0.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from meetlm.data.batch import Layout, budget, size_of
+from meetlm.data.encoding import Encoded
+from meetlm.data.formats import Item
+from meetlm.objectives.base import OBJECTIVES
+from meetlm.policy.policy import SCORED_TOKENS, Policy, to_device
+from meetlm.recipes.config import RunConfig
+from meetlm.run.planned_batches import ForwardPass, StageBatches
+from meetlm.training.loop import Collator
+from meetlm.training.run_stage import select
+from meetlm.training.stage import StageSettings
+
+TIMED_SHARES = (0.25, 0.5, 0.75)
+"""The timed passes: quartiles of the stage's passes by the number of positions."""
+SCORED_BATCHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TimeEstimate:
+    """Estimated wall time in seconds: by the mean, the fastest and the slowest of the timed passes."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __add__(self, other: TimeEstimate) -> TimeEstimate:
+        return TimeEstimate(self.mean + other.mean, self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Measured cost of a stage or of scoring.
+
+    Attributes:
+        per_position: Seconds per position of each timed pass.
+        per_step: Seconds of the optimizer per step; 0 for scoring.
+        activations: Peak memory of the largest pass above weights, gradients and optimizer states, in bytes.
+    """
+
+    per_position: tuple[float, ...]
+    per_step: float = 0.0
+    activations: float = 0.0
+
+    def time(self, positions: int, steps: int = 0) -> TimeEstimate:
+        """Return the time of a number of positions and optimizer steps."""
+        rates = (sum(self.per_position) / len(self.per_position), min(self.per_position), max(self.per_position))
+        return TimeEstimate(*(rate * positions + self.per_step * steps for rate in rates))
+
+    def extrapolate(self, deeper: Cost, factor: float) -> Cost:
+        """Return this cost plus ``factor`` times the difference to that of a deeper model."""
+
+        def at(here: float, there: float) -> float:
+            return max(here, here + factor * (there - here))
+
+        return Cost(
+            tuple(map(at, self.per_position, deeper.per_position)),
+            at(self.per_step, deeper.per_step),
+            at(self.activations, deeper.activations),
+        )
+
+
+def measure_stage(
+    policy: Policy, items: Sequence[Item], batches: StageBatches, stage: StageSettings, config: RunConfig
+) -> Cost:
+    """Return the cost of a stage.
+
+    Args:
+        policy: With its weights.
+        items: Sequences of each pair.
+        batches: Forward passes of the stage; the largest one measures memory, others time.
+        stage: What is trained.
+        config: Configuration of the run.
+    """
+    select(policy, stage)
+    policy.train()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+    kind = OBJECTIVES[stage.objective.kind]
+    objective = kind.build(stage.objective)
+    collate = Collator(policy.layout, compares=kind.compares, share=policy.shares_prompts)
+
+    def forward_backward(chosen: ForwardPass) -> None:
+        batch = collate([(items[index], torch.zeros(2)) for index in chosen.items])
+        bf16 = policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+            sums = policy(to_device(batch["blocks"], policy.device), batch["num_completions"]).sums()
+        reference = batch["reference"].to(sums) if "reference" in batch else None
+        loss = objective(sums, reference).total / len(batch["labels"])
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)
+        optimizer.step()
+
+    largest = batches.by_positions(1)
+    forward_backward(largest)
+    step()  # creates the optimizer states
+    gradients = 0
+    if config.batch.accumulation == 1:  # gradients arise in the pass, else they are there from the step's first pass
+        gradients = sum(parameter.nbytes for parameter in trained)
+        policy.zero_grad(set_to_none=True)
+    with PeakMemory() as memory:
+        forward_backward(largest)
+    activations = max(0, memory.peak - gradients)
+    per_position = []
+    for share in TIMED_SHARES:
+        timed = batches.by_positions(share)
+        per_position.append(_seconds(partial(forward_backward, timed)) / timed.size.positions)
+    per_step = _seconds(step)
+    policy.zero_grad(set_to_none=True)
+    policy.eval()
+    return Cost(tuple(per_position), per_step, activations)
+
+
+def measure_scoring(policy: Policy, sequences: Sequence[Encoded]) -> Cost:
+    """Return the cost of scoring: the reference of a stage that compares, and preference accuracy."""
+    size = max(1, SCORED_TOKENS * len(sequences) // sum(len(sequence.ids) for sequence in sequences))
+    per_position = []
+    for number in range(SCORED_BATCHES + 1):
+        chosen = [sequences[(number * size + offset) % len(sequences)] for offset in range(size)]
+        per_position.append(_seconds(partial(policy.score, chosen)) / scored_positions(policy.layout, chosen))
+    return Cost(tuple(per_position[1:]))
+
+
+def scored_positions(layout: Layout, sequences: Sequence[Encoded]) -> int:
+    """Return the positions that :meth:`Policy.score` computes for ``sequences``."""
+    share = layout == "packed"
+    groups = ([sequences[index] for index in group] for group in budget(sequences, SCORED_TOKENS, share=share))
+    return sum(size_of(group, layout, share=share).positions for group in groups)
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operators create while it is active.
+
+    Attributes:
+        peak: Most bytes at a time, tensors that existed before not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator and count the storages that it creates."""
+        result = func(*args, **(kwargs or {}))
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in inputs and storage._cdata not in self._storages:
+                self._storages.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes()).atexit = False
+        return result
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._storages.discard(storage)
+        self.live -= size
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter() - started
