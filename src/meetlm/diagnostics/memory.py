@@ -95,12 +95,12 @@ def activation_bytes(lm: PreTrainedModel, batch: BatchShape, dtype: str, per_fea
     per_feature = per_feature or ACTIVATION_BYTES[dtype]
     layers = layers_of(lm)
     features = [sum(sum(w.shape) for w in layer.parameters() if w.dim() == 2) for layer in layers]
-    width = lm.config.get_text_config().hidden_size
+    width: int = lm.config.get_text_config().hidden_size
     if batch.checkpointing:  # the inputs of all layers, and the activations of the one that is recomputed
         per_token = F32 * width * len(layers) + per_feature * max(features)
     else:
         per_token = per_feature * sum(features)
-    vocabulary = lm.config.get_text_config().vocab_size
+    vocabulary: int = lm.config.get_text_config().vocab_size
     head = min(LOGITS[dtype], 3 * F32 * batch.trained * vocabulary)
     if batch.trains_lm and not batch.checkpointing:  # the head keeps its probabilities for backward
         head += batch.trained * vocabulary * (BF16 if dtype == "bf16" else F32)
@@ -121,7 +121,7 @@ class GpuMemory:
     Attributes:
         states: Weights, gradients and optimizer states.
         activations: Activations of the largest forward pass.
-        copies: bf16 copies of the weights that autocast keeps on a single GPU.
+        copies: bf16 copies of the weights that autocast keeps on a single GPU until backward.
         gathered: bf16 weights and gradients that each of several GPUs gathers at a time.
     """
 
@@ -159,6 +159,6 @@ def gpu_memory(
     return GpuMemory(
         states,
         activation_bytes(lm, batch, "bf16", per_feature),
-        copies=BF16 * sum(parameter.numel() for parameter in lm.parameters()),
+        copies=0 if batch.checkpointing else BF16 * sum(parameter.numel() for parameter in lm.parameters()),
         gathered=GATHERED * BF16 * max(blocks),
     )

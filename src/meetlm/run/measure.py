@@ -24,7 +24,7 @@ from meetlm.policy.policy import SCORED_TOKENS, Policy, to_device
 from meetlm.recipes.config import RunConfig
 from meetlm.run.planned_batches import ForwardPass, StageBatches
 from meetlm.training.loop import Collator
-from meetlm.training.run_stage import select
+from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import StageSettings
 
 TIMED_SHARES = (0.25, 0.5, 0.75)
@@ -88,13 +88,13 @@ def measure_stage(
         stage: What is trained.
         config: Configuration of the run.
     """
-    select(policy, stage)
+    set_trainable(policy, stage)
     policy.train()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
     kind = OBJECTIVES[stage.objective.kind]
     objective = kind.build(stage.objective)
-    collate = Collator(policy.layout, compares=kind.compares, share=policy.shares_prompts)
+    collate = Collator(policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts)
 
     def forward_backward(chosen: ForwardPass) -> None:
         batch = collate([(items[index], torch.zeros(2)) for index in chosen.items])
@@ -109,20 +109,18 @@ def measure_stage(
         torch.nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)
         optimizer.step()
 
-    largest = batches.by_positions(1)
-    forward_backward(largest)
-    step()  # creates the optimizer states
-    gradients = 0
-    if config.batch.accumulation == 1:  # gradients arise in the pass, else they are there from the step's first pass
-        gradients = sum(parameter.nbytes for parameter in trained)
-        policy.zero_grad(set_to_none=True)
+    accumulates = config.batch.accumulation > 1
+    for parameter in trained if accumulates else ():  # of the first pass of the step
+        parameter.grad = torch.zeros_like(parameter)
     with PeakMemory() as memory:
-        forward_backward(largest)
+        forward_backward(batches.by_positions(1))
+    gradients = 0 if accumulates else sum(parameter.nbytes for parameter in trained)
     activations = max(0, memory.peak - gradients)
     per_position = []
     for share in TIMED_SHARES:
         timed = batches.by_positions(share)
         per_position.append(_seconds(partial(forward_backward, timed)) / timed.size.positions)
+    step()  # creates the optimizer states
     per_step = _seconds(step)
     policy.zero_grad(set_to_none=True)
     policy.eval()

@@ -38,7 +38,7 @@ from meetlm.policy.loading import (
     load_tokenizer,
     num_positions,
 )
-from meetlm.policy.packing import packing_obstacle
+from meetlm.policy.packing import attention_failure_reason
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.measure import Cost, TimeEstimate, measure_scoring, measure_stage, scored_positions
@@ -212,7 +212,7 @@ def make_plan(
     if positions is not None:
         pairs.drop_longer(positions)
     for stage in config.stages:
-        warning = stage.few_steps(len(data.train), config.batch.pairs)
+        warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
         if warning:
             reporter.warning(warning)
 
@@ -223,7 +223,7 @@ def make_plan(
             for stage in config.stages
         ]
 
-    layout: Layout = "packed" if packing_obstacle(skeleton) is None else "padded"
+    layout: Layout = "packed" if attention_failure_reason(skeleton) is None else "padded"
     batches = batches_of(layout)
     layers = skeleton.config.get_text_config().num_hidden_layers
     depths: tuple[int, ...] = ()
@@ -231,11 +231,11 @@ def make_plan(
         is_small = layers <= FEW_LAYERS[-1] or _runs_here(config, skeleton, control, batches)
         depths = (layers,) if is_small else FEW_LAYERS
     costs: list[list[Cost]] = []
-    is_silent = True
+    starts_as_identity = True
     for depth in depths:
         reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
         policy = _policy(config, depth if depth < layers else None, prompt_format.words, longest)
-        is_silent = policy.control.is_silent()
+        starts_as_identity = policy.control.is_identity()
         if policy.layout != layout:
             layout, batches = policy.layout, batches_of(policy.layout)
         costs.append(
@@ -271,7 +271,7 @@ def make_plan(
         for rows in pairs.by_level.values():
             time = scoring_time(rows)
             assert time is not None
-            evaluating = sum([time] * (len(stages) + (not is_silent)), start=evaluating)
+            evaluating = sum([time] * (len(stages) + (not starts_as_identity)), start=evaluating)
     return Plan(
         config=config,
         device=device_of(config.model).type,
@@ -354,7 +354,7 @@ def _stage_plan(
         gpu = replace(gpu, activations=int(cost.activations * (1 if on_gpu else BF16_SHARE)))
     activations = int(cost.activations) if cost else activation_bytes(skeleton, shape, "bf16" if on_gpu else "f32")
     counts = batches.counts
-    compares = OBJECTIVES[stage.objective.kind].compares
+    compares = OBJECTIVES[stage.objective.kind].is_pairwise
     return StagePlan(
         name=stage.name,
         train=stage.train,

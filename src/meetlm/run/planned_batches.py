@@ -74,19 +74,11 @@ class StageBatches:
         *,
         share: bool,
     ) -> None:
-<<<<<<< HEAD
-        self._items, self._batch, self._layout, self._share = items, batch, layout, share
-        self.steps = [
-            [Pass(tuple(chosen), self.size(chosen)) for chosen in passes]
-            for passes in optimizer_steps(len(items), stage, batch, seed)
-        ]
-=======
         def forward_pass(indices: list[int]) -> ForwardPass:
             sequences = [sequence for index in indices for sequence in items[index]]
             return ForwardPass(tuple(indices), size_of(sequences, layout, share=share))
->>>>>>> 5957a3e (meet plan: states by formula, activations and time measured on a few real passes)
 
-        steps = list(steps_of(len(items), stage, batch, seed))
+        steps = list(optimizer_steps(len(items), stage, batch, seed))
         self.passes = [forward_pass(indices) for step in steps for indices in step]
         self.counts = StageCounts(
             pairs=len(items),
