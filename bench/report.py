@@ -63,7 +63,6 @@ def markdown(run: Run) -> str:
             (_row(row) for row in compared(run) if not row.job.model),
         ),
         *_references(run),
-        *_planned(run),
         "## Over model size",
         "",
         *over_models(run),
@@ -174,32 +173,6 @@ def _references(run: Run) -> Iterator[str]:
                 f"{costs}. Counted once for each step, as in a single epoch, the ratio is {spread(ratios)}."
             )
             yield ""
-
-
-def _planned(run: Run) -> Iterator[str]:
-    """Lay what ``meet plan`` says of memory beside what was measured."""
-    if not run.planned:
-        return
-    yield (
-        "What `meet plan` says of the same steps (`bench/planned.py`: a dry run without weights): weights, gradients "
-        "and Adam's moments, and what comes above them; measured is the largest peak above them in any comparison."
-    )
-    yield ""
-    yield "| job | program | states, MB | above: planned, measured | all: planned, measured | planned / measured |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for one in run.planned:
-        told = [
-            told["steps"][one["program"]] for told in run.told[one["job"]].values() if one["program"] in told["steps"]
-        ]
-        if not told or one["above_mb"] is None:
-            continue
-        measured = max(steps[-1]["above_mb"] for steps in told)
-        states = one["total_mb"] - one["above_mb"]
-        yield (
-            f"| {one['job']} | {one['program']} | {states:,.0f} | {one['above_mb']:,.0f}, {measured:,.0f} | "
-            f"{one['total_mb']:,.0f}, {states + measured:,.0f} | {one['total_mb'] / (states + measured):.2f} |"
-        )
-    yield ""
 
 
 def _programs(run: Run) -> Iterator[tuple[str, str, dict[str, Any], list[dict[str, Any]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -44,7 +44,6 @@ class Run:
         commit: Of meetlm, when the run began.
         device: ``cpu`` or ``cuda``.
         gpu: Its name; empty on a CPU.
-        planned: What ``meet plan`` says of memory, one for each training program of ours (``planned.py``).
     """
 
     told: dict[str, dict[str, dict[str, Any]]]
@@ -57,7 +56,6 @@ class Run:
     commit: str = "no commit"
     device: str = "cpu"
     gpu: str = ""
-    planned: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
         """Keep what there is, beside its place and then renamed."""

@@ -270,17 +270,6 @@ def gpu_name(device: str) -> str:
         raise SystemExit(f"--device cuda: nvidia-smi names no GPU ({error})") from None
 
 
-def plan_memory(run: Run) -> list[dict[str, Any]]:
-    """Return what ``meet plan`` says of the memory of each training program of ours that was run."""
-    jobs = [job.name for job in JOBS if job.trains and not job.model and job.name in run.told]
-    if not jobs:
-        return []
-    say("planning memory")
-    words = [sys.executable, str(HERE / "planned.py"), "--steps", str(run.rounds), "--scale", json.dumps(run.scale)]
-    told = subprocess.run([*words, "--jobs", *jobs], stdout=subprocess.PIPE, text=True, check=True).stdout
-    return [json.loads(line) for line in told.splitlines()]
-
-
 def keep(run: Run, chosen: argparse.Namespace) -> None:
     """Keep what there is, for ``--resume``."""
     if not (chosen.force or chosen.quick):
@@ -333,9 +322,6 @@ def main() -> None:
                 enough_memory(1.0 if chosen.quick else NEEDED)
                 run.growth.update(run_growth(chosen, scale))
                 keep(run, chosen)
-    if not run.planned:
-        run.planned.extend(plan_memory(run))
-        keep(run, chosen)
     text = markdown(run)
     print(text)
     if chosen.force or chosen.quick:

@@ -11,9 +11,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from meetlm.data.batch import collate
-from meetlm.diagnostics.dry_run import DryRun
 from meetlm.policy import head
 from meetlm.policy.head import is_linear_head, token_logps
+from meetlm.run.measure import PeakMemory
 from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_lm, tiny_policy
 
 
@@ -78,10 +78,10 @@ def test_nothing_is_kept_where_nothing_is_trained() -> None:
     layer, hidden, targets = nn.Linear(8, 5000, bias=False), torch.randn(2000, 8), torch.zeros(2000, dtype=torch.int64)
 
     def most(keep: bool) -> int:
-        with DryRun() as run:
+        with PeakMemory() as memory:
             found = token_logps(hidden, layer, targets, keep=keep)
         del found
-        return run.peak
+        return memory.peak
 
     kept = most(True)
     with torch.no_grad():
@@ -106,22 +106,6 @@ def test_half_precision() -> None:
     for one, other in zip(*found, strict=True):
         assert one.dtype == other.dtype == torch.float32
         assert float((one - other).abs().max()) < 0.02 * float(one.abs().max())
-
-
-def test_a_dry_run_has_the_room_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands for CUDA by autocast of the CPU."""
-    right, rooms = head._blocks, []
-
-    def told(tokens: int, words: int, room: int) -> list[slice]:
-        rooms.append(room)
-        return right(tokens, words, room)
-
-    monkeypatch.setattr(head, "_blocks", told)
-    layer, hidden, targets = nn.Linear(6, 17), torch.randn(5, 6), torch.arange(5)
-    token_logps(hidden, layer, targets)
-    with torch.autocast("cpu", torch.bfloat16):
-        token_logps(hidden, layer, targets)
-    assert rooms == [head.ROOM["cpu"], head.ROOM["cuda"]]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

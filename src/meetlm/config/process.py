@@ -10,8 +10,6 @@ import os
 
 SPINCOUNT = "2000"
 """How long a thread spins before it sleeps, as libgomp counts (``bench/spin.py``)."""
-HUGE_BLOCK = 2 * 2**20
-"""Bytes of a tensor from which on torch puts it on pages of its own and asks for huge ones."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers for them in ``mallopt``."""
 _OF_LIBRARY = {
@@ -30,11 +28,6 @@ def prepare() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     keep_memory()
-
-
-def huge_blocks() -> bool:
-    """Whether torch was told to put large tensors on pages of their own."""
-    return os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 
 
 def keep_memory() -> None:

@@ -82,8 +82,7 @@ def varlen_attention(
         past.keep(_layer(module), list(zip(kwargs["meet_rows"], kept, strict=True)))
     if kernel:
         return by_kernel(query, key, value, packed, window, scaling), None
-    # A dry run stands for CUDA by autocast of the CPU (diagnostics/dry_run.py).
-    way = in_blocks if kind == "cpu" and not mixed else at_once
+    way = in_blocks if kind == "cpu" else at_once
     outputs = way(query, whole, packed, window, {"dropout_p": dropout, "scale": scaling})
     return torch.cat(outputs, dim=1).view(1, query.shape[2], query.shape[1], -1), None
 

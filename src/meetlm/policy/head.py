@@ -38,8 +38,7 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool 
     kind = hidden.device.type
     mixed = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
-    room = ROOM["cuda" if mixed else kind]  # a dry run stands for CUDA by autocast of the CPU
-    blocks = _blocks(len(hidden), len(cast(Tensor, head.weight)), room)
+    blocks = _blocks(len(hidden), len(cast(Tensor, head.weight)), ROOM[kind])
     keep = keep and torch.is_grad_enabled()
     weight, bias = (None if one is None else one.to(dtype) for one in (head.weight, getattr(head, "bias", None)))
     with torch.autocast(kind, enabled=False):
