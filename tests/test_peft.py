@@ -38,6 +38,8 @@ def ours(aligned: Aligned, text: str, level: str) -> Tensor:
 def test_peft_gives_our_logits(architecture: str, kind: str, tmp_path: Path) -> None:
     folder = finished(tmp_path, architecture, kind)
     aligned = meetlm.load(folder)
+    assert "meet" not in (folder / "model" / "config.json").read_text()
+    assert not [name for name in load_file(folder / "model" / "model.safetensors") if "lora" in name or "/" in name]
     for level in ("bad", "good"):
         base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         adapted = peft.PeftModel.from_pretrained(base, folder / "controls" / level).eval()
@@ -108,13 +110,6 @@ def test_files(kind: str, tmp_path: Path) -> None:
         else:
             assert list(state) == ["prompt_embeddings"]
             assert torch.equal(state["prompt_embeddings"], stacked["prompt"][index])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_model_is_a_plain_one(architecture: str, tmp_path: Path) -> None:
-    folder = finished(tmp_path, architecture, "lora")
-    assert "meet" not in (folder / "model" / "config.json").read_text()
-    assert not [name for name in load_file(folder / "model" / "model.safetensors") if "lora" in name or "/" in name]
 
 
 def test_the_model_loads_without_meetlm(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from combinations import each_value
 from meetlm.config.errors import RunError
 from meetlm.policy.policy import Policy
 from meetlm.training.loop import StageTrainer, checkpoints, load_trained
@@ -64,9 +65,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(StageTrainer, "__init__", start)
 
 
-@pytest.mark.parametrize("killed_after", [3, 4, 6])
-@pytest.mark.parametrize("train", [("control",), ("control", "lm")], ids="+".join)
-@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+@each_value(kind=("lora", "soft-prompt"), train=(("control",), ("control", "lm")), killed_after=(3, 4, 6))
 def test_killed_and_continued(kind: str, train: tuple[str, ...], killed_after: int, tmp_path: Path) -> None:
     whole = fresh(kind)
     run(whole, tmp_path / "whole", train)

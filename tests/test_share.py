@@ -120,7 +120,13 @@ def test_a_method_from_its_recipe_to_its_run(
             assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("order", [("meet-lora", "meet-lora-first-step"), ("meet-lora-first-step", "meet-lora")])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(("meet-lora", "meet-lora-first-step"), marks=pytest.mark.slow),
+        ("meet-lora-first-step", "meet-lora"),
+    ],
+)
 def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path: Path) -> None:
     configs = {method: recipe(tmp_path, method) for method in order}
     run(configs["meet-lora"], tmp_path / "alone")
@@ -205,9 +211,8 @@ def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
     assert len({stage_key(one, "rows", index) for index in (-1, 0, 1)}) == 3
 
 
-@pytest.mark.parametrize("words", [["seed=1"], ["control.rank=8"], ["stages.sft.lr=7e-5"]], ids=str)
-def test_another_seed_control_or_rate_is_trained_anew(words: list[str], tmp_path: Path) -> None:
-    method = "sft" if "sft" in words[0] else "meet-lora-first-step"
+def test_another_control_is_trained_anew(tmp_path: Path) -> None:
+    method, words = "meet-lora-first-step", ["control.rank=8"]
     share = StageShare(tmp_path / "shared")  # keeps every stage
     run(recipe(tmp_path, method), tmp_path / "one", share)
     said = run(recipe(tmp_path, method, *words), tmp_path / "two", share)
@@ -234,7 +239,7 @@ def test_an_interrupted_keep_is_not_taken(tmp_path: Path, monkeypatch: pytest.Mo
     assert same(tmp_path / "two", tmp_path / "three")
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_an_interrupted_dpo_stage_continues_with_its_reference(cached: bool, tmp_path: Path) -> None:
     """The reference is the model after SFT, though the stage has moved it when it is interrupted."""
     config = recipe(tmp_path, "dpo", "stages.sft.epochs=0.5", "stages.dpo.lr=1e-2", "stages.dpo.epochs=2")
