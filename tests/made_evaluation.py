@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meetlm.data.settings import DataSettings
+from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.evaluate import PACKAGES, EvaluationSettings
 from meetlm.evaluation.judge import JudgeSettings
@@ -21,7 +22,6 @@ from meetlm.evaluation.record import (
     Comparison,
     Consistency,
     Evaluation,
-    Interval,
     JudgeAccount,
     Measure,
     Problem,

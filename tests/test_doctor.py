@@ -365,17 +365,16 @@ def test_harmless_base_with_smollm2() -> None:
 
 
 def test_share_counts_rows_of_one_prompt_as_one() -> None:
-    outcomes = np.array([1.0, 1, 0, 0])
-    grouped = shortcuts.share(outcomes, ["a", "a", "b", "b"])
-    assert grouped == shortcuts.share(np.array([1.0, 0]), ["a", "b"])
-    apart = shortcuts.share(outcomes, list("abcd"))
+    outcomes = np.repeat([1.0, 0] * 10, 2)
+    grouped = shortcuts.share(outcomes, [str(row // 2) for row in range(40)])
+    assert grouped == shortcuts.share(outcomes[::2], [str(row) for row in range(20)])
+    apart = shortcuts.share(outcomes, [str(row) for row in range(40)])
     assert apart.value == 0.5 and apart.high - apart.low < grouped.high - grouped.low
 
 
-def test_wilson_interval() -> None:
-    assert shortcuts.wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert shortcuts.share(np.ones(10), list("abcdefghij")).low == pytest.approx(1 / (1 + 1.959964**2 / 10))
-    assert shortcuts.trials_for(0.05) == 350
+def test_number_of_held_out_pairs() -> None:
+    assert shortcuts.prompts_for(0.05) == 350
+    assert shortcuts.half_width(350) == pytest.approx(0.05, abs=1e-4)
 
 
 def example(chosen: str, rejected: str, number: int) -> PreferenceExample:

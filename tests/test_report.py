@@ -12,8 +12,9 @@ import pytest
 from html_page import Page
 from made_evaluation import BASELINE, SYSTEMS, made_evaluation, with_delta
 from meetlm.config.errors import DataError
+from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.paper import ERRATA, MARK, ROWS, printed
-from meetlm.evaluation.record import Evaluation, Interval
+from meetlm.evaluation.record import Evaluation
 from meetlm.report.charts import binned
 from meetlm.report.examples import highlights, ranked, viewing_order
 from meetlm.report.sections import report_tables

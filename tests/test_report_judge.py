@@ -10,7 +10,8 @@ import pytest
 
 from made_evaluation import doubted, made_evaluation, with_delta
 from meetlm.config.errors import DataError
-from meetlm.evaluation.record import Consistency, Evaluation, Interval, Problem, Usage
+from meetlm.diagnostics.intervals import Interval
+from meetlm.evaluation.record import Consistency, Evaluation, Problem, Usage
 from meetlm.report.charts import evaluation_charts
 from meetlm.report.examples import outcomes_of, ranked
 from meetlm.report.judge import judge_lines

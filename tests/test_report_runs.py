@@ -11,7 +11,8 @@ import pytest
 
 from judge_server import JudgeServer, longer
 from made_evaluation import BASELINE, SYSTEMS, made_evaluation, with_delta
-from meetlm.evaluation.record import Evaluation, Interval
+from meetlm.diagnostics.intervals import Interval
+from meetlm.evaluation.record import Evaluation
 from meetlm.report.summary import summarize
 from meetlm.report.tables import measure_of, outcome_table, seed_tables
 from meetlm.report.wording import number, p_value, points

@@ -19,7 +19,7 @@ from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.sources import read_examples
 from meetlm.demo.build import sample, untouched_engine
 from meetlm.demo.rule import first_person
-from meetlm.diagnostics.preference import Rate, rate
+from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
 from meetlm.recipes.config import RunConfig, load_config
@@ -45,9 +45,9 @@ class DemoResult:
         seconds: Wall time of everything.
     """
 
-    scores: dict[str, Rate]
-    difference: Rate
-    accuracy: dict[str, Rate]
+    scores: dict[str, Interval]
+    difference: Interval
+    accuracy: dict[str, Interval]
     examples: list[dict[str, str]]
     seconds: float
 
@@ -108,10 +108,10 @@ def run_demo(
     scores = {arm: np.array([first_person(text) for text in replies[arm]]) for arm in ARMS}
     greedy = _replies(aligned, untouched, asked[:shown], GREEDY, on_done)
     result = DemoResult(
-        scores={arm: rate(scores[arm]) for arm in ARMS},
-        difference=rate(scores["good"] - scores["bad"]),
+        scores={arm: mean_interval(scores[arm], range(len(asked)), bounds=(0, 1)) for arm in ARMS},
+        difference=mean_interval(scores["good"] - scores["bad"], range(len(asked)), bounds=(-1, 1)),
         accuracy={
-            when: Rate(**entry["by_sum"])
+            when: Interval(**entry["by_sum"])
             for when, entry in json.loads((folder / "preference.json").read_text()).items()
         },
         examples=[

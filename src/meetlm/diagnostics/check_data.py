@@ -11,7 +11,7 @@ from meetlm.data.example import PreferenceExample
 from meetlm.data.filters import FilterReport, Lengths, prompt_overlap
 from meetlm.diagnostics import shortcuts
 from meetlm.diagnostics.checks import Check, Status, status_of
-from meetlm.diagnostics.preference import Rate
+from meetlm.diagnostics.intervals import Interval
 
 FORM_WARNING = 0.55
 """A rule of form (length, stock replies) is worth a warning where its whole interval is beyond this. Controls
@@ -128,7 +128,7 @@ def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
     sizes = [lengths(example) for example in train]
     rate = shortcuts.longer_is_chosen([s[1] for s in sizes], [s[2] for s in sizes], [e.group for e in train])
     word = "longer" if rate.value >= 0.5 else "shorter"
-    rate = rate if rate.value >= 0.5 else Rate(1 - rate.value, 1 - rate.high, 1 - rate.low)
+    rate = rate if rate.value >= 0.5 else Interval(1 - rate.value, 1 - rate.high, 1 - rate.low)
     advice = (
         f"Good may come to mean {word}. Compare the lengths of completions under both levels, and look at "
         "preference accuracy per token too."
@@ -159,18 +159,18 @@ def _surface(name: str, what: str, train: Sequence[PreferenceExample], features:
     return Check.of_rate(name, status, finding, rate, advice)
 
 
-def _form(rate: Rate) -> Status:
+def _form(rate: Interval) -> Status:
     return status_of(rate.low > FORM_WARNING, rate.low > FORM_PROBLEM)
 
 
 def _interval(pairs: int) -> Check:
     half = shortcuts.half_width(pairs, USUAL_ACCURACY)
-    needed = shortcuts.trials_for(USUAL_INTERVAL, USUAL_ACCURACY)
+    needed = shortcuts.prompts_for(USUAL_INTERVAL, USUAL_ACCURACY)
     status = status_of(half > USUAL_INTERVAL, half > USUAL_ACCURACY - 0.5)
     text = (
         f"{pairs}: an accuracy near {USUAL_ACCURACY:g} will be known to ± {half:.3f} "
         f"(± {USUAL_INTERVAL:g} takes {needed}, ± {USUAL_INTERVAL / 2:g} takes "
-        f"{shortcuts.trials_for(USUAL_INTERVAL / 2, USUAL_ACCURACY)})"
+        f"{shortcuts.prompts_for(USUAL_INTERVAL / 2, USUAL_ACCURACY)})"
     )
     advice = {
         "ok": "",

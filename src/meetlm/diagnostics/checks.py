@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from meetlm.diagnostics.preference import Rate
+from meetlm.diagnostics.intervals import Interval
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -34,7 +34,7 @@ class Check:
     advice: str = ""
 
     @classmethod
-    def of_rate(cls, name: str, status: Status, finding: str, rate: Rate, advice: str) -> Check:
+    def of_rate(cls, name: str, status: Status, finding: str, rate: Interval, advice: str) -> Check:
         """Return a check whose number is a share with an interval; the advice is dropped when ok."""
         kept = "" if status == "ok" else advice
         return cls(name, status, finding, rate.value, rate.low, rate.high, kept)

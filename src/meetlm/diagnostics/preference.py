@@ -17,25 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import PreferenceExample
 from meetlm.data.levels import LevelledExample
+from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.policy.policy import Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A share with its 95% bootstrap interval over pairs."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +41,10 @@ class PreferenceAccuracy:
     """
 
     pairs: int
-    by_sum: Rate | None
-    by_token: Rate | None
-    reward: Rate
-    shorter: Rate
+    by_sum: Interval | None
+    by_token: Interval | None
+    reward: Interval
+    shorter: Interval
     nll: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,8 +61,8 @@ class PreferenceAccuracy:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PreferenceAccuracy:
         """Return what :meth:`to_dict` wrote."""
-        rates: dict[str, Any] = {n: Rate(**value) if isinstance(value, dict) else value for n, value in fields.items()}
-        return cls(**rates)
+        values: dict[str, Any] = {n: Interval(**v) if isinstance(v, dict) else v for n, v in fields.items()}
+        return cls(**values)
 
 
 class HeldOut:
@@ -156,10 +144,10 @@ def _compared(pairs: HeldOut, logps: dict[int, Tensor], counts: Tensor, referenc
     several = best != worst
     return PreferenceAccuracy(
         pairs=len(counts) // 2,
-        by_sum=rate(_wins(margin)) if several else None,
-        by_token=rate(_wins(margin / counts)) if several else None,
-        reward=rate(_wins(reward)),
-        shorter=rate(_wins(-counts)),
+        by_sum=share_of_pairs(_wins(margin)) if several else None,
+        by_token=share_of_pairs(_wins(margin / counts)) if several else None,
+        reward=share_of_pairs(_wins(reward)),
+        shorter=share_of_pairs(_wins(-counts)),
         nll=float(-logps[best][0::2].sum() / counts[0::2].sum()),
     )
 
@@ -169,18 +157,9 @@ def _wins(values: Tensor) -> NDArray[np.float64]:
     return wins(values[0::2].numpy(), values[1::2].numpy())
 
 
-def rate(outcomes: NDArray[np.float64], *, resamples: int = 2000, seed: int = 0) -> Rate:
-    """Return the mean of ``outcomes`` [S] with its 95% percentile bootstrap interval.
-
-    Outcomes that are all the same give an interval of no width.
-    """
-    mean = float(outcomes.mean())
-    if np.ptp(outcomes) == 0:
-        return Rate(mean, mean, mean)
-    interval = stats.bootstrap(
-        (outcomes,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Rate(mean, float(interval.low), float(interval.high))
+def share_of_pairs(outcomes: NDArray[np.float64]) -> Interval:
+    """Return the mean of outcomes in [0, 1], one per prompt, with its 95% interval over prompts."""
+    return mean_interval(outcomes, range(len(outcomes)), bounds=(0, 1))
 
 
 def wins(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:

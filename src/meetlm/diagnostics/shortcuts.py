@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
 from meetlm.data.example import PreferenceExample, Text
-from meetlm.diagnostics.preference import Rate, wins
+from meetlm.diagnostics.intervals import Interval, mean_interval
+from meetlm.diagnostics.preference import wins
 
 FOLDS = 5
 MAX_FEATURES = 20_000
@@ -30,52 +31,27 @@ WORD = re.compile(r"\w+|[^\w\s]")
 Z95 = 1.959964
 
 
-def share(outcomes: NDArray[np.float64], groups: Sequence[str]) -> Rate:
-    """Return the mean of ``outcomes`` with a 95% interval that allows for several rows of one prompt.
-
-    The interval is Wilson's, for the number of independent rows that would give the variance seen between
-    groups; it keeps a width where every outcome is the same.
-
-    Args:
-        outcomes: [S], each 0, ½ or 1.
-        groups: The group (prompt or post) of each.
-    """
-    numbers: dict[str, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    mean = float(outcomes.mean())
-    off = np.bincount(index, weights=outcomes - mean)
-    variance = float((off**2).sum()) / len(outcomes) ** 2
-    independent = float(off.size)
-    if variance > 0:
-        independent = min(mean * (1 - mean) / variance, float(len(outcomes)))
-    low, high = wilson(mean, independent)
-    return Rate(mean, low, high)
-
-
-def wilson(mean: float, number: float) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share seen in ``number`` independent trials."""
-    centre = (mean + Z95**2 / (2 * number)) / (1 + Z95**2 / number)
-    half = Z95 * math.sqrt(mean * (1 - mean) / number + Z95**2 / (4 * number**2)) / (1 + Z95**2 / number)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def share(outcomes: NDArray[np.float64], groups: Sequence[str]) -> Interval:
+    """Return the mean of outcomes in [0, 1] [S] with its 95% interval over groups (prompts or posts) [S]."""
+    return mean_interval(outcomes, groups, bounds=(0, 1))
 
 
 def half_width(number: float, mean: float = 0.65) -> float:
-    """Return half the 95% interval of a share near ``mean`` in ``number`` independent trials."""
-    low, high = wilson(mean, number)
-    return (high - low) / 2
+    """Return half the 95% interval of a share near ``mean`` over ``number`` prompts, by the normal approximation."""
+    return Z95 * math.sqrt(mean * (1 - mean) / number)
 
 
-def trials_for(half: float, mean: float = 0.65) -> int:
-    """Return how many independent trials give an interval of ± ``half``, by the normal approximation."""
+def prompts_for(half: float, mean: float = 0.65) -> int:
+    """Return how many prompts give an interval of ± ``half``: the inverse of :func:`half_width`."""
     return math.ceil(mean * (1 - mean) * (Z95 / half) ** 2)
 
 
-def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Sequence[str]) -> Rate:
+def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Sequence[str]) -> Interval:
     """Return how often the chosen reply is the longer one, given the lengths of both sides."""
     return share(wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
 
 
-def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Rate, int]:
+def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, int]:
     """Return how well a reply's side in other rows tells its side here, and how many rows have such a reply.
 
     The reply that stands more often among the chosen and less often among the rejected of the *other* rows is
@@ -107,7 +83,7 @@ def word_features(reply: Text) -> set[str]:
 
 def surface_accuracy(
     chosen: Sequence[set[str]], rejected: Sequence[set[str]], groups: Sequence[str]
-) -> tuple[Rate, list[str], list[str]]:
+) -> tuple[Interval, list[str], list[str]]:
     """Return the held-out accuracy of a logistic regression on features, and what speaks for either side.
 
     The model is Bradley-Terry's: the chosen reply wins with the log-odds w · (φ(chosen) − φ(rejected)), so it

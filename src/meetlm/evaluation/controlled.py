@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from meetlm.evaluation.record import Interval, Outcome
-from meetlm.evaluation.statistics import draws, ends
+from meetlm.diagnostics.intervals import Interval, draws, percentile_ends
+from meetlm.evaluation.record import Outcome
 
 _SIDES: dict[Outcome, float] = {"win": 0.5, "tie": 0.0, "lose": -0.5}
 _CHUNK = 30_000  # numbers of a block of resamples: what a step of the fit makes of them stays in the cache
@@ -51,7 +51,7 @@ def controlled_win(
     which each prompt weighs 1 and its cells share that, minus ridge·φ²/2, which keeps φ finite where length alone
     decides. The result is σ(θ): the prediction at d = 0, the same for every prompt. AlpacaEval's term for the
     difficulty of an instruction is left out: it needs many systems on the same prompts. The interval is that of
-    :mod:`~meetlm.evaluation.statistics`, with s fixed and the model fitted again to every resample; a resample with
+    :mod:`meetlm.diagnostics.intervals`, with s fixed and the model fitted again to every resample; a resample with
     wins only counts as 1, with losses only as 0, as is their limit. ``tests/test_length_control.py`` holds its coverage
     within 95 ± 2 on 128 and 600 prompts.
 
@@ -83,10 +83,10 @@ def controlled_win(
     fit = _Fit(side, np.tanh(longer / longer.std()), ridge)
     share = 1 / sizes[place]
     theta, phi = (float(one[0]) for one in fit(share[None], (0.0, 0.0)))
-    counts = draws(len(sizes), seed, resamples)
+    counts = draws((1,) * len(sizes), seed, resamples)
     step = max(_CHUNK // len(side), 1)
     drawn = [fit(counts[at : at + step][:, place] * share, (theta, phi))[0] for at in range(0, resamples, step)]
-    low, high = ends(np.concatenate(drawn), len(sizes))
+    low, high = percentile_ends(np.concatenate(drawn), len(sizes))
     return Controlled(Interval(_rate(theta), _rate(low), _rate(high)), None)
 
 

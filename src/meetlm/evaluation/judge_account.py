@@ -6,18 +6,17 @@ the completions at all would reach. Where the two cannot be told apart, no concl
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Literal
 
 from pydantic import Field
 
 from meetlm.config.settings import Settings
+from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge_cache import Answer, Call
-from meetlm.evaluation.record import Consistency, Interval, Outcome, Problem, Usage
+from meetlm.evaluation.record import Consistency, Outcome, Problem, Usage
 
 
 class Prices(Settings):
@@ -93,30 +92,14 @@ def consistency_chance(both: Sequence[tuple[Outcome, Outcome]]) -> float:
     return 2 * a * b + (1 - a - b) ** 2
 
 
-def wilson(share: float, num: int, confidence: float = 0.95) -> Interval:
-    """Return a share with its score interval (Wilson, 1927), which has a width for 0 and 1 too.
-
-    Args:
-        share: Observed, in [0, 1].
-        num: Independent observations behind it, at least one; ``share`` need not be a multiple of 1 / ``num``.
-        confidence: Of the interval.
-    """
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    middle = (share + z2 / (2 * num)) / (1 + z2 / num)
-    half = math.sqrt(z2 * (share * (1 - share) / num + z2 / (4 * num**2))) / (1 + z2 / num)
-    low = 0.0 if share == 0 else max(middle - half, 0.0)
-    return Interval(share, low, 1.0 if share == 1 else min(middle + half, 1.0))
-
-
 def consistency_of(judgements: Sequence[Judgement], found: Found) -> Consistency:
     """Return how far both orders of some pairs agree."""
     pairs = zip(judgements[0::2], judgements[1::2], strict=True)
     told = [(one.prompt, one.outcome, other.outcome) for one, other in pairs if one.outcome and other.outcome]
     consistency = chance = None
     if told:
-        # Replies to one prompt under several seeds are no independent observations: what counts is prompts.
-        num_prompts = len({prompt for prompt, _, _ in told})
-        consistency = wilson(sum(first == second for _, first, second in told) / len(told), num_prompts)
+        agree = [float(first == second) for _, first, second in told]
+        consistency = mean_interval(agree, [prompt for prompt, _, _ in told], bounds=(0, 1))
         chance = consistency_chance([(first, second) for _, first, second in told])
     return Consistency(
         num_calls=len(judgements),

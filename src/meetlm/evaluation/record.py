@@ -12,24 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from meetlm.config.files import write_atomic
+from meetlm.diagnostics.intervals import Interval
 
 Outcome = Literal["win", "tie", "lose"]
 """Of a system against the baseline, in one cell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its interval.
-
-    Attributes:
-        value: The estimate.
-        low: The interval's lower end.
-        high: Its upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +135,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class OfSeed:
+class SeedDelta:
     """Δ of one replicate.
 
     Attributes:
@@ -188,7 +174,7 @@ class Comparison:
     margins: list[float | None]
     rates: Rates
     controlled_win: Interval | None
-    by_seed: list[OfSeed] = field(default_factory=list)
+    by_seed: list[SeedDelta] = field(default_factory=list)
     asked: list[bool] | None = None
 
     def was_asked(self, cell: int) -> bool:
@@ -381,7 +367,7 @@ def _comparison(found: dict[str, Any]) -> Comparison:
     rates: dict[str, Any] = {
         name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()
     }
-    by_seed = [OfSeed(one["seed"], Interval(**one["delta"]), one["num_prompts"]) for one in found.get("by_seed", [])]
+    by_seed = [SeedDelta(one["seed"], Interval(**one["delta"]), one["num_prompts"]) for one in found.get("by_seed", [])]
     controlled = _interval(found["controlled_win"])
     return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": controlled, "by_seed": by_seed})
 

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from meetlm.evaluation.record import Evaluation, Interval, Measure
+from meetlm.diagnostics.intervals import Interval
+from meetlm.evaluation.record import Evaluation, Measure
 from meetlm.report.plots import (
     BESIDE,
     IN_LEGEND,

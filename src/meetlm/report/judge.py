@@ -47,9 +47,9 @@ def consistency_table(judge: JudgeAccount) -> Table:
     columns = ["System", "Same verdict in both orders (%)", "By chance (%)", "Conclusive"]
     columns += ["Judgements", "Without a verdict", "Failed for good"]
     note = (
-        "Of the pairs with a verdict in both orders, those in which it is the same; brackets are Wilson's 95% "
-        "intervals. Chance is what a judge that cannot see the replies would reach with the same habits; only where "
-        "the interval lies above it can anything be concluded."
+        "Of the pairs with a verdict in both orders, those in which it is the same; brackets are 95% "
+        "intervals over prompts. Chance is what a judge that cannot see the replies would reach with the same habits; "
+        "only where the interval lies above it can anything be concluded."
     )
     return Table("How far both orders agree", columns, rows, [note])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.cells import SETTINGS
-from meetlm.evaluation.record import Comparison, Evaluation, Interval, Measure
+from meetlm.evaluation.record import Comparison, Evaluation, Measure
 from meetlm.report.tables import evaluators_of, measure_of, ordered, others_of
 from meetlm.report.verdict import (
     JUDGE,

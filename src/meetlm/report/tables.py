@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.measures import ROUGES
-from meetlm.evaluation.record import Comparison, Evaluation, Interval, Measure, System
+from meetlm.evaluation.record import Comparison, Evaluation, Measure, System
 from meetlm.report.verdict import JUDGE, RULE, doubt, is_clear, mark_of
 from meetlm.report.wording import (
     NONE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meetlm.evaluation.record import Interval
+from meetlm.diagnostics.intervals import Interval
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"

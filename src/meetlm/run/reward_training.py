@@ -32,10 +32,10 @@ from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
-from meetlm.diagnostics.preference import Rate, wins
+from meetlm.diagnostics.intervals import Interval
+from meetlm.diagnostics.preference import share_of_pairs, wins
 from meetlm.evaluation.reward import RewardModel, RewardSettings
 from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form, row_of
-from meetlm.evaluation.statistics import mean
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 
 RESULT = "reward.json"
@@ -88,8 +88,8 @@ class TrainedReward:
     """
 
     folder: Path
-    accuracy: Rate
-    longer: Rate
+    accuracy: Interval
+    longer: Interval
     num_test: int
     num_train: int
     steps: int
@@ -259,7 +259,7 @@ def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) ->
 
 
 def _result(out: Path, record: dict[str, Any]) -> TrainedReward:
-    accuracy, longer = Rate(**record["accuracy"]), Rate(**record["longer"])
+    accuracy, longer = Interval(**record["accuracy"]), Interval(**record["longer"])
     return TrainedReward(out, accuracy, longer, record["num_test"], record["num_train"], record["steps"])
 
 
@@ -398,7 +398,7 @@ class _StepProgress(TrainerCallback):
         self._progress.advance()
 
 
-def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Rate, Rate]:
+def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Interval, Interval]:
     """Return the held-out accuracy of the written checkpoint, and that of always picking the longer reply."""
     model = RewardModel.load(RewardSettings(model=str(out), device=settings.device))
     replies = [row_of(example, reply) for example in pairs.test for reply in (example.chosen, example.rejected)]
@@ -415,9 +415,6 @@ def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: 
     return _rate(scores), _rate(sizes)
 
 
-def _rate(values: np.ndarray[Any, Any]) -> Rate:
+def _rate(values: np.ndarray[Any, Any]) -> Interval:
     """Return how often the chosen side has the higher value, given the sides alternately, chosen first."""
-    outcomes = wins(values[::2], values[1::2])
-    estimate = mean(outcomes.tolist(), range(len(outcomes)))
-    assert estimate is not None, "there is a held-out pair"
-    return Rate(estimate.value, estimate.low, estimate.high)
+    return share_of_pairs(wins(values[::2], values[1::2]))

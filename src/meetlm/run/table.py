@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from meetlm.diagnostics.preference import Rate
+from meetlm.diagnostics.intervals import Interval
 from meetlm.run.arm import ArmResult
 
 COLUMNS = (
@@ -94,5 +94,5 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f} ({low} to {high})"
 
 
-def _text(rate: Rate | None) -> str:
+def _text(rate: Interval | None) -> str:
     return "-" if rate is None else str(rate)
