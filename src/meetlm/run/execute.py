@@ -22,7 +22,7 @@ from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preferenc
 from meetlm.export.peft import peft_failure_reason
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.policy.loading import check_positions, embedding_rows, load_lm, load_tokenizer, num_positions
+from meetlm.policy.loading import check_positions, device_of, embedding_rows, load_lm, load_tokenizer, num_positions
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
@@ -67,6 +67,7 @@ def execute(
         raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is one process on one device; it was started as several (WORLD_SIZE is above 1)")
+    device_of(config.model)  # before the data are read, which may take minutes
     tokenizer = load_tokenizer(config.model.name)
     prompt_format = _format(folder, config, tokenizer, prepared)
     if prepared is not None and prepared.spec == prompt_format.spec:
