@@ -1,7 +1,7 @@
 """Hashes of weights: they say which model a cached number or a control belongs to.
 
 A large model takes minutes to hash, so each state of its weights is hashed once: a hash stays in memory until a
-checksum changes, which takes a tenth of the time, and the hash of a model as loaded stays on disk until its files change.
+checksum changes, which takes a tenth of the time; the hash of a model as loaded stays on disk until its files change.
 """
 
 from __future__ import annotations
