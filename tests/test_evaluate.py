@@ -96,10 +96,11 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {one.system for one in found.comparisons} == {"a", "b"}
     judged = by_name(found, "judge", "a")
     assert sum(outcome is not None for outcome in judged.outcomes) == judged.rates.num_cells == 20
-    texts = zip(found.completions["a"], found.completions["c"], judged.outcomes, strict=True)
     expected = {1: "win", 0: "tie", -1: "lose"}
-    for ours, theirs, outcome in texts:
-        assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
+    for name in ("a", "b"):
+        outcomes = by_name(found, "judge", name).outcomes
+        for ours, theirs, outcome in zip(found.completions[name], found.completions["c"], outcomes, strict=True):
+            assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
     assert found.judge is not None and found.judge.overall.conclusive
     empty = [problem for problem in found.problems if "a: empty completions" in problem.what]
     assert [problem.count for problem in empty] == [found.completions["a"].count("")]
