@@ -143,7 +143,7 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     ]
     run = tmp_path / "run"
     config = config_for(tmp_path, "llama", "lora", *data)
-    execute(config, run, progress=False)
+    execute(config, run)
     trained = prepare_data(config.data, pinned_format(config, load_tokenizer(config.model.name)))
     left = "  left out: {}, of another split, as they state (lines {})"
     assert [line for line in trained.lines() if "left out" in line] == [left.format(2, "2, 4"), left.format(2, "1, 3")]
@@ -172,7 +172,7 @@ def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
 
 
 def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     rows = [{"prompt": "Hi"}, {"question": "?"}, {"prompt": ""}, {"prompt": "Ho"}, *[{"text": "?"}] * 5]
     reward = folder_of("deberta", tmp_path / "rm")
     done = compared(tmp_path, rows, "--reward", reward)
@@ -187,7 +187,7 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
 
 
 def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     own = tmp_path / "test.jsonl"
     rows = own.read_text().splitlines()
     long = rows[1].replace("What is", "What " + "is " * 200)
@@ -234,7 +234,7 @@ def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> No
 
 def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: Path) -> None:
     """Two posts of one text are one prompt; the chosen reply of a later row counts where the first has none."""
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     rows: list[dict[str, Any]] = [
         {"info": {"id": id, "article": "Rice."}, "choice": 0, "summaries": [{"text": f" {id}"}, {"text": " b"}]}
         for id in ("1", "2")
@@ -272,7 +272,7 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
     """What `meet generate` wrote with the same options is what `meet evaluate` compares."""
     hub_folders(tmp_path)
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), run)
     hh, asks = ["--data.path", tmp_path / "hh"], ["--data.path", tmp_path / "asks"]
     sets = {
         "hh-harmless-base-test": (4, [*hh, "--data.subset", "harmless-base"]),

@@ -33,7 +33,7 @@ class Fake:
     def __init__(self, table: Table) -> None:
         self.table = table
 
-    def score(self, sequences: Sequence[Encoded], on_done: object = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, sequences: Sequence[Encoded], reporter: object = None) -> tuple[torch.Tensor, torch.Tensor]:
         values, counts = [], []
         for sequence in sequences:
             prompt = text_format().text(list(sequence.ids[: sequence.spans[0].start]))
