@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import PreferenceExample, Turn
+from meetlm.data.example import PreferenceExample, Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -167,13 +167,10 @@ def check_rows(folder: Path, prompts: list[dict[str, str]]) -> None:
 
 def texts(example: PreferenceExample) -> tuple[str, str, str]:
     """The three texts of a conversation of one message and one reply."""
-    found = []
-    for side, role in ((example.prompt, "user"), (example.chosen, "assistant"), (example.rejected, "assistant")):
-        ((turn),) = side
-        assert isinstance(turn, Turn)
-        assert turn.role == role
-        found.append(turn.content)
-    return found[0], found[1], found[2]
+    (prompt,) = example.prompt.turns
+    assert example.prompt.is_chat
+    assert [turn.role for turn in (prompt, example.chosen, example.rejected)] == ["user", "assistant", "assistant"]
+    return prompt.content, example.chosen.content, example.rejected.content
 
 
 def test_the_package_s_pairs() -> None:
@@ -360,7 +357,7 @@ def test_untouched_engine_takes_a_format(tmp_path: Path) -> None:
     engine = untouched_engine(model, spec)
     assert isinstance(engine.format, PromptFormat)
     assert engine.format.spec == spec
-    assert engine.format.text(engine.format.prompt_ids((Turn("user", "Hi"),))).startswith("Of last year.\n")
+    assert engine.format.text(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
 
 
 def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list[str]) -> None:

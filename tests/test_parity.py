@@ -196,7 +196,7 @@ def test_sft_and_coh_train_as_trls_sft(kind: str, form: str, architecture: str, 
 
     sides = [("chosen", TEXTS["good"]), ("rejected", TEXTS["bad"])] if kind == "text" else [("chosen", "")]
     rows = [
-        {"prompt": text + str(example.prompt), "completion": getattr(example, side)}
+        {"prompt": text + example.prompt.text(), "completion": getattr(example, side).content}
         for example in pairs(12)
         for side, text in sides
     ]

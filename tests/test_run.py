@@ -17,6 +17,7 @@ from combinations import each_value
 from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
+from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
@@ -38,7 +39,7 @@ def logits(policy: Policy, prompt_format: Any) -> Tensor:
     for level in (0, 1):
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
         for text in TEXTS:
-            ids = (*policy.control.slots[level], *prompt_format.prompt_ids(text))
+            ids = (*policy.control.slots[level], *prompt_format.prompt_ids(Prompt(text)))
             requests.append(Request(tuple(ids), weights, 0))
     return Engine(policy, prompt_format).first_logits(requests)
 

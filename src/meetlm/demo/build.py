@@ -17,7 +17,7 @@ from typing import Any
 
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.example import Turn
+from meetlm.data.example import Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.engine import Engine
@@ -71,7 +71,7 @@ def sample(
     reporter: Reporter = SILENT,
 ) -> list[list[str]]:
     """Return ``replies`` replies of the untouched model to each prompt."""
-    ids = [engine.format.prompt_ids((Turn("user", prompt),)) for prompt in prompts]
+    ids = [engine.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
     requests = [
         Request(tuple(row), (1.0,), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
     ]

@@ -124,7 +124,7 @@ def _held_out(config: RunConfig, count: int) -> list[str]:
     """Return the first ``count`` different held-out prompts; each must be one message."""
     prompts: dict[str, None] = {}
     for example in read_examples(config.data, "eval").rows:
-        match example.prompt:
+        match example.prompt.content:
             case (Turn(role="user", content=text),):
                 prompts[text] = None
             case _:

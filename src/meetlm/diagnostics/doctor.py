@@ -67,7 +67,7 @@ def diagnose(
     """
     reporter.message("reading the data")
     read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
-    conversational = not isinstance(read.rows[0].prompt, str)
+    conversational = read.rows[0].prompt.is_chat
     reporter.message("checking the model")
     model = check_model(
         lm,

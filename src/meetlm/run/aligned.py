@@ -15,8 +15,8 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
-from meetlm.data.example import Origin, Text, Turn
-from meetlm.data.pairs import text_or_turns
+from meetlm.data.example import Message, Origin, Prompt
+from meetlm.data.pairs import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
@@ -29,8 +29,8 @@ from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, MODEL, Meet, read_meet
 from meetlm.run.levels import Level, resolve_level
 
-Prompt = str | Sequence[Mapping[str, str]]
-r"""Text, or messages with role and content.
+PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
+r"""A prompt as callers write it: text, messages with role and content, or a :class:`Prompt`.
 
 Text is formatted as the prompts of the run's data: as one user message for conversations; for HH's transcripts, text
 without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it is continued as it is.
@@ -52,7 +52,7 @@ class Completion:
         finish: Why it ended: ``eos``, ``stop`` (a stop string) or ``length``.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     completion: str
     level: str | dict[str, float]
     sampling: dict[str, Any]
@@ -88,7 +88,7 @@ class Aligned:
 
     def generate(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None = None,
         *,
         max_new_tokens: int = 128,
@@ -100,7 +100,7 @@ class Aligned:
         """Return a completion for each prompt.
 
         Args:
-            prompts: Texts or conversations; see :data:`Prompt` for how text is formatted.
+            prompts: Texts or conversations; see :data:`PromptLike` for how text is formatted.
             level: A name, a number (0 = worst, 1 = best, beyond extrapolates) or weights by name; the run's default
                 level where ``None``.
             max_new_tokens: Maximum number of new tokens.
@@ -118,7 +118,7 @@ class Aligned:
 
     def complete(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None,
         sampling: Sampling,
         *,
@@ -134,7 +134,7 @@ class Aligned:
 
     def iter_completions(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None,
         sampling: Sampling,
         *,
@@ -159,16 +159,15 @@ class Aligned:
         prompts = list(prompts)
         resolved, weights, slot = self._resolve(level)
         requests = [
-            Request(tuple(self.encoder.prompt(self._text(number, prompt), slot)), weights, number)
+            Request(tuple(self.encoder.prompt(self._prompt(number, prompt), slot)), weights, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
         results = self._engine.stream(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
         for place, result in results:
             number = requests[place].stream
-            prompt = prompts[number]
             completion = Completion(
-                prompt=prompt if isinstance(prompt, str) else [dict(m) for m in prompt],
+                prompt=_as_json(prompts[number]),
                 completion=result.text,
                 level=resolved,
                 sampling={**sampling.model_dump(), "stop": list(self.format.spec.stop)},
@@ -180,11 +179,11 @@ class Aligned:
             yield number, completion
 
     def stream(
-        self, prompt: Prompt, level: Level | None = None, sampling: Sampling | None = None, *, seed: int = 0
+        self, prompt: PromptLike, level: Level | None = None, sampling: Sampling | None = None, *, seed: int = 0
     ) -> Iterator[str]:
         """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
         _, weights, slot = self._resolve(level)
-        request = Request(tuple(self.encoder.prompt(self._text(0, prompt), slot)), weights, 0)
+        request = Request(tuple(self.encoder.prompt(self._prompt(0, prompt), slot)), weights, 0)
         yield from self._engine.stream_text(request, sampling or Sampling(), seed=seed)
 
     def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
@@ -205,18 +204,21 @@ class Aligned:
             raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
         return resolved, weights, slot
 
-    def _text(self, number: int, prompt: Prompt) -> Text:
+    def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
         """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""
-        value: object = prompt
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-            value = [dict(message) if isinstance(message, Mapping) else message for message in prompt]
         try:
-            text = text_or_turns(Row({"prompt": value}, Origin("prompts", number + 1)), "prompt")
+            asked = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if isinstance(text, str) and self.meet.conversational:
-            return (Turn("user", text),)
-        return SOURCES[self.meet.source].ask(text)
+        return Prompt(asked.turns) if self.meet.conversational else SOURCES[self.meet.source].ask(asked)
+
+
+def _as_json(prompt: PromptLike) -> Any:
+    if isinstance(prompt, Prompt):
+        return prompt.to_json()
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return prompt
+    return [dict(message) if isinstance(message, Mapping) else message for message in prompt]
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:

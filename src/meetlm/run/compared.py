@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, RunError
-from meetlm.data.example import Text, fingerprint
+from meetlm.data.example import fingerprint
 from meetlm.data.prompts import distinct, read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.answers import Answers, read_answers
@@ -111,23 +111,17 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     firsts, again = distinct(held.prompts)
     kinds = {
         "held-out rows without a prompt; left out": held.without,
-        "rows beside the held-out ones that state another split; left out": held.elsewhere,
+        "rows beside the held-out ones that state another split; left out": held.other_split_rows,
         "held-out rows of a prompt that an earlier row has; the first chosen reply counts": [
             row.origin for row in again
         ],
         NO_CHOSEN: [row.origin for row in firsts.values() if row.chosen is None],
     }
     return HeldOutReplies(
-        {name: _reply(row.chosen) for name, row in firsts.items()},
+        {name: None if row.chosen is None else row.chosen.content.strip() for name, row in firsts.items()},
         [Problem(what, len(rows), [str(row) for row in rows]) for what, rows in kinds.items() if rows],
         fingerprint((row.prompt, row.chosen) for row in firsts.values()),
     )
-
-
-def _reply(chosen: Text | None) -> str | None:
-    if chosen is None:
-        return None
-    return (chosen if isinstance(chosen, str) else "\n\n".join(turn.content for turn in chosen)).strip()
 
 
 def _check_stated(answers: Answers, level: Level | None, sampling: Sampling) -> None:

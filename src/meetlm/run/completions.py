@@ -10,13 +10,13 @@ from pathlib import Path
 from meetlm.config.files import write_atomic
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import Text
+from meetlm.data.example import Prompt
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import Prompt, load
+from meetlm.run.aligned import load
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import Level, resolve_level
 
@@ -70,20 +70,20 @@ def write_completions(
     longer: list[HeldOutPrompt] = []
     if data is None:
 
-        def length(prompt: Text) -> int:
+        def length(prompt: Prompt) -> int:
             return len(aligned.format.prompt_ids(prompt))
 
         rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
     for what, places in (
         ("rows without a prompt", held.without),
-        ("rows that state another split", held.elsewhere),
+        ("rows that state another split", held.other_split_rows),
         ("rows of a prompt that an earlier row has", [row.origin for row in again]),
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
         if places:
             problem = Problem(f"{what}; left out", len(places), [str(place) for place in places])
             reporter.message(f"{problem.count} x {problem.what}: {problem.shown}")
-    prompts = [_prompt(row.prompt) for row in rows[:limit]]
+    prompts = [row.prompt.to_json() for row in rows[:limit]]
     path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     control = sha256_of(aligned.policy.control)
@@ -104,10 +104,6 @@ def write_completions(
     write_atomic(path, "".join(lines))
     unfinished.unlink(missing_ok=True)
     return path, len(prompts)
-
-
-def _prompt(text: Text) -> Prompt:
-    return text if isinstance(text, str) else [{"role": t.role, "content": t.content} for t in text]
 
 
 def completions_file(

@@ -135,7 +135,7 @@ def execute(
         control=json.loads(config.control.model_dump_json()),
         lm_sha256=sha256_of(lm),
         format=prompt_format.spec,
-        conversational=not isinstance(data.train[0].prompt, str),
+        conversational=data.train[0].prompt.is_chat,
         source=config.data.source,
     )
     write_result(folder, meet, policy, tokenizer)
