@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -71,8 +72,9 @@ RESAMPLES = 200
 Array = NDArray[np.float64]
 
 
+@cache
 def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, temperature: float = 0.7) -> Evaluation:
-    """Scores are drawn; outcomes, rates and intervals are then made of them as `meet evaluate` does."""
+    """Draw scores; compute outcomes, rates and intervals from them as `meet evaluate` does. Never change it."""
     rng = np.random.default_rng([5, round(100 * temperature)])
     topics = list(TOPICS)
     about = [topics[int(n)] for n in rng.integers(len(topics), size=num_prompts)]
@@ -168,6 +170,7 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             "scorers": [],
             "versions": dict.fromkeys((*PACKAGES, "openai"), "1.0.0"),
             "git": "0123456789abcdef0123456789abcdef01234567",
+            "date": "2026-11-27",
         },
         baseline=BASELINE,
         systems=[

@@ -39,7 +39,7 @@ def short_pairs() -> list[PreferenceExample]:
     """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
     kept: dict[str, PreferenceExample] = {}
     for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
-        texts = [one.prompt.text(), one.chosen.content, one.rejected.content]
+        texts = [str(one.prompt), str(one.chosen), str(one.rejected)]
         usable = one.rejected_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
         if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:
             kept.setdefault(texts[0], one)
@@ -76,8 +76,8 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     assert "held-out accuracy" in said and "on 8 pairs" in said
     pairs = short_pairs()
     assert len(pairs) == NUMBER
-    prompts = [one.prompt.text() for one in pairs]
-    replies = {side: [getattr(one, side).content for one in pairs] for side in ("chosen", "rejected")}
+    prompts = [str(one.prompt) for one in pairs]
+    replies = {side: [str(getattr(one, side)) for one in pairs] for side in ("chosen", "rejected")}
     places = []
     for side, texts in replies.items():
         rows = [{"prompt": prompt, "completion": text.strip()} for prompt, text in zip(prompts, texts, strict=True)]
@@ -113,7 +113,7 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     win, lose, delta = (100 * one.value for one in (rates.win, rates.lose, rates.delta))
     assert f"reward: chosen against rejected: win {win:.1f}, lose {lose:.1f}" in said and f"Δ {delta:.1f}" in said
     page, text = ((out / name).read_text() for name in ("report.html", "report.md"))
-    assert "<svg" in page and found.settings["reward"]["weights_sha256"] in page
+    assert "image/svg+xml" in page and found.settings["reward"]["weights_sha256"] in page
     in_row = re.compile(
         rf"^\| chosen \| .*\| {win:.1f} \[.*\| {lose:.1f} \[.*\| {delta:.1f} \[".replace("-", "−"), re.M
     )

@@ -96,7 +96,7 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
         third, again = evaluated(tmp_path, "hh", server, *prices, number=5)
     assert "judge: this run: 4 answers, 400 prompt and 40 completion tokens, cost 0.80\n" in first
     assert "judge: this run: 6 answers, 600 prompt and 60 completion tokens, cost 1.20\n" in second
-    assert "judge: all kept: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
+    assert "judge: cached: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
     assert "judge: this run: 0 answers, 0 prompt and 0 completion tokens, cost 0.00\n" in third
     assert found.judge and again.judge and again.judge.kept == found.judge.kept
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
@@ -108,7 +108,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     """And says at every temperature what it cost; a second sweep costs nothing."""
     runs = [tmp_path / f"r{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
-        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
+        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run, progress=False)
     words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
     words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge-set", "key_env=null", "--judge-url"]
 
@@ -126,7 +126,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     reason = "for the data source hh, whose responses are replies in a dialogue"
     assert done.output.count(f"judge: j, prompt dialogue, {reason}") == 2
     text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
-    assert f"prompt dialogue, {reason}" in text and "**How far both orders agree**" in text
+    assert f"| dialogue, {reason} |" in text and "**Consistency across both orders**" in text
 
 
 def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:

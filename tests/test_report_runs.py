@@ -13,8 +13,9 @@ from judge_server import JudgeServer, longer
 from made_evaluation import BASELINE, SYSTEMS, made_evaluation, with_delta
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.record import Evaluation
-from meetlm.report.summary import summarize
-from meetlm.report.tables import measure_of, outcome_table, seed_tables
+from meetlm.report.conditions import Condition, measure_of
+from meetlm.report.summary import Summary, summarize
+from meetlm.report.tables import outcome_table, replicate_tables
 from meetlm.report.wording import number, p_value, points
 from meetlm.report.write import write_report
 from reward_models import folder_of
@@ -24,6 +25,10 @@ from test_evaluate import evaluated, systems
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
     return made_evaluation()
+
+
+def summary_of(evaluation: Evaluation) -> Summary:
+    return summarize([Condition(evaluation)])
 
 
 def shape(found: object, depth: int = 2) -> object:
@@ -53,54 +58,49 @@ def test_the_made_evaluation_is_as_meet_evaluate_writes_one(evaluation: Evaluati
 
 
 def of_two_runs(evaluation: Evaluation, *systems: str) -> Evaluation:
-    """The same with each replicate of some systems from a training run of its own."""
-    own = [
-        replace(one, run=one.seed, source=f"runs/{one.system}-{one.seed}") if one.system in systems else one
-        for one in evaluation.replicates
+    """Return the evaluation with each replicate of some systems from its own training run."""
+    replicates = [
+        replace(each, run=each.seed, source=f"runs/{each.system}-{each.seed}") if each.system in systems else each
+        for each in evaluation.replicates
     ]
-    return replace(evaluation, replicates=own)
+    return replace(evaluation, replicates=replicates)
 
 
-def test_every_seed_has_its_own_delta_and_says_what_it_is(evaluation: Evaluation) -> None:
-    deltas, sources = seed_tables(of_two_runs(evaluation, "hh-meet-lora"))
+def test_every_replicate_has_its_delta_and_its_source(evaluation: Evaluation) -> None:
+    deltas, sources = replicate_tables(of_two_runs(evaluation, "hh-meet-lora"))
     assert deltas.columns == ["System", "Replicate 0", "Replicate 1"]
-    assert [(row[0].text, row[0].small) for row in deltas.rows[:4]] == [
-        ("hh-meet-lora", "by reward"), ("hh-meet-soft-prompt", "by reward"), ("hh-dpo", "by reward"),
-        ("hh-meet-lora", "by judge"),
-    ]  # fmt: skip
-    by_reward = {one.system: one for one in evaluation.comparisons if one.evaluator == "reward"}
-    for row in deltas.rows[:3]:
-        outcomes = by_reward[row[0].text].outcomes
-        for seed, cell in enumerate(row[1:]):
-            of_seed = [one for one, (_, own) in zip(outcomes, evaluation.cells, strict=True) if own == seed]
-            counted = sum(one is not None for one in of_seed)
-            delta = 100 * (of_seed.count("win") - of_seed.count("lose")) / counted
-            assert cell.text == number(delta, 1) and re.fullmatch(r"\[−?[\d.]+, −?[\d.]+\]", cell.small)
+    rows = {(row[0].text, row[0].small): row[1:] for row in deltas.rows}
+    assert list(rows)[:3] == [("hh-meet-lora", f"by {name}") for name in ("reward", "judge", "rouge-avg")]
+    for comparison in (each for each in evaluation.comparisons if each.evaluator == "reward"):
+        for seed, cell in enumerate(rows[comparison.system, "by reward"]):
+            outcomes = [o for o, (_, s) in zip(comparison.outcomes, evaluation.cells, strict=True) if s == seed]
+            counted = sum(outcome is not None for outcome in outcomes)
+            assert cell.text == number(100 * (outcomes.count("win") - outcomes.count("lose")) / counted, 1)
+            assert re.fullmatch(r"\[−?[\d.]+, −?[\d.]+\]", cell.small)
     assert [cell.text for cell in sources.rows[1]] == ["hh-meet-lora", "runs/hh-meet-lora-0", "runs/hh-meet-lora-1"]
     assert sources.rows[1][2].small == "training run 1, sampling seed 1"
     assert sources.rows[0][2].small == "training run 0, sampling seed 1"
-    # A replicate without any outcome has a dash, and one replicate alone no table.
+    # A replicate without any outcome has a dash; a single replicate has no table.
     first = evaluation.comparisons[3]
     lacking = replace(evaluation, comparisons=[replace(first, by_seed=first.by_seed[:1])])
-    assert seed_tables(lacking)[0].rows[0][2].text == "–"
-    assert seed_tables(made_evaluation(20, (0,))) == []
+    assert replicate_tables(lacking)[0].rows[0][2].text == "–"
+    assert replicate_tables(made_evaluation(30, (0,))) == []
 
 
-def test_one_training_run_is_a_caveat_and_several_are_said(evaluation: Evaluation) -> None:
-    said = "One training run only of {}: no interval holds the chance of training it under another seed."
-    one = summarize(evaluation)
-    assert said.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in one.caveats
-    assert "intervals over prompts. Better" in one.opening
-    some = summarize(of_two_runs(evaluation, "hh-meet-lora", "hh-dpo"))
-    assert said.format("hh-coh and hh-meet-soft-prompt") in some.caveats
-    assert "intervals over prompts and training runs. Better" in some.opening
-    every = summarize(of_two_runs(evaluation, *SYSTEMS))
-    assert not any("training run" in caveat for caveat in every.caveats)
-    assert not any("training run" in caveat for caveat in summarize(replace(evaluation, replicates=[])).caveats)
+def test_a_single_training_run_is_a_caveat(evaluation: Evaluation) -> None:
+    caveat = "One training run only of {}: no interval includes the variation between training seeds."
+    one = summary_of(evaluation)
+    assert caveat.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in one.caveats
+    assert "intervals over prompts. A system" in one.opening
+    some = summary_of(of_two_runs(evaluation, "hh-meet-lora", "hh-dpo"))
+    assert caveat.format("hh-coh and hh-meet-soft-prompt") in some.caveats
+    assert "intervals over prompts and training runs. A system" in some.opening
+    for every in (of_two_runs(evaluation, *SYSTEMS), replace(evaluation, replicates=[])):
+        assert not any("training run" in text for text in summary_of(every).caveats)
 
 
 def test_p_is_printed_as_the_sign_test_has_it(evaluation: Evaluation, tmp_path: Path) -> None:
-    """In the table, in the words and in the terminal's rounding: counted here again from the outcomes."""
+    """In the table and in the words; computed here again from the outcomes."""
     markdown = write_report(evaluation, tmp_path)[1].read_text(encoding="utf-8")
     signs = {"win": 1, "lose": -1, "tie": 0, None: 0}
     printed_p = []
@@ -111,8 +111,8 @@ def test_p_is_printed_as_the_sign_test_has_it(evaluation: Evaluation, tmp_path: 
         won, lost = sum(total > 0 for total in sums), sum(total < 0 for total in sums)
         tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost)
         p = p_value(min(1.0, 2 * tail))
-        row = next(row for row in outcome_table(evaluation, "reward").rows if row[0].text == one.system)
-        assert row[7].text == p
+        row = next(row for row in outcome_table([Condition(evaluation)], "reward").rows if row[0].text == one.system)
+        assert row[5].text == p
         assert f"{points(one.rates.delta)}, p {p}" in markdown or f"{points(one.rates.delta)}, p = {p}" in markdown
         printed_p.append(p)
     assert "< 0.001" in printed_p and len(set(printed_p)) > 1
@@ -132,14 +132,14 @@ def test_swapping_the_systems_mirrors_the_caveat_of_length(evaluation: Evaluatio
     assert words
     ours, theirs = (number(words.means[name].value, 1) for name in ("hh-dpo", BASELINE))
     assert (
-        f"At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, not clear of 50%: that it is better "
-        f"may be a matter of its longer replies ({ours} words against {theirs})."
-    ) in summarize(here).caveats
+        f"At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, not significantly different "
+        f"from 50%: the difference may come from its longer replies ({ours} words against {theirs})."
+    ) in summary_of(here).caveats
     assert (
-        f"At equal length {BASELINE} is expected to win 51.0% [44.0, 58.0] by reward, not clear of 50%: that it is "
-        f"worse may be a matter of its shorter replies ({theirs} words against {ours})."
-    ) in summarize(there).caveats
+        f"At equal length {BASELINE} is expected to win 51.0% [44.0, 58.0] by reward, not significantly different "
+        f"from 50%: the difference may come from its shorter replies ({theirs} words against {ours})."
+    ) in summary_of(there).caveats
     # Neither is said where the rate at equal length says the same.
     clear = replace(here, comparisons=[replace(one, controlled_win=Interval(0.6, 0.51, 0.7))])
     other = replace(there, comparisons=[replace(swapped, controlled_win=Interval(0.4, 0.3, 0.49))])
-    assert not any("At equal length" in caveat for each in (clear, other) for caveat in summarize(each).caveats)
+    assert not any("At equal length" in caveat for each in (clear, other) for caveat in summary_of(each).caveats)

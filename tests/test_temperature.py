@@ -31,7 +31,7 @@ def found(out: Path) -> dict[tuple[int, str], Evaluation]:
 def test_two_baselines_stopped_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [tmp_path / f"r{seed}" for seed in range(3)]
     for seed, run in enumerate(runs):
-        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
+        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run, progress=False)
     right, written = temperature.write_completions, Counter[Path]()
 
     def counted(run: Path, *given: Any, **more: Any) -> Path:
@@ -45,7 +45,7 @@ def test_two_baselines_stopped_and_started_again(tmp_path: Path, monkeypatch: py
         return counted(run, *given, **more)
 
     monkeypatch.setattr(temperature, "write_completions", stops_at_the_fifth)
-    assert sweep(runs, tmp_path / "out").exit_code == 1
+    assert sweep(runs, tmp_path / "out").exit_code == 130
     assert not (tmp_path / "out" / "temperature.html").exists() and (tmp_path / "out" / "t0" / "r2").is_dir()
     first = Evaluation.read(tmp_path / "out" / "t0" / "r1" / "evaluation.json")
     monkeypatch.setattr(temperature, "write_completions", counted)
@@ -69,8 +69,8 @@ def test_two_baselines_stopped_and_started_again(tmp_path: Path, monkeypatch: py
     for t, baseline in PLACES:
         assert f'href="t{t}/{baseline}/report.html"' in pages[0]
         assert (tmp_path / "out" / f"t{t}" / baseline / "report.html").is_file()
-        assert f"Temperature {t}, against {baseline}" in pages[0]
+        assert f"Temperature {t} against {baseline}" in pages[0]
     assert "Δ against r1 by rouge-avg" in pages[0] and "Δ against r2 by rouge-avg" in pages[0]
     text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
-    assert "2 temperatures from 0 to 1, against r1 and r2, on 3 prompts" in text
+    assert "r0 was compared with r1 and r2 on 3 held-out prompts at 2 temperatures (0, 1)" in text
     assert text.count("sampling_seed: 5") == len(PLACES)

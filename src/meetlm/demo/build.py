@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.example import Prompt, Turn
+from meetlm.data.example import Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.engine import Engine
@@ -68,14 +67,14 @@ def sample(
     *,
     replies: int,
     seed: int,
-    reporter: Reporter = SILENT,
+    on_done: Callable[[int], Any] | None = None,
 ) -> list[list[str]]:
     """Return ``replies`` replies of the untouched model to each prompt."""
-    ids = [engine.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
+    ids = [engine.format.prompt_ids((Turn("user", prompt),)) for prompt in prompts]
     requests = [
         Request(tuple(row), (1.0,), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
     ]
-    done = engine.generate(requests, sampling, seed=seed, batch_size=96, reporter=reporter)
+    done = engine.generate(requests, sampling, seed=seed, batch_size=96, on_done=on_done)
     return [[one.text for one in done[i : i + replies]] for i in range(0, len(done), replies)]
 
 
@@ -104,13 +103,13 @@ def pairs_of(replies: Sequence[str]) -> list[tuple[Scored, Scored]]:
     return [(high, low) for high, low in found if high.score - low.score >= MIN_GAP]
 
 
-def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[str, int]:
+def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None = None) -> dict[str, int]:
     """Sample, score, and write ``train.jsonl`` and ``test.jsonl`` (TRL's conversational preference format).
 
     Args:
         folder: Where.
         seed: Of sampling, held-out topics and order.
-        reporter: Shows the progress of sampling.
+        on_done: Progress.
 
     Returns:
         The number of rows of each file.
@@ -125,7 +124,7 @@ def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[s
         SAMPLING,
         replies=REPLIES,
         seed=seed,
-        reporter=reporter,
+        on_done=on_done,
     )
     counts = {}
     for name in ("train", "test"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.settings import Settings
 from meetlm.config.versions import git_hash, versions
-from meetlm.data.example import Prompt
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
@@ -143,6 +143,7 @@ def evaluate(
         "scorers": [scorer.name for scorer in evaluators.scorers],
         "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
         "git": git_hash(),
+        "date": datetime.now(UTC).date().isoformat(),
     }
     return Evaluation(
         settings=resolved,
@@ -176,7 +177,7 @@ class _Work:
     ) -> None:
         self.others, self.baseline, self.cells, self.settings, self.folder = others, baseline, cells, settings, folder
         self.names = [baseline, *others]
-        self.prompts = [Prompt.from_json(cells.prompts[place].prompt) for place, _ in cells.cells]
+        self.prompts = [cells.prompts[place].prompt for place, _ in cells.cells]
         self.chosen = [cells.prompts[place].chosen for place, _ in cells.cells]
         self.completions = {name: [answer.completion for answer in cells.answers[name]] for name in self.names}
         self.rows = {name: [str(answer.origin) for answer in cells.answers[name]] for name in self.names}

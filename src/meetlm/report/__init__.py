@@ -1,1 +1,1 @@
-"""Reports: an evaluation's record in, one HTML page and its Markdown out. Scores nothing and draws no sample."""
+"""Reports: one HTML page and its Markdown version, made from the records of evaluations. Scores and samples nothing."""

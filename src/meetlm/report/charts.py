@@ -1,376 +1,373 @@
-"""Which figures an evaluation has, and what each shows. Draws through :mod:`meetlm.report.plots`."""
+"""The charts of a report, as matplotlib writes them: SVG images with alternative text.
+
+Text stays text in the files (``svg.fonttype: none``), so that the reader's fonts supply letters that matplotlib's font
+lacks. The same data give the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+import base64
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.record import Evaluation, Measure
-from meetlm.report.plots import (
-    BESIDE,
-    IN_LEGEND,
-    INK,
-    LINE,
-    LOSE,
-    MUTED,
-    PAPER,
-    SECOND,
-    TIE,
-    WIN,
-    Plot,
-    bar_places,
-    bars_layout,
-    draw,
-    legend_below,
-    series_style,
-    wrapped,
-)
-from meetlm.report.tables import evaluators_of, measure_of, ordered
-from meetlm.report.verdict import RULE, doubt, is_clear, is_doubtful
-from meetlm.report.wording import in_percent, number, percents, points
+from meetlm.report.conclusions import RULE, is_inconclusive, is_significant, judge_note
+from meetlm.report.conditions import Condition, Conditions, comparisons_of, evaluators_of, measure_of, systems_of
+from meetlm.report.wording import clause, in_percent, number, points, scaled
 
+WIDTH = 5.3
+"""Inches of 72 units: about as many as a phone has points, so that text keeps its size there."""
+LINE, BESIDE_FIGURES = 46, 30
+"""Letters of a name that has a chart's whole width, and of one with figures beside it."""
+INK, MUTED, GRID, TIE = "#1b1f24", "#59636e", "#dde1e6", "#b4bac2"
+SERIES = ("#1f6fb4", "#c2571a", "#2b8a4b", "#9b3f9b", "#8a6d00", "#0f8a8a", "#c43a5e", "#5b5bd0")
+WIN, LOSE = SERIES[:2]
+MARKERS = "osD^vPX*"
+"""Systems differ by marker too: colour alone carries no meaning."""
 NUM_BINS = 5
-"""Of lengths; each holds about as many cells."""
-BARS = 36
-"""Of a histogram."""
-ROW, HISTOGRAM, LINE_OF_DELTA = 0.62, 0.78, 0.55
-"""Inches of a row of bars, of bars of a distribution, of intervals of Δ."""
+"""Groups of replies by length; each holds about as many."""
+NUM_BARS = 36
+"""Bars of a histogram."""
+ROW, HISTOGRAM, DELTA_ROW = 0.62, 0.78, 0.45
+"""Inches per row of bars, per histogram, per interval of Δ."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "meetlm",
+    "text.parse_math": False,
+    "text.color": INK,
+    "font.size": 12,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+}
 
 
-def evaluation_charts(evaluation: Evaluation) -> dict[str, list[Plot]]:
-    """Return the figures of each section that has any."""
-    evaluators = evaluators_of(evaluation)
-    words, scorers = words_of(evaluation), scorers_of(evaluation)
-    found = {
-        "results": [
-            *([delta_chart(evaluation)] if evaluators else []),
-            *(win_chart(evaluation, e) for e in evaluators),
-        ],
-        "rewards": [distribution_chart(evaluation, one) for one in scorers],
-        "lengths": [
-            distribution_chart(evaluation, words),
-            *(outcome_by_length_chart(evaluation, evaluator, words) for evaluator in evaluators),
-            *(score_by_length_chart(evaluation, one, words) for one in scorers),
-        ],
-    }
-    return {section: plots for section, plots in found.items() if plots}
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        title: Its heading.
+        address: The SVG file as a data URL.
+        alt: Alternative text: the figures that are drawn.
+        caption: What is drawn, and how it was computed.
+    """
+
+    title: str
+    address: str
+    alt: str
+    caption: str
 
 
-def words_of(evaluation: Evaluation) -> Measure:
-    """Return the measure ``words``; counted here, without intervals, where the record has none."""
-    found = measure_of(evaluation, "words")
-    if found:
-        return found
-    values: dict[str, list[float | None]] = {
-        name: [float(len(text.split())) for text in texts] for name, texts in evaluation.completions.items()
-    }
-    return Measure("words", "words of a completion", None, values, {})
+class Point(NamedTuple):
+    """A mean y at x with its interval; the marker is filled or hollow."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    is_filled: bool = True
 
 
-def scorers_of(evaluation: Evaluation) -> list[Measure]:
-    """Return the measures that also judge who wins: rewards, ROUGE, callables."""
-    return [one for one in evaluation.measures if one.name in evaluators_of(evaluation)]
+Series = Mapping[str, Sequence[Point]]
 
 
-def win_chart(evaluation: Evaluation, evaluator: str) -> Plot:
+def win_chart(evaluation: Evaluation, evaluator: str) -> Chart:
     """Return win, tie and lose rates of every system as bars, with the intervals of win and lose."""
-    compared = [one for one in evaluation.comparisons if one.evaluator == evaluator]
-    rates = [one.rates for one in compared]
-    doubtful = [is_doubtful(evaluation, evaluator, one.system) for one in compared]
-    texts = [
-        f"{number(100 * r.win.value, 1)} / {number(100 * r.tie.value, 1)} / {number(100 * r.lose.value, 1)}"
-        for r in rates
-    ]
-
-    at = bar_places([one.system for one in compared], ROW)
+    compared = [comparison for _, comparison in comparisons_of([Condition(evaluation)], evaluator)]
+    labels = []
+    for comparison in compared:
+        rates = [comparison.rates.win, comparison.rates.tie, comparison.rates.lose]
+        labels.append((comparison.system, " / ".join(number(100 * rate.value, 1) for rate in rates)))
 
     def paint(axes: Axes) -> None:
-        for place, (row, rate) in enumerate(zip(at, rates, strict=True)):
-            win, tie, lose = (percents(one) for one in (rate.win, rate.tie, rate.lose))
-            starts = {"win": 0.0, "tie": win.value, "lose": win.value + tie.value}
-            for (kind, start), share, colour in zip(starts.items(), (win, tie, lose), (WIN, TIE, LOSE), strict=True):
-                style: dict[str, Any] = {"color": colour}
-                if doubtful[place]:  # outlined, above the paper behind the names
-                    style = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.4, "zorder": 4}
-                axes.barh(row, share.value, 0.5, left=start, label=kind if place == 0 else None, **style)
-            # One above the other, so that they can be told apart where ties are few.
+        for row, comparison in enumerate(compared):
+            win, tie, lose = (
+                scaled(r, 100) for r in (comparison.rates.win, comparison.rates.tie, comparison.rates.lose)
+            )
+            hollow = is_inconclusive(evaluation, evaluator, comparison.system)
+            start = 0.0
+            for name, share, colour in (("win", win, WIN), ("tie", tie, TIE), ("lose", lose, LOSE)):
+                bar = axes.barh(row, share.value, 0.5, left=start, color=colour, label=name if row == 0 else None)
+                bar.patches[0].set(fill=not hollow, edgecolor=colour)
+                start += share.value
             for y, low, high in ((row - 0.11, win.low, win.high), (row + 0.11, 100 - lose.high, 100 - lose.low)):
-                axes.plot([low, high], [y, y], color=PAPER, linewidth=4.5, solid_capstyle="butt")
-                axes.plot([low, high], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
-        bars_layout(axes, list(zip([one.system for one in compared], texts, strict=True)), above=0.28, at=at)
+                axes.plot([low, high], [y, y], color="white", linewidth=4.5, solid_capstyle="butt")
+                axes.plot([low, high], [y, y], color=INK, marker="|", markersize=7)
+        _label_rows(axes, labels, gap=0.28)
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of prompts (win / tie / lose)")
-        legend_below(axes, 3)
+        axes.figure.legend(loc="outside lower left", ncols=3)
 
-    alt = "; ".join(
-        f"{one.system}: win {in_percent(one.rates.win)}, lose {in_percent(one.rates.lose)}" for one in compared
-    )
+    alt = "; ".join(f"{c.system}: win {in_percent(c.rates.win)}, lose {in_percent(c.rates.lose)}" for c in compared)
     caption = (
-        f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, "
-        f"the lower one of the lose rate, which counts from the right. {doubt(evaluation, evaluator)}"
-    ).strip()
-    return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * (at[-1] + 1), alt, caption, paint)
+        f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, the lower one of the "
+        f"lose rate, counted from the right. {judge_note(evaluation, evaluator)}"
+    )
+    return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * len(labels), alt, caption, paint)
 
 
-def delta_chart(evaluation: Evaluation) -> Plot:
-    """Return Δ of every system by every evaluator, beside 0."""
-    compared = sorted(
-        ordered(evaluation), key=lambda one: [s.name for s in evaluation.systems].index(one.system)
-    )  # stable: evaluators stay in order
-    evaluators = evaluators_of(evaluation)
-    rows: list[tuple[str, str]] = []
-    at: list[float] = []
-    for place, one in enumerate(compared):
-        if place == 0 or one.system != compared[place - 1].system:
-            rows.append((one.system, ""))
-            at.append((at[-1] + 0.9 if at else 0.0) + _second(one.system, LINE))
-        rows.append((one.evaluator, points(one.rates.delta)))
-        at.append(at[-1] + (0.65 if rows[-2][1] == "" else 0.9) + _second(one.evaluator, BESIDE))
+def delta_chart(evaluation: Evaluation) -> Chart:
+    """Return Δ of every system by every evaluator."""
+    condition = Condition(evaluation)
+    evaluators = evaluators_of([condition])
+    compared = [comparison for _, comparison in comparisons_of([condition])]
+    rows: dict[str, tuple[str, str]] = {}
+    for comparison in compared:
+        rows.setdefault(comparison.system, (comparison.system, ""))
+        rows[f"{comparison.system} {comparison.evaluator}"] = comparison.evaluator, points(comparison.rates.delta)
 
     def paint(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=1.4)
-        marks = [y for y, (_, figure) in zip(at, rows, strict=True) if figure]
-        for row, one in zip(marks, compared, strict=True):
-            delta = percents(one.rates.delta)
-            colour, marker = series_style(evaluators.index(one.evaluator))
-            clear = is_clear(evaluation, one)
-            axes.plot([delta.low, delta.high], [row, row], color=colour, linewidth=2)
-            axes.plot(delta.value, row, marker, color=colour, markersize=7, markerfacecolor=colour if clear else PAPER)
-        bars_layout(axes, rows, above=0.17, at=at)
+        for comparison in compared:
+            y = list(rows).index(f"{comparison.system} {comparison.evaluator}")
+            value, low, high = _percent(comparison.rates.delta)
+            style = _style(evaluators.index(comparison.evaluator), is_filled=is_significant(evaluation, comparison))
+            axes.errorbar(value, y, xerr=[[value - low], [high - value]], **style)
+        _label_rows(axes, list(rows.values()), gap=0.17)
         axes.set_xlabel("Δ = win − lose, percentage points")
 
-    alt = "; ".join(f"{one.system} by {one.evaluator}: {points(one.rates.delta)}" for one in compared)
-    caption = f"Against {evaluation.baseline}, with 95% intervals; a mark is filled where {RULE}."
-    for name in evaluators:
-        if note := doubt(evaluation, name):
-            caption += f" Of {name}: {note[0].lower()}{note[1:]}"
-    return draw("Δ by every evaluator", 0.95 + LINE_OF_DELTA * at[-1], alt, caption, paint)
+    alt = "; ".join(f"{c.system} by {c.evaluator}: {points(c.rates.delta)}" for c in compared)
+    notes = [f"{note} " for name in evaluators if (note := judge_note(evaluation, name))]
+    caption = f"Against {evaluation.baseline}, with 95% intervals; a marker is filled where {RULE}. {''.join(notes)}"
+    return draw("Δ by every evaluator", 0.95 + DELTA_ROW * len(rows), alt, caption, paint)
 
 
-def _second(name: str, most: int) -> float:
-    """What the second line of a name takes in the figure of Δ, in its rows."""
-    return SECOND / LINE_OF_DELTA * wrapped(name, most).count("\n")
+def temperature_charts(conditions: Conditions) -> list[Chart]:
+    """Return Δ over temperature for every baseline and evaluator, one line per system: the paper's Figure 3."""
+    charts = []
+    for baseline in dict.fromkeys(condition.evaluation.baseline for condition in conditions):
+        against = [condition for condition in conditions if condition.evaluation.baseline == baseline]
+        for evaluator in evaluators_of(against):
+            series: dict[str, list[Point]] = {}
+            for condition, comparison in comparisons_of(against, evaluator):
+                clear = is_significant(condition.evaluation, comparison)
+                value, low, high = _percent(comparison.rates.delta)
+                point = Point(condition.temperature or 0.0, value, low, high, clear)
+                series.setdefault(comparison.system, []).append(point)
+            notes = [f" {note}" for each in against if (note := judge_note(each.evaluation, evaluator, each.place))]
+            caption = f"Against {baseline}, with 95% intervals; a marker is filled where {RULE}.{''.join(notes)}"
+            title = f"Δ against {baseline} by {evaluator}"
+            charts.append(_line_chart(title, series, systems_of(conditions), "temperature", "Δ (%)", caption))
+    return charts
 
 
-def distribution_chart(evaluation: Evaluation, measure: Measure) -> Plot:
-    """Return how a measure is distributed for each system, with its mean."""
-    columns = {s.name: known(measure.values.get(s.name, [])) for s in evaluation.systems}
-    return histograms(f"Distribution of {measure.name}", measure, columns, {evaluation.baseline})
-
-
-def histograms(
-    title: str,
-    measure: Measure,
-    columns: Mapping[str, NDArray[np.float64]],
-    baselines: Collection[str],
-    every: NDArray[np.float64] | None = None,
-) -> Plot:
-    """Return a row of bars a system, with its mean.
-
-    Args:
-        title: Of the figure.
-        measure: What is distributed.
-        columns: For each system, the values [N] that there are.
-        baselines: Systems in grey.
-        every: What the scale has to hold, all of ``columns`` where it is ``None``.
-    """
-    every = np.concatenate(list(columns.values())) if every is None else every
+def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
+    """Return the distribution of a measure for each system as a histogram, with its mean, all on one scale."""
+    names = list(dict.fromkeys(s.name for each in conditions for s in each.evaluation.systems))
+    columns: dict[str, NDArray[np.float64]] = {}
+    for name in names:
+        for condition in conditions:
+            taken = measure if len(conditions) == 1 else measure_of(condition.evaluation, measure.name)
+            label = name if condition.temperature is None else f"{name} at {condition.temperature:g}"
+            if taken and name in taken.values:
+                columns[label] = np.array([v for v in taken.values[name] if v is not None], dtype=np.float64)
+    every = np.concatenate(list(columns.values()))
     low, high = (float(edge) for edge in np.quantile(every, (0.01, 0.99))) if len(every) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
-    means = {name: float(values.mean()) for name, values in columns.items() if len(values)}
+    edges = np.linspace(low, high if high > low else low + 1, NUM_BARS + 1)
     decimals = 1 if high - low >= 10 else 2
-    texts = {name: f"mean {number(means[name], decimals)}" if name in means else "no value" for name in columns}
-
-    at = bar_places(list(columns), HISTOGRAM)
+    means = {label: number(float(values.mean()), decimals) for label, values in columns.items() if len(values)}
+    baselines = {condition.evaluation.baseline for condition in conditions}
 
     def paint(axes: Axes) -> None:
-        shares = {
-            n: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / max(1, len(v)) for n, v in columns.items()
-        }
-        tallest = max((float(share.max()) for share in shares.values()), default=0) or 1.0
-        for place, (row, (name, share)) in enumerate(zip(at, shares.items(), strict=True)):
-            colour = MUTED if name in baselines else series_style(place)[0]
+        shares = [np.histogram(v.clip(low, high), edges)[0] / max(1, len(v)) for v in columns.values()]
+        tallest = max(float(share.max()) for share in shares) or 1.0
+        for row, (label, share) in enumerate(zip(columns, shares, strict=True)):
+            name = label.partition(" at ")[0] if label not in names else label
+            colour = MUTED if name in baselines else _style(names.index(name))["color"]
             axes.stairs(row + 0.25 - 0.58 * share / tallest, edges, baseline=row + 0.25, fill=True, color=colour)
-            if name in means:
-                axes.plot([means[name]] * 2, [row - 0.33, row + 0.3], color=INK, linewidth=1.6)
-        bars_layout(axes, list(texts.items()), above=0.36, at=at)
+            if label in means:
+                axes.plot([columns[label].mean()] * 2, [row - 0.33, row + 0.3], color=INK)
+        texts = [(label, f"mean {means[label]}" if label in means else "no value") for label in columns]
+        _label_rows(axes, texts, gap=0.36)
         axes.set_xlabel(measure.name)
 
-    alt = "; ".join(f"{name}: {_spread(values, decimals)}" for name, values in columns.items())
+    alt = "; ".join(f"{label}: {_spread(values, decimals)}" for label, values in columns.items())
     caption = (
-        f"{measure.description[:1].upper()}{measure.description[1:]}. The height is the share of completions, on one "
-        "scale for all; the line is the mean. The 1% at each end are counted in the last bars."
+        f"{clause(measure.description[:1].upper() + measure.description[1:])}. The height is the share of completions, "
+        "on one scale for all; the line is the mean. The 1% at each end are counted in the last bars."
     )
-    return draw(title, 0.75 + HISTOGRAM * (at[-1] + 1), alt, caption, paint)
+    return draw(f"Distribution of {measure.name}", 0.75 + HISTOGRAM * len(columns), alt, caption, paint)
 
 
-def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measure) -> Plot:
+def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measure) -> Chart:
     """Return Δ among replies that are shorter or longer than the baseline's."""
     signs = {"win": 100.0, "tie": 0.0, "lose": -100.0}
-    lines = {}
-    for one in (one for one in evaluation.comparisons if one.evaluator == evaluator):
-        ours, theirs = words.values[one.system], words.values[one.baseline]
-        found = [
-            (left - right, signs[outcome], prompt)
-            for left, right, outcome, (prompt, _) in zip(ours, theirs, one.outcomes, evaluation.cells, strict=True)
-            if left is not None and right is not None and outcome is not None
+    series = {}
+    for _, comparison in comparisons_of([Condition(evaluation)], evaluator):
+        is_filled = not is_inconclusive(evaluation, evaluator, comparison.system)
+        lengths = zip(words.values[comparison.system], words.values[comparison.baseline], strict=True)
+        values = [
+            (ours - theirs, signs[outcome], prompt)
+            for (ours, theirs), outcome, (prompt, _) in zip(lengths, comparison.outcomes, evaluation.cells, strict=True)
+            if ours is not None and theirs is not None and outcome is not None
         ]
-        lines[one.system] = binned(found)
-    caption = (
-        f"Cells in {NUM_BINS} groups by how many words longer the system's reply is than {evaluation.baseline}'s. A "
-        "line that climbs says that longer replies win. Whiskers are ±1.96 standard errors over prompts. "
-        f"{doubt(evaluation, evaluator)}"
-    ).strip()
-    hollow = [name for name in lines if is_doubtful(evaluation, evaluator, name)]
-    axis, title = f"words more than {evaluation.baseline}", f"Length against {evaluator}'s outcome"
-    return _lines(evaluation, title, lines, axis, "Δ (%)", caption, zero=True, hollow=hollow)
-
-
-def score_by_length_chart(evaluation: Evaluation, measure: Measure, words: Measure) -> Plot:
-    """Return the mean score among short and long replies."""
-    lines = {}
-    for system in (one.name for one in evaluation.systems):
-        found = [
-            (length, score, prompt)
-            for length, score, (prompt, _) in zip(
-                words.values[system], measure.values[system], evaluation.cells, strict=True
-            )
-            if length is not None and score is not None
+        series[comparison.system] = [
+            point._replace(low=max(point.low, -100.0), high=min(point.high, 100.0), is_filled=is_filled)
+            for point in group_by_length(values)
         ]
-        lines[system] = binned(found)
     caption = (
-        f"Mean {measure.name} in {NUM_BINS} groups of completions by their words. Whiskers are ±1.96 standard errors "
-        "over prompts."
+        f"Pairs in {NUM_BINS} groups by how many words longer the reply is than {evaluation.baseline}'s; a line that "
+        "climbs means that longer replies win. Whiskers are ±1.96 standard errors over prompts, within ±100%. "
+        f"{judge_note(evaluation, evaluator)}"
     )
-    return _lines(evaluation, f"Length against {measure.name}", lines, "words", measure.name, caption)
+    title, x = f"Length against {evaluator}'s outcome", f"words more than {evaluation.baseline}"
+    return _line_chart(title, series, [system.name for system in evaluation.systems], x, "Δ (%)", caption)
 
 
-def binned(found: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, float]]:
-    """Return groups of about equal size by x: mean x, mean y, and the half-width of y's interval.
+def score_by_length_chart(evaluation: Evaluation, measure: Measure, words: Measure) -> Chart:
+    """Return the mean score among short and long replies."""
+    names = [system.name for system in evaluation.systems]
+    series = {
+        name: group_by_length(
+            [
+                (length, score, prompt)
+                for length, score, (prompt, _) in zip(
+                    words.values[name], measure.values[name], evaluation.cells, strict=True
+                )
+                if length is not None and score is not None
+            ]
+        )
+        for name in names
+    }
+    caption = (
+        f"Mean {measure.name} in {NUM_BINS} groups of completions by their number of words. Whiskers are ±1.96 "
+        "standard errors over prompts."
+    )
+    return _line_chart(f"Length against {measure.name}", series, names, "words", measure.name, caption)
+
+
+def group_by_length(values: Sequence[tuple[float, float, int]]) -> list[Point]:
+    """Return the mean y of about equally large groups by x, with ±1.96 standard errors.
 
     Args:
-        found: x, y, and the prompt that both belong to: cells of one prompt are not independent, so it counts once.
+        values: x, y, and the prompt of both: pairs of one prompt are not independent, so it counts once per group.
     """
-    if not found:
+    if not values:
         return []
-    xs, ys = np.array([x for x, _, _ in found]), np.array([y for _, y, _ in found])
-    prompts = np.array([prompt for _, _, prompt in found])
+    xs, ys, prompts = (np.array(column) for column in zip(*values, strict=True))
     cuts = np.unique(np.quantile(xs, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     groups = np.searchsorted(cuts, xs, side="left")
-    rows = []
+    means = []
     for group in np.unique(groups):
         inside = groups == group
-        _, place, cells = np.unique(prompts[inside], return_inverse=True, return_counts=True)
-        of_prompt = np.bincount(place, weights=ys[inside]) / cells
-        half = 1.96 * of_prompt.std(ddof=1) / np.sqrt(len(of_prompt)) if len(of_prompt) > 1 else 0.0
-        rows.append((float(xs[inside].mean()), float(of_prompt.mean()), float(half)))
-    return rows
+        _, place, sizes = np.unique(prompts[inside], return_inverse=True, return_counts=True)
+        by_prompt = np.bincount(place, weights=ys[inside]) / sizes
+        y, half = float(by_prompt.mean()), 0.0
+        if len(by_prompt) > 1:
+            half = float(1.96 * by_prompt.std(ddof=1) / np.sqrt(len(by_prompt)))
+        means.append(Point(float(xs[inside].mean()), y, y - half, y + half))
+    return means
 
 
-def _lines(
-    evaluation: Evaluation,
-    title: str,
-    lines: dict[str, list[tuple[float, float, float]]],
-    x: str,
-    y: str,
-    caption: str,
-    *,
-    zero: bool = False,
-    hollow: Collection[str] = (),
-) -> Plot:
-    order = [one.name for one in evaluation.systems]
+def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str, caption: str) -> Chart:
+    """Return a chart with one line per system; ``names`` are all systems, in the order of their colours."""
 
     def paint(axes: Axes) -> None:
-        if zero:
+        if y.startswith("Δ"):
             axes.axhline(0, color=MUTED, linewidth=1.4)
-        for system, rows in lines.items():
-            if not rows:
-                continue
-            colour, marker = series_style(order.index(system))
-            colour = MUTED if system == evaluation.baseline else colour
-            xs, ys, halves = zip(*rows, strict=True)
-            inside, name = PAPER if system in hollow else colour, wrapped(system, IN_LEGEND)
-            axes.errorbar(
-                xs, ys, yerr=halves, color=colour, marker=marker, markerfacecolor=inside, elinewidth=1, label=name
-            )
-        axes.set_xlabel(wrapped(x, LINE))
+        step = 0.008 * (max((p.x for line in series.values() for p in line), default=0) or 1.0)
+        for place, (name, line) in enumerate(series.items()):
+            style = _style(names.index(name))
+            # Lines are drawn slightly apart, so that intervals at the same x can be told apart.
+            xs = [point.x + step * (place - (len(series) - 1) / 2) for point in line]
+            errors = [[point.y - point.low for point in line], [point.high - point.y for point in line]]
+            label = shortened(name, LINE)
+            axes.errorbar(xs, [point.y for point in line], yerr=errors, label=label, **(style | {"mfc": "white"}))
+            for at, point in zip(xs, line, strict=True):
+                if point.is_filled:
+                    axes.plot(at, point.y, style["marker"], color=style["color"], zorder=3)
+        axes.set_xlabel(shortened(x, LINE))
         axes.set_ylabel(y)
-        if any(lines.values()):
-            legend_below(axes, 1)
+        axes.figure.legend(loc="outside lower left")
 
-    decimals = 0 if zero else 2
+    decimals = 1 if y.startswith("Δ") else 2
     alt = f"{y} by {x}: " + "; ".join(
-        f"{name}: " + ", ".join(f"{number(b, decimals)} at {number(a, 0)}" for a, b, _ in rows)
-        for name, rows in lines.items()
+        f"{name}: "
+        + ", ".join(f"{number(point.y, decimals)} at {number(point.x, 2).rstrip('0').rstrip('.')}" for point in line)
+        for name, line in series.items()
     )
-    return draw(title, 3.1 + _legend(lines), alt, caption, paint)
+    return draw(title, 3.1 + 0.24 * len(series), alt, caption, paint)
 
 
-def _legend(names: Iterable[str]) -> float:
-    """Inches of a legend with these names, one below the other."""
-    return sum(0.24 + SECOND * wrapped(name, IN_LEGEND).count("\n") for name in names)
-
-
-def temperature_chart(
-    title: str,
-    baseline: str,
-    lines: dict[str, list[tuple[float, Interval, bool]]],
-    order: Sequence[str],
-    note: str = "",
-) -> Plot:
-    """Return Δ over temperature, a line a system: the paper's Figure 3.
+def draw(title: str, height: float, alt: str, caption: str, paint: Callable[[Axes], None]) -> Chart:
+    """Return a chart of one pair of axes.
 
     Args:
-        title: Of the figure.
-        baseline: What the systems are compared with.
-        lines: For each system its temperatures, Δ, a share, and whether that shows a difference.
-        order: All systems: their places give colours.
-        note: Ends the caption.
+        title: Its heading, which the page prints.
+        height: In inches.
+        alt: Alternative text.
+        caption: What is drawn.
+        paint: Draws into the axes.
     """
-
-    def paint(axes: Axes) -> None:
-        axes.axhline(0, color=MUTED, linewidth=1.4)
-        for place, (system, rows) in enumerate(lines.items()):
-            colour, marker = series_style(list(order).index(system))
-            # A little apart, so that intervals at the same temperature can be told from each other.
-            xs = [temperature + 0.008 * (place - (len(lines) - 1) / 2) for temperature, _, _ in rows]
-            deltas = [percents(delta) for _, delta, _ in rows]
-            errors = [[d.value - d.low for d in deltas], [d.high - d.value for d in deltas]]
-            axes.errorbar(
-                xs,
-                [d.value for d in deltas],
-                yerr=errors,
-                color=colour,
-                marker=marker,
-                markerfacecolor=PAPER,
-                elinewidth=1,
-                label=wrapped(system, IN_LEGEND),
-            )
-            clear = [(x, delta.value) for x, delta, (_, _, told) in zip(xs, deltas, rows, strict=True) if told]
-            axes.plot([x for x, _ in clear], [y for _, y in clear], marker, color=colour, zorder=3)  # over the hollow
-        axes.set_xlabel("temperature")
-        axes.set_ylabel("Δ (%)")
-        legend_below(axes, 1)
-
-    alt = "; ".join(
-        f"{system}: " + ", ".join(f"{points(delta)} at {temperature:g}" for temperature, delta, _ in rows)
-        for system, rows in lines.items()
-    )
-    caption = (
-        f"Δ against {baseline}, with 95% intervals; above the grey line the system wins more than it loses. A mark is "
-        f"filled where {RULE}. {note}"
-    ).strip()
-    return draw(title, 3.1 + _legend(lines), alt, caption, paint)
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # the same chart whatever the user's matplotlibrc contains
+        matplotlib.rcParams.update(STYLE)
+        # The reader's fonts draw the text, so it does not matter which letters matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    address = "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    return Chart(title, address, alt, caption.strip())
 
 
-def known(values: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return the values [N] that there are."""
-    return np.array([value for value in values if value is not None], dtype=np.float64)
+def shortened(name: str, length: int) -> str:
+    """Return a name without its middle where it is too long; alternative texts and tables have it whole."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[-(length // 2) + 1 :]}"
+
+
+def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]], *, gap: float) -> None:
+    """Print the name (left) and the figure (right) of each row above it, so that no long name narrows the chart.
+
+    Args:
+        axes: Rows go downwards from y = 0.
+        rows: A heading of the rows below it has no figure, and is bold.
+        gap: Distance of a row and its texts, in rows.
+    """
+    for y, (name, figure) in enumerate(rows):
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+        name = shortened(name, BESIDE_FIGURES if figure else LINE)
+        axes.text(0, y - gap, name, weight="normal" if figure else "bold", **place)
+        axes.text(1, y - gap, figure, ha="right", **place)
+    axes.set_ylim(len(rows) - 0.6, -gap - 0.55)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def _style(place: int, *, is_filled: bool = True) -> dict[str, Any]:
+    """Return colour and marker of a series; the ninth has the first one's colour and another marker."""
+    colour = SERIES[place % len(SERIES)]
+    marker = MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
+    return {"color": colour, "marker": marker, "mfc": colour if is_filled else "white", "elinewidth": 1.4}
+
+
+def _percent(share: Interval) -> tuple[float, float, float]:
+    return 100 * share.value, 100 * share.low, 100 * share.high
 
 
 def _spread(values: NDArray[np.float64], decimals: int) -> str:

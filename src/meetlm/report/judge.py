@@ -1,127 +1,120 @@
-"""The judge in a report: what it was asked, what that cost, and how far its two orders agree, system by system."""
+"""The judge in a report: what it was asked, what that cost, and how far its verdicts agree across both orders."""
 
 from __future__ import annotations
 
 from meetlm.evaluation.record import Consistency, Evaluation, JudgeAccount, Usage
-from meetlm.report.tables import Cell, Table, share_cell
-from meetlm.report.verdict import NEAR_CHANCE, mark, says_nothing, why_doubtful
-from meetlm.report.wording import NONE, count, in_percent, number
+from meetlm.report.conclusions import JUDGE, NEAR_CHANCE, cannot_conclude, inconclusive_reason, judge_mark
+from meetlm.report.conditions import Conditions
+from meetlm.report.tables import Cell, Table, condition_cells, condition_columns, share_cell
+from meetlm.report.wording import NO_VALUE, count, in_percent, number
 
 
-def judge_tables(judge: JudgeAccount) -> list[Table]:
-    """Return a judge's account, its consistency by system and its costs."""
-    by_system = [consistency_table(judge)] if judge.by_system else []
-    return [account_table(judge), *by_system, cost_table(judge)]
+def judge_tables(conditions: Conditions) -> list[Table]:
+    """Return the account of the judge and its consistency by system; nothing where no judge was asked."""
+    judged = [condition for condition in conditions if condition.evaluation.judge]
+    accounts = [_account(condition.evaluation.judge) for condition in judged if condition.evaluation.judge]
+    if not accounts:
+        return []
+    labels = [condition.heading or "Value" for condition in judged]
+    rows = [[Cell(name), *(Cell(account[name]) for account in accounts)] for name in accounts[0]]
+    note = (
+        "Cached are all answers to the calls of this evaluation, from earlier runs too. Empty and truncated answers "
+        "and repeated calls were paid for as well. A call that several evaluations share is counted in each."
+    )
+    return [Table("Calls and costs", ["", *labels], rows, [note]), _consistency_table(judged)]
 
 
-def account_table(judge: JudgeAccount) -> Table:
-    """Return what the judge was asked, and how it answered."""
+def _account(judge: JudgeAccount) -> dict[str, str]:
+    overall = judge.overall
     rows = {
         "Model": judge.model,
         "Endpoint": judge.base_url,
         "Prompt": f"{judge.prompt}, {judge.prompt_reason}",
-        "Judgements needed, both orders": f"{judge.overall.num_calls:,}",
-        "Found in the cache": f"{judge.num_cached:,}",
-        "Without a verdict": without_verdict(judge),
-        "Failed for good": f"{judge.overall.num_failed:,}",
-        "Pairs with the same reply, a tie without asking": f"{judge.num_same:,}",
-        "Same verdict in both orders": in_percent(judge.overall.consistency) if judge.overall.consistency else NONE,
-        "By chance": _chance(judge.overall),
-        "Conclusive": conclusive(judge.overall),
+        "Judgements needed, both orders": f"{overall.num_calls:,}",
+        "Judgements found in the cache": f"{judge.num_cached:,}",
+        "Answers without a verdict": _unparsable(judge),
+        "Failed calls": f"{overall.num_failed:,}",
+        "Pairs with identical replies: a tie, not asked": f"{judge.num_same:,}",
+        "Same verdict in both orders": in_percent(overall.consistency) if overall.consistency else NO_VALUE,
+        "Expected by chance": _chance(overall),
+        "Conclusive": _conclusive(overall),
     }
-    return Table("The judge's account", ["What", "Value"], [[Cell(name), Cell(value)] for name, value in rows.items()])
+    for name, usage in (("this run", judge.this_run), ("cached", judge.kept)):
+        rows[f"Answers, {name}"] = f"{usage.num_answers:,}"
+        rows[f"Tokens, {name}"] = _tokens(usage)
+        rows[f"Cost, {name}, in the currency of the prices"] = NO_VALUE if usage.cost is None else f"{usage.cost:,.2f}"
+    return rows
 
 
-def consistency_table(judge: JudgeAccount) -> Table:
-    """Return how often both orders agree: over all pairs, and for each system alone."""
+def _consistency_table(conditions: Conditions) -> Table:
     rows = [
         [
-            Cell(name, mark(one)),
-            share_cell(one.consistency) if one.consistency else Cell(NONE),
-            Cell(NONE if one.chance is None else number(100 * one.chance, 1)),
-            Cell(conclusive(one, why=False)),
-            *(Cell(f"{number_of:,}") for number_of in (one.num_calls, one.num_unparsable, one.num_failed)),
+            Cell(name, judge_mark(condition.evaluation, JUDGE, name)),
+            *condition_cells(condition),
+            share_cell(part.consistency),
+            Cell(NO_VALUE if part.chance is None else number(100 * part.chance, 1)),
+            Cell("yes" if part.conclusive else "no"),
+            *(Cell(f"{number_of:,}") for number_of in (part.num_calls, part.num_unparsable, part.num_failed)),
         ]
-        for name, one in _with_all(judge)
+        for condition in conditions
+        for name, part in _parts(condition.evaluation)
     ]
-    columns = ["System", "Same verdict in both orders (%)", "By chance (%)", "Conclusive"]
-    columns += ["Judgements", "Without a verdict", "Failed for good"]
+    columns = ["System", *condition_columns(conditions), "Same verdict in both orders (%)", "Expected by chance (%)"]
+    columns += ["Conclusive", "Judgements", "Without a verdict", "Failed"]
     note = (
-        "Of the pairs with a verdict in both orders, those in which it is the same; brackets are 95% "
-        "intervals over prompts. Chance is what a judge that cannot see the replies would reach with the same habits; "
-        "only where the interval lies above it can anything be concluded."
+        "The share of pairs with the same verdict in both orders, of those with two verdicts, with 95% intervals over "
+        "prompts. Chance is the share that a judge with the same habits reaches without seeing the replies; "
+        "conclusions are drawn only where the interval lies above it."
     )
-    return Table("How far both orders agree", columns, rows, [note])
-
-
-def cost_table(judge: JudgeAccount) -> Table:
-    """Return what the answers of this run cost, beside all that are kept."""
-    this, kept = _costs(judge.this_run), _costs(judge.kept)
-    rows = [[Cell(name), Cell(this[name]), Cell(kept[name])] for name in this]
-    note = (
-        "Kept are all answers to the calls of this evaluation, those of earlier runs too; one that was empty or cut "
-        "off, or whose call was asked again, was paid for as well."
-    )
-    return Table("What the judge cost", ["What", "This run", "All kept"], rows, [note])
-
-
-def conclusive(judge: Consistency, *, why: bool = True) -> str:
-    """Return whether anything can be concluded from a judge, and if not, why."""
-    if judge.num_calls == 0:
-        return "nothing was asked"
-    if judge.conclusive:
-        return "yes"
-    return f"no: {why_doubtful(judge)}" if why else "no"
-
-
-def without_verdict(judge: JudgeAccount) -> str:
-    """Return the number of answers without a verdict, with their finish reasons."""
-    reasons = ", ".join(f"{number_of:,} {reason}" for reason, number_of in judge.finish_reasons.items())
-    return f"{judge.overall.num_unparsable:,}" + (f" (finish reason: {reasons})" if reasons else "")
+    return Table("Consistency across both orders", columns, rows, [note])
 
 
 def judge_lines(evaluation: Evaluation) -> list[str]:
-    """Return the judge in a few lines for a terminal; nothing where none was asked."""
+    """Return the judge's account in a few lines for a terminal; nothing where no judge was asked."""
     judge = evaluation.judge
     if judge is None:
         return []
     lines = [f"judge: {judge.model}, prompt {judge.prompt}, {judge.prompt_reason}"]
-    for name, one in _with_all(judge):
-        if one.consistency:
-            doubt = f": {NEAR_CHANCE}, so no conclusion can be drawn" if says_nothing(one) else ""
-            lines.append(
-                f"judge: {name}: same verdict in both orders {in_percent(one.consistency)}, "
-                f"by chance {_chance(one)}{doubt}"
-            )
-        elif says_nothing(one):
-            lines.append(f"judge: {name}: no conclusion can be drawn: {why_doubtful(one)}")
+    for name, part in _parts(evaluation):
+        if part.consistency:
+            doubt = f": {NEAR_CHANCE}, so no conclusion can be drawn" if cannot_conclude(part) else ""
+            share = f"same verdict in both orders {in_percent(part.consistency)}, expected by chance {_chance(part)}"
+            lines.append(f"judge: {name}: {share}{doubt}")
+        elif cannot_conclude(part):
+            lines.append(f"judge: {name}: no conclusion can be drawn: {inconclusive_reason(part)}")
     if judge.overall.num_unparsable:
-        lines.append(f"judge: answers without a verdict: {without_verdict(judge)}")
-    for name, used in (("this run", judge.this_run), ("all kept", judge.kept)):
-        costs = _costs(used)
-        tokens = f"{costs['Prompt tokens']} prompt and {costs['Completion tokens']} completion tokens"
-        told = tokens if used.prompt_tokens is not None else "tokens not told by the endpoint"
-        price = "" if used.cost is None else f", cost {used.cost:,.2f}"
-        lines.append(f"judge: {name}: {count(used.num_answers, 'answer')}, {told}{price}")
+        lines.append(f"judge: answers without a verdict: {_unparsable(judge)}")
+    for name, usage in (("this run", judge.this_run), ("cached", judge.kept)):
+        cost = "" if usage.cost is None else f", cost {usage.cost:,.2f}"
+        lines.append(f"judge: {name}: {count(usage.num_answers, 'answer')}, {_tokens(usage)}{cost}")
     return lines
 
 
-def _with_all(judge: JudgeAccount) -> list[tuple[str, Consistency]]:
-    """Return each system's part, then the whole; of a single system that is the same."""
-    whole = ("all systems", judge.overall)
-    return [*judge.by_system.items(), *([] if len(judge.by_system) == 1 else [whole])]
+def _parts(evaluation: Evaluation) -> list[tuple[str, Consistency]]:
+    """Return the consistency for each system, then over all of them if there are several."""
+    judge = evaluation.judge
+    if judge is None:
+        return []
+    overall = [("all systems", judge.overall)] if len(judge.by_system) != 1 else []
+    return [*judge.by_system.items(), *overall]
 
 
-def _costs(used: Usage) -> dict[str, str]:
-    untold = "the endpoint did not tell"
-    unknown = "no prices given" if used.prompt_tokens is not None else untold
-    return {
-        "Answers": f"{used.num_answers:,}",
-        "Prompt tokens": untold if used.prompt_tokens is None else f"{used.prompt_tokens:,}",
-        "Completion tokens": untold if used.completion_tokens is None else f"{used.completion_tokens:,}",
-        "Cost, in the currency of the prices given": unknown if used.cost is None else f"{used.cost:,.2f}",
-    }
+def _conclusive(judge: Consistency) -> str:
+    if judge.num_calls == 0:
+        return "nothing was asked"
+    return "yes" if judge.conclusive else f"no: {inconclusive_reason(judge)}"
+
+
+def _unparsable(judge: JudgeAccount) -> str:
+    reasons = ", ".join(f"{number_of:,} {reason}" for reason, number_of in judge.finish_reasons.items())
+    return f"{judge.overall.num_unparsable:,}" + (f" (finish reason: {reasons})" if reasons else "")
+
+
+def _tokens(usage: Usage) -> str:
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        return "tokens not reported by the endpoint"
+    return f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion tokens"
 
 
 def _chance(judge: Consistency) -> str:
-    return NONE if judge.chance is None else f"{number(100 * judge.chance, 1)}%"
+    return NO_VALUE if judge.chance is None else f"{number(100 * judge.chance, 1)}%"

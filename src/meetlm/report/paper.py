@@ -1,35 +1,48 @@
-"""The paper's own Tables 1 to 5, ready to print, with its errata marked and listed beneath."""
+"""The paper's own Tables 1 to 5, ready to print, with their errata marked and explained: data in ``paper.yaml``."""
 
 from __future__ import annotations
 
-from meetlm.evaluation.paper import CAPTIONS, MARK, PROSE, ROWS, errata_notes, printed
-from meetlm.report.tables import Cell, Table
+from importlib import resources
 
+import yaml
+
+from meetlm.report.tables import Cell, Table
+from meetlm.report.wording import number
+
+MARK = "†"
+"""Behind a printed figure that contradicts another one of the paper."""
 ABOUT = (
     "The paper's Tables 1 to 5 as printed, in percent, on GPT-Neo 1.3B at temperature 0. "
-    f"{MARK} marks figures that contradict others of the paper; beneath each table stands how."
+    f"{MARK} marks figures that contradict others of the paper; the notes below each table say how."
 )
-ORIENTATION = f"For orientation only: other models, data and evaluators than in this report. {ABOUT}"
+DATASETS = {"hh": ("hh-rlhf", "Anthropic/HH-RLHF"), "summarize": ("summarize", "OpenAI/Summary")}
+"""By our name of a data format: what the data's path contains, and the data's name in the paper."""
 
 
-def paper_table(number: int) -> Table:
-    """Return one of the paper's tables.
+def paper_tables(dataset: str = "") -> dict[int, Table]:
+    """Return the paper's tables by their number.
 
     Args:
-        number: 1 to 5.
+        dataset: The name of a dataset in the paper: only the tables about it.
     """
-    found = [row for row in ROWS if row.table == number]
-    shared = {row.dataset for row in found}, {row.evaluator for row in found}
-    by_data, by_evaluator = (len(values) > 1 for values in shared)  # else the caption says it
-    rouge = any(row.rouge_l is not None for row in found)
-    columns = ["System"] + ["Data"] * by_data + ["By"] * by_evaluator + ["Win", "Lose", "Tie", "Δ"]
-    columns += ["ROUGE-L", "ROUGE-Avg"] * rouge
-    rows = []
-    for row in found:
-        text = printed(row)
-        cells = [row.method] + [row.dataset] * by_data + [row.evaluator] * by_evaluator
-        cells += [text[name] for name in ("win", "lose", "tie", "delta")]
-        cells += [f"{value:.2f}" for value in (row.rouge_l, row.rouge_avg) if value is not None]
-        rows.append([Cell(cell) for cell in cells])
-    notes = [f"{MARK} {note}" for note in errata_notes(number)] + list(PROSE.get(number, ()))
-    return Table(f"Table {number} of the paper: {CAPTIONS[number]}", columns, rows, notes)
+    records = yaml.safe_load((resources.files("meetlm.report") / "paper.yaml").read_text(encoding="utf-8"))
+    tables = {
+        record["number"]: Table(
+            f"Table {record['number']} of the paper: {record['caption']}",
+            record["columns"],
+            [[Cell(cell if isinstance(cell, str) else number(cell, 2)) for cell in row] for row in record["rows"]],
+            record.get("notes", []),
+        )
+        for record in records
+    }
+    return {key: table for key, table in tables.items() if dataset in str(table)}
+
+
+def paper_dataset(data: dict[str, str | None]) -> str | None:
+    """Return the paper's name of the data that were read; ``None`` where the paper has no figures on them.
+
+    Args:
+        data: The settings of the data, as an evaluation records them.
+    """
+    marker, name = DATASETS.get(data.get("source") or "", ("", ""))
+    return name if name and marker in str(data.get("path")).lower() else None

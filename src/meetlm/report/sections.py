@@ -1,37 +1,32 @@
-"""The sections of a report, each with its tables and figures, in the order of the page."""
+"""The sections of a report with their tables and charts, in the order of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from meetlm.evaluation.record import Evaluation
-from meetlm.report.charts import evaluation_charts
+from meetlm.evaluation.record import Evaluation, Measure
+from meetlm.report.charts import (
+    Chart,
+    delta_chart,
+    distribution_chart,
+    outcome_by_length_chart,
+    score_by_length_chart,
+    temperature_charts,
+    win_chart,
+)
+from meetlm.report.conditions import Condition, Conditions, evaluators_of, measure_of, over_temperatures
 from meetlm.report.judge import judge_tables
-from meetlm.report.paper import ORIENTATION, paper_table
-from meetlm.report.plots import Plot
+from meetlm.report.paper import ABOUT, paper_dataset, paper_tables
 from meetlm.report.tables import (
     Table,
-    agreement_table,
-    difference_table,
-    evaluators_of,
-    measure_table,
+    agreement_tables,
+    measure_tables,
     outcome_table,
     problem_tables,
-    seed_tables,
+    replicate_tables,
     system_table,
 )
-
-TITLES = {
-    "results": "Win rates",
-    "measures": "Measures",
-    "rewards": "Scores",
-    "lengths": "Lengths",
-    "agreement": "Agreement",
-    "judge": "The judge",
-    "problems": "Problems",
-    "settings": "Systems",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +36,77 @@ class Section:
     Attributes:
         name: Its anchor.
         title: Its heading.
-        tables: First.
-        plots: After them.
+        tables: Printed first.
+        charts: Printed after the tables.
         texts: Printed as they are, by heading.
-        lead: What stands before all; a section that has one is folded in the page, with this to open it.
+        lead: Printed before all; a section with a lead is folded in the page, and opened by it.
     """
 
     name: str
     title: str
-    tables: list[Table] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     lead: str = ""
 
 
-def report_tables(evaluation: Evaluation) -> dict[str, list[Table]]:
-    """Return the tables of each section that has any, by section."""
-    found = {
-        "results": [outcome_table(evaluation, name) for name in evaluators_of(evaluation)] + seed_tables(evaluation),
-        "measures": [measure_table(evaluation), *difference_table(evaluation)] if evaluation.measures else [],
-        "agreement": [agreement_table(evaluation)] if evaluation.agreements else [],
-        "judge": judge_tables(evaluation.judge) if evaluation.judge else [],
-        "problems": problem_tables(evaluation),
-        "settings": [system_table(evaluation.systems)],
-    }
-    return {section: tables for section, tables in found.items() if tables}
+def sections_of(conditions: Conditions) -> list[Section]:
+    """Return the sections that have any content.
 
-
-def sections_of(evaluation: Evaluation) -> list[Section]:
-    """Return the sections that an evaluation has something for."""
-    tables, plots = report_tables(evaluation), evaluation_charts(evaluation)
-    texts = {"judge": {"The judge's prompt": evaluation.judge.prompt_text}} if evaluation.judge else {}
-    found = [
-        Section(name, title, tables.get(name, []), plots.get(name, []), texts.get(name, {}))
-        for name, title in TITLES.items()
-        if name in tables or name in plots
+    A report over temperatures has the tables that compare them; the report of each evaluation has the others too.
+    """
+    evaluators = evaluators_of(conditions)
+    tables = [outcome_table(conditions, name) for name in evaluators]
+    scores = [distribution_chart(conditions, measure) for measure in scorers_of(conditions)]
+    judges = [condition.evaluation.judge for condition in conditions if condition.evaluation.judge]
+    prompts = {f"The judge's prompt, {judge.prompt}": judge.prompt_text for judge in judges}
+    if over_temperatures(conditions):
+        sections = [
+            Section("temperatures", "Δ over temperature", charts=temperature_charts(conditions)),
+            Section("results", "Win rates", tables),
+            Section("scores", "Scores", charts=scores),
+        ]
+    else:
+        (condition,) = conditions
+        evaluation = condition.evaluation
+        charts = [delta_chart(evaluation), *(win_chart(evaluation, name) for name in evaluators)] if evaluators else []
+        sections = [
+            Section("results", "Win rates", [*tables, *replicate_tables(evaluation)], charts),
+            Section("measures", "Measures", measure_tables(evaluation)),
+            Section("scores", "Scores", charts=scores),
+            Section("lengths", "Lengths", charts=_length_charts(evaluation, evaluators)),
+            Section("agreement", "Agreement", agreement_tables(evaluation)),
+        ]
+    sections += [
+        Section("judge", "The judge", judge_tables(conditions), texts=prompts),
+        Section("problems", "Problems", problem_tables(conditions)),
+        Section("systems", "Systems", [system_table(conditions)]),
     ]
-    papers = [paper_table(number) for number in range(1, 6)]
-    return [*found, Section("paper", "The paper's own figures", papers, lead=ORIENTATION)]
+    if dataset := paper_dataset(conditions[0].evaluation.settings.get("data") or {}):
+        lead = f"For orientation only: the paper's models and evaluators differ from those of this report. {ABOUT}"
+        sections.append(Section("paper", "The paper's own figures", list(paper_tables(dataset).values()), lead=lead))
+    return [section for section in sections if section.tables or section.charts]
+
+
+def _length_charts(evaluation: Evaluation, evaluators: Sequence[str]) -> list[Chart]:
+    conditions, words = [Condition(evaluation)], words_of(evaluation)
+    return [
+        distribution_chart(conditions, words),
+        *(outcome_by_length_chart(evaluation, name, words) for name in evaluators),
+        *(score_by_length_chart(evaluation, measure, words) for measure in scorers_of(conditions)),
+    ]
+
+
+def words_of(evaluation: Evaluation) -> Measure:
+    """Return the measure ``words``; counted here, without intervals, where the record has none."""
+    values: dict[str, list[float | None]] = {
+        name: [float(len(text.split())) for text in texts] for name, texts in evaluation.completions.items()
+    }
+    return measure_of(evaluation, "words") or Measure("words", "length in words", None, values, {})
+
+
+def scorers_of(conditions: Conditions) -> list[Measure]:
+    """Return the measures that also decide who wins: rewards, ROUGE, functions of the user's."""
+    names = evaluators_of(conditions)
+    measures = {each.name: each for condition in conditions for each in condition.evaluation.measures}
+    return [measure for name, measure in measures.items() if name in names]

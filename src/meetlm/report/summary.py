@@ -1,28 +1,43 @@
-"""An evaluation in words: who was compared with whom, what came out, and what cannot be concluded from it."""
+"""A report in words: what was compared, what came out, and what cannot be concluded from it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.cells import SETTINGS
-from meetlm.evaluation.record import Comparison, Evaluation, Measure
-from meetlm.report.tables import evaluators_of, measure_of, ordered, others_of
-from meetlm.report.verdict import (
+from meetlm.evaluation.record import Comparison, Evaluation
+from meetlm.report.conclusions import (
     JUDGE,
     RULE,
-    Verdict,
-    doubted,
-    is_clear,
-    is_doubtful,
-    leaves_out_0,
-    verdict,
-    why_doubtful,
+    Conclusion,
+    conclude,
+    excludes_zero,
+    inconclusive_reason,
+    inconclusive_systems,
+    is_inconclusive,
+    is_significant,
 )
-from meetlm.report.wording import count, in_percent, listed, number, p_value, points
+from meetlm.report.conditions import (
+    Condition,
+    Conditions,
+    comparisons_of,
+    evaluators_of,
+    measure_of,
+    others_of,
+    over_temperatures,
+    systems_of,
+)
+from meetlm.report.wording import clause, count, in_percent, listed, number, p_value, points
 
-SHOWN = 4
+MAX_PROBLEMS = 4
 """Problems named in the summary; the table has all."""
+PHRASES: dict[Conclusion, str] = {
+    "better": "better than",
+    "worse": "worse than",
+    "not significant": "not significantly different from",
+    "inconclusive": "no conclusion about the difference from",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +45,23 @@ class Finding:
     """What came out for one system.
 
     Attributes:
-        system: Its name.
+        system: Its name, with the temperature where a report is about several.
         text: The rest of the sentence.
-        verdicts: By evaluator; none where there are several a evaluator.
+        conclusions: By evaluator.
     """
 
     system: str
     text: str
-    verdicts: dict[str, Verdict]
+    conclusions: dict[str, Conclusion]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An evaluation in words.
+    """A report in words.
 
     Attributes:
-        opening: Who was compared with whom, on what.
-        findings: One a system.
+        opening: Which systems were compared, on what, and how to read the figures.
+        findings: By system.
         caveats: What cannot be concluded, and why.
     """
 
@@ -55,68 +70,67 @@ class Summary:
     caveats: list[str]
 
 
-def summarize(evaluation: Evaluation) -> Summary:
-    """Return an evaluation in words."""
-    return Summary(_opening(evaluation), _findings(evaluation), _caveats(evaluation))
+def summarize(conditions: Conditions) -> Summary:
+    """Return a report in words."""
+    findings = list(_findings(conditions))
+    return Summary(_opening(conditions), findings, list(dict.fromkeys(_caveats(conditions))))
 
 
-def _opening(evaluation: Evaluation) -> str:
-    others = others_of(evaluation)
-    seeds = len({seed for _, seed in evaluation.cells})
-    compared = f"{listed(others)} {'was' if len(others) == 1 else 'were'} compared with {evaluation.baseline}"
-    on = f"on {count(len(evaluation.prompts), 'held-out prompt')}"
-    if seeds > 1:
-        on += f" under {seeds} seeds ({count(len(evaluation.cells), 'pair')} of completions a system)"
-    by = listed([_evaluator(evaluation, name) for name in evaluators_of(evaluation)])
-    if not by:
-        return f"{compared} {on}. No evaluator told the outcome of any pair, so there is no finding."
+def _opening(conditions: Conditions) -> str:
+    evaluations = [condition.evaluation for condition in conditions]
+    systems = systems_of(conditions)
+    baselines = list(dict.fromkeys(evaluation.baseline for evaluation in evaluations))
+    text = f"{listed(systems)} {'was' if len(systems) == 1 else 'were'} compared with {listed(baselines)}"
+    num_prompts = sorted({len(evaluation.prompts) for evaluation in evaluations})
+    text += (
+        f" on {f'{num_prompts[0]:,} to ' if len(num_prompts) > 1 else ''}{count(num_prompts[-1], 'held-out prompt')}"
+    )
+    num_seeds = max(len({seed for _, seed in evaluation.cells}) for evaluation in evaluations)
+    if num_seeds > 1:
+        num_pairs = max(len(evaluation.cells) for evaluation in evaluations)
+        text += f" with {num_seeds} seeds ({count(num_pairs, 'pair')} of completions per system)"
+    if over_temperatures(conditions):
+        temperatures = dict.fromkeys(condition.temperature for condition in conditions)
+        text += f" at {count(len(temperatures), 'temperature')} ({', '.join(f'{t:g}' for t in temperatures)})"
+    evaluators = [_evaluator(conditions, name) for name in evaluators_of(conditions)]
+    if not evaluators:
+        return f"{text}. No evaluator gave an outcome for any pair, so there is no finding."
+    runs = " and training runs" if any(max(runs_of(each).values(), default=1) > 1 for each in evaluations) else ""
     return (
-        f"{compared} {on}, by {by}. Δ is the share of prompts won minus the share lost, in percentage points; "
-        f"brackets are 95% bootstrap intervals over prompts{_and_runs(evaluation)}. Better and "
-        f"worse are said only where {RULE}."
+        f"{text}, by {listed(evaluators)}. Δ is the share of prompts won minus the share lost, in percentage points; "
+        f"brackets are 95% intervals over prompts{runs}. A system is called better or worse only where {RULE}."
     )
 
 
-def trained(evaluation: Evaluation) -> dict[str, int]:
-    """Return the number of training runs of each system; nothing where the record does not say."""
+def _evaluator(conditions: Conditions, name: str) -> str:
+    """Return the name of an evaluator, with the number of prompts it saw where it did not see all."""
+    num_seen = max(comparison.rates.num_prompts for _, comparison in comparisons_of(conditions, name))
+    num_prompts = max(len(condition.evaluation.prompts) for condition in conditions)
+    return name if num_seen == num_prompts else f"{name} (on {num_seen:,} of them)"
+
+
+def runs_of(evaluation: Evaluation) -> dict[str, int]:
+    """Return the number of training runs of each system; nothing where the record does not state them."""
     runs: dict[str, set[int]] = {}
-    for one in evaluation.replicates:
-        runs.setdefault(one.system, set()).add(one.run)
-    return {name: len(found) for name, found in runs.items()}
+    for replicate in evaluation.replicates:
+        runs.setdefault(replicate.system, set()).add(replicate.run)
+    return {name: len(numbers) for name, numbers in runs.items()}
 
 
-def _and_runs(evaluation: Evaluation) -> str:
-    return " and training runs" if max(trained(evaluation).values(), default=1) > 1 else ""
-
-
-def _evaluator(evaluation: Evaluation, name: str) -> str:
-    """Return an evaluator's name, with the prompts that it saw where it did not see all."""
-    seen = max(one.rates.num_prompts for one in evaluation.comparisons if one.evaluator == name)
-    return name if seen == len(evaluation.prompts) else f"{name} (on {seen:,} of them)"
-
-
-_PHRASES: dict[Verdict, str] = {
-    "better": "better than {baseline} by {found}",
-    "worse": "worse than {baseline} by {found}",
-    "even": "not told apart from {baseline} by {found}",
-    "inconclusive": "no conclusion by {found}",
-}
-
-
-def _findings(evaluation: Evaluation) -> list[Finding]:
-    findings = []
-    for system in (one.name for one in evaluation.systems):
-        ours = [one for one in ordered(evaluation) if one.system == system]
-        if not ours:
-            continue
-        verdicts = {one.evaluator: verdict(evaluation, one) for one in ours}
-        parts = []
-        for kind, phrase in _PHRASES.items():
-            of_kind = [_figures(one) for one in ours if verdicts[one.evaluator] == kind]
-            if of_kind:
-                parts.append(phrase.format(baseline=evaluation.baseline, found=listed(of_kind)))
-        findings.append(Finding(system, "; ".join(parts) + ".", verdicts))
-    return findings
+def _findings(conditions: Conditions) -> Iterator[Finding]:
+    for system in systems_of(conditions):
+        for condition in conditions:
+            evaluation = condition.evaluation
+            compared = [comparison for _, comparison in comparisons_of([condition]) if comparison.system == system]
+            conclusions = {comparison.evaluator: conclude(evaluation, comparison) for comparison in compared}
+            parts = [
+                f"{phrase} {evaluation.baseline} by {listed(figures)}"
+                for conclusion, phrase in PHRASES.items()
+                if (figures := [_figures(c) for c in compared if conclusions[c.evaluator] == conclusion])
+            ]
+            if parts:
+                name = system if condition.temperature is None else f"{system} at temperature {condition.temperature:g}"
+                yield Finding(name, "; ".join(parts) + ".", conclusions)
 
 
 def _figures(comparison: Comparison) -> str:
@@ -124,160 +138,160 @@ def _figures(comparison: Comparison) -> str:
     return f"{comparison.evaluator} (Δ {points(comparison.rates.delta)}, p {p if p[0] == '<' else '= ' + p})"
 
 
-def _caveats(evaluation: Evaluation) -> list[str]:
-    return [
-        *_of_the_judge(evaluation),
-        *_of_the_missing(evaluation),
-        *_of_intervals(evaluation),
-        *_of_disagreement(evaluation),
-        *_of_length(evaluation),
-        *_of_training(evaluation),
-        *_of_sampling(evaluation),
-        *_of_rows(evaluation),
-    ]
+def _caveats(conditions: Conditions) -> Iterator[str]:
+    for condition in conditions:
+        yield from _judge_caveats(condition)
+    yield from _lost_judgements(conditions)
+    yield from _missing_comparisons(conditions)
+    yield from _interval_caveats(conditions)
+    for condition in conditions:
+        yield from _contradictions(condition)
+    for condition, comparison in comparisons_of(conditions):
+        yield from _length_caveats(condition, comparison)
+    yield from _training_caveats(conditions)
+    yield from _sampling_caveats(conditions)
+    yield from _row_caveats(conditions)
 
 
-def _of_the_judge(evaluation: Evaluation) -> list[str]:
-    judge, said = evaluation.judge, []
+def _judge_caveats(condition: Condition) -> Iterator[str]:
+    evaluation, judge = condition.evaluation, condition.evaluation.judge
     if judge is None:
-        return []
-    if is_doubtful(evaluation, JUDGE):
-        said.append(
-            f"Nothing can be concluded from the judge ({judge.model}): {why_doubtful(judge.overall)}. Its figures are "
-            "printed, not findings."
+        return
+    inconclusive = {f" about {name}": part for name, part in inconclusive_systems(evaluation).items()}
+    for about, part in ({"": judge.overall} if is_inconclusive(evaluation, JUDGE) else inconclusive).items():
+        yield (
+            f"Nothing can be concluded from the judge ({judge.model}){about}{condition.place}: "
+            f"{inconclusive_reason(part)}. Its figures are shown, but they are not findings."
         )
-    else:
-        said += [
-            f"Nothing can be concluded from the judge ({judge.model}) about {name}: {why_doubtful(one)}. Those figures "
-            "are printed, not findings."
-            for name, one in doubted(evaluation).items()
-        ]
-    whole = judge.overall
-    lost = whole.num_unparsable + whole.num_failed
-    if lost:
-        said.append(
-            f"Of {count(whole.num_calls, 'judgement')}, {whole.num_unparsable:,} had no verdict that could be read and "
-            f"{whole.num_failed:,} failed for good: {number(100 * lost / max(1, whole.num_calls), 1)}% in all."
-        )
-    return said
 
 
-def _of_the_missing(evaluation: Evaluation) -> list[str]:
-    evaluators = evaluators_of(evaluation)
-    if evaluation.judge is not None and JUDGE not in evaluators:
+def _lost_judgements(conditions: Conditions) -> Iterator[str]:
+    judges = [condition.evaluation.judge.overall for condition in conditions if condition.evaluation.judge]
+    num_calls, num_unparsable = sum(judge.num_calls for judge in judges), sum(judge.num_unparsable for judge in judges)
+    num_failed = sum(judge.num_failed for judge in judges)
+    if num_unparsable + num_failed:
+        yield (
+            f"Of {count(num_calls, 'judgement')}, {num_unparsable:,} had no readable verdict and {num_failed:,} "
+            f"failed, {number(100 * (num_unparsable + num_failed) / num_calls, 1)}% in all."
+        )
+
+
+def _missing_comparisons(conditions: Conditions) -> Iterator[str]:
+    evaluators = evaluators_of(conditions)
+    if JUDGE not in evaluators and any(condition.evaluation.judge for condition in conditions):
         evaluators.append(JUDGE)
-    by = {name: [one.system for one in evaluation.comparisons if one.evaluator == name] for name in evaluators}
-    missing = {name: [one for one in others_of(evaluation) if one not in found] for name, found in by.items()}
-    return [
-        f"There is no figure for {listed(systems)} by {name}: no pair has an outcome."
-        for name, systems in missing.items()
-        if systems
+    for condition in conditions:
+        for evaluator in evaluators:
+            compared = [comparison.system for _, comparison in comparisons_of([condition], evaluator)]
+            missing = [name for name in others_of(condition.evaluation) if name not in compared]
+            if missing:
+                place = f"{evaluator}{condition.place}"
+                yield f"There is no figure for {listed(missing)} by {place}: no pair has an outcome."
+
+
+def _interval_caveats(conditions: Conditions) -> Iterator[str]:
+    conclusive = [
+        (condition, comparison)
+        for condition, comparison in comparisons_of(conditions)
+        if conclude(condition.evaluation, comparison) != "inconclusive"
     ]
-
-
-def _of_intervals(evaluation: Evaluation) -> list[str]:
-    said = []
-    told = [one for one in ordered(evaluation) if verdict(evaluation, one) != "inconclusive"]
-    even: dict[str, list[str]] = {}
-    for one in told:
-        if not leaves_out_0(one.rates):
-            even.setdefault(one.system, []).append(one.evaluator)
+    even = [(pair, "") for pair in conclusive if not excludes_zero(pair[1])]
     if even:
-        where = "; ".join(f"{system} by {listed(evaluators)}" for system, evaluators in even.items())
-        said.append(f"The interval of Δ contains 0, so it could be better, worse or the same: {where}.")
-    weak = [
-        f"{one.system} by {one.evaluator} (p = {p_value(one.rates.sign_p)})"
-        for one in told
-        if leaves_out_0(one.rates) and not is_clear(evaluation, one)
-    ]
+        where = f" in {len(even)} of {len(conclusive)} comparisons" if over_temperatures(conditions) else ""
+        names = "" if where else f": {_named(even)}"
+        yield f"The interval of Δ contains 0{where}, so the system may be better, equal or worse{names}."
+    weak = _named(
+        ((condition, comparison), f" (p = {p_value(comparison.rates.sign_p)})")
+        for condition, comparison in conclusive
+        if excludes_zero(comparison) and not is_significant(condition.evaluation, comparison)
+    )
     if weak:
-        said.append(
-            "The interval of Δ leaves out 0, but the sign test over prompts does not confirm it, so it is no finding: "
-            f"{listed(weak)}."
+        yield f"The interval of Δ excludes 0 but the sign test is not significant, so it is no finding: {weak}."
+    if len(conclusive) > 1:
+        yield (
+            f"There are {len(conclusive)} comparisons, each with its own 95% interval, not corrected for their number: "
+            "of twenty comparisons without any difference, one is expected to look significant."
         )
-    if len(told) > 1:
-        said.append(
-            f"There are {len(told)} comparisons, each with its own 95% interval, not corrected for their number: of "
-            "twenty without any difference, one would seem clear by chance."
-        )
-    return said
 
 
-def _of_disagreement(evaluation: Evaluation) -> list[str]:
-    said = []
-    for finding in _findings(evaluation):
-        by = {kind: [name for name, found in finding.verdicts.items() if found == kind] for kind in ("better", "worse")}
-        if by["better"] and by["worse"]:
-            said.append(
-                f"The evaluators contradict each other on {finding.system}: better by {listed(by['better'])}, worse by "
-                f"{listed(by['worse'])}."
+def _named(pairs: Iterable[tuple[tuple[Condition, Comparison], str]]) -> str:
+    """Return comparisons as ``a by reward and judge; b by judge``, each with a remark behind its evaluator."""
+    evaluators: dict[str, list[str]] = {}
+    for (condition, comparison), remark in pairs:
+        evaluators.setdefault(f"{comparison.system}{condition.place}", []).append(comparison.evaluator + remark)
+    return "; ".join(f"{system} by {listed(names)}" for system, names in evaluators.items())
+
+
+def _contradictions(condition: Condition) -> Iterator[str]:
+    for finding in _findings([condition]):
+        better, worse = (
+            [evaluator for evaluator, found in finding.conclusions.items() if found == conclusion]
+            for conclusion in ("better", "worse")
+        )
+        if better and worse:
+            yield (
+                f"The evaluators contradict each other on {finding.system}: better by {listed(better)}, worse by "
+                f"{listed(worse)}."
             )
-    return said
 
 
-def _of_length(evaluation: Evaluation) -> list[str]:
-    said = []
-    for one in ordered(evaluation):
-        equal = one.controlled_win
-        found = verdict(evaluation, one)
-        if equal is None or not (found == "better" and equal.low <= 0.5 or found == "worse" and equal.high >= 0.5):
-            continue
-        said.append(
-            f"At equal length {one.system} is expected to win {in_percent(equal)} by {one.evaluator}, not clear of "
-            f"50%{_if_longer(evaluation, one.system, better=found == 'better')}."
+def _length_caveats(condition: Condition, comparison: Comparison) -> Iterator[str]:
+    conclusion, equal = conclude(condition.evaluation, comparison), comparison.controlled_win
+    if equal and (conclusion == "better" and equal.low <= 0.5 or conclusion == "worse" and equal.high >= 0.5):
+        yield (
+            f"At equal length {comparison.system}{condition.place} is expected to win {in_percent(equal)} by "
+            f"{comparison.evaluator}, not significantly different from 50%"
+            f"{_length_reason(condition.evaluation, comparison.system, better=conclusion == 'better')}."
         )
-    return said
 
 
-def _if_longer(evaluation: Evaluation, system: str, *, better: bool) -> str:
-    words: Measure | None = measure_of(evaluation, "words")
-    if words is None or system not in words.means or not words.means.get(evaluation.baseline, Interval(0, 0, 0)).value:
+def _length_reason(evaluation: Evaluation, system: str, *, better: bool) -> str:
+    words = measure_of(evaluation, "words")
+    if words is None or not {system, evaluation.baseline} <= words.means.keys():
         return ""
     ours, theirs = words.means[system].value, words.means[evaluation.baseline].value
-    if ours == theirs or (ours > theirs) != better:
+    if theirs == 0 or ours == theirs or (ours > theirs) != better:
         return ""
-    words_each = f"{number(ours, 1)} words against {number(theirs, 1)}"
-    said = "better may be a matter of its longer" if better else "worse may be a matter of its shorter"
-    return f": that it is {said} replies ({words_each})"
+    lengths = f"{number(ours, 1)} words against {number(theirs, 1)}"
+    return f": the difference may come from its {'longer' if better else 'shorter'} replies ({lengths})"
 
 
-def _of_training(evaluation: Evaluation) -> list[str]:
-    once = [name for name, number_of in trained(evaluation).items() if number_of == 1]
-    if not once:
-        return []
-    return [f"One training run only of {listed(once)}: no interval holds the chance of training it under another seed."]
+def _training_caveats(conditions: Conditions) -> Iterator[str]:
+    runs = {name: runs for condition in conditions for name, runs in runs_of(condition.evaluation).items()}
+    once = [name for name, num_runs in runs.items() if num_runs == 1]
+    if once:
+        yield f"One training run only of {listed(once)}: no interval includes the variation between training seeds."
 
 
-def _of_sampling(evaluation: Evaluation) -> list[str]:
-    unstated = {one.name: [name for name in SETTINGS if name not in (one.sampling or {})] for one in evaluation.systems}
-    said = [
-        f"{name} does not state how it was sampled ({', '.join(missing)}): taken to be as the others were."
-        for name, missing in unstated.items()
-        if missing
-    ]
-    seeds = {seed for _, seed in evaluation.cells}
-    drawn = [one.name for one in evaluation.systems if (one.sampling or {}).get("temperature")]
-    if drawn and len(seeds) == 1:
-        said.append(
-            f"{listed(drawn)} sampled with one seed only: the intervals hold the chance of prompts, not of draws."
-        )
-    return said
+def _sampling_caveats(conditions: Conditions) -> Iterator[str]:
+    for condition in conditions:
+        systems = condition.evaluation.systems
+        for system in systems:
+            missing = [name for name in SETTINGS if name not in (system.sampling or {})]
+            if missing:
+                yield f"{system.name} does not state {listed(missing)}: assumed to be the same as for the others."
+        is_sampled = any((system.sampling or {}).get("temperature") for system in systems)
+        if is_sampled and len({seed for _, seed in condition.evaluation.cells}) == 1:
+            temperature = "" if condition.temperature is None else f" at temperature {condition.temperature:g}"
+            yield (
+                f"One sampling seed only{temperature}: the intervals include the variation between prompts, not "
+                "between samples of a prompt."
+            )
 
 
-def _of_rows(evaluation: Evaluation) -> list[str]:
-    said = []
-    left_out = sum(one.rates.num_left_out for one in evaluation.comparisons)
-    if left_out:
-        said.append(
-            f"{count(left_out, 'outcome')} of all comparisons together could not be told and are left out of the rates."
-        )
-    rows = [one for one in evaluation.problems if one.of_rows]
-    if rows:
-        what = [f"{one.what} ({one.count:,})" for one in rows[:SHOWN]]
-        more = len(rows) - len(what)
-        rest = f"; and {count(more, 'more kind')}, all named under Problems" if more else ""
-        said.append(f"Rows with problems: {'; '.join(what)}{rest}.")
-    notes = len(evaluation.problems) - len(rows)
-    if notes:
-        said.append(f"{count(notes, 'note')} under Problems that {'is' if notes == 1 else 'are'} not about rows.")
-    return said
+def _row_caveats(conditions: Conditions) -> Iterator[str]:
+    num_left_out = sum(comparison.rates.num_left_out for _, comparison in comparisons_of(conditions))
+    if num_left_out:
+        yield f"{count(num_left_out, 'pair')} of all comparisons together had no outcome and are left out of the rates."
+    problems = [problem for condition in conditions for problem in condition.evaluation.problems]
+    counts: dict[str, int] = {}
+    for problem in (problem for problem in problems if problem.of_rows):
+        counts[clause(problem.what)] = counts.get(clause(problem.what), 0) + problem.count
+    if counts:
+        named = [f"{text} ({number_of:,})" for text, number_of in counts.items()]
+        if len(named) > MAX_PROBLEMS:
+            named[MAX_PROBLEMS:] = [f"and {count(len(named) - MAX_PROBLEMS, 'more kind')}, listed under Problems"]
+        yield f"Rows with problems: {'; '.join(named)}."
+    num_notes = sum(not problem.of_rows for problem in problems)
+    if num_notes:
+        yield f"See also {count(num_notes, 'note')} under Problems."

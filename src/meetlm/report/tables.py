@@ -1,44 +1,54 @@
-"""The tables of a report, ready to print, the same in HTML and Markdown: those of the paper (1-5) and the accounts."""
+"""The tables of a report, ready to print, the same in HTML and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.measures import ROUGES
-from meetlm.evaluation.record import Comparison, Evaluation, Measure, System
-from meetlm.report.verdict import JUDGE, RULE, doubt, is_clear, mark_of
+from meetlm.evaluation.record import Evaluation, Measure
+from meetlm.report.conclusions import JUDGE, RULE, is_significant, judge_mark, judge_note
+from meetlm.report.conditions import (
+    Condition,
+    Conditions,
+    comparisons_of,
+    evaluators_of,
+    others_of,
+    over_temperatures,
+    systems_of,
+)
 from meetlm.report.wording import (
-    NONE,
+    NO_VALUE,
     brackets,
+    clause,
     count,
     decimals_of,
     listed,
     number,
     p_value,
-    percents,
+    scaled,
 )
 
-ROUGE = ("rouge-l", "rouge-avg")
-"""Beside the win rates, as in the paper's Table 1."""
 NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in one place of a table.
+    """One cell of a table.
 
     Attributes:
         text: The figure, or words.
         small: In smaller print after it: an interval, a description.
-        strong: Whether it shows a difference.
+        strong: Whether it is bold: it shows a difference.
     """
 
     text: str
     small: str = ""
     strong: bool = False
+
+
+EMPTY = Cell(NO_VALUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,252 +58,216 @@ class Table:
     Attributes:
         caption: What it shows.
         columns: Their headings.
-        rows: As many cells each as there are columns.
-        notes: What a reader has to know beside it.
+        rows: Each has one cell per column.
+        notes: Printed below it.
     """
 
     caption: str
-    columns: list[str]
-    rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = field(default_factory=list)
 
 
-def evaluators_of(evaluation: Evaluation) -> list[str]:
-    """Return the evaluators in the order of their first comparison, ROUGE after those that judge the reply itself."""
-    return list(dict.fromkeys(one.evaluator for one in ordered(evaluation)))
-
-
-def ordered(evaluation: Evaluation) -> list[Comparison]:
-    """Return the comparisons in the order of the report."""
-    return sorted(evaluation.comparisons, key=lambda one: one.evaluator in ROUGES)
-
-
-def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
-    """Return a measure by its name; ``None`` where it was not taken."""
-    return next((one for one in evaluation.measures if one.name == name), None)
-
-
-def is_scale(measure: Measure) -> bool:
-    """Whether a measure is a ROUGE F1, which the paper prints times 100."""
-    return measure.name in ROUGES
-
-
-def mean_cell(measure: Measure, system: str) -> Cell:
-    """Return a system's mean with its interval, ROUGE times 100 as in the paper."""
-    if system not in measure.means:
-        return Cell(NONE)
-    mean = percents(measure.means[system]) if is_scale(measure) else measure.means[system]
-    decimals = 2 if is_scale(measure) else decimals_of(mean)
-    return Cell(number(mean.value, decimals), brackets(mean, decimals))
-
-
-def share_cell(share: Interval, *, strong: bool = False) -> Cell:
-    """Return a share in percent with its interval."""
-    found = percents(share)
-    return Cell(number(found.value, 1), brackets(found, 1), strong)
-
-
-def outcome_table(evaluation: Evaluation, evaluator: str) -> Table:
-    """Return the paper's table for one evaluator: win, lose, tie, Δ; in the first, ROUGE beside them as in Table 1."""
-    first = evaluator == evaluators_of(evaluation)[0]
-    beside = ROUGE if first else ()
-    rouge = [measure for name in beside if (measure := measure_of(evaluation, name))]
-    compared = {one.system: one for one in evaluation.comparisons if one.evaluator == evaluator}
-    controlled = any(one.controlled_win for one in compared.values())
-    columns = ["System", *(one.name.upper().replace("AVG", "Avg") for one in rouge)]
-    columns += ["Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p"]
-    columns += ["Length-controlled win (%)"] * controlled + ["Prompts (cells)"]
+def outcome_table(conditions: Conditions, evaluator: str) -> Table:
+    """Return win, lose and tie rates and Δ by one evaluator, as in the paper's tables."""
+    compared = {
+        (id(condition), comparison.system): comparison
+        for condition, comparison in comparisons_of(conditions, evaluator)
+    }
+    has_controlled = any(comparison.controlled_win for comparison in compared.values())
+    figures = ["Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p"]
+    figures += ["Length-controlled win (%)"] * has_controlled + ["Prompts (pairs)"]
     rows = []
-    for system in (one.name for one in evaluation.systems):
-        if system == evaluation.baseline and not rouge:
-            continue
-        start = [Cell(system, "baseline" if system == evaluation.baseline else mark_of(evaluation, evaluator, system))]
-        start += [mean_cell(measure, system) for measure in rouge]
-        found = compared.get(system)
-        rows.append(
-            [*start, *_rates(found, controlled, strong=is_clear(evaluation, found))]
-            if found
-            else start + [Cell(NONE)] * (len(columns) - len(start))
-        )
-    notes = _of_the_judge(evaluation) if evaluator == JUDGE else []
-    if first:
-        notes.append(
-            f"Against {evaluation.baseline}. Δ is win − lose; Δ > 0 says that the system is better than the baseline. "
-            "Brackets are 95% bootstrap intervals over prompts, and over training runs where there are several; where "
-            f"all prompts have one outcome they are Clopper and Pearson's. Δ is bold where {RULE}."
-        )
-    if controlled:
-        notes.append(
-            "The length-controlled win rate is what a logistic regression of the outcome on the difference of lengths "
-            "expects at equal lengths, ties counting half (after Dubois et al., 2024, arXiv:2404.04475); 50 is even. "
-            "Its interval is over prompts alone."
-        )
-    left_out = [f"{one.system}: {one.rates.num_left_out:,}" for one in compared.values() if one.rates.num_left_out]
-    if left_out:
-        notes.append(f"Cells left out because they have no outcome (see the problems): {', '.join(left_out)}.")
-    mute = [name for name in others_of(evaluation) if name not in compared]
-    if mute:
-        notes.append(f"Without any outcome, so without figures: {listed(mute)}.")
-    return Table(f"Win rates by {evaluator}", columns, rows, notes)
+    for system in systems_of(conditions):
+        for condition in (each for each in conditions if system in others_of(each.evaluation)):
+            evaluation, comparison = condition.evaluation, compared.get((id(condition), system))
+            start = [Cell(system, judge_mark(evaluation, evaluator, system)), *condition_cells(condition)]
+            if comparison is None:
+                rows.append([*start, *[EMPTY] * len(figures)])
+                continue
+            rates = comparison.rates
+            cells = [share_cell(rates.win), share_cell(rates.lose), share_cell(rates.tie)]
+            cells.append(share_cell(rates.delta, strong=is_significant(evaluation, comparison)))
+            cells.append(Cell(p_value(rates.sign_p)))
+            cells += [share_cell(comparison.controlled_win)] * has_controlled
+            rows.append([*start, *cells, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")])
+    columns = ["System", *condition_columns(conditions), *figures]
+    return Table(f"Win rates by {evaluator}", columns, rows, _outcome_notes(conditions, evaluator, has_controlled))
 
 
-def seed_tables(evaluation: Evaluation) -> list[Table]:
-    """Return Δ of every replicate alone, and which run and seed each is; nothing where there is one."""
+def _outcome_notes(conditions: Conditions, evaluator: str, has_controlled: bool) -> list[str]:
+    notes = [note for each in conditions if (note := judge_note(each.evaluation, evaluator, each.place))]
+    judges = [condition.evaluation.judge for condition in conditions if condition.evaluation.judge]
+    if evaluator == JUDGE and (num_same := sum(judge.num_same for judge in judges)):
+        notes.append(f"{count(num_same, 'pair')} with identical replies: a tie, without asking the judge.")
+    if evaluator == evaluators_of(conditions)[0]:
+        against = "" if over_temperatures(conditions) else f"Against {conditions[0].evaluation.baseline}. "
+        notes.append(
+            f"{against}Δ = win − lose; a positive Δ means that the system is better than the baseline. Brackets are "
+            f"95% intervals over prompts, and over training runs where there are several. Δ is bold where {RULE}."
+        )
+        if has_controlled:
+            notes.append(
+                "The length-controlled win rate is the win rate that a logistic regression on the difference in length "
+                "predicts for replies of equal length, ties counted as half a win (after Dubois et al., 2024, "
+                "arXiv:2404.04475); 50 is even. Its interval is over prompts alone."
+            )
+    left_out = [
+        f"{comparison.rates.num_left_out:,} of {comparison.system}{condition.place}"
+        for condition, comparison in comparisons_of(conditions, evaluator)
+        if comparison.rates.num_left_out
+    ]
+    return notes + ([f"Left out, because they have no outcome: {listed(left_out)}."] if left_out else [])
+
+
+def replicate_tables(evaluation: Evaluation) -> list[Table]:
+    """Return Δ per replicate, and the run and seed of each; nothing where there is a single replicate."""
     seeds = sorted({seed for _, seed in evaluation.cells})
-    compared = [one for one in ordered(evaluation) if one.by_seed]
-    if not compared:
-        return []
     rows = []
-    for one in compared:
-        found = {each.seed: percents(each.delta) for each in one.by_seed}
-        cells = [Cell(number(d.value, 1), brackets(d, 1)) if (d := found.get(seed)) else Cell(NONE) for seed in seeds]
-        rows.append([Cell(one.system, f"by {one.evaluator}"), *cells])
-    columns = [f"Replicate {seed}" for seed in seeds]
-    note = "Δ (%) of each replicate alone; brackets are 95% bootstrap intervals over prompts."
-    tables = [Table("Δ of each replicate", ["System", *columns], rows, [note])]
+    for _, comparison in comparisons_of([Condition(evaluation)]):
+        deltas = {each.seed: share_cell(each.delta) for each in comparison.by_seed}
+        if deltas:
+            cells = [deltas.get(seed, EMPTY) for seed in seeds]
+            rows.append([Cell(comparison.system, f"by {comparison.evaluator}"), *cells])
+    if not rows:
+        return []
+    columns = ["System", *(f"Replicate {seed}" for seed in seeds)]
+    tables = [Table("Δ per replicate", columns, rows, ["Δ (%) of one replicate; brackets are 95% intervals."])]
     sources: dict[str, dict[int, Cell]] = {}
-    for replicate in evaluation.replicates:
-        text = f"training run {replicate.run}, sampling seed {replicate.sampling_seed}"
-        sources.setdefault(replicate.system, {})[replicate.seed] = Cell(replicate.source, text)
-    if sources:
-        rows = [[Cell(name), *(of.get(seed, Cell(NONE)) for seed in seeds)] for name, of in sources.items()]
-        tables.append(Table("Which run and seed each replicate is", ["System", *columns], rows))
+    for each in evaluation.replicates:
+        text = f"training run {each.run}, sampling seed {each.sampling_seed}"
+        sources.setdefault(each.system, {})[each.seed] = Cell(each.source, text)
+    rows = [[Cell(name), *(cells.get(seed, EMPTY) for seed in seeds)] for name, cells in sources.items()]
+    return [*tables, Table("Run and seed of each replicate", columns, rows)] if rows else tables
+
+
+def measure_tables(evaluation: Evaluation) -> list[Table]:
+    """Return the mean of every measure for every system, and its difference from the baseline's."""
+    names = [system.name for system in evaluation.systems]
+    directions = {True: "; higher is better", False: "; lower is better", None: ""}
+    rows, differences = [], []
+    for measure in evaluation.measures:
+        text = clause(measure.description) + ("; printed × 100" if measure.name in ROUGES else "")
+        means = [_value_cell(measure, measure.means.get(name)) for name in names]
+        rows.append([Cell(measure.name, text + directions[measure.higher]), *means])
+        differences += _difference_rows(measure, others_of(evaluation))
+    notes = ["Means over prompts with 95% intervals."]
+    if missing := _missing_values(evaluation):
+        notes.append(f"Completions without a value: {'; '.join(missing)}.")
+    tables = [Table("Means of the measures", ["Measure", *names], rows, notes)] if rows else []
+    note = (
+        f"Paired with {evaluation.baseline}: mean difference over prompts, 95% interval, p of the sign test over "
+        "prompts. A ratio is the mean divided by the baseline's."
+    )
+    caption = f"Differences from {evaluation.baseline}"
+    return tables + ([Table(caption, ["Measure", *others_of(evaluation)], differences, [note])] if differences else [])
+
+
+def _difference_rows(measure: Measure, systems: Sequence[str]) -> list[list[Cell]]:
+    if not measure.differences:
+        return []
+    row = [Cell(measure.name, "× 100" if measure.name in ROUGES else "")]
+    ratios = [Cell(f"{measure.name}, ratio")]
+    for difference in map(measure.differences.get, systems):
+        p = f"p {p_value(difference.sign_p)}" if difference else ""
+        ratio = difference.ratio if difference else None
+        row.append(_value_cell(measure, difference.mean if difference else None, p))
+        ratios.append(Cell(number(ratio.value, 2), brackets(ratio, 2)) if ratio else EMPTY)
+    return [row] if all(cell == EMPTY for cell in ratios[1:]) else [row, ratios]
+
+
+def _missing_values(evaluation: Evaluation) -> list[str]:
+    """Return how many completions of which systems lack which measures; measures that lack the same are merged."""
+    measures_by_text: dict[str, list[str]] = {}
+    for measure in evaluation.measures:
+        counts = {name: values.count(None) for name, values in measure.values.items()}
+        text = listed([f"{number_of:,} of {name}" for name, number_of in counts.items() if number_of])
+        if text:
+            measures_by_text.setdefault(text, []).append(measure.name)
+    return [f"{listed(measures)}: {text}" for text, measures in measures_by_text.items()]
+
+
+def agreement_tables(evaluation: Evaluation) -> list[Table]:
+    """Return Cohen's κ of every pair of evaluators; nothing where there is no such pair."""
+    rows = [
+        [
+            Cell(listed(each.evaluators)),
+            Cell(each.system),
+            Cell(number(each.kappa.value, 2), brackets(each.kappa, 2)) if each.kappa else Cell("not defined"),
+            Cell(number(100 * each.observed, 1)),
+            Cell(f"{each.num_cells:,}"),
+        ]
+        for each in evaluation.agreements
+    ]
+    columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Pairs"]
+    note = "κ is the agreement on win, lose and tie beyond chance: 1 is perfect, 0 is chance (Cohen, 1960)."
+    judged = any(JUDGE in each.evaluators for each in evaluation.agreements)
+    doubts = [text for text in [judge_note(evaluation, JUDGE)] if judged and text]
+    return [Table("Agreement between evaluators", columns, rows, [note, *doubts])] if rows else []
+
+
+def problem_tables(conditions: Conditions) -> list[Table]:
+    """Return the problems, named and counted: those of rows, then other notes."""
+    tables = []
+    for of_rows, caption, counted in ((True, "Rows with problems", "Rows"), (False, "Other notes", "Count")):
+        rows = [
+            [Cell(each.what), *condition_cells(condition), Cell(f"{each.count:,}"), Cell(each.shown or NO_VALUE)]
+            for condition in conditions
+            for each in condition.evaluation.problems
+            if each.of_rows == of_rows
+        ]
+        columns = ["Problem" if of_rows else "Note", *condition_columns(conditions), counted, "Examples"]
+        tables += [Table(caption, columns, rows)] if rows else []
     return tables
 
 
-def difference_table(evaluation: Evaluation) -> list[Table]:
-    """Return every measure of every system minus the baseline's; nothing where none is recorded."""
-    names = others_of(evaluation)
-    rows = []
-    for measure in evaluation.measures:
-        if not measure.differences:
-            continue
-        times = 100 if is_scale(measure) else 1
-        row, ratios = [Cell(measure.name, "times 100" if is_scale(measure) else "")], [Cell(f"{measure.name}, ratio")]
-        for name in names:
-            one = measure.differences.get(name)
-            if one is None:
-                row.append(Cell(NONE))
-                ratios.append(Cell(NONE))
-                continue
-            mean = Interval(times * one.mean.value, times * one.mean.low, times * one.mean.high)
-            decimals = 2 if is_scale(measure) else decimals_of(mean)
-            row.append(Cell(number(mean.value, decimals), f"{brackets(mean, decimals)}, p {p_value(one.sign_p)}"))
-            ratio = one.ratio
-            ratios.append(Cell(number(ratio.value, 2), brackets(ratio, 2)) if ratio else Cell(NONE))
-        rows += [row, ratios] if any(cell.text != NONE for cell in ratios[1:]) else [row]
-    note = (
-        f"Paired with {evaluation.baseline}, cell by cell: mean difference over prompts, 95% interval, p of the sign "
-        "test over prompts. A ratio is the mean divided by the baseline's."
-    )
-    caption = f"Measures minus those of {evaluation.baseline}"
-    return [Table(caption, ["Measure", *names], rows, [note])] if rows else []
-
-
-def others_of(evaluation: Evaluation) -> list[str]:
-    """Return the systems that are to be compared with the baseline."""
-    return [one.name for one in evaluation.systems if one.name != evaluation.baseline]
-
-
-def _of_the_judge(evaluation: Evaluation) -> list[str]:
-    notes = [note] if (note := doubt(evaluation, JUDGE)) else []
-    if evaluation.judge and evaluation.judge.num_same:
-        same = count(evaluation.judge.num_same, "pair")
-        notes.append(f"{same} with the same reply: a tie without asking, which says nothing about the judge.")
-    return notes
-
-
-def _rates(found: Comparison, controlled: bool, *, strong: bool) -> list[Cell]:
-    rates = found.rates
-    cells = [*map(share_cell, (rates.win, rates.lose, rates.tie)), share_cell(rates.delta, strong=strong)]
-    cells.append(Cell(p_value(rates.sign_p)))
-    if controlled:
-        cells.append(share_cell(found.controlled_win) if found.controlled_win else Cell(NONE))
-    return [*cells, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")]
-
-
-def measure_table(evaluation: Evaluation) -> Table:
-    """Return every measure's mean for every system."""
-    names = [one.name for one in evaluation.systems]
-    better = {True: "; more is better", False: "; less is better", None: ""}
-    rows = []
-    for measure in evaluation.measures:
-        times = "; printed times 100" if is_scale(measure) else ""
-        head = Cell(measure.name, f"{measure.description}{times}{better[measure.higher]}")
-        rows.append([head, *(mean_cell(measure, name) for name in names)])
-    notes = ["Means over prompts with 95% bootstrap intervals."]
-    missing = _without_value(evaluation)
-    if missing:
-        notes.append(f"Cells without a value: {'; '.join(missing)}.")
-    return Table("Means of the measures", ["Measure", *names], rows, notes)
-
-
-def _without_value(evaluation: Evaluation) -> list[str]:
-    """Return which measures of which systems lack values in how many cells, measures that lack the same together."""
-    alike: dict[str, list[str]] = {}
-    for measure in evaluation.measures:
-        counts = {name: sum(value is None for value in values) for name, values in measure.values.items()}
-        lacking = [f"{number_of:,} of {name}" for name, number_of in counts.items() if number_of]
-        if lacking:
-            every = len(lacking) == len(counts) > 1 and len(set(counts.values())) == 1
-            told = f"{next(iter(counts.values())):,} of each system" if every else listed(lacking)
-            alike.setdefault(told, []).append(measure.name)
-    return [f"{listed(measures)}, {told}" for told, measures in alike.items()]
-
-
-def agreement_table(evaluation: Evaluation) -> Table:
-    """Return Cohen's κ of every pair of evaluators."""
+def system_table(conditions: Conditions) -> Table:
+    """Return where the completions of each system come from."""
     rows = [
         [
-            Cell(f"{one.evaluators[0]} and {one.evaluators[1]}"),
-            Cell(one.system),
-            Cell(number(one.kappa.value, 2), brackets(one.kappa, 2)) if one.kappa else Cell("not defined"),
-            Cell(f"{number(100 * one.observed, 1)}"),
-            Cell(f"{one.num_cells:,}"),
+            Cell(system.name),
+            *condition_cells(condition),
+            Cell(system.run or "an external file"),
+            Cell(system.level if isinstance(system.level, str) else _settings(system.level)),
+            Cell(_settings(system.sampling)),
+            Cell(", ".join(system.files)),
         ]
-        for one in evaluation.agreements
+        for condition in conditions
+        for system in condition.evaluation.systems
     ]
-    columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Cells"]
-    note = "κ is agreement beyond chance over win, lose and tie: 1 is perfect, 0 is what chance gives (Cohen, 1960)."
-    judged = any(JUDGE in one.evaluators for one in evaluation.agreements)
-    doubts = [found] if judged and (found := doubt(evaluation, JUDGE)) else []
-    return Table("Agreement between evaluators", columns, rows, [note, *doubts])
+    columns = ["System", *condition_columns(conditions), "Run", "Level", "Sampling", "Files"]
+    return Table("Sources of the completions", columns, rows)
 
 
-def problem_tables(evaluation: Evaluation) -> list[Table]:
-    """Return the problems, named and counted: those of rows, then notes that are not about rows."""
-    kinds = {True: ("Rows that are not as they should be", "Rows"), False: ("Notes that are not about rows", "Count")}
-    return [
-        Table(
-            caption,
-            ["What", counted, "Among them"],
-            [[Cell(one.what), Cell(f"{one.count:,}"), Cell(one.shown or NONE)] for one in found],
-        )
-        for of_rows, (caption, counted) in kinds.items()
-        if (found := [one for one in evaluation.problems if one.of_rows == of_rows])
-    ]
+def condition_columns(conditions: Conditions) -> list[str]:
+    """Return the columns that tell several evaluations apart."""
+    return ["Temperature", "Baseline"] if over_temperatures(conditions) else []
 
 
-def system_table(systems: Sequence[System]) -> Table:
-    """Return where each system's completions came from."""
-    rows = [
-        [
-            Cell(one.name),
-            Cell(one.run or "a file from elsewhere"),
-            Cell(_settings(one.level) or NOT_STATED),
-            Cell(_settings(one.sampling) or NOT_STATED),
-            Cell(", ".join(one.files)),
-        ]
-        for one in systems
-    ]
-    return Table("Where the completions came from", ["System", "Run", "Level", "Sampling", "Files"], rows)
+def condition_cells(condition: Condition) -> list[Cell]:
+    """Return the cells of :func:`condition_columns`."""
+    if condition.temperature is None:
+        return []
+    return [Cell(f"{condition.temperature:g}"), Cell(condition.evaluation.baseline)]
 
 
-def _settings(found: str | dict[str, Any] | None) -> str:
-    if isinstance(found, dict):
-        return ", ".join(f"{name} {_plain(value)}" for name, value in found.items())
-    return found or ""
+def share_cell(share: Interval | None, *, strong: bool = False) -> Cell:
+    """Return a share in percent with its interval."""
+    if share is None:
+        return EMPTY
+    return Cell(number(100 * share.value, 1), brackets(scaled(share, 100), 1), strong)
 
 
-def _plain(value: object) -> str:
-    return "none" if value is None or value == [] else repr(value) if isinstance(value, list) else str(value)
+def _value_cell(measure: Measure, value: Interval | None, more: str = "") -> Cell:
+    """Return a value of a measure with its interval; ROUGE is printed times 100, as in the paper."""
+    if value is None:
+        return EMPTY
+    value = scaled(value, 100) if measure.name in ROUGES else value
+    decimals = 2 if measure.name in ROUGES else decimals_of(value)
+    return Cell(number(value.value, decimals), ", ".join(filter(None, [brackets(value, decimals), more])))
+
+
+def _settings(values: dict[str, object] | dict[str, float] | None) -> str:
+    if not values:
+        return NOT_STATED
+    return ", ".join(f"{name} {'none' if value in (None, []) else value}" for name, value in values.items())

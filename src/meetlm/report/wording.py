@@ -8,45 +8,43 @@ from collections.abc import Sequence
 from meetlm.diagnostics.intervals import Interval
 
 MINUS = "\N{MINUS SIGN}"
-NONE = "\N{EN DASH}"
-"""Stands where there is no number."""
+NO_VALUE = "\N{EN DASH}"
+"""Printed where there is no number."""
 
 
 def number(value: float, decimals: int) -> str:
-    """Return ``value`` rounded, with a minus sign and no negative zero."""
+    """Return ``value`` rounded, with a minus sign and without a negative zero."""
     text = f"{value:,.{decimals}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", MINUS)
 
 
+def signed(value: float, decimals: int) -> str:
+    """Return ``value`` rounded, with a plus sign where it is positive."""
+    return ("+" if round(value, decimals) > 0 else "") + number(value, decimals)
+
+
 def brackets(interval: Interval, decimals: int) -> str:
-    """Return an interval's ends as ``[4.1, 20.2]``."""
+    """Return the ends of an interval as ``[4.1, 20.2]``."""
     return f"[{number(interval.low, decimals)}, {number(interval.high, decimals)}]"
 
 
-def with_interval(interval: Interval, decimals: int) -> str:
-    """Return an estimate as ``12.3 [4.1, 20.2]``."""
-    return f"{number(interval.value, decimals)} {brackets(interval, decimals)}"
-
-
-def percents(share: Interval) -> Interval:
-    """Return a share in [0, 1] as an interval in percent."""
-    return Interval(100 * share.value, 100 * share.low, 100 * share.high)
+def scaled(interval: Interval, factor: float) -> Interval:
+    """Return an estimate and its interval, multiplied."""
+    return Interval(factor * interval.value, factor * interval.low, factor * interval.high)
 
 
 def in_percent(share: Interval) -> str:
     """Return a share as ``45.4% [39.2, 51.7]``."""
-    found = percents(share)
-    return f"{number(found.value, 1)}% {brackets(found, 1)}"
+    return f"{number(100 * share.value, 1)}% {brackets(scaled(share, 100), 1)}"
 
 
 def points(delta: Interval) -> str:
     """Return a difference of shares as ``+15.4 [8.2, 22.5]``, in percentage points."""
-    found = percents(delta)
-    return ("+" if round(found.value, 1) > 0 else "") + with_interval(found, 1)
+    return f"{signed(100 * delta.value, 1)} {brackets(scaled(delta, 100), 1)}"
 
 
 def decimals_of(interval: Interval) -> int:
-    """Return how many decimals an estimate deserves: two digits of half its interval's width, three of its own."""
+    """Return how many decimals to print: two digits of half the interval's width, three of a value without width."""
     half = (interval.high - interval.low) / 2
     half = half if half > 0 else abs(interval.value) / 10
     return 1 if half == 0 else min(4, max(0, 1 - math.floor(math.log10(half))))
@@ -65,3 +63,8 @@ def count(number_of: int, noun: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return ``a``, ``a and b`` or ``a, b and c``."""
     return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else "".join(names)
+
+
+def clause(text: str) -> str:
+    """Return a user's text, such as the first line of a docstring, without the full stop at its end."""
+    return text.strip().rstrip(".")

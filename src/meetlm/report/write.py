@@ -1,139 +1,108 @@
-"""Writes the reports: of one evaluation, and of the same comparison over temperatures (the paper's Figure 3)."""
+"""Write the reports: of one evaluation, and of the same comparison over temperatures (the paper's Figure 3)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import date
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
 import yaml
 
-from meetlm.config.errors import DataError
 from meetlm.config.files import write_atomic
 from meetlm.evaluation.record import Evaluation
-from meetlm.report.examples import payload, shown
-from meetlm.report.html import write_html
-from meetlm.report.markdown import escaped, examples_of, write_markdown
+from meetlm.report.conditions import Condition
+from meetlm.report.examples import examples_of, page_data
+from meetlm.report.page import ExampleGroup, Report, to_html, to_markdown
 from meetlm.report.sections import sections_of
 from meetlm.report.summary import summarize
-from meetlm.report.temperature import sorted_points, temperature_sections, temperature_summary
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md``.
 
     Args:
-        evaluation: What is reported.
-        folder: Where; made if it is not there.
+        evaluation: The record to report.
+        folder: Where to write; created if needed.
 
     Returns:
         Both files.
-
-    Raises:
-        DataError: A column of the record has not one entry a cell, or names an unknown system.
     """
-    check(evaluation)
-    title = f"Evaluation against {evaluation.baseline}"
-    summary, sections = summarize(evaluation), sections_of(evaluation)
-    settings = {"Settings and versions": as_yaml(evaluation.settings)}
-    page = write_html(title, summary, sections, payload(evaluation), settings, shown(evaluation))
-    text = write_markdown(title, summary, sections, examples_of(evaluation), settings)
-    return _write(folder, "report", page, text)
+    conditions = [Condition(evaluation)]
+    report = Report(
+        title=f"Evaluation{data_name(evaluation.settings)} against {evaluation.baseline}",
+        details=details_of(evaluation.settings),
+        summary=summarize(conditions),
+        sections=sections_of(conditions),
+        examples=[ExampleGroup("", "", examples_of(evaluation))],
+        settings={"Settings and versions": as_yaml(evaluation.settings)},
+        data=page_data(evaluation),
+    )
+    return _write(folder, "report", report)
 
 
 def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder: Path) -> tuple[Path, Path]:
-    """Write ``temperature.html`` and ``temperature.md``: Δ over temperature, as in the paper's Figure 3.
-
-    Each evaluation has its own report besides, which these name, in the folder of :func:`place_of`.
+    """Write ``temperature.html`` and ``temperature.md``, and the report of each evaluation, to which they link.
 
     Args:
-        points: A temperature and its evaluation; several evaluations of a temperature have different baselines.
-        folder: Where; made if it is not there.
+        points: A temperature and its evaluation; several evaluations at a temperature have different baselines.
+        folder: Where to write; created if needed. The report of an evaluation is in its :func:`folder_of`.
 
     Returns:
         Both files.
-
-    Raises:
-        DataError: As in :func:`write_report`; or there is no point, or one twice.
     """
-    for _, evaluation in points:
-        check(evaluation)
-    title = "Δ over temperature"
-    summary, sections = temperature_summary(points), temperature_sections(points)
-    settings = {
-        f"Temperature {temperature:g}, against {evaluation.baseline}": as_yaml(evaluation.settings)
-        for temperature, evaluation in points
-    }
-    folded, examples = {}, []
-    for temperature, evaluation in sorted_points(points):
-        own = place_of(temperature, evaluation)
-        write_report(evaluation, folder / own)
-        heading = f"At temperature {temperature:g}, against {evaluation.baseline}"
-        folded[heading] = f"{quote(own.as_posix())}/report.html", shown(evaluation)
-        examples += [f"{escaped(heading)}, as in {quote(own.as_posix())}/report.md:", *examples_of(evaluation)]
-    page = write_html(title, summary, sections, None, settings, folded=folded)
-    return _write(folder, "temperature", page, write_markdown(title, summary, sections, examples, settings))
+    baselines = [evaluation.baseline for _, evaluation in points]
+    points = sorted(points, key=lambda point: (baselines.index(point[1].baseline), point[0]))
+    conditions = [Condition(evaluation, temperature) for temperature, evaluation in points]
+    groups = []
+    for condition, (temperature, evaluation) in zip(conditions, points, strict=True):
+        place = folder_of(temperature, evaluation)
+        write_report(evaluation, folder / place)
+        address = quote(place.as_posix()) + "/report.html"
+        groups.append(ExampleGroup(condition.heading, address, examples_of(evaluation)))
+    settings = conditions[0].evaluation.settings
+    report = Report(
+        title=f"Δ over temperature{data_name(settings)}",
+        details=details_of(settings),
+        summary=summarize(conditions),
+        sections=sections_of(conditions),
+        examples=groups,
+        settings={each.heading: as_yaml(each.evaluation.settings) for each in conditions},
+    )
+    return _write(folder, "temperature", report)
 
 
-def place_of(temperature: float, evaluation: Evaluation) -> Path:
-    """Return where an evaluation of a sweep stands in its folder, such as ``t0.5/BASELINE``."""
+def folder_of(temperature: float, evaluation: Evaluation) -> Path:
+    """Return the folder of an evaluation in a sweep, relative to the sweep's, such as ``t0.5/BASELINE``."""
     return Path(f"t{temperature:g}") / evaluation.baseline
 
 
-def check(evaluation: Evaluation) -> None:
-    """Refuse a record whose columns do not fit its cells.
+def data_name(settings: dict[str, Any]) -> str:
+    """Return the name of the held-out data as it continues a title, such as `` on hh-rlhf (helpful-base)``."""
+    data = settings.get("data") or {}
+    place = data.get("eval_file") or data.get("path") or data.get("train_file")
+    subset = f" ({data['subset']})" if data.get("subset") else ""
+    return f" on {PurePath(place).name}{subset}" if place else ""
 
-    Raises:
-        DataError: Names the column.
-    """
-    names = [one.name for one in evaluation.systems]
-    cells = len(evaluation.cells)
-    columns: dict[str, Sequence[object]] = {
-        **{f"completions.{name}": texts for name, texts in evaluation.completions.items()},
-        **{f"measures.{m.name}.{name}": values for m in evaluation.measures for name, values in m.values.items()},
-        **{f"comparisons.{one.system}.{one.evaluator}": one.outcomes for one in evaluation.comparisons},
-        **{f"comparisons.{one.system}.{one.evaluator} margins": one.margins for one in evaluation.comparisons},
-        **{
-            f"comparisons.{one.system}.{one.evaluator} asked": one.asked
-            for one in evaluation.comparisons
-            if one.asked is not None
-        },
-    }
-    for field, column in columns.items():
-        if len(column) != cells:
-            raise _wrong(f"has {len(column)} entries", field, f"one for each of the {cells} cells")
-    used = [("baseline", evaluation.baseline)]
-    used += [(f"comparisons.{one.evaluator}", one.system) for one in evaluation.comparisons]
-    for field, name in used:
-        if name not in names:
-            raise _wrong(f"names {name!r}", field, f"one of the systems: {', '.join(names)}")
-    for one in evaluation.comparisons:
-        if one.baseline != evaluation.baseline:
-            raise _wrong(f"has the baseline {one.baseline!r}", f"comparisons.{one.system}", repr(evaluation.baseline))
-    if set(evaluation.completions) != set(names):
-        raise _wrong(
-            f"is of {', '.join(evaluation.completions)}", "completions", f"a column for each of {', '.join(names)}"
-        )
-    outside = [place for place, _ in evaluation.cells if not 0 <= place < len(evaluation.prompts)]
-    if outside:
-        raise _wrong(f"names prompt {outside[0]}", "cells", f"an index into {len(evaluation.prompts)} prompts")
+
+def details_of(settings: dict[str, Any]) -> str:
+    """Return the date and the version of an evaluation, for the line below the title."""
+    day, version = settings.get("date"), settings.get("versions", {}).get("meetlm")
+    parts = [f"{date.fromisoformat(day):%-d %B %Y}" if day else "", f"meetlm {version}" if version else ""]
+    return ", ".join(filter(None, parts))
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
     """Return settings as YAML, in their order."""
-    plain = json.loads(json.dumps(settings))  # a value that stands twice is written twice, not as an anchor
+    plain = json.loads(json.dumps(settings))  # repeated values are written out, not as YAML anchors
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).strip()
 
 
-def _wrong(problem: str, field: str, expected: str) -> DataError:
-    return DataError(problem, file="evaluation.json", field=field, expected=expected)
-
-
-def _write(folder: Path, name: str, page: str, text: str) -> tuple[Path, Path]:
+def _write(folder: Path, name: str, report: Report) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / f"{name}.html", folder / f"{name}.md"
-    for file, written in zip(files, (page, text), strict=True):
-        write_atomic(file, written)
+    write_atomic(files[0], to_html(report))
+    write_atomic(files[1], to_markdown(report))
     return files

@@ -1,167 +1,169 @@
-// Shows the cells under "Examples". Texts go in as text nodes only, never as HTML.
+// Shows the pairs under "Examples". Texts are inserted as text nodes only, never as HTML.
 "use strict";
 (() => {
-  // Paper cannot be unfolded: what is folded is printed open.
+  // Folded parts are printed open.
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("details:not([open])")];
-    for (const one of folded) one.open = true;
+    for (const details of folded) details.open = true;
   });
   addEventListener("afterprint", () => {
-    for (const one of folded) one.open = false;
+    for (const details of folded) details.open = false;
   });
 })();
 (() => {
   const source = document.getElementById("data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
-  const PAGE = 6;
+  const PAGE_SIZE = 6;
   const OUTCOMES = { w: "win", l: "loss", t: "tie", o: "not asked" };
+  const FILTERS = ["system", "evaluator", "outcome", "search"];
   const control = Object.fromEntries(
-    ["system", "evaluator", "outcome", "search", "status", "cells", "more"].map((id) => [id, document.getElementById(id)]),
+    [...FILTERS, "status", "cards", "more"].map((id) => [id, document.getElementById(id)]),
   );
-  let found = [];
-  let shown = 0;
+  let matches = []; // pairs that pass the filters, in viewing order
+  let numShown = 0;
   let words = [];
 
   function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
   }
 
-  // A text with what was searched for marked.
-  function marked(text) {
+  // A paragraph with the searched words marked.
+  function paragraph(text) {
     if (!text.trim()) return element("p", { class: "text empty" }, text ? "(only white space)" : "(empty)");
-    const paragraph = element("p", { class: "text" });
+    const node = element("p", { class: "text" });
     if (!words.length) {
-      paragraph.append(text);
-      return paragraph;
+      node.append(text);
+      return node;
     }
     const pattern = new RegExp("(" + words.map((w) => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|") + ")", "gi");
-    text.split(pattern).forEach((part, place) => paragraph.append(place % 2 ? element("mark", {}, part) : part));
-    return paragraph;
+    text.split(pattern).forEach((part, place) => node.append(place % 2 ? element("mark", {}, part) : part));
+    return node;
   }
 
   const promptTexts = data.prompts.map((prompt) =>
     typeof prompt === "string" ? [["prompt", prompt]] : prompt.map((turn) => [turn.role, turn.content]),
   );
-  const searched = new Map(); // cell -> all its texts, lower case; filled when first needed
-  function textsOf(cell) {
-    if (!searched.has(cell)) {
-      const place = data.cells[cell][0];
-      const texts = [data.ids[place], data.chosen[place] ?? "", ...promptTexts[place].map((turn) => turn[1])];
-      for (const system of data.systems) texts.push(data.completions[system][cell]);
-      searched.set(cell, texts.join("\n").toLowerCase());
+  const searchTexts = new Map(); // pair -> all its texts in lower case, filled when first needed
+  function searchText(pair) {
+    if (!searchTexts.has(pair)) {
+      const prompt = data.pairs[pair][0];
+      const texts = [data.ids[prompt], data.chosen[prompt] ?? "", ...promptTexts[prompt].map((turn) => turn[1])];
+      for (const system of data.systems) texts.push(data.completions[system][pair]);
+      searchTexts.set(pair, texts.join("\n").toLowerCase());
     }
-    return searched.get(cell);
+    return searchTexts.get(pair);
   }
 
-  const signed = (value) => (value > 0 ? "+" : "") + String(value).replace("-", "\u2212");
+  const minus = (value) => String(value).replace("-", "\u2212");
 
-  function completion(system, cell, note) {
+  function completion(system, pair, note) {
     const scores = data.measures
-      .filter((measure) => (measure.values[system] ?? [])[cell] != null)
-      .map((measure) => `${measure.name} ${String(measure.values[system][cell]).replace("-", "\u2212")}`);
+      .filter((measure) => (measure.values[system] ?? [])[pair] != null)
+      .map((measure) => `${measure.name} ${minus(measure.values[system][pair])}`);
     return element(
       "div", {},
       element("h4", {}, system + note),
-      marked(data.completions[system][cell]),
+      paragraph(data.completions[system][pair]),
       element("p", { class: "scores" }, scores.join(" \u00b7 ")),
     );
   }
 
-  function card(cell, system) {
-    const [place, seed] = data.cells[cell];
+  function card(pair, system) {
+    const [prompt, seed] = data.pairs[pair];
     const badges = element("ul", { class: "badges", "aria-label": `Outcomes of ${system}` });
-    for (const one of data.comparisons.filter((comparison) => comparison.system === system)) {
-      const outcome = one.outcomes[cell];
-      const margin = one.margins[cell];
-      const said = `${one.evaluator}: ${OUTCOMES[outcome] ?? one.none}` + (margin == null ? "" : ` (${signed(margin)})`);
-      badges.append(element("li", { class: "-o".includes(outcome) ? "none" : outcome }, said));
+    for (const comparison of data.comparisons.filter((each) => each.system === system)) {
+      const outcome = comparison.outcomes[pair];
+      const margin = comparison.margins[pair];
+      const suffix = margin == null ? "" : ` (${margin > 0 ? "+" : ""}${minus(margin)})`;
+      const text = `${comparison.evaluator}: ${OUTCOMES[outcome] ?? comparison.none}${suffix}`;
+      badges.append(element("li", { class: "-o".includes(outcome) ? "none" : outcome }, text));
     }
-    const prompt = element("div", { class: "prompt", tabindex: "0", role: "group", "aria-label": "Prompt" });
-    for (const [role, text] of promptTexts[place]) prompt.append(element("h4", {}, role), marked(text.replace(/^\s*\n|\s+$/g, "")));
-    const pair = element(
+    const turns = element("div", { class: "prompt", tabindex: "0", role: "group", "aria-label": "Prompt" });
+    for (const [role, text] of promptTexts[prompt])
+      turns.append(element("h4", {}, role), paragraph(text.replace(/^\s*\n|\s+$/g, "")));
+    const replies = element(
       "div", { class: "pair" },
-      completion(system, cell, ""), completion(data.baseline, cell, " (baseline)"),
+      completion(system, pair, ""), completion(data.baseline, pair, " (baseline)"),
     );
-    const rest = element("div", { class: "pair" });
-    if (data.chosen[place] != null) rest.append(element("div", {}, element("h4", {}, "preferred in the data"), marked(data.chosen[place])));
-    for (const other of data.systems) if (other !== system && other !== data.baseline) rest.append(completion(other, cell, ""));
-    const details = element("details", {}, element("summary", {}, "The reply preferred in the data, other systems"), rest);
-    if (words.length && [...rest.querySelectorAll("mark")].length) details.open = true;
+    const others = element("div", { class: "pair" });
+    if (data.chosen[prompt] != null)
+      others.append(element("div", {}, element("h4", {}, "preferred in the data"), paragraph(data.chosen[prompt])));
+    for (const other of data.systems)
+      if (other !== system && other !== data.baseline) others.append(completion(other, pair, ""));
+    const details = element("details", {}, element("summary", {}, "The reply preferred in the data, other systems"), others);
+    details.open = others.querySelector("mark") !== null;
     return element(
       "article", {},
-      element("h3", {}, `Prompt ${place + 1} of ${data.prompts.length} (${data.ids[place]}), seed ${seed}`),
-      badges, prompt, pair, ...(rest.childElementCount ? [details] : []),
+      element("h3", {}, `Prompt ${prompt + 1} of ${data.prompts.length} (${data.ids[prompt]}), seed ${seed}`),
+      badges, turns, replies, ...(others.childElementCount ? [details] : []),
     );
   }
 
   function showMore() {
-    const system = control.system.value;
-    const next = found.slice(shown, shown + PAGE);
-    control.cells.append(...next.map((cell) => card(cell, system)));
-    shown += next.length;
-    control.more.hidden = shown >= found.length;
-    control.status.textContent = found.length
-      ? `${shown.toLocaleString("en")} of ${found.length.toLocaleString("en")} shown`
-      : "Nothing found.";
+    const next = matches.slice(numShown, numShown + PAGE_SIZE);
+    control.cards.append(...next.map((pair) => card(pair, control.system.value)));
+    numShown += next.length;
+    control.more.hidden = numShown >= matches.length;
+    control.status.textContent = matches.length
+      ? `${numShown.toLocaleString("en")} of ${matches.length.toLocaleString("en")} shown`
+      : "No matches.";
   }
 
   function update() {
     const comparison = data.comparisons.find(
-      (one) => one.system === control.system.value && one.evaluator === control.evaluator.value,
+      (each) => each.system === control.system.value && each.evaluator === control.evaluator.value,
     );
     words = control.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const outcome = control.outcome.value;
-    // Where an evaluator has no outcome of a system at all, its completions are still there to be read.
-    const order = comparison ? comparison.order : data.cells.map((_, cell) => cell);
-    found = order.filter(
-      (cell) =>
-        (!outcome || (comparison ? comparison.outcomes[cell] : "-") === outcome) &&
-        (!words.length || words.every((word) => textsOf(cell).includes(word))),
+    // The completions of a system without any outcome by the evaluator can be read too.
+    const order = comparison ? comparison.order : data.pairs.map((_, pair) => pair);
+    matches = order.filter(
+      (pair) =>
+        (!outcome || (comparison ? comparison.outcomes[pair] : "-") === outcome) &&
+        words.every((word) => searchText(pair).includes(word)),
     );
-    shown = 0;
-    control.cells.replaceChildren();
+    numShown = 0;
+    control.cards.replaceChildren();
     showMore();
   }
 
-  // What is looked at stands in the address, so that it can be sent to somebody: #system=...&search=...
-  const KEPT = ["system", "evaluator", "outcome", "search"];
-  function remember() {
-    const kept = new URLSearchParams(KEPT.filter((id) => control[id].value).map((id) => [id, control[id].value]));
-    history.replaceState(null, "", "#" + kept);
+  // The filters are stored in the address, so that a view can be sent to somebody: #system=...&search=...
+  function storeFilters() {
+    const filters = new URLSearchParams(FILTERS.filter((id) => control[id].value).map((id) => [id, control[id].value]));
+    history.replaceState(null, "", "#" + filters);
   }
-  function recall() {
-    const asked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
-    for (const id of KEPT) if (asked.has(id)) control[id].value = asked.get(id);
+  function loadFilters() {
+    const filters = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+    for (const id of FILTERS) if (filters.has(id)) control[id].value = filters.get(id);
     update();
-    if (asked.size) {
-      chosen();
+    if (filters.size) {
+      markChosen();
       document.getElementById("examples").scrollIntoView();
     }
   }
 
-  // Cards that somebody chose are printed; until then the largest win, loss and closest tie of every system are.
-  function chosen() {
+  // Cards that the reader has chosen are printed; otherwise the largest win, loss and closest tie of every system.
+  function markChosen() {
     document.getElementById("examples").classList.add("chosen");
   }
 
-  const distinct = (values) => [...new Set(values)];
   const choices = {
     system: data.systems.filter((name) => name !== data.baseline),
-    evaluator: distinct(data.comparisons.map((one) => one.evaluator)),
+    evaluator: [...new Set(data.comparisons.map((comparison) => comparison.evaluator))],
   };
   for (const [id, names] of Object.entries(choices))
     control[id].append(...(names.length ? names : ["none"]).map((name) => element("option", { value: name }, name)));
-  let waiting;
+  let timer;
   document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("filters").addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => { update(); remember(); chosen(); }, 150);
+    clearTimeout(timer);
+    timer = setTimeout(() => { update(); storeFilters(); markChosen(); }, 150);
   });
-  control.more.addEventListener("click", () => { chosen(); showMore(); });
-  recall();
+  control.more.addEventListener("click", () => { markChosen(); showMore(); });
+  loadFilters();
 })();
