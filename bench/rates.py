@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from meetlm.cli.progress import quiet_libraries
+from meetlm.cli.console import quiet_libraries
 from meetlm.demo.show import demo_config
 from meetlm.run.execute import execute
 
@@ -30,7 +30,7 @@ def main() -> None:
             stages = f"stages=[{{name: step1, train: [control], lr: {rate}}}]"
             config = demo_config([f"control={CONTROLS[kind]}", stages])
             with tempfile.TemporaryDirectory() as folder:
-                execute(config, Path(folder) / "run", progress=False)
+                execute(config, Path(folder) / "run")
                 before, after = json.loads((Path(folder) / "run" / "preference.json").read_text()).values()
             cells = [
                 f"{x['by_sum']['value']:.3f} [{x['by_sum']['low']:.3f}, {x['by_sum']['high']:.3f}]"

@@ -13,6 +13,7 @@ from gate import Gate, own_memory
 from rows import Rows
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, pipeline
 
+from meetlm.data.example import Prompt
 from meetlm.evaluation.reward import RewardModel, RewardSettings
 
 PAIRS = 400
@@ -25,11 +26,11 @@ Scores = list[float]
 Program = Callable[[], Scores]
 
 
-def texts(rows: Rows, pairs: range) -> tuple[list[str], list[str]]:
+def texts(rows: Rows, pairs: range) -> tuple[list[Prompt], list[str]]:
     """Return prompts and completions of some pairs, chosen and rejected side by side, in the order of the file."""
     taken = [rows.examples[number % len(rows.examples)] for number in pairs]
     both = [(example.prompt, reply) for example in taken for reply in (example.chosen, example.rejected)]
-    return [str(prompt) for prompt, _ in both], [str(reply) for _, reply in both]
+    return [prompt for prompt, _ in both], [reply.content for _, reply in both]
 
 
 def classifier(rows: Rows) -> PreTrainedModel:
@@ -64,7 +65,7 @@ def peer(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
         device="cpu",
     )
     prompts, completions = texts(rows, pairs)
-    joined = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    joined = [prompt.text() + completion for prompt, completion in zip(prompts, completions, strict=True)]
     return lambda: [one["score"] for one in judge(joined)]
 
 
@@ -89,5 +90,5 @@ def serve(program: str, rows: Rows, gate: Gate) -> None:
 def num_tokens(rows: Rows, pairs: range) -> int:
     """Return the tokens of both replies of some pairs with their prompts, no padding."""
     prompts, completions = texts(rows, pairs)
-    joined = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    joined = [prompt.text() + completion for prompt, completion in zip(prompts, completions, strict=True)]
     return sum(map(len, rows.tokenizer(joined)["input_ids"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from meetlm.policy import reference
+from meetlm.policy import loading, reference
 
 FORBID_SKIPS = os.environ.get("MEETLM_FORBID_SKIPS") == "1"
 """Whether a skipped test fails, as in CI, which installs what the tests need."""
@@ -21,8 +21,8 @@ BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(autouse=True)
-def _private_reference_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep log-probs under references in the test's own folder, unless the test sets MEETLM_CACHE itself.
+def _private_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep log-probs under references and hashes of models in the test's own folder, if it does not set MEETLM_CACHE.
 
     Without this a test could read log-probs that another test or the developer's own runs have cached.
     """
@@ -32,6 +32,7 @@ def _private_reference_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "cache_dir",
         lambda: tmp_path / "reference-cache" if os.environ.get("MEETLM_CACHE") == before else original(),
     )
+    monkeypatch.setattr(loading, "hash_cache", lambda: tmp_path / "hash-cache")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+from meetlm.data.example import Prompt
 from meetlm.evaluation.judge import JudgeSettings
 
 Body = dict[str, Any]
@@ -143,10 +144,10 @@ def settings(server: JudgeServer | str, **more: Any) -> JudgeSettings:
     return JudgeSettings.model_validate({**fields, "retries": 0, **more})
 
 
-def pairs(number: int) -> list[tuple[str, str, str]]:
+def pairs(number: int) -> list[tuple[Prompt, str, str]]:
     """Ours is longer in every third pair, shorter in every third, as long in the rest."""
     lengths = [(9, 4), (4, 9), (6, 6)]
-    return [(f"\n\nHuman: q{n}\n\nAssistant:", " " + "o" * lengths[n % 3][0], " " + "t" * lengths[n % 3][1])
+    return [(Prompt(f"\n\nHuman: q{n}\n\nAssistant:"), " " + "o" * lengths[n % 3][0], " " + "t" * lengths[n % 3][1])
             for n in range(number)]  # fmt: skip
 
 

@@ -55,16 +55,15 @@ def write_pairs(path: Path, count: int, *, chat: bool = False) -> Path:
     """Write ``count`` pairs as JSON lines: HH transcripts, or conversations in TRL's columns."""
     with path.open("w") as lines:
         for example in pairs(count):
-            assert isinstance(example.prompt, str)
             if chat:
-                prompt = [{"role": "user", "content": example.prompt.split(":")[1].split("\n")[0].strip()}]
+                prompt = [{"role": "user", "content": example.prompt.text().split(":")[1].split("\n")[0].strip()}]
                 sides = {
-                    side: [{"role": "assistant", "content": str(getattr(example, side)).strip()}]
+                    side: [{"role": "assistant", "content": getattr(example, side).content.strip()}]
                     for side in ("chosen", "rejected")
                 }
                 lines.write(json.dumps({"prompt": prompt, **sides}) + "\n")
             else:
-                sides = {side: example.prompt + str(getattr(example, side)) for side in ("chosen", "rejected")}
+                sides = {s: example.prompt.text() + getattr(example, s).content for s in ("chosen", "rejected")}
                 lines.write(json.dumps(sides) + "\n")
     return path
 

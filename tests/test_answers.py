@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meetlm.config.errors import ConfigError, DataError
-from meetlm.data.example import prompt_id
+from meetlm.data.example import Prompt
 from meetlm.evaluation.answers import Answers, read_answers
 from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.protocol import sampled
@@ -30,7 +30,7 @@ def answers_of(name: str, prompts: Sequence[Any], folder: Path, **stated: Any) -
 
 
 def held_out(*prompts: str) -> dict[str, str | None]:
-    return {prompt_id(prompt): f"chosen of {prompt}" for prompt in prompts}
+    return {Prompt(prompt).id: f"chosen of {prompt}" for prompt in prompts}
 
 
 def test_a_file_from_elsewhere(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
         {"prompt": "p", "completion": "two"},
     ]
     answers = read_answers("a", [[written(tmp_path / "a.jsonl", rows)]])
-    assert answers.by_cell[prompt_id("p"), 0].completion == "one"
+    assert answers.by_cell[Prompt("p").id, 0].completion == "one"
     again, empty = answers.problems
     assert (again.count, again.examples) == (1, [f"{tmp_path / 'a.jsonl'}:3"])
     assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
@@ -110,7 +110,7 @@ def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None
     ]
     answers = read_answers("a", places)
     assert answers.seeds == [0, 1, 2, 3] and len(answers.by_cell) == 12 and not answers.problems
-    assert [answers.by_cell[prompt_id("x"), place].completion for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
+    assert [answers.by_cell[Prompt("x").id, place].completion for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
 
 
 def test_files_of_one_place_belong_together(tmp_path: Path) -> None:

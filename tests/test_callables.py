@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from meetlm.config.errors import ConfigError
+from meetlm.data.example import Prompt
 from meetlm.evaluation.callables import CallableScorer, load_scorer
 from meetlm.evaluation.record import Problem
 
@@ -76,7 +77,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def score(scorer: CallableScorer, completions: list[str], chosen: list[str | None] | None = None) -> list[float | None]:
-    return scorer.score(["p"] * len(completions), completions, chosen or ["c"] * len(completions))
+    return scorer.score([Prompt("p")] * len(completions), completions, chosen or ["c"] * len(completions))
 
 
 def test_a_function_of_the_users_own(module: str) -> None:
@@ -100,7 +101,7 @@ def test_what_is_not_finite_is_none_and_counted(module: str) -> None:
         Problem(f"scorer {module}:odd: returned None", 1, ["row 4"]),
         Problem(f"scorer {module}:odd: returned NaN or infinity", 3, ["row 1", "row 3", "row 5"]),
     ]
-    assert scorer.score(["p"], ["none"], [None], names=["prompt 7f"]) == [None]
+    assert scorer.score([Prompt("p")], ["none"], [None], names=["prompt 7f"]) == [None]
     assert scorer.problems == [Problem(f"scorer {module}:odd: returned None", 1, ["prompt 7f"])]
 
 

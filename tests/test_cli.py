@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from meetlm.cli import main
-from meetlm.cli.progress import bar
+from meetlm.cli.console import ConsoleReporter
 from meetlm.recipes.config import load_config
 from meetlm.recipes.names import recipe_names
 from run_folders import config_for
@@ -128,16 +128,12 @@ def test_config_prints_what_train_would_read(recipe: str, tmp_path: Path) -> Non
     assert max(map(len, done.output.splitlines())) <= 112
 
 
-def test_a_bar_knows_what_is_to_come(capsys: pytest.CaptureFixture[str]) -> None:
-    with bar("sample") as one:
-        one.expect(3)
-        one(2)
-        one.expect(1)
-        one(2)
-    assert "sample: 100%" in capsys.readouterr().err
-    with bar("sample"):
-        pass
-    with bar("sample", quiet=True) as one:
-        one.expect(3)
-        one(3)
-    assert capsys.readouterr().err == ""
+def test_a_bar_shows_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet, shown in ((False, "sample: 100%"), (True, "")):
+        with ConsoleReporter(quiet=quiet).progress("sample", total=3) as progress:
+            progress.advance(2)
+            progress.add_total(1)
+            progress.advance(2)
+        captured = capsys.readouterr()
+        assert shown in captured.err and captured.out == ""
+        assert bool(captured.err) == bool(shown)

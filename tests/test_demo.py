@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from meetlm.config.errors import ConfigError, DataError, RunError
-from meetlm.data.example import PreferenceExample, Turn
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.data.example import PreferenceExample, Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -30,6 +31,7 @@ from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
+from reporters import RecordingReporter
 from run_folders import local_model, write_pairs
 from tiny import CHATML, tiny_lm, tiny_policy
 
@@ -165,13 +167,10 @@ def check_rows(folder: Path, prompts: list[dict[str, str]]) -> None:
 
 def texts(example: PreferenceExample) -> tuple[str, str, str]:
     """The three texts of a conversation of one message and one reply."""
-    found = []
-    for side, role in ((example.prompt, "user"), (example.chosen, "assistant"), (example.rejected, "assistant")):
-        ((turn),) = side
-        assert isinstance(turn, Turn)
-        assert turn.role == role
-        found.append(turn.content)
-    return found[0], found[1], found[2]
+    (prompt,) = example.prompt.turns
+    assert example.prompt.is_chat
+    assert [turn.role for turn in (prompt, example.chosen, example.rejected)] == ["user", "assistant", "assistant"]
+    return prompt.content, example.chosen.content, example.rejected.content
 
 
 def test_the_package_s_pairs() -> None:
@@ -242,9 +241,9 @@ def test_build(talker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     written = {}
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         (tmp_path / name).mkdir()
-        done: list[int] = []
-        counts = build(tmp_path / name, seed=seed, on_done=done.append)
-        assert sum(done) == 32 * REPLIES
+        reporter = RecordingReporter()
+        counts = build(tmp_path / name, seed=seed, reporter=reporter)
+        assert sum(reporter.counts) == 32 * REPLIES
         assert counts == {split: len(rows_of(tmp_path / name, split)) for split in ("train", "test")}
         written[name] = {split: (tmp_path / name / f"{split}.jsonl").read_bytes() for split in counts}
         check_rows(tmp_path / name, prompts)
@@ -294,16 +293,16 @@ def short(tmp_path: Path) -> list[str]:
     return [*SHORT, f"model.name={local_model(tmp_path / 'lm', 'llama', template=CHATML)}"]
 
 
-def run(folder: Path, words: list[str], said: list[str] | None = None) -> DemoResult:
-    said = [] if said is None else said
-    return run_demo(folder, words, prompts=5, shown=2, say=said.append, progress=False)
+def run(folder: Path, words: list[str], reporter: Reporter = SILENT) -> DemoResult:
+    return run_demo(folder, words, prompts=5, shown=2, reporter=reporter)
 
 
 def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, said, done = tmp_path / "run", [], []
+    folder, reporter = tmp_path / "run", RecordingReporter()
     monkeypatch.setattr(showing, "first_person", lambda text: len(text) % 7 / 7)  # its replies are no words
-    first = run_demo(folder, short, prompts=5, shown=2, say=said.append, progress=False, on_done=done.append)
-    assert sum(done) == len(ARMS) * (5 + 2)
+    first = run_demo(folder, short, prompts=5, shown=2, reporter=reporter)
+    said = reporter.messages
+    assert sum(reporter.counts[-2 * len(ARMS) :]) == len(ARMS) * (5 + 2)
     assert tuple(first.scores) == ARMS
     assert all(0 <= rate.low <= rate.value <= rate.high <= 1 for rate in first.scores.values())
     expected = first.scores["good"].value - first.scores["bad"].value
@@ -320,7 +319,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
 
     meet = (folder / "meet.json").stat().st_mtime_ns
     said.clear()
-    again = run(folder, short, said)
+    again = run(folder, short, reporter)
     assert said == [
         f"using the finished run in {folder}",
         "sampling replies to 5 held-out prompts: good, bad, untouched",
@@ -358,7 +357,7 @@ def test_untouched_engine_takes_a_format(tmp_path: Path) -> None:
     engine = untouched_engine(model, spec)
     assert isinstance(engine.format, PromptFormat)
     assert engine.format.spec == spec
-    assert engine.format.text(engine.format.prompt_ids((Turn("user", "Hi"),))).startswith("Of last year.\n")
+    assert engine.format.text(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
 
 
 def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list[str]) -> None:
@@ -416,8 +415,8 @@ def test_the_demo_itself_shortened(tmp_path: Path) -> None:
         "stages.step2.epochs=0.3",
         "stages.step2.min_steps=1",
     ]
-    folder, said = tmp_path / "run", []
-    result = run_demo(folder, words, prompts=4, shown=0, say=said.append, progress=False)
+    folder = tmp_path / "run"
+    result = run_demo(folder, words, prompts=4, shown=0)
     lm, _ = load_lm(ModelSettings(name="smollm2", device="cpu"))
     start = sha256_of(lm)
     stages = {name: json.loads((folder / name / "stage.json").read_text()) for name in ("step1", "step2")}

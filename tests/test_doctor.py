@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from transformers.utils import logging
 
 from meetlm.cli import main
-from meetlm.data.example import Origin, PreferenceExample
+from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
 from meetlm.diagnostics import shortcuts
 from tiny import CHATML, tiny_lm, tiny_tokenizer
 
@@ -378,7 +378,7 @@ def test_number_of_held_out_pairs() -> None:
 
 
 def example(chosen: str, rejected: str, number: int) -> PreferenceExample:
-    return PreferenceExample("x", chosen, rejected, str(number), Origin("f", number))
+    return PreferenceExample(Prompt("x"), as_reply(chosen), as_reply(rejected), str(number), Origin("f", number))
 
 
 def test_repeated_replies_leave_the_row_itself_out() -> None:
@@ -407,8 +407,6 @@ def test_rows_of_one_prompt_are_held_out_together() -> None:
 
 
 def test_openings_and_words_of_a_conversation() -> None:
-    from meetlm.data.example import Turn
-
-    reply = (Turn("assistant", "I can't, sorry."),)
-    assert shortcuts.opening_features(reply) == {"i", "i can", "i can '"}
-    assert shortcuts.word_features(reply) == {"i", "can", "'", "t", ",", "sorry", "."}
+    said = as_reply("I can't, sorry.")
+    assert shortcuts.opening_features(said) == {"i", "i can", "i can '"}
+    assert shortcuts.word_features(said) == {"i", "can", "'", "t", ",", "sorry", "."}

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from meetlm.config.errors import ConfigError
 from meetlm.data import hh, summarize
 from meetlm.data.encoding import Encoder, one_hot, pair_lengths
-from meetlm.data.example import Origin, Turn
+from meetlm.data.example import Origin, Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
 from meetlm.data.levels import LevelledExample
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
@@ -21,8 +21,8 @@ from tiny import CHATML, tiny_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are of use.<|im_end|>\n"
 USER, ASSISTANT = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
-HI = (Turn("user", "Hi"),)
-HELLO = (Turn("assistant", "Hello there."),)
+HI = Prompt((Turn("user", "Hi"),))
+HELLO = as_reply("Hello there.")
 
 
 def row(**fields: Any) -> Row:
@@ -39,9 +39,9 @@ def test_a_token_without_an_embedding_is_no_slot() -> None:
     tokenizer.add_tokens(["<new>"])
     known = len(tokenizer) - 1
     encoder = Encoder(pin_format(tokenizer), [[known], [known]], num_words=known)
-    assert encoder.prompt("Rice?", 0)[0] == known
+    assert encoder.prompt(Prompt("Rice?"), 0)[0] == known
     with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, and the model has embeddings for {known}"):
-        encoder.prompt("Rice <new>?", 0)
+        encoder.prompt(Prompt("Rice <new>?"), 0)
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -56,13 +56,13 @@ def test_hh(bos: bool) -> None:
     encoder = Encoder(prompt_format, [[1000, 1001], [1000, 1001]])
     chosen, rejected = FORMATS["conditional"].item(encoder, example)
     opened = ("<s>" if bos else "") + "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:"
-    for side, reply, weights in ((chosen, " Boil it.", (0, 1)), (rejected, " No", (1, 0))):
+    for side, said, weights in ((chosen, " Boil it.", (0, 1)), (rejected, " No", (1, 0))):
         assert side.ids[:2] == (1000, 1001)  # the slot first, before BOS
         assert side.ids[2] == 1 or not bos
         assert shown(prompt_format, side.ids[: side.spans[0].start]) == opened
-        assert shown(prompt_format, side.ids[side.spans[0].start :]) == reply + "<|endoftext|>"
+        assert shown(prompt_format, side.ids[side.spans[0].start :]) == said + "<|endoftext|>"
         assert side.ids[-1] == 0
-        assert side.num_trained == len(prompt_format.words(reply)) + 1
+        assert side.num_trained == len(prompt_format.words(said)) + 1
         assert side.spans[0].weights == weights
     assert pair_lengths(prompt_format, example) == (
         chosen.spans[0].start - 2,
@@ -78,19 +78,19 @@ def test_tldr() -> None:
     prompt_format = pin_format(tiny_tokenizer())
     chosen, rejected = FORMATS["conditional"].item(Encoder(prompt_format, [[], []]), example)
     expected = "SUBREDDIT: r/rice\n\nTITLE: Water\n\nPOST: How?\nSo.\n\nTL;DR:"
-    for side, reply in ((chosen, " Boil rice."), (rejected, " Too short")):
+    for side, said in ((chosen, " Boil rice."), (rejected, " Too short")):
         assert shown(prompt_format, side.ids[: side.spans[0].start]) == expected
-        assert shown(prompt_format, side.ids[side.spans[0].start :]) == reply + "<|endoftext|>"
+        assert shown(prompt_format, side.ids[side.spans[0].start :]) == said + "<|endoftext|>"
 
 
-@pytest.mark.parametrize("reply", [" is", "is", "\n", "n", " s good"])
-def test_the_border_never_moves(reply: str) -> None:
+@pytest.mark.parametrize("said", [" is", "is", "\n", "n", " s good"])
+def test_the_border_never_moves(said: str) -> None:
     """Prompt ids do not depend on the completion, and a completion's not on the prompt."""
     prompt_format = pin_format(tiny_tokenizer())
     encoder = Encoder(prompt_format, [[]])
-    encoded = encoder.encode(LevelledExample("What i", reply, 0))
-    assert list(encoded.ids[: encoded.spans[0].start]) == encoder.prompt("What i", 0)
-    assert list(encoded.ids[encoded.spans[0].start :]) == [*prompt_format.words(reply), 0]
+    encoded = encoder.encode(LevelledExample(Prompt("What i"), as_reply(said), 0))
+    assert list(encoded.ids[: encoded.spans[0].start]) == encoder.prompt(Prompt("What i"), 0)
+    assert list(encoded.ids[encoded.spans[0].start :]) == [*prompt_format.words(said), 0]
 
 
 @pytest.mark.parametrize(("placement", "at"), [("first", 0), ("before_response", None)])
@@ -127,7 +127,7 @@ def test_system_none_keeps_bos() -> None:
 @pytest.mark.parametrize("system", ["auto", "none"])
 def test_a_system_message_of_the_data_stays(system: str) -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML), system=system)
-    ids = prompt_format.prompt_ids((Turn("system", "Be kind."), *HI))
+    ids = prompt_format.prompt_ids(Prompt((Turn("system", "Be kind."), *HI.turns)))
     assert shown(prompt_format, ids) == "<|im_start|>system\nBe kind.<|im_end|>\n" + USER + ASSISTANT
 
 
@@ -143,7 +143,7 @@ def test_preamble_is_pinned() -> None:
 
 def test_several_turns() -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML))
-    talk = (*HI, *HELLO, Turn("user", "Rice?"))
+    talk = Prompt((*HI.turns, HELLO, Turn("user", "Rice?")))
     expected = SYSTEM + USER + ASSISTANT + "Hello there.<|im_end|>\n<|im_start|>user\nRice?<|im_end|>\n" + ASSISTANT
     assert shown(prompt_format, prompt_format.prompt_ids(talk)) == expected
 
@@ -168,7 +168,7 @@ def test_templates_that_end_replies_in_other_ways(name: str) -> None:
     tokenizer = tiny_tokenizer(template=template)
     prompt_format = pin_format(tokenizer)
     prompt, whole = prompt_format.prompt_ids(HI), prompt_format.completion_ids(HI, HELLO)
-    messages = [{"role": turn.role, "content": turn.content} for turn in HI]
+    messages = HI.messages()
     assert shown(prompt_format, prompt) == tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
@@ -176,7 +176,7 @@ def test_templates_that_end_replies_in_other_ways(name: str) -> None:
     assert whole[-1] == tokenizer.eos_token_id and whole.count(tokenizer.eos_token_id) == 1
     reloaded = PromptFormat(tokenizer, FormatSpec.from_dict(prompt_format.spec.to_dict()))
     assert (reloaded.prompt_ids(HI), reloaded.completion_ids(HI, HELLO)) == (prompt, whole)
-    assert prompt_format.prompt_ids("Plain text") == tokenizer("Plain text")["input_ids"]
+    assert prompt_format.prompt_ids(Prompt("Plain text")) == tokenizer("Plain text")["input_ids"]
     if name == "gpt-oss":
         with pytest.raises(ConfigError, match="opens a first message in"):
             pin_format(tokenizer, system="none")
@@ -189,7 +189,7 @@ def test_templates_that_cannot_be_pinned() -> None:
     counting = CHATML.replace("You are of use.", "' + (messages | length) | string + '")
     prompt_format = pin_format(tiny_tokenizer(template=counting))
     with pytest.raises(ConfigError, match="cannot be pinned"):
-        prompt_format.prompt_ids((*HI, *HELLO, *HI))
+        prompt_format.prompt_ids(Prompt((*HI.turns, HELLO, *HI.turns)))
 
 
 def test_templates_that_rewrite_the_prompt() -> None:
@@ -205,12 +205,6 @@ def test_conversations_need_a_template() -> None:
         pin_format(tiny_tokenizer()).prompt_ids(HI)
 
 
-def test_text_and_conversation_do_not_mix() -> None:
-    prompt_format = pin_format(tiny_tokenizer(template=CHATML))
-    with pytest.raises(ConfigError, match="both be text or both be conversations"):
-        prompt_format.completion_ids("Hi", HELLO)
-
-
 def test_an_eos_is_needed() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
@@ -220,14 +214,16 @@ def test_an_eos_is_needed() -> None:
 
 @pytest.mark.parametrize(("bos", "start"), [(False, [0]), (True, [1])])
 def test_an_empty_prompt_is_not_empty(bos: bool, start: list[int]) -> None:
-    assert pin_format(tiny_tokenizer(bos=bos)).prompt_ids("") == start
+    assert pin_format(tiny_tokenizer(bos=bos)).prompt_ids(Prompt("")) == start
 
 
 def test_one_hot() -> None:
     assert one_hot(1, 3) == (0.0, 1.0, 0.0)
 
 
-@pytest.mark.parametrize("turns", [HI, (Turn("system", "Be kind."), *HI)], ids=["automatic", "system of the data"])
+@pytest.mark.parametrize(
+    "turns", [HI, Prompt((Turn("system", "Be kind."), *HI.turns))], ids=["automatic", "system of the data"]
+)
 def test_the_date_is_pinned(turns: Any) -> None:
     """Templates such as Llama 3's write today's date, into a system message of the data too."""
     dated = "{{ strftime_now('%Y') }}\n" + CHATML
@@ -246,5 +242,8 @@ def test_a_tokenizer_that_opens_with_a_space_does_not_double_it() -> None:
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
     prompt_format = pin_format(tokenizer)
-    assert tokenizer.convert_ids_to_tokens(prompt_format.completion_ids("hi:", " hi")) == ["▁hi", "</s>"]
-    assert tokenizer.convert_ids_to_tokens(prompt_format.prompt_ids("hi:")) == ["▁hi", ":"]
+    assert tokenizer.convert_ids_to_tokens(prompt_format.completion_ids(Prompt("hi:"), as_reply(" hi"))) == [
+        "▁hi",
+        "</s>",
+    ]
+    assert tokenizer.convert_ids_to_tokens(prompt_format.prompt_ids(Prompt("hi:"))) == ["▁hi", ":"]

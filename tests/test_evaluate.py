@@ -96,10 +96,11 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {one.system for one in found.comparisons} == {"a", "b"}
     judged = by_name(found, "judge", "a")
     assert sum(outcome is not None for outcome in judged.outcomes) == judged.rates.num_cells == 20
-    texts = zip(found.completions["a"], found.completions["c"], judged.outcomes, strict=True)
     expected = {1: "win", 0: "tie", -1: "lose"}
-    for ours, theirs, outcome in texts:
-        assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
+    for name in ("a", "b"):
+        outcomes = by_name(found, "judge", name).outcomes
+        for ours, theirs, outcome in zip(found.completions[name], found.completions["c"], outcomes, strict=True):
+            assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
     assert found.judge is not None and found.judge.overall.conclusive
     empty = [problem for problem in found.problems if "a: empty completions" in problem.what]
     assert [problem.count for problem in empty] == [found.completions["a"].count("")]
@@ -347,7 +348,7 @@ def test_places_with_any_sign_in_their_name(tmp_path: Path) -> None:
 def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> None:
     """What `meet generate` wrote for other prompts, or for the first ones, spoils no evaluation."""
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), run)
     other = written(tmp_path / "other.jsonl", [{"prompt": f"Is {n} odd?"} for n in range(3)])
     few = ["generate", run, "--max-new-tokens", 4]
     for more in (["--limit", 2], [], ["--data.path", other]):
@@ -368,7 +369,7 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
 def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) -> None:
     """A broken one of other prompts, level or sampling is named and left out, as is one without a line to read."""
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), run)
     assert meet("generate", run, "--max-new-tokens", 4).exit_code == 0
     (whole,) = (run / "completions").iterdir()
     row = json.loads(whole.read_text().splitlines()[0])
@@ -404,7 +405,7 @@ def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) ->
 
 def test_a_run_without_its_weights_is_compared(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), run)
     assert meet("generate", run, "--max-new-tokens", 4, "--level", "good=1.5,bad=-0.5").exit_code == 0
     shutil.rmtree(run / "model")
     words = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--out", tmp_path / "out", "--quiet"]
@@ -414,7 +415,7 @@ def test_a_run_without_its_weights_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     said = meet("evaluate", tmp_path / "run", "--baseline", "run", "--max-new-tokens", 4).output
     command = f"meet generate {tmp_path / 'run'} --level good --temperature 0 --top-p 1 --max-new-tokens 4"
     assert command in said
@@ -438,9 +439,7 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
 def test_a_temperature_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     for seed in (0, 1):
-        execute(
-            config_for(tmp_path / str(seed), "llama", "lora", f"seed={seed}"), tmp_path / f"r{seed}", progress=False
-        )
+        execute(config_for(tmp_path / str(seed), "llama", "lora", f"seed={seed}"), tmp_path / f"r{seed}")
         runs.append(tmp_path / f"r{seed}")
     words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
     words += ["--out", tmp_path / "out", "--quiet"]

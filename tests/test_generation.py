@@ -17,6 +17,7 @@ from meetlm.generation.rows import PackedRows, PaddedRows, Request, decoding_fai
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
+from reporters import RecordingReporter
 from tiny import ARCHITECTURES, OBEYED, PACKING, text_format, tiny_lm, tiny_policy, tiny_tokenizer
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -321,10 +322,10 @@ def test_long_prompts_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     policy.train()
-    counts: list[int] = []
+    reporter = RecordingReporter()
     settings = Sampling(max_new_tokens=2)
-    done = engine_of(policy).generate(requests_of(policy), settings, batch_size=2, on_done=counts.append)
-    assert counts == [2, 2, 1]
+    done = engine_of(policy).generate(requests_of(policy), settings, batch_size=2, reporter=reporter)
+    assert reporter.counts == [2, 2, 1]
     assert policy.training
     assert all(one.num_tokens <= 2 for one in done)
     assert engine_of(policy).generate([], settings) == []

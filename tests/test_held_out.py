@@ -17,7 +17,7 @@ from meetlm.cli import main
 from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import DataError
 from meetlm.config.overrides import Override
-from meetlm.data.example import Turn
+from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.filters import filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
@@ -64,8 +64,8 @@ def recorded(folder: Path) -> Evaluation:
 def test_prompts_alone_are_text_or_messages_that_end_with_the_user(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi"}, {"prompt": ASKED, "id": 3}, {"messages": ASKED}, {"prompt": "Hi", "completion": "Ho"}]
     read = read_prompts(held(written(tmp_path / "p.jsonl", rows)))
-    turns = (Turn("system", "Be kind."), Turn("user", "Is rice good?"))
-    assert [one.prompt for one in read.prompts] == ["Hi", turns, turns, "Hi"]
+    turns = Prompt((Turn("system", "Be kind."), Turn("user", "Is rice good?")))
+    assert [one.prompt for one in read.prompts] == [Prompt("Hi"), turns, turns, Prompt("Hi")]
     assert {one.chosen for one in read.prompts} == {None} and read.without == []
     answered = [*ASKED, {"role": "assistant", "content": "Yes."}]
     for field in ("prompt", "messages"):
@@ -89,7 +89,10 @@ def test_pairs_and_prompts_alone_in_one_file(
 ) -> None:
     file = written(tmp_path / "p.jsonl", [pair, {"prompt": "Ho"}])
     read = read_prompts(held(file, source))
-    assert [(one.prompt, one.chosen) for one in read.prompts] == [(prompt, chosen), ("Ho", None)]
+    assert [(one.prompt, one.chosen) for one in read.prompts] == [
+        (Prompt(prompt), as_reply(chosen)),
+        (Prompt("Ho"), None),
+    ]
     half = {name: value for name, value in pair.items() if name not in ("rejected", "choice")}
     with pytest.raises(DataError, match=r"p\.jsonl:2: field '(rejected|choice)': is missing"):
         read_prompts(held(written(file, [{"prompt": "Ho"}, half]), source))
@@ -112,12 +115,12 @@ def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
         settings = held_out_data(overrides)
         assert settings is not None
         assert [one.origin.line for one in read_prompts(settings).prompts] == [1, 2, 3]
-        assert read_prompts(settings).elsewhere == []
+        assert read_prompts(settings).other_split_rows == []
     own = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
-    for settings, taken, elsewhere in ((own, [2], [1, 3]), (own.model_copy(update={"holdout": 1}), [1], [2])):
+    for settings, taken, other_split_rows in ((own, [2], [1, 3]), (own.model_copy(update={"holdout": 1}), [1], [2])):
         read = read_prompts(settings)
         assert [one.origin.line for one in read.prompts] == taken
-        assert [one.line for one in read.elsewhere] == elsewhere
+        assert [one.line for one in read.other_split_rows] == other_split_rows
 
 
 def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_p
     settings = DataSettings(source="summarize", train_file=str(file))
     for limit, lines in ((1, [2]), (2, [2, 4]), (3, [2, 4, 6]), (None, [2, 4, 6])):
         report = report_data(settings, text_format(), with_eval=False, limit=limit)
-        assert (report.filters.kept, report.filters.elsewhere.lines) == (limit or 3, lines)
+        assert (report.filters.kept, report.filters.other_split_rows.lines) == (limit or 3, lines)
 
 
 def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     ]
     run = tmp_path / "run"
     config = config_for(tmp_path, "llama", "lora", *data)
-    execute(config, run, progress=False)
+    execute(config, run)
     trained = prepare_data(config.data, pinned_format(config, load_tokenizer(config.model.name)))
     left = "  left out: {}, of another split, as they state (lines {})"
     assert [line for line in trained.lines() if "left out" in line] == [left.format(2, "2, 4"), left.format(2, "1, 3")]
@@ -164,7 +167,7 @@ def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
     rows += [{"messages": []}, {"prompt": [{"role": "user", "content": ""}]}, {"chosen": "yes", "rejected": "no"}]
     file = written(tmp_path / "p.jsonl", rows)
     read = read_prompts(held(file))
-    assert [one.prompt for one in read.prompts] == ["Hi"]
+    assert [one.prompt for one in read.prompts] == [Prompt("Hi")]
     assert [str(origin) for origin in read.without] == [f"{file}:{line}" for line in range(2, 8)]
     written(file, rows[1:])
     with pytest.raises(DataError, match=r"p\.jsonl: field 'prompt': is missing or blank in all 6 rows; expected text"):
@@ -172,7 +175,7 @@ def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
 
 
 def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     rows = [{"prompt": "Hi"}, {"question": "?"}, {"prompt": ""}, {"prompt": "Ho"}, *[{"text": "?"}] * 5]
     reward = folder_of("deberta", tmp_path / "rm")
     done = compared(tmp_path, rows, "--reward", reward)
@@ -187,7 +190,7 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
 
 
 def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     own = tmp_path / "test.jsonl"
     rows = own.read_text().splitlines()
     long = rows[1].replace("What is", "What " + "is " * 200)
@@ -234,7 +237,7 @@ def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> No
 
 def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: Path) -> None:
     """Two posts of one text are one prompt; the chosen reply of a later row counts where the first has none."""
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     rows: list[dict[str, Any]] = [
         {"info": {"id": id, "article": "Rice."}, "choice": 0, "summaries": [{"text": f" {id}"}, {"text": " b"}]}
         for id in ("1", "2")
@@ -272,7 +275,7 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
     """What `meet generate` wrote with the same options is what `meet evaluate` compares."""
     hub_folders(tmp_path)
     run = tmp_path / "run"
-    execute(config_for(tmp_path, "llama", "lora"), run, progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), run)
     hh, asks = ["--data.path", tmp_path / "hh"], ["--data.path", tmp_path / "asks"]
     sets = {
         "hh-harmless-base-test": (4, [*hh, "--data.subset", "harmless-base"]),

@@ -39,7 +39,7 @@ def short_pairs() -> list[PreferenceExample]:
     """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
     kept: dict[str, PreferenceExample] = {}
     for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
-        texts = [str(one.prompt), str(one.chosen), str(one.rejected)]
+        texts = [one.prompt.text(), one.chosen.content, one.rejected.content]
         usable = one.rejected_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
         if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:
             kept.setdefault(texts[0], one)
@@ -76,8 +76,8 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     assert "held-out accuracy" in said and "on 8 pairs" in said
     pairs = short_pairs()
     assert len(pairs) == NUMBER
-    prompts = [str(one.prompt) for one in pairs]
-    replies = {side: [str(getattr(one, side)) for one in pairs] for side in ("chosen", "rejected")}
+    prompts = [one.prompt.text() for one in pairs]
+    replies = {side: [getattr(one, side).content for one in pairs] for side in ("chosen", "rejected")}
     places = []
     for side, texts in replies.items():
         rows = [{"prompt": prompt, "completion": text.strip()} for prompt, text in zip(prompts, texts, strict=True)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from judge_server import Body, JudgeServer, Reply, chat, longer, pairs, says, settings, shown
+from meetlm.data.example import Prompt
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge import Judged, judge
 from meetlm.evaluation.judge_account import consistency_chance
@@ -86,7 +87,7 @@ def from_table(body: Body, number: int) -> Reply:
 
 
 def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
-    asked = [("q", f"ours {n}", f"theirs {n}") for n in range(9)]
+    asked = [(Prompt("q"), f"ours {n}", f"theirs {n}") for n in range(9)]
     mirrored = {"win": "lose", "lose": "win", "tie": "tie"}
     with JudgeServer(from_table) as server:
         outcomes, margins, account, _ = judge(asked, settings(server), tmp_path)
@@ -101,7 +102,7 @@ def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
 
 def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
     """White space around a reply is not shown to a judge, so it makes no other reply."""
-    same, done = [("q", f"reply {n}", f" reply {n}\n") for n in range(4)], list[int]()
+    same, done = [(Prompt("q"), f"reply {n}", f" reply {n}\n") for n in range(4)], list[int]()
     with JudgeServer(says("[[A]]")) as server:
         outcomes, margins, account, problems = judge(same, settings(server), tmp_path, done.append)
     assert (outcomes, margins, problems) == (["tie"] * 4, [0.0] * 4, [])
@@ -112,8 +113,8 @@ def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prompt", ["dialogue", "summary"])
 def test_pairs_with_the_same_reply_say_nothing_about_the_judge(tmp_path: Path, prompt: str) -> None:
     """60 of 100 pairs the same, a judge without a tie that is right on all others."""
-    asked = [("q", "same", "same")] * 60 + [(f"q{n}", "ours, long", "theirs") for n in range(20)]
-    asked += [(f"r{n}", "ours", "theirs, long") for n in range(20)]
+    asked = [(Prompt("q"), "same", "same")] * 60 + [(Prompt(f"q{n}"), "ours, long", "theirs") for n in range(20)]
+    asked += [(Prompt(f"r{n}"), "ours", "theirs, long") for n in range(20)]
 
     def knows(body: Body, number: int) -> Reply:
         text = body["messages"][-1]["content"]
@@ -185,7 +186,9 @@ def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
 
 def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
-        outcomes, _, _, (problem,) = judge([("q", " ", "word"), ("r", "x", "")], settings(server), tmp_path)
+        outcomes, _, _, (problem,) = judge(
+            [(Prompt("q"), " ", "word"), (Prompt("r"), "x", "")], settings(server), tmp_path
+        )
     assert outcomes == ["lose", "win"] and problem.of_rows
     assert "empty" in problem.what and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
 
@@ -214,7 +217,7 @@ def test_nothing_to_judge(tmp_path: Path) -> None:
 
 def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
     """A judge that sees the difference of one system and, of the other, the position alone."""
-    fair, blind = pairs(40), [(f"q{n}", f"ours, blind {n}", f"theirs, blind {n}") for n in range(40)]
+    fair, blind = pairs(40), [(Prompt(f"q{n}"), f"ours, blind {n}", f"theirs, blind {n}") for n in range(40)]
 
     def half_blind(body: Body, number: int) -> Reply:
         return chat("[[A]]") if "blind" in body["messages"][-1]["content"] else longer(body, number)

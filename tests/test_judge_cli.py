@@ -108,7 +108,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     """And says at every temperature what it cost; a second sweep costs nothing."""
     runs = [tmp_path / f"r{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
-        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run, progress=False)
+        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
     words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
     words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge-set", "key_env=null", "--judge-url"]
 

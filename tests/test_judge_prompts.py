@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meetlm.config.errors import ConfigError
+from meetlm.data.example import Prompt, Turn
 from meetlm.evaluation.judge_prompts import as_question, load_prompt, prompt_names
 
 GOOD = """\
@@ -124,17 +125,17 @@ def test_letter_verdicts(answer: str, verdict: str | None) -> None:
 
 def test_question_is_the_whole_dialogue_without_its_cue() -> None:
     text = "\n\nHuman: hi\n\nAssistant: Hello.\n\nHuman: why?\n\nAssistant:"
-    assert as_question(text) == "Human: hi\n\nAssistant: Hello.\n\nHuman: why?"
+    assert as_question(Prompt(text)) == "Human: hi\n\nAssistant: Hello.\n\nHuman: why?"
     turns = [("user", "hi"), ("assistant", "Hello. "), ("user", "why?")]
-    assert as_question([{"role": role, "content": said} for role, said in turns]) == as_question(text)
-    assert as_question([{"role": "user", "content": " hi"}]) == "hi"
-    assert as_question("SUBREDDIT: r/x\n\nPOST: long\n\nTL;DR:") == "SUBREDDIT: r/x\n\nPOST: long"
-    assert as_question("TL;DR: means what?") == "TL;DR: means what?"
+    assert as_question(Prompt(tuple(Turn(role, said) for role, said in turns))) == as_question(Prompt(text))
+    assert as_question(Prompt((Turn("user", " hi"),))) == "hi"
+    assert as_question(Prompt("SUBREDDIT: r/x\n\nPOST: long\n\nTL;DR:")) == "SUBREDDIT: r/x\n\nPOST: long"
+    assert as_question(Prompt("TL;DR: means what?")) == "TL;DR: means what?"
 
 
 def test_braces_in_completions_stay_what_they_are() -> None:
     prompt = load_prompt("dialogue")
-    filled = prompt.messages("{answer_b}?", " {answer_b} {x} \\1", "second")[-1]["content"]
+    filled = prompt.messages(Prompt("{answer_b}?"), " {answer_b} {x} \\1", "second")[-1]["content"]
     assert "start]\n{answer_b} {x} \\1\n[Reply" in filled
     assert filled.count("second") == 1
     assert "{answer_b}?" in filled
@@ -142,7 +143,7 @@ def test_braces_in_completions_stay_what_they_are() -> None:
 
 def test_from_a_file(tmp_path: Path) -> None:
     prompt = load_prompt(write(tmp_path, GOOD))
-    assert prompt.messages("a post", "x", "y") == [{"role": "user", "content": "Post: a post A: x B: y"}]
+    assert prompt.messages(Prompt("a post"), "x", "y") == [{"role": "user", "content": "Post: a post A: x B: y"}]
     assert (prompt.verdict("the first"), prompt.verdict("the second"), prompt.verdict("none")) == ("A", "B", None)
 
 

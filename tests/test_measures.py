@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from meetlm.data.example import Prompt, Turn
 from meetlm.evaluation import measures
 from meetlm.evaluation.measures import (
     MEASURES,
@@ -98,7 +99,9 @@ def test_where_rouge_is_not_defined() -> None:
 
 
 def test_lengths() -> None:
-    found = text_measures(["p"] * 4, [" Two words. ", "", "one", " \n"], ["four words are here", "x", None, " "])
+    found = text_measures(
+        [Prompt("p")] * 4, [" Two words. ", "", "one", " \n"], ["four words are here", "x", None, " "]
+    )
     assert list(found) == list(MEASURES)
     assert found["words"] == [2, 0, 1, 0]
     assert found["characters"] == [10, 0, 3, 0]
@@ -110,7 +113,7 @@ def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError):
         length_ratio(["a", "b"], ["c"])
     with pytest.raises(ValueError):
-        text_measures(["p"], ["a", "b"], ["c", "d"])
+        text_measures([Prompt("p")], ["a", "b"], ["c", "d"])
 
 
 # Copying
@@ -133,14 +136,15 @@ def test_fragments_by_hand() -> None:
 
 
 def test_coverage_and_density_by_hand() -> None:
-    prompt = "The quick brown fox jumps over the lazy dog."
-    coverage, density = coverage_and_density([prompt] * 4, ["The lazy fox jumps high", prompt.upper(), "", "Cats?"])
+    prompt = Prompt("The quick brown fox jumps over the lazy dog.")
+    texts = ["The lazy fox jumps high", prompt.text().upper(), "", "Cats?"]
+    coverage, density = coverage_and_density([prompt] * 4, texts)
     assert coverage == pytest.approx([4 / 5, 1.0, None, 0.0])
     assert density == pytest.approx([(4 + 4) / 5, 9.0, None, 0.0])
 
 
 def test_messages_are_read() -> None:
-    messages = [{"role": "user", "content": "Who is Ada?"}, {"role": "assistant", "content": "A poet of 1815."}]
+    messages = Prompt((Turn("user", "Who is Ada?"), Turn("assistant", "A poet of 1815.")))
     assert coverage_and_density([messages], ["a poet"]) == ([1.0], [2.0])
     assert names_absent(messages, "it was Ada or Grace") == ["Grace"]
     assert numbers_absent(messages, "in 1815 or 1906") == ["1906"]
@@ -150,7 +154,9 @@ def test_dpo_copies_in_figure_5() -> None:
     """Section 4.7: most of the content is copied from the post."""
     example = EXAMPLES[0]
     names = ["DPO with temperature 0", "MEET (LoRA)"]
-    coverage, density = coverage_and_density([example["post"]] * 2, [example["outputs"][name] for name in names])
+    coverage, density = coverage_and_density(
+        [Prompt(example["post"])] * 2, [example["outputs"][name] for name in names]
+    )
     assert coverage[0] and density[0] and density[1]
     assert coverage[0] > 0.8 and density[0] > 3 * density[1]
 
@@ -160,7 +166,7 @@ def test_dpo_copies_in_figure_5() -> None:
 
 def test_numbers_by_hand() -> None:
     def absent(completion: str) -> list[str]:
-        return numbers_absent("It cost $1,250.50, or 40k, on the 3rd at 10:30.", completion)
+        return numbers_absent(Prompt("It cost $1,250.50, or 40k, on the 3rd at 10:30."), completion)
 
     assert absent("1250.5 and 40 and 3.0 and 10 and 030") == []
     assert absent("41, 1,250 and 41 again; 7.25%") == ["41", "1250", "7.25"]
@@ -171,7 +177,7 @@ def test_numbers_by_hand() -> None:
 
 def test_names_by_hand() -> None:
     def absent(completion: str) -> list[str]:
-        return names_absent("My boss bob told us about ALICE's trip to Peru.", completion)
+        return names_absent(Prompt("My boss bob told us about ALICE's trip to Peru."), completion)
 
     assert absent("Then Bob met Alice in Peru's capital.") == []
     assert absent("Then Carol met Dave, and Carol's friend Erin-Mae left.") == ["Carol", "Dave", "Erin", "Mae"]
@@ -184,7 +190,7 @@ def test_names_by_hand() -> None:
 
 def test_what_is_made_up_in_appendix_b() -> None:
     """Figure 7, DPO with temperature 1: no Hyundai Azera of 2012 stands in the post."""
-    post, outputs = EXAMPLES[2]["post"], EXAMPLES[2]["outputs"]
+    post, outputs = Prompt(EXAMPLES[2]["post"]), EXAMPLES[2]["outputs"]
     made_up = outputs["DPO with temperature 1"]
     assert names_absent(post, made_up) == ["Hyundai", "Azera"]
     assert numbers_absent(post, made_up) == ["40000", "2012"]  # the post has 40k
@@ -197,6 +203,6 @@ def test_what_is_made_up_in_appendix_b() -> None:
 def test_a_long_text_takes_no_time() -> None:
     text = "Lorem Ipsum, 12 " * 20_000
     start = time.perf_counter()
-    assert names_absent("", text) == ["Ipsum", "Lorem"]
+    assert names_absent(Prompt(""), text) == ["Ipsum", "Lorem"]
     assert measures.words([text]) == [60_000.0]
     assert time.perf_counter() - start < 5

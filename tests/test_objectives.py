@@ -100,7 +100,7 @@ def run(
     settings = stage(["lm"], steps=steps, lr=lr, format="pairwise", objective=DPO)
     batch = BatchSettings(pairs=8, micro_pairs=micro)
     optim = OptimSettings(warmup=0.0)
-    run_stage(policy, items, settings, optim, batch, folder, seed=0, reference=reference, progress=False)
+    run_stage(policy, items, settings, optim, batch, folder, seed=0, reference=reference)
     return metrics(folder)
 
 
@@ -189,6 +189,4 @@ def test_an_objective_that_compares_has_a_reference_and_no_other_has(tmp_path: P
         (stage(["lm"], format="chosen"), torch.zeros(2, 2)),
     ):
         with pytest.raises(AssertionError, match="has a reference, no other has"):
-            run_stage(
-                policy, items, settings, OptimSettings(), batch, tmp_path, seed=0, reference=reference, progress=False
-            )
+            run_stage(policy, items, settings, OptimSettings(), batch, tmp_path, seed=0, reference=reference)

@@ -156,7 +156,7 @@ def test_dpo_trains_as_trls(layout: str, tmp_path: Path) -> None:
     logps = reference_logps(policy, flat(items)).view(-1, 2)
     of_stage = stage(["lm"], steps=STEPS, lr=LR, format="pairwise", objective={"kind": "dpo", "beta": BETA})
     batch, optim = BatchSettings(pairs=6, micro_pairs=3), OptimSettings(warmup=WARMUP, max_grad_norm=CLIP)
-    run_stage(policy, items, of_stage, optim, batch, tmp_path, seed=0, reference=logps, progress=False)
+    run_stage(policy, items, of_stage, optim, batch, tmp_path, seed=0, reference=logps)
     ours = metrics(tmp_path)
     assert ours[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert [ours[0][f"rewards/{name}"] for name in ("chosen", "rejected", "margins")] == pytest.approx(
@@ -196,7 +196,7 @@ def test_sft_and_coh_train_as_trls_sft(kind: str, form: str, architecture: str, 
 
     sides = [("chosen", TEXTS["good"]), ("rejected", TEXTS["bad"])] if kind == "text" else [("chosen", "")]
     rows = [
-        {"prompt": text + str(example.prompt), "completion": getattr(example, side)}
+        {"prompt": text + example.prompt.text(), "completion": getattr(example, side).content}
         for example in pairs(12)
         for side, text in sides
     ]
@@ -335,7 +335,7 @@ def test_recipes_that_coincide(method: str, preset: str, tmp_path: Path) -> None
     ]
     results = []
     for recipe, overrides in ((f"hh-{method}", here), (f"hh-{other}", [*here, *changes])):
-        execute(load_config(recipe, None, overrides), tmp_path / recipe, progress=False)
+        execute(load_config(recipe, None, overrides), tmp_path / recipe)
         results.append(load_file(tmp_path / recipe / "model" / "model.safetensors"))
     assert gap(*results) == 0
     assert gap(load_file(tmp_path / "lm" / "model.safetensors"), results[0]) > 0

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import meetlm
 from combinations import each_value
 from meetlm.config.errors import RunError
+from meetlm.data.example import Prompt
 from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
@@ -30,7 +31,7 @@ TEXTS = ("\n\nHuman: What is rice?\n\nAssistant:", "Hi")
 
 def ours(aligned: Aligned, text: str, level: str) -> Tensor:
     weights, slot = aligned.weights(level)
-    request = Request(tuple(aligned.encoder.prompt(text, slot)), weights, 0)
+    request = Request(tuple(aligned.encoder.prompt(Prompt(text), slot)), weights, 0)
     return Engine(aligned.policy, aligned.format).first_logits([request])[0]
 
 
@@ -44,7 +45,7 @@ def test_peft_gives_our_logits(architecture: str, kind: str, tmp_path: Path) -> 
         base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         adapted = peft.PeftModel.from_pretrained(base, folder / "controls" / level).eval()
         for text in TEXTS:
-            ids = torch.tensor([aligned.format.prompt_ids(text)])
+            ids = torch.tensor([aligned.format.prompt_ids(Prompt(text))])
             with torch.no_grad():
                 theirs = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
             assert float((ours(aligned, text, level) - theirs).abs().max()) < 1e-4
@@ -57,7 +58,7 @@ def test_both_levels_in_one_peft_model(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     adapted = peft.PeftModel.from_pretrained(base, folder / "controls" / "good", adapter_name="good").eval()
     adapted.load_adapter(folder / "controls" / "bad", adapter_name="bad")
-    ids = torch.tensor([aligned.format.prompt_ids(TEXTS[0])])
+    ids = torch.tensor([aligned.format.prompt_ids(Prompt(TEXTS[0]))])
     for level in ("bad", "good"):
         adapted.set_adapter(level)
         with torch.no_grad():
@@ -70,7 +71,7 @@ def test_auto_peft_finds_the_model(kind: str, tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", kind)
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "controls" / "good", dtype=torch.float32).eval()
     aligned = meetlm.load(folder)
-    ids = torch.tensor([aligned.format.prompt_ids(TEXTS[1])])
+    ids = torch.tensor([aligned.format.prompt_ids(Prompt(TEXTS[1]))])
     with torch.no_grad():
         assert float((adapted(ids).logits[0, -1] - ours(aligned, TEXTS[1], "good")).abs().max()) < 1e-4
 

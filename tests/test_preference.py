@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from meetlm.data.encoding import Encoded, Encoder
-from meetlm.data.example import Origin, PreferenceExample
+from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.diagnostics.preference import (
     HeldOut,
@@ -33,7 +33,7 @@ class Fake:
     def __init__(self, table: Table) -> None:
         self.table = table
 
-    def score(self, sequences: Sequence[Encoded], on_done: object = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, sequences: Sequence[Encoded], reporter: object = None) -> tuple[torch.Tensor, torch.Tensor]:
         values, counts = [], []
         for sequence in sequences:
             prompt = text_format().text(list(sequence.ids[: sequence.spans[0].start]))
@@ -46,7 +46,7 @@ class Fake:
 
 def measure(table: Table) -> Any:
     prompts = dict.fromkeys(prompt for prompt, _ in table)
-    examples = [PreferenceExample(p, " w", " l", p, Origin("x", 1)) for p in prompts]
+    examples = [PreferenceExample(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
     held = HeldOut(Encoder(text_format(), [[], []]), examples)
     untouched = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
     return preference_accuracy(cast(Policy, Fake(table)), held, untouched)
@@ -113,12 +113,17 @@ def test_against_scores_one_by_one(kind: str) -> None:
     wins = []
     for example in examples:
         margins = []
-        for text in (example.chosen, example.rejected):
-            prompt, reply = text_format().prompt_ids(example.prompt), text_format().completion_ids("", text)
+        for side in (example.chosen, example.rejected):
+            prompt = text_format().prompt_ids(example.prompt)
+            completion = text_format().completion_ids(example.prompt, side)
             good, bad = (
                 float(
                     policy.score(
-                        [Encoded.of_one((*encoder.slots[k], *prompt, *reply), len(encoder.slots[k]) + len(prompt), w)]
+                        [
+                            Encoded.of_one(
+                                (*encoder.slots[k], *prompt, *completion), len(encoder.slots[k]) + len(prompt), w
+                            )
+                        ]
                     )[0]
                 )
                 for k, w in ((1, (0.0, 1.0)), (0, (1.0, 0.0)))

@@ -16,6 +16,7 @@ from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import reference as module
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
+from reporters import RecordingReporter
 from tiny import LENGTHS, sequences, tiny_policy
 
 Rows = Sequence[Encoded]
@@ -43,17 +44,17 @@ def used(policy: Policy, rows: Rows, folder: Path) -> bool:
 
 
 def test_computed_once_and_kept(tmp_path: Path) -> None:
-    policy, told = policy_of(), list[int]()
+    policy, reporter = policy_of(), RecordingReporter()
     rows = sequences(policy, LENGTHS)
     policy.train()
-    logps = reference_logps(policy, rows, tmp_path, on_done=told.append)
+    logps = reference_logps(policy, rows, tmp_path, reporter=reporter)
     assert policy.training
     assert torch.equal(logps, policy.score(rows)[0])
-    assert sum(told) == len(rows)
+    assert sum(reporter.counts) == len(rows)
     (file,) = tmp_path.iterdir()
     assert torch.equal(load_file(file)["logps"], logps)
-    assert torch.equal(reference_logps(policy, rows, tmp_path, on_done=told.append), logps)
-    assert sum(told) == len(rows)  # nothing was scored again
+    assert torch.equal(reference_logps(policy, rows, tmp_path, reporter=reporter), logps)
+    assert sum(reporter.counts) == len(rows)  # nothing was scored again
 
 
 def test_the_same_weights_and_rows_use_the_file(tmp_path: Path) -> None:

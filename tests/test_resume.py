@@ -52,7 +52,7 @@ def run(
 ) -> Any:
     batch = BatchSettings(pairs=4, micro_pairs=2, save_steps=save_steps, log_steps=log_steps)
     settings = stage(train, steps=steps)
-    return run_stage(policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1, progress=False)
+    return run_stage(policy, items_of(policy, 10), settings, OptimSettings(), batch, folder, seed=1)
 
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

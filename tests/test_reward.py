@@ -16,16 +16,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Robe
 
 from meetlm.cli.reward import reward
 from meetlm.config.errors import ConfigError, DataError
+from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.evaluation.reward import RewardModel, RewardSettings, batches_by_length
 from meetlm.evaluation.reward_input import (
     RECORD,
-    Prompt,
     RewardInput,
     TokenizedRow,
     choose_form,
     join_text,
-    messages_of,
     question_of,
+    turns_of,
 )
 from reward_models import KINDS, SMALL, TOLERANCE, bert, deberta, folder_of, llama, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
@@ -40,7 +40,7 @@ def rows(count: int = 23, seed: int = 3) -> tuple[list[Prompt], list[str]]:
     while len(prompts) < count:
         question = " ".join(shuffle.choices(vocabulary, k=shuffle.choice([1, 4, 25])))
         for _ in range(shuffle.randint(2, 4)):
-            prompts.append(f"\n\nHuman: {question}?\n\nAssistant:")
+            prompts.append(Prompt(f"\n\nHuman: {question}?\n\nAssistant:"))
             completions.append(" " + " ".join(shuffle.choices(vocabulary, k=shuffle.choice([1, 3, 12]))))
     return prompts, completions
 
@@ -56,7 +56,9 @@ def problems(model: RewardModel, prompts: Sequence[Prompt], completions: Sequenc
     return [(problem.what, problem.count, problem.examples) for problem in listed]
 
 
-def by_pipeline(folder: Path, form: str, prompts: Sequence[Any], completions: Sequence[str], batch: int) -> list[float]:
+def by_pipeline(
+    folder: Path, form: str, prompts: Sequence[Prompt], completions: Sequence[str], batch: int
+) -> list[float]:
     """Score as a user of transformers would."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -65,14 +67,12 @@ def by_pipeline(folder: Path, form: str, prompts: Sequence[Any], completions: Se
     judge = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", device="cpu")
     both = list(zip(prompts, completions, strict=True))
     if form == "pair":
-        inputs: list[Any] = [{"text": p.strip(), "text_pair": c.strip()} for p, c in both]
+        inputs: list[Any] = [{"text": p.text().strip(), "text_pair": c.strip()} for p, c in both]
         return [result["score"] for result in judge(inputs, batch_size=batch)]
     if form == "text":
-        return [result["score"] for result in judge([p + c for p, c in both], batch_size=batch)]
-    texts = [
-        tokenizer.apply_chat_template([*messages_of(p), {"role": "assistant", "content": c.strip()}], tokenize=False)
-        for p, c in both
-    ]
+        return [result["score"] for result in judge([p.text() + c for p, c in both], batch_size=batch)]
+    chats = [[turn.to_message() for turn in (*turns_of(p), as_reply(c.strip()))] for p, c in both]
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in chats]
     return [result["score"] for result in judge(texts, batch_size=batch, add_special_tokens=False)]
 
 
@@ -123,17 +123,18 @@ def test_long_rows_lose_the_oldest_tokens_and_are_reported(tmp_path: Path) -> No
     model = load(folder_of("bert", tmp_path / "bert", max_position_embeddings=32))
     assert model.max_tokens == 32
     long, short, answer = "water " * 60 + "rice", "rice", "A good way is to boil it"
-    ((text, count, names),) = problems(model, [long, short, long], [answer] * 3)
+    ((text, count, names),) = problems(model, [Prompt(text) for text in (long, short, long)], [answer] * 3)
     assert (count, names) == (2, ["0", "2"])
     excess = len(model.tokenizer(long, answer)["input_ids"]) - 32
     assert f"{2 * excess} tokens were removed" in text
     room = 32 - 3 - len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
     kept = "water " * (room - 1) + "rice"
-    assert score(model, [long], [answer])[0] == pytest.approx(row_by_row(model, [kept], [answer])[0], abs=TOLERANCE)
-    assert problems(model, [short], ["boil " * 80])[0][1] == 1, "a completion that is too long by itself"
+    expected = row_by_row(model, [Prompt(kept)], [answer])[0]
+    assert score(model, [Prompt(long)], [answer])[0] == pytest.approx(expected, abs=TOLERANCE)
+    assert problems(model, [Prompt(short)], ["boil " * 80])[0][1] == 1, "a completion that is too long by itself"
 
     decoder = load(folder_of("llama", tmp_path / "llama"), input="text", max_length=16)
-    (row,) = decoder.tokenize(["How are you today? " * 9], [" well"])
+    (row,) = decoder.tokenize([Prompt("How are you today? " * 9)], [" well"])
     assert isinstance(row, TokenizedRow) and len(row.ids) == 16 and row.num_removed > 20
     assert decoder.tokenizer.decode(list(row.ids)).endswith(" well")
 
@@ -144,14 +145,14 @@ def test_roberta_counts_positions_from_after_the_padding_id() -> None:
     classifier = AutoModelForSequenceClassification.from_config(config)
     model = RewardModel(classifier, tokenizer, RewardSettings(model="roberta", device="cpu"))
     assert model.max_tokens == 32
-    assert score(model, ["water " * 60], ["rice"])[0] is not None
+    assert score(model, [Prompt("water " * 60)], ["rice"])[0] is not None
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_scores_that_are_not_finite_are_none_and_reported(kind: str, tmp_path: Path) -> None:
     model = load(folder_of(kind, tmp_path), input=KINDS[kind][2])
     words = ["today", "rice", "water", "good"]
-    prompts: list[Prompt] = ["How are"] * 4
+    prompts = [Prompt("How are")] * 4
     nan_id = model.tokenizer(" rice", add_special_tokens=False)["input_ids"][-1]
     expected = [str(n) for n, word in enumerate(words) if nan_id in model.tokenizer(f"How are {word}")["input_ids"]]
     assert "1" in expected and len(expected) < len(words)
@@ -169,17 +170,18 @@ def test_rows_without_tokens_or_refused_by_the_template_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(folder_of("llama", tmp_path / "text"), input="text")
-    assert score(model, ["", "Hi"], ["", " you"])[0] is None and score(model, [], []) == []
-    assert "no token" in problems(model, ["", "Hi"], ["", " you"])[0][0]
+    prompts, completions = [Prompt(""), Prompt("Hi")], ["", " you"]
+    assert score(model, prompts, completions)[0] is None and score(model, [], []) == []
+    assert "no token" in problems(model, prompts, completions)[0][0]
     strict = CHATML.replace(
         "{% for message in messages %}",
         "{% for message in messages %}{% if message['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}",
     )
     monkeypatch.setitem(KINDS, "strict", (lambda: llama(pad=3, template=strict), "chat", "auto"))
     model = load(folder_of("strict", tmp_path / "strict"))
-    tool: Prompt = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "4"}]
-    assert [value is None for value in score(model, [tool, "Hi"], ["four", "hello"])] == [True, False]
-    ((text, count, names),) = problems(model, [tool, "Hi"], ["four", "hello"])
+    asked = [Prompt((Turn("user", "Hi"), Turn("tool", "4"))), Prompt("Hi")]
+    assert [value is None for value in score(model, asked, ["four", "hello"])] == [True, False]
+    ((text, count, names),) = problems(model, asked, ["four", "hello"])
     assert "no tools" in text and (count, names) == (1, ["0"])
 
 
@@ -194,31 +196,28 @@ def test_text_is_joined_by_one_space() -> None:
 
 
 def test_what_each_form_reads() -> None:
-    hh = "\n\nHuman: How are you?\n\nAssistant: Well.\n\nHuman: And rice?\n\nAssistant:"
-    turns = [
-        {"role": "user", "content": "How are you?"},
-        {"role": "assistant", "content": "Well."},
-        {"role": "user", "content": "And rice?"},
-    ]
-    assert messages_of(hh) == turns and messages_of(turns) == turns
-    assert messages_of(" a post\n\nTL;DR:") == [{"role": "user", "content": "a post\n\nTL;DR:"}]
-    assert messages_of("Be kind." + hh)[0] == {"role": "system", "content": "Be kind."}
-    assert question_of(hh) == question_of(turns) == hh.strip()
-    assert question_of([{"role": "user", "content": " rice? "}]) == "rice?"
+    text = "\n\nHuman: How are you?\n\nAssistant: Well.\n\nHuman: And rice?\n\nAssistant:"
+    hh, turns = Prompt(text), [Turn("user", "How are you?"), as_reply("Well."), Turn("user", "And rice?")]
+    chat = Prompt(tuple(turns))
+    assert turns_of(hh) == turns and turns_of(chat) == turns
+    assert turns_of(Prompt(" a post\n\nTL;DR:")) == [Turn("user", "a post\n\nTL;DR:")]
+    assert turns_of(Prompt("Be kind." + text))[0] == Turn("system", "Be kind.")
+    assert question_of(hh) == question_of(chat) == text.strip()
+    assert question_of(Prompt((Turn("user", " rice? "),))) == "rice?"
 
     tokenizer = tiny_tokenizer(template=CHATML)
-    text = RewardInput(tokenizer, "text", None).encode([hh, turns], [" Boil it.", "Boil it."])
-    assert text[0] == text[1] == TokenizedRow(tuple(tokenizer(hh + " Boil it.")["input_ids"]))
+    read = RewardInput(tokenizer, "text", None).encode([hh, chat], [" Boil it.", "Boil it."])
+    assert read[0] == read[1] == TokenizedRow(tuple(tokenizer(text + " Boil it.")["input_ids"]))
     closed = RewardInput(tokenizer, "text", None, eos=True).encode([hh], [" Boil it."])[0]
     assert isinstance(closed, TokenizedRow) and closed.ids[-1] == tokenizer.eos_token_id
-    begun = [*turns, {"role": "assistant", "content": ""}]
-    chat = RewardInput(tokenizer, "chat", None).encode([hh, hh + " Boil", begun], [" Boil it.", " it.", "Boil it."])
-    whole = [*turns, {"role": "assistant", "content": "Boil it."}]
+    prompts = [hh, Prompt(text + " Boil"), Prompt((*turns, as_reply("")))]
+    read = RewardInput(tokenizer, "chat", None).encode(prompts, [" Boil it.", " it.", "Boil it."])
+    whole = [turn.to_message() for turn in (*turns, as_reply("Boil it."))]
     expected = TokenizedRow(tuple(tokenizer.apply_chat_template(whole, return_dict=False)))
-    assert chat[0] == chat[1] == chat[2] == expected
+    assert read == [expected] * 3
     two, _ = deberta()
     (pair,) = RewardInput(two, "pair", None).encode([hh], [" Boil it. "])
-    both = two(hh.strip(), "Boil it.")
+    both = two(text.strip(), "Boil it.")
     assert pair == TokenizedRow(tuple(both["input_ids"]), tuple(both["token_type_ids"]))
     assert 1 in both["token_type_ids"]
 
@@ -261,7 +260,7 @@ def test_score_command(tmp_path: Path) -> None:
     folder = folder_of("bert", tmp_path / "rm")
     file = tmp_path / "good.jsonl"
     prompts, completions = rows(5)
-    lines = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+    lines = [{"prompt": p.text(), "completion": c} for p, c in zip(prompts, completions, strict=True)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "rewards.jsonl"
     result = CliRunner().invoke(reward, ["score", str(file), "--model", str(folder), "--out", str(out), "--quiet"])

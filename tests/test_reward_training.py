@@ -20,9 +20,10 @@ from transformers import (
 from meetlm.cli.reward import reward
 from meetlm.config.errors import RunError
 from meetlm.config.reporter import Progress, Reporter
+from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
-from meetlm.evaluation.reward_input import RewardInput, row_of
+from meetlm.evaluation.reward_input import RewardInput
 from meetlm.run.reward_training import CHECKPOINTS, RESULT, RewardPairs, RewardTraining, train_reward
 from reward_models import KINDS, TOLERANCE, folder_of, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
@@ -113,11 +114,11 @@ def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
     pairs = RewardPairs.prepare(settings, trained, held, RewardInput(scorer.tokenizer, scorer.form, None))
     assert len(pairs.train) == 3
     for completion, side in (("I am well.", 0), ("A bad way", 1)):
-        assert scorer.tokenize(said[:3], [completion] * 3) == [pair[side] for pair in pairs.train]
+        assert scorer.tokenize(list(map(Prompt, said[:3])), [completion] * 3) == [pair[side] for pair in pairs.train]
     if scorer.form == "text":
         assert scorer.tokenizer.decode(pairs.train[0][0].ids) == lines[0]["chosen"].rstrip()
     (test,) = pairs.test
-    assert row_of(test, test.chosen)[0] == said[3]
+    assert test.prompt.text() == said[3]
 
 
 @pytest.mark.slow
@@ -139,11 +140,11 @@ def test_training_learns_resumes_and_reloads(tmp_path: Path) -> None:
     scorer = load(tmp_path / "rm")
     assert (scorer.form, scorer.form_reason) == ("text", "recorded in the model's config.json")
     held = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
-    prompts, replies = [row["prompt"] for row in held for _ in range(2)], []
+    prompts, replies = [Prompt(row["prompt"]) for row in held for _ in range(2)], []
     for row in held:
         replies += [row["chosen"], row["rejected"]]
     found = scorer.score(scorer.tokenize(prompts, replies))
-    texts = tokenizer([p + r for p, r in zip(prompts, replies, strict=True)], padding=True, return_tensors="pt")
+    texts = tokenizer([p.text() + r for p, r in zip(prompts, replies, strict=True)], padding=True, return_tensors="pt")
     with torch.no_grad():
         plain = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).logits[:, 0]
     assert found == pytest.approx(plain.tolist(), abs=TOLERANCE)

@@ -17,14 +17,16 @@ from combinations import each_value
 from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
+from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.run.completions import parse_level, write_completions
+from meetlm.run.completions import write_completions
 from meetlm.run.execute import execute
+from reporters import RecordingReporter
 from run_folders import config_for, finished, trained, write_pairs
 from test_resume import Killed, kill_after
 from tiny import ARCHITECTURES, CHATML, CONTROLS, tiny_lm, tiny_policy, tiny_tokenizer
@@ -37,7 +39,7 @@ def logits(policy: Policy, prompt_format: Any) -> Tensor:
     for level in (0, 1):
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
         for text in TEXTS:
-            ids = (*policy.control.slots[level], *prompt_format.prompt_ids(text))
+            ids = (*policy.control.slots[level], *prompt_format.prompt_ids(Prompt(text)))
             requests.append(Request(tuple(ids), weights, 0))
     return Engine(policy, prompt_format).first_logits(requests)
 
@@ -65,8 +67,9 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
     [("llama", "lora"), ("gpt-neo", "lora"), ("gptj", "soft-prompt"), ("gpt2", "text"), ("gemma3", "none")],
 )
 def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
-    config, said = config_for(tmp_path, architecture, kind), []
-    execute(config, tmp_path / "run", say=said.append, progress=False)
+    config, reporter = config_for(tmp_path, architecture, kind), RecordingReporter()
+    execute(config, tmp_path / "run", reporter=reporter)
+    said = reporter.messages
     run = tmp_path / "run"
     record = yaml.safe_load((run / "config.yaml").read_text())
     assert record["config"] == json.loads(config.model_dump_json())
@@ -89,12 +92,12 @@ def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     if kind == "lora":
         assert accuracy["before training"]["by_sum"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     with pytest.raises(RunError, match="holds a finished run"):
-        execute(config, run, progress=False)
+        execute(config, run)
 
 
 def test_execute_on_conversations(tmp_path: Path) -> None:
     config = config_for(tmp_path, "qwen2", "lora", chat=True, template=CHATML)
-    execute(config, tmp_path / "run", progress=False)
+    execute(config, tmp_path / "run")
     aligned = meetlm.load(tmp_path / "run")
     assert aligned.meet.conversational
     assert aligned.meet.format.preamble == "<|im_start|>system\nYou are of use.<|im_end|>\n"
@@ -105,16 +108,16 @@ def test_execute_on_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed_in", ["step1", "step2"])
 def test_a_killed_run_continues(killed_in: str, tmp_path: Path) -> None:
     config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
-    execute(config, tmp_path / "whole", progress=False)
+    execute(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         if killed_in == "step1":
             kill_after(patch, 2)
         else:
             kill_in_second(patch)
-        execute(config, tmp_path / "parts", progress=False)
+        execute(config, tmp_path / "parts")
     with pytest.raises(RunError, match="has not finished"):
         meetlm.load(tmp_path / "parts")
-    execute(config, tmp_path / "parts", progress=False)
+    execute(config, tmp_path / "parts")
     for name in ("control.safetensors", "model/model.safetensors"):
         one, two = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
         assert one.keys() == two.keys()
@@ -125,12 +128,12 @@ def test_a_killed_run_continues(killed_in: str, tmp_path: Path) -> None:
 
 def test_a_killed_run_may_continue_in_other_portions(tmp_path: Path) -> None:
     config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
-    execute(config, tmp_path / "whole", progress=False)
+    execute(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 2)
-        execute(config, tmp_path / "parts", progress=False)
+        execute(config, tmp_path / "parts")
     words = ("batch.save_steps=2", "batch.micro_pairs=1", "model.gradient_checkpointing=true")
-    execute(config_for(tmp_path, "llama", "lora", *words), tmp_path / "parts", progress=False)
+    execute(config_for(tmp_path, "llama", "lora", *words), tmp_path / "parts")
     one, two = (load_file(tmp_path / run / "control.safetensors") for run in ("whole", "parts"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
@@ -153,70 +156,67 @@ def test_a_run_of_other_settings_or_data_is_refused(tmp_path: Path) -> None:
     config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 1)
-        execute(config, tmp_path / "run", progress=False)
+        execute(config, tmp_path / "run")
     other = config.model_copy(update={"seed": 5})
     with pytest.raises(RunError, match="a run of another configuration.*\n  seed was 0, is now 5"):
-        execute(other, tmp_path / "run", progress=False)
+        execute(other, tmp_path / "run")
     write_pairs(tmp_path / "train.jsonl", 13)
     with pytest.raises(RunError, match="a run of other data.*\n.*data_sha256 was"):
-        execute(config, tmp_path / "run", progress=False)
+        execute(config, tmp_path / "run")
 
 
 def test_a_model_that_has_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     config = config_for(tmp_path, "llama", "lora", "batch.save_steps=1")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_in_second(patch)
-        execute(config, tmp_path / "run", progress=False)
+        execute(config, tmp_path / "run")
     tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(tmp_path / "lm")
     with pytest.raises(RunError, match="it began with another language model; what .*lm' names has changed"):
-        execute(config, tmp_path / "run", progress=False)
+        execute(config, tmp_path / "run")
 
 
 def test_completions_that_are_stopped_go_on_behind_what_is_written(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)
 
     def write(out: Path, seed: int = 3, **more: Any) -> list[str]:
         path, count = write_completions(
-            tmp_path / "run", None, None, sampling, seed=seed, batch_size=2, out=out, say=said.append, **more
+            tmp_path / "run", None, None, sampling, seed=seed, batch_size=2, out=out, **more
         )
         assert count == 6 and list(tmp_path.glob("*.unfinished")) == []
         return path.read_text().splitlines()
 
-    def stop_after(number: int) -> Any:
-        def on_done(count: int) -> None:
-            told.append(count)
-            if sum(told) >= number:
+    def stop_after(number: int) -> RecordingReporter:
+        def stop(count: int) -> None:
+            if sum(reporter.counts) >= number:
                 raise Killed
 
-        return on_done
+        reporter = RecordingReporter(stop)
+        return reporter
 
-    said: list[str] = []
-    told: list[int] = []
     whole = write(tmp_path / "whole.jsonl")
     other = write(tmp_path / "other.jsonl", seed=4)
     parts = tmp_path / "parts.jsonl"
     with pytest.raises(Killed):
-        write(parts, on_done=stop_after(4))
+        write(parts, reporter=stop_after(4))
     assert not parts.exists()
     unfinished = tmp_path / "parts.jsonl.unfinished"
     lines = unfinished.read_text().splitlines()
     assert len(lines) == 1 + 4
     unfinished.write_text("\n".join(lines)[:-20])  # a kill in the middle of a line
-    told.clear()
-    assert write(parts, on_done=told.append) == whole
-    assert sum(told) == 6 and told[0] == 3
-    assert said[-1] == "resuming after 3 completions written by an interrupted call"
+    reporter = RecordingReporter()
+    assert write(parts, reporter=reporter) == whole
+    assert sum(reporter.counts) == 3
+    assert reporter.messages[-1] == "resuming after 3 completions written by an interrupted call"
     with pytest.raises(Killed):
-        told.clear()
-        write(parts, on_done=stop_after(2))
-    said.clear()
-    assert write(parts, seed=4) == other, "what was written under another seed is not taken"
-    assert said == []
+        write(parts, reporter=stop_after(2))
+    reporter = RecordingReporter()
+    assert write(parts, seed=4, reporter=reporter) == other, "completions of another seed are not used"
+    assert reporter.messages == []
 
 
 def test_completions_on_disk(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run", progress=False)
+    execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)
     path, count = write_completions(tmp_path / "run", None, {"good": 1.5, "bad": -0.5}, sampling, seed=3)
     assert path == tmp_path / "run" / "completions" / "good1.5_bad-0.5-t0.7-p0.9-n4-seed3.jsonl"
@@ -235,12 +235,12 @@ def test_completions_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
-    execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run", progress=False)
-    run, sampling, told = tmp_path / "run", Sampling(max_new_tokens=2), list[int]()
+    execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run")
+    run, sampling, reporter = tmp_path / "run", Sampling(max_new_tokens=2), RecordingReporter()
 
     def asked(file: Path) -> list[Any]:
         data = held_out_data([Override("data.path", str(file))])
-        path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", on_total=told.append)
+        path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", reporter=reporter)
         return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
 
     assert asked(tmp_path / "test.jsonl")[0] == [{"role": "user", "content": "What is rice? 0"}]
@@ -249,7 +249,7 @@ def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
     row = {"info": post, "choice": 0, "summaries": [{"text": " a"}, {"text": " b"}]}
     (tmp_path / "s.jsonl").write_text(json.dumps(row))
     assert "TL;DR" in asked(tmp_path / "s.jsonl")[0]
-    assert told == [6, 3, 1]
+    assert reporter.totals == [6, 3, 1]
     (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": [{"role": "user"}]}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: field 'prompt\[0\]\.content': is missing"):
         asked(tmp_path / "bad.jsonl")
@@ -281,7 +281,7 @@ def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> No
         ([], {}, "is an empty list"),
         (None, {}, "is null; expected text, or a list of messages"),
         ("Hi", {"top_p": 2}, "generate: top_p: Input should be less than or equal to 1, got 2"),
-        ("Hi", {"level": {"good": float("nan")}}, "expected finite weights"),
+        ("Hi", {"level": {"good": float("nan")}}, "expected names with finite numbers as weights"),
     ],
 )
 def test_what_generate_cannot_take(prompt: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -314,24 +314,6 @@ def test_text_takes_no_mix(tmp_path: Path) -> None:
     assert aligned.weights({"good": 1}) == ((0.0, 1.0), 1)
     with pytest.raises(ConfigError, match="'text' takes one level at a time"):
         aligned.generate(["Hi"], {"good": 0.5, "bad": 0.5})
-
-
-@pytest.mark.parametrize(
-    ("text", "level"),
-    [
-        (None, None),
-        ("good", "good"),
-        ("good=1.5,bad=-0.5", {"good": 1.5, "bad": -0.5}),
-        (" a = 1 ", {"a": 1.0}),
-    ],
-)
-def test_parse_level(text: str | None, level: Any) -> None:
-    assert parse_level(text) == level
-
-
-def test_parse_level_refuses() -> None:
-    with pytest.raises(ConfigError, match="good=x"):
-        parse_level("good=x")
 
 
 def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from meetlm.data.example import Prompt
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import CachedRewardModel
 from reward_models import TOLERANCE, folder_of, load
 from tiny import CHATML
 
-PROMPTS = ["How are you?", "What is rice?", "What is water?", "A good way?"]
+PROMPTS = [Prompt(text) for text in ("How are you?", "What is rice?", "What is water?", "A good way?")]
 REPLIES = ["well", "food", "rice", "boil it"]
 
 
@@ -29,7 +30,8 @@ def test_each_row_is_scored_once_and_problems_are_reported_each_time(
         return original(self, rows, **more)
 
     monkeypatch.setattr(RewardModel, "score", counting)
-    prompts, completions = ["How are you today? " * 9, "", "Hi"], ["well", "", "you"]
+    prompts = [Prompt(text) for text in ("How are you today? " * 9, "", "Hi")]
+    completions = ["well", "", "you"]
     first = CachedRewardModel(model, tmp_path).score(prompts, completions, ["a", "b", "c"])
     assert first[0][1] is None and None not in (first[0][0], first[0][2])
     assert sorted(problem.examples for problem in first[1]) == [["a"], ["b"]]
@@ -51,7 +53,7 @@ def test_rows_with_other_token_ids_are_scored_anew(change: str, tmp_path: Path) 
         "eos": {"eos": True},
         "max_length": {"max_length": 8},
     }
-    prompts = [prompt * 9 for prompt in PROMPTS]
+    prompts = [Prompt(prompt.text() * 9) for prompt in PROMPTS]
     old = CachedRewardModel(load(folder, **before), tmp_path).score(prompts, REPLIES, REPLIES)[0]
     changed = load(folder, **before | changes.get(change, {}))
     if change == "chat template":

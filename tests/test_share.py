@@ -18,6 +18,7 @@ from meetlm.config.errors import ConfigError
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.execute import execute
 from meetlm.run.share import StageShare, common_stages, stage_key
+from reporters import RecordingReporter
 from run_folders import local_model, write_pairs
 from test_resume import Killed, kill_after
 
@@ -51,9 +52,9 @@ def recipe(folder: Path, method: str, *words: str) -> RunConfig:
 
 def run(config: RunConfig, folder: Path, share: StageShare | None = None) -> list[str]:
     """Execute; return what was said."""
-    said: list[str] = []
-    execute(config, folder, share=share, say=said.append, progress=False)
-    return said
+    reporter = RecordingReporter()
+    execute(config, folder, share=share, reporter=reporter)
+    return reporter.messages
 
 
 def taken(said: list[str]) -> list[str]:

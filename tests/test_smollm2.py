@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoder
+from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
@@ -79,7 +80,7 @@ def test_peft_and_levels(
     policy = moved(loaded[0], prompt_format, kind)
     encoder = Encoder(prompt_format, policy.control.slots)
     export_levels(policy.control, tmp_path, folder)
-    engine, text = Engine(policy, prompt_format), "The best way to cook rice is"
+    engine, text = Engine(policy, prompt_format), Prompt("The best way to cook rice is")
     requests = [Request(tuple(encoder.prompt(text, k)), HALF[level], 0) for k, level in enumerate(HALF)]
     logits = engine.first_logits(requests)
     assert float((logits[0] - logits[1]).abs().max()) > 0.1
@@ -100,10 +101,8 @@ def test_peft_and_levels(
 
 
 def test_chat_template(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
-    from meetlm.data.example import Turn
-
     tokenizer = loaded[1]
-    hi = (Turn("user", "Hi"),)
+    hi = Prompt((Turn("user", "Hi"),))
     kept, left = pin_format(tokenizer), pin_format(tokenizer, system="none")
     plain = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
@@ -111,5 +110,4 @@ def test_chat_template(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) 
     assert tokenizer.decode(kept.prompt_ids(hi)) == plain
     assert kept.spec.preamble and kept.spec.preamble.startswith("<|im_start|>system\n")
     assert tokenizer.decode(left.prompt_ids(hi)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    reply = kept.completion_ids(hi, (Turn("assistant", "Hello."),))
-    assert tokenizer.decode(reply) == "Hello.<|im_end|>"
+    assert tokenizer.decode(kept.completion_ids(hi, as_reply("Hello."))) == "Hello.<|im_end|>"

@@ -28,6 +28,7 @@ from meetlm.run.search import Search, lines
 from meetlm.run.share import stage_key
 from meetlm.run.sweep import FORMAT, SHARED, TABLE, arms_of, sweep
 from meetlm.training.loop import StageTrainer
+from reporters import RecordingReporter
 from run_folders import local_model, write_pairs
 from tiny import tiny_lm
 
@@ -57,7 +58,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(recipes: tuple[str, ...], folder: Path, words: list[str], seeds: tuple[int, ...] = (0,)) -> list[ArmResult]:
-    results, failed = sweep(arms_of(recipes, seeds, None, words), folder, THEN, progress=False)
+    results, failed = sweep(arms_of(recipes, seeds, None, words), folder, THEN)
     assert failed == {}
     return results
 
@@ -101,17 +102,17 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
 
     monkeypatch.setattr(meetlm.run.arm, "execute", execute)
     with pytest.raises(KeyboardInterrupt):
-        sweep(arms, tmp_path, THEN, progress=False)
+        sweep(arms, tmp_path, THEN)
     assert trained == [arm.name for arm in arms[:2]]
     trained.clear()
-    sweep(arms[:4], tmp_path, THEN, progress=False)
+    sweep(arms[:4], tmp_path, THEN)
     assert trained == [arm.name for arm in arms[2:]]
     assert (tmp_path / TABLE).read_text().count("mean of 2") == 2
     trained.clear()
-    said: list[str] = []
-    sweep(arms, tmp_path, THEN, say=said.append, progress=False)
+    reporter = RecordingReporter()
+    sweep(arms, tmp_path, THEN, reporter=reporter)
     assert trained == []
-    assert [line for line in said if line.startswith("[")] == [
+    assert [line for line in reporter.messages if line.startswith("[")] == [
         f"[{number}/4] {arm.name}: done before" for number, arm in enumerate(arms, 1)
     ]
 
@@ -119,7 +120,7 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
 def test_a_done_arm_of_other_settings_is_refused_before_anything_runs(tmp_path: Path, words: list[str]) -> None:
     run(("hh-sft",), tmp_path, words)
     with pytest.raises(RunError, match="stages.sft.lr was 2e-05, is now 0.001"):
-        sweep(arms_of(("hh-coh", "hh-sft"), (0,), None, [*words, "optim.lr=1e-3"]), tmp_path, THEN, progress=False)
+        sweep(arms_of(("hh-coh", "hh-sft"), (0,), None, [*words, "optim.lr=1e-3"]), tmp_path, THEN)
     assert not (tmp_path / "hh-coh-seed0").exists()
 
 
@@ -147,7 +148,7 @@ def test_completions_of_other_settings_are_not_mixed(tmp_path: Path, words: list
     run(("hh-sft",), tmp_path, words)
     then = AfterTraining(Sampling(max_new_tokens=9), prompts=3, keep_weights=False)
     with pytest.raises(RunError, match="is done with other completions"):
-        sweep(arms_of(("hh-sft",), (0,), None, words), tmp_path, then, progress=False)
+        sweep(arms_of(("hh-sft",), (0,), None, words), tmp_path, then)
 
 
 def test_arms_are_pinned_to_one_day(tmp_path: Path, words: list[str]) -> None:
@@ -170,7 +171,7 @@ def test_memory_that_is_not_there_fails_one_arm(
         right(config, folder, **more)
 
     monkeypatch.setattr(meetlm.run.arm, "execute", execute)
-    results, failed = sweep(arms_of(("hh-sft", "hh-coh"), (0,), None, words), tmp_path, THEN, progress=False)
+    results, failed = sweep(arms_of(("hh-sft", "hh-coh"), (0,), None, words), tmp_path, THEN)
     assert [one.recipe for one in results] == ["hh-coh"]
     assert failed == {"hh-sft-seed0": "OutOfMemoryError: none left"}
 
@@ -200,7 +201,7 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
     config = json.loads((longest / "config.json").read_text())
     (longest / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 120}))
     arms = arms_of(("hh-meet-soft-prompt-n100", "hh-sft"), (0,), None, [*short, f"model.name={longest}"])
-    results, failed = sweep(arms, tmp_path / "sweep", THEN, progress=False)
+    results, failed = sweep(arms, tmp_path / "sweep", THEN)
     assert [one.recipe for one in results] == ["hh-sft"]
     assert "the model has 120 positions" in failed["hh-meet-soft-prompt-n100-seed0"]
     assert "**hh-meet-soft-prompt-n100-seed0 failed**" in (tmp_path / "sweep" / TABLE).read_text()
@@ -260,7 +261,7 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
 def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[str]) -> None:
     search = Search(("hh-meet-lora", "hh-sft"), None, words, trials=4, holdout=4)
     folder = tmp_path / "search"
-    trials = search.run(folder, progress=False)
+    trials = search.run(folder)
     assert [(one.recipe, one.stage.name) for one in trials] == [("hh-meet-lora", "step1")] * 2 + [
         ("hh-meet-lora", "step2")
     ] * 2 + [("hh-sft", "sft")] * 4
@@ -278,10 +279,10 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     settled = next(one.stage.lr for one in trials if one.stage.name == "step1" and one.best)
     second = [file.read_text() for file in folder.glob("hh-meet-lora-step2-*/config.yaml")]
     assert len(second) == 2 and all(f"lr: {settled}" in text for text in second)
-    again = search.run(folder, progress=False)
+    again = search.run(folder)
     assert again == trials
     with pytest.raises(RunError, match="batch.pairs was 4, is now 2"):
-        Search(("hh-sft",), None, [*words, "batch.pairs=2"], trials=4, holdout=4).run(folder, progress=False)
+        Search(("hh-sft",), None, [*words, "batch.pairs=2"], trials=4, holdout=4).run(folder)
     said = "\n".join(lines(trials))
     assert f"meet train hh-meet-lora stages.step1.lr={settled:.3g} stages.step2.lr=" in said
     assert not list(folder.rglob("*.safetensors"))
@@ -297,18 +298,18 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
         return math.nan if self.stage.lr > most[0] else right(self, *args, **more)
 
     monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
-    said: list[str] = []
+    reporter = RecordingReporter()
     search = Search(("hh-sft",), None, words, trials=4, holdout=4)
-    trials = search.run(tmp_path / "search", say=said.append, progress=False)
+    trials = search.run(tmp_path / "search", reporter=reporter)
     assert [one.stage.lr for one in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
-    assert [one for one in said if "diverged" in one] == [
+    assert [one for one in reporter.messages if "diverged" in one] == [
         "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; a lower rate may help "
         "(it is 6e-05)"
     ]
     assert not list((tmp_path / "search").rglob("*.safetensors"))
     monkeypatch.setattr(StageTrainer, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert search.run(tmp_path / "search", say=said.append, progress=False) == trials
-    assert len([one for one in said if "diverged" in one]) == 2
+    assert search.run(tmp_path / "search", reporter=reporter) == trials
+    assert len([one for one in reporter.messages if "diverged" in one]) == 2
     monkeypatch.undo()
 
 
@@ -365,7 +366,7 @@ def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) ->
     run(("hh-sft",), tmp_path / "sweep", words)
     tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(place)
     arms = arms_of(("hh-sft", "hh-coh"), (0,), None, words)
-    results, failed = sweep(arms, tmp_path / "sweep", THEN, progress=False)
+    results, failed = sweep(arms, tmp_path / "sweep", THEN)
     assert [one.recipe for one in results] == ["hh-sft"]
     assert "others of its sweep began with another language model" in failed["hh-coh-seed0"]
 

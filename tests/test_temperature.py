@@ -31,7 +31,7 @@ def found(out: Path) -> dict[tuple[int, str], Evaluation]:
 def test_two_baselines_stopped_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [tmp_path / f"r{seed}" for seed in range(3)]
     for seed, run in enumerate(runs):
-        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run, progress=False)
+        execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
     right, written = temperature.write_completions, Counter[Path]()
 
     def counted(run: Path, *given: Any, **more: Any) -> Path:

@@ -66,7 +66,6 @@ def test_step_one_moves_every_level_and_nothing_else(architecture: str, kind: st
         BatchSettings(pairs=4),
         tmp_path,
         seed=0,
-        progress=False,
     )
     after = tensors(policy)
     assert result.lm_sha256 == plain == sha256_of(policy.lm)
@@ -101,7 +100,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypat
     monkeypatch.setattr(StageTrainer, "train", train)
     settings, batch = stage(["control"], steps=1), BatchSettings(pairs=4)
     with pytest.raises(AssertionError, match="moved"):
-        run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0, progress=False)
+        run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0)
 
 
 @each_value(architecture=("llama", "gpt-neo", "gptj"), kind=("lora", "soft-prompt"))
@@ -294,7 +293,7 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
     assert {p.dtype for p in lm.parameters()} == {torch.float32}
     assert lm.is_activation_checkpointing
     assert not lm.training
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="no such folder"):
         load_lm(ModelSettings(name=str(tmp_path / "nothing")))
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoded, Encoder, one_hot
-from meetlm.data.example import Origin, PreferenceExample
+from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter
@@ -230,7 +230,9 @@ def pairs(count: int) -> list[PreferenceExample]:
     for i in range(count):
         prompt = f"\n\nHuman: What is {nouns[i % 5]}? {'Please. ' * (i % 3)}{i}\n\nAssistant:"
         chosen, rejected = f" It is {'good ' * (1 + i % 4)}{i}.", f" {'bad ' * (1 + (i + 1) % 3)}{i}"
-        made.append(PreferenceExample(prompt, chosen, rejected, prompt, Origin("pairs", i + 1)))
+        made.append(
+            PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), prompt, Origin("pairs", i + 1))
+        )
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Read, Turn, prompt_id
+from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
 from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
@@ -13,11 +13,17 @@ from meetlm.data.prompts import HeldOutPrompt, distinct, within
 def make(
     line: int, prompt: str, chosen: str, rejected: str, other: str | None = None, group: str | None = None
 ) -> PreferenceExample:
-    return PreferenceExample(prompt, chosen, rejected, group or prompt, Origin("x.jsonl", line), other)
+    asked = None if other is None else Prompt(other)
+    origin = Origin("x.jsonl", line)
+    return PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), group or prompt, origin, asked)
 
 
 def letters(example: PreferenceExample) -> tuple[int, int, int]:
-    return len(example.prompt), len(example.chosen), len(example.rejected)
+    return len(example.prompt.text()), len(example.chosen.content), len(example.rejected.content)
+
+
+def num_letters(prompt: Prompt) -> int:
+    return len(prompt.text())
 
 
 ROWS = [
@@ -54,14 +60,14 @@ def test_train_by_hand() -> None:
             "contradiction": {"count": 1, "lines": [7]},
             "empty_prompt": {"count": 1, "lines": [11]},
         },
-        "elsewhere": {"count": 0, "lines": []},
+        "other_split_rows": {"count": 0, "lines": []},
     }
 
 
 def test_rows_that_state_another_split_are_counted() -> None:
     others = [Origin("x.jsonl", line) for line in range(20, 27)]
     for account in (filter_train(Read(ROWS, others), letters, 10)[1], filter_eval(Read(ROWS, others), letters, 10)[1]):
-        assert account.to_dict()["elsewhere"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
+        assert account.to_dict()["other_split_rows"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
         assert account.total == len(ROWS)
         assert "  left out: 7, of another split, as they state (lines 20, 21, 22, 23, 24, …)" in account.lines()
 
@@ -94,24 +100,30 @@ def test_prompts_alone_by_hand() -> None:
     by_id, again = distinct(rows)
     firsts = list(by_id.values())
     assert lines(firsts, again) == ([2, 8, 10, 11], [3, 4, 5, 9])
-    assert lines(*within(firsts, len, max_length=4)) == ([2, 10, 11], [8])
-    assert lines(*within(firsts, len, max_length=4, limit=1)) == ([2], []), "rows beyond the limit are not tokenised"
+    assert lines(*within(firsts, num_letters, max_length=4)) == ([2, 10, 11], [8])
+    assert lines(*within(firsts, num_letters, max_length=4, limit=1)) == ([2], []), (
+        "rows beyond the limit are not tokenised"
+    )
     with pytest.raises(DataError, match=r"field 'data\.max_length': none of the 3 prompts has at most 0 tokens"):
-        within(firsts[:-1], len, max_length=0)
+        within(firsts[:-1], num_letters, max_length=0)
 
 
 def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None:
     asked = [("Hi", None), ("Ho", None), (" Hi\n", "first"), ("Hi", "second"), ("Ho", None)]
-    rows = [HeldOutPrompt(prompt, chosen, Origin("x.jsonl", line)) for line, (prompt, chosen) in enumerate(asked, 1)]
-    rows.append(HeldOutPrompt((Turn("user", "Hi"),), "to a message", Origin("x.jsonl", 6)))
+    rows = [
+        HeldOutPrompt(Prompt(prompt), chosen and as_reply(chosen), Origin("x.jsonl", line))
+        for line, (prompt, chosen) in enumerate(asked, 1)
+    ]
+    message = Prompt((Turn("user", "Hi"),))
+    rows.append(HeldOutPrompt(message, as_reply("to a message"), Origin("x.jsonl", 6)))
     by_id, again = distinct(rows)
     assert [(one.prompt, one.chosen, one.origin.line) for one in by_id.values()] == [
-        ("Hi", "first", 1),
-        ("Ho", None, 2),
-        ((Turn("user", "Hi"),), "to a message", 6),
+        (Prompt("Hi"), as_reply("first"), 1),
+        (Prompt("Ho"), None, 2),
+        (message, as_reply("to a message"), 6),
     ]
     assert [one.origin.line for one in again] == [3, 4, 5]
-    assert list(by_id) == [prompt_id(one.prompt) for one in by_id.values()]
+    assert list(by_id) == [one.prompt.id for one in by_id.values()]
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
@@ -161,8 +173,8 @@ def test_lines_for_a_terminal() -> None:
 
 
 def test_conversations_are_compared_by_their_turns() -> None:
-    ask, blank = (Turn("user", "hi"),), (Turn("assistant", " "),)
-    answer, other = (Turn("assistant", "yo"),), (Turn("assistant", "no"),)
+    ask, blank = Prompt((Turn("user", "hi"),)), as_reply(" ")
+    answer, other = as_reply("yo"), as_reply("no")
     rows = [
         PreferenceExample(ask, one, two, "g", Origin("x", line))
         for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)

@@ -12,7 +12,7 @@ import pytest
 
 from meetlm.config.errors import DataError
 from meetlm.data import pairs
-from meetlm.data.example import Origin, PreferenceExample, Turn
+from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -35,7 +35,9 @@ def parse(**fields: Any) -> PreferenceExample:
 
 
 def parts(example: PreferenceExample) -> tuple[Any, Any, Any]:
-    return example.prompt, example.chosen, example.rejected
+    chat = example.prompt.is_chat
+    replies = ((side,) if chat else side.content for side in (example.chosen, example.rejected))
+    return example.prompt.content, *replies
 
 
 def test_explicit_text() -> None:
@@ -90,7 +92,7 @@ def test_implicit_conversation_that_parts_before_the_last_question() -> None:
     rejected = [user("a"), reply("B"), user("c"), reply("no")]
     example = parse(chosen=chosen, rejected=rejected)
     assert parts(example) == (turns(*chosen[:3]), turns(reply("yes")), turns(reply("no")))
-    assert example.rejected_prompt == turns(*rejected[:3])
+    assert example.rejected_prompt == Prompt(turns(*rejected[:3]))
 
 
 def test_a_text_prompt_beside_conversations_is_a_copy() -> None:

@@ -144,12 +144,12 @@ class TestBadFiles:
 class TestPlaces:
     def read(self, split: Any = "train", **settings: Any) -> list[tuple[str, int]]:
         examples = read_examples(DataSettings(source="pairs", **settings), split).rows
-        return [(str(example.prompt), example.origin.line) for example in examples]
+        return [(example.prompt.text(), example.origin.line) for example in examples]
 
     def test_one_file_is_the_training_data(self, tmp_path: Path) -> None:
         file = str(write(tmp_path / "a.jsonl", LINE))
         assert self.read(path=file) == [("Say hi.", 1)]
-        with pytest.raises(DataError, match=r"a\.jsonl: says nothing about the eval data; expected data\.eval_file"):
+        with pytest.raises(DataError, match=r"a\.jsonl: no held-out data; expected --data\.eval_file FILE"):
             self.read("eval", path=file)
 
     def test_explicit_files_stand_inside_the_folder_or_anywhere(self, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ class TestPlaces:
         pyarrow.parquet.write_table(table, tmp_path / "set" / "part" / "train-00000-of-00001.parquet")
         folder = str(tmp_path / "set")
         examples = read_examples(DataSettings(source="pairs", path=folder, subset="part"), "train").rows
-        assert [(example.prompt, str(example.origin)) for example in examples] == [
+        assert [(example.prompt.text(), str(example.origin)) for example in examples] == [
             ("Say hi.", f"{folder}/part [train]:1"),
             ("Second.", f"{folder}/part [train]:2"),
         ]
@@ -215,7 +215,7 @@ class TestPlaces:
             write(tmp_path / "hh" / name / "train.jsonl.gz", gzip.compress(json.dumps(row).encode()))
             write(tmp_path / "hh" / name / "test.jsonl.gz", gzip.compress(json.dumps(row).encode()))
         examples = read_examples(DataSettings(source="hh", path=str(tmp_path / "hh")), "train").rows
-        assert [(example.prompt, example.origin.line) for example in examples] == [
+        assert [(example.prompt.text(), example.origin.line) for example in examples] == [
             ("\n\nHuman: harmless-base\n\nAssistant:", 1),
             ("\n\nHuman: helpful-base\n\nAssistant:", 2),
         ]

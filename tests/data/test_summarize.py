@@ -49,25 +49,25 @@ def parse(row: dict[str, Any]) -> Any:
 
 def test_the_prompt_of_a_post() -> None:
     example = parse(fields())
-    assert example.prompt == (
+    assert example.prompt.text() == (
         "SUBREDDIT: r/legaladvice\n\nTITLE: A car [accident]\n\nPOST: One.\nTwo.\nThree.\n\nTL;DR:"
     )
-    assert (example.chosen, example.rejected) == (" second", " first")
+    assert (example.chosen.content, example.rejected.content) == (" second", " first")
     assert (example.group, str(example.origin)) == ("t3_2vwp1w", "x.jsonl:7")
 
 
 def test_choice_zero_and_braces_in_a_post() -> None:
     info = {**fields()["info"], "post": "{title} and {0}"}
     example = parse(fields(choice=0, info=info))
-    assert (example.chosen, example.rejected) == (" first", " second")
-    assert "POST: {title} and {0}\n\n" in example.prompt
+    assert (example.chosen.content, example.rejected.content) == (" first", " second")
+    assert "POST: {title} and {0}\n\n" in example.prompt.text()
 
 
 def test_the_prompt_of_an_article() -> None:
     """OpenAI's own files leave out the keys that do not apply; the hub has nulls there."""
     info = {"id": "abc", "title": "T", "site": "cnn", "article": "(CNN) News.\n\nMore."}
     example = parse(fields(info=info, batch="cnndm0"))
-    assert (example.prompt, example.group) == ("Article:\n(CNN) News.\nMore.\n\nTL;DR:", "abc")
+    assert (example.prompt.text(), example.group) == ("Article:\n(CNN) News.\nMore.\n\nTL;DR:", "abc")
 
 
 @pytest.mark.parametrize(

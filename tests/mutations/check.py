@@ -23,6 +23,8 @@ from mutations import MUTATIONS, Mutation
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 600
 """Seconds for the tests of one mutation."""
+MARKERS = "not slow and not integration"
+"""Which tests run: those of ``make test``."""
 FAILED, PASSED = 1, 0
 """Exit statuses of pytest; any other says that the tests did not run."""
 
@@ -47,7 +49,8 @@ def apply(mutation: Mutation, source: Path) -> None:
 def run_tests(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run tests of the code in ``folder`` up to the first failure, on one thread."""
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE", "-m", MARKERS]
+    command = [sys.executable, "-B", "-m", "pytest", *options]
     return subprocess.run(
         [*command, *(f"tests/{test}" for test in tests)],
         cwd=folder,

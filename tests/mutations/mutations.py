@@ -166,7 +166,7 @@ MUTATIONS = (
         "evaluation/evaluate.py",
         "            for at, place in enumerate(places, number * len(places)):\n",
         "            for at, place in enumerate(places):\n",
-        ("test_evaluate.py", "test_judge_cli.py"),
+        ("test_evaluate.py",),
     ),
     Mutation(
         "share-key-by-control-kind",
@@ -180,11 +180,9 @@ MUTATIONS = (
         "preset-by-control-overridden",
         "A soft prompt is trained at the learning rates of LoRA.",
         "recipes/config.py",
-        '        return {**preset["stages"].get(trained, {}), '
-        '**preset.get("by_control", {}).get(str(kind), {}).get(trained, {})}\n',
-        '        return {**preset.get("by_control", {}).get(str(kind), {}).get(trained, {}), '
-        '**preset["stages"].get(trained, {})}\n',
-        ("test_config.py",),
+        '    usual = merge(table[trained], table.get(f"{trained} ({kind})", {}))\n',
+        '    usual = merge(table.get(f"{trained} ({kind})", {}), table[trained])\n',
+        ("test_recipes.py",),
     ),
     Mutation(
         "export-level-off-by-one",

@@ -219,8 +219,8 @@ def completions(policy: Policy) -> dict[str, Any]:
 def write_texts(path: Path, count: int) -> Path:
     """Write ``count`` pairs of plain text in the columns ``prompt``, ``chosen`` and ``rejected``."""
     rows = [
-        {"prompt": f"Question {i}: {example.prompt.split(':')[1].split('?')[0].strip()}?\nAnswer:"}
-        | {"chosen": example.chosen, "rejected": example.rejected}
+        {"prompt": f"Question {i}: {example.prompt.text().split(':')[1].split('?')[0].strip()}?\nAnswer:"}
+        | {"chosen": example.chosen.content, "rejected": example.rejected.content}
         for i, example in enumerate(pairs(count))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

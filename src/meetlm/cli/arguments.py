@@ -17,8 +17,6 @@ from meetlm.data.settings import DataSettings
 if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
 
-HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns")
-"""Settings of ``data`` that say where held-out prompts are."""
 PLACES = ("path", "train_file", "eval_file")
 
 
@@ -44,6 +42,8 @@ class SettingsCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, then the settings."""
         super().format_options(ctx, formatter)
+        from meetlm.diagnostics.locate import HELD_OUT_KEYS
+
         rows = [
             (f"--{block}.{name}", (field.description or "").split(". ")[0].rstrip(".") + ".")
             for block, settings in self.blocks.items()
@@ -133,41 +133,16 @@ def configure_for_data(args: Sequence[str], file: Path | None, *more: Override) 
 def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
     """Return where held-out prompts are, by the settings of ``data``; ``None`` where there are none of them.
 
-    A file in ``data.path`` holds the prompts. Without ``data.source`` the first row decides the format.
-
     Raises:
-        UsageError: A setting would have no effect.
-        ConfigError: A setting is wrong.
-        DataError: There are no data, or the first row cannot be read.
+        MeetError: As of :func:`~meetlm.diagnostics.locate.held_out_settings`.
     """
-    from meetlm.config.yaml_files import check
-    from meetlm.data.rows import find_rows
-    from meetlm.diagnostics.locate import guess_source
+    from meetlm.diagnostics.locate import held_out_settings
 
-    given = [override for override in overrides if override.key.startswith("data.")]
-    if not given:
+    data_overrides = [override for override in overrides if override.key.startswith("data.")]
+    if not data_overrides:
         return None
-    raw, places = parse_settings(HeldOutData, given)
-    data: dict[str, Any] = raw["data"]
-    for override in given:
-        if override.key.removeprefix("data.").replace("-", "_").split(".")[0] not in HELD_OUT_KEYS:
-            raise click.UsageError(f"{override.option} has no effect on held-out prompts")
-    if data.get("path") is None and data.get("eval_file") is None:
-        raise click.UsageError(f"{given[0].option} requires --data.path (a file, folder or hub name with the prompts)")
-    path = data.get("path")
-    if path is not None and Path(str(path)).expanduser().is_file():
-        for name in ("eval_file", "subset", "eval_split"):
-            if data.get(name) is not None:
-                raise click.UsageError(
-                    f"--data.{name} has no effect: --data.path {path} is a file, which is read whole"
-                )
-        data |= {"path": None, "eval_file": str(path)}
-    settings = check(HeldOutData, {"data": {"source": "pairs", **data}}, places, "data").data
-    assert settings is not None
-    if "source" not in data:
-        source, _ = guess_source(next(iter(find_rows(settings, "eval").rows)))
-        settings = settings.model_copy(update={"source": source})
-    return settings
+    raw, places = parse_settings(HeldOutData, data_overrides)
+    return held_out_settings(raw["data"], {key[1:]: option for key, option in places.items()})
 
 
 def data_args(overrides: Sequence[Override]) -> list[str]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, split
-from meetlm.cli.console import quiet_libraries
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.options import SEED
-from meetlm.cli.progress import bar
 
 if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
@@ -34,9 +33,9 @@ def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     if names:
         raise click.UsageError(f"the demo takes settings only, not {names[0]!r}")
 
-    click.echo("MEET on SmolLM2-135M: `good` replies speak for themselves (I, my, me), `bad` ones from outside.")
-    with bar("sample", quiet=quiet) as on_done:
-        result = run_demo(out, overrides, say=click.echo, progress=not quiet, on_done=on_done)
+    reporter = ConsoleReporter(quiet=quiet)
+    reporter.message("MEET on SmolLM2-135M: `good` replies use the first person (I, my, me), `bad` ones do not.")
+    result = run_demo(out, overrides, reporter=reporter)
     _show(result, out)
 
 
@@ -52,8 +51,7 @@ def demo_data(out: Path, seed: int) -> None:
     from meetlm.demo.build import build
 
     out.mkdir(parents=True, exist_ok=True)
-    with bar("sample") as on_done:
-        counts = build(out, seed=seed, on_done=on_done)
+    counts = build(out, seed=seed, reporter=ConsoleReporter())
     for name, count in counts.items():
         click.echo(f"{out / name}.jsonl: {count} pairs")
 

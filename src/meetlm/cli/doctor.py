@@ -65,7 +65,7 @@ def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
         lambda pairs: _plan(configs, config.preset, pairs),
         slot=max(map(len, slots)),
         with_eval=settings is not None,
-        say=ConsoleReporter().message,
+        reporter=ConsoleReporter(),
     )
     if as_json:
         print_json(diagnosis.to_dict())

@@ -11,7 +11,6 @@ from meetlm.cli.arguments import HeldOutData, SettingsCommand, args_argument, da
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
 from meetlm.cli.options import HELD_OUT, finite
-from meetlm.cli.progress import bar
 
 if TYPE_CHECKING:
     from meetlm.evaluation.record import Evaluation
@@ -48,49 +47,33 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> Non
     if not systems:
         raise click.UsageError("expected systems: folders of runs, or files of completions")
     quiet_libraries()
-    from meetlm.evaluation.cells import line_up
-    from meetlm.evaluation.evaluate import evaluate as compare
     from meetlm.evaluation.protocol import PRESETS
     from meetlm.generation.sampling import Sampling
-    from meetlm.report.write import write_report
-    from meetlm.run.compared import chosen_replies, data_of, read_systems
-    from meetlm.run.completions import parse_level
+    from meetlm.run.compared import data_of, named_places
+    from meetlm.run.evaluate import evaluate_systems
+    from meetlm.run.levels import parse_level
 
     asked = {
         name: given[name] for name in ("level", "temperature", "top_p", "max_new_tokens") if given[name] is not None
     }
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
-    sampling = Sampling(**protocol.model_dump(exclude={"level"}))
     settings = settings_of(given)
-    data = held_out_data(overrides) or data_of(systems)
-    held = chosen_replies(data)
-    level = parse_level(protocol.level or None)
-    answers = read_systems(systems, level, sampling, held.chosen, data=data_args(overrides))
-    cells = line_up(answers, held.chosen, common=given["common"])
-    cells.problems.extend(held.problems)
-    evaluators = evaluators_of(given, data.source)
-    with bar("judge", unit="call", quiet=quiet) as on_judged:
-        evaluation = compare(
-            [one.system for one in answers],
-            cells,
-            given["baseline"],
-            settings,
-            evaluators,
-            out,
-            more={
-                "preset": given["preset"],
-                "protocol": protocol.model_dump(),
-                "common": given["common"],
-                "data": data.model_dump(mode="json"),
-                "data_sha256": held.sha256,
-            },
-            on_judged=on_judged,
-            reporter=ConsoleReporter(quiet=quiet),
-        )
-    evaluation.save(out / "evaluation.json")
+    named = [named_places(system) for system in systems]
+    data = held_out_data(overrides) or data_of(named)
+    evaluation = evaluate_systems(
+        named,
+        given["baseline"],
+        data,
+        level=parse_level(protocol.level or None),
+        sampling=Sampling(**protocol.model_dump(exclude={"level"})),
+        evaluators=evaluators_of(given, data.source),
+        settings=settings,
+        only_common=given["common"],
+        out=out,
+        data_args=data_args(overrides),
+        reporter=ConsoleReporter(quiet=quiet),
+    )
     show(evaluation)
-    for file in write_report(evaluation, out):
-        click.echo(f"The report is in {file}.")
 
 
 def show(evaluation: Evaluation) -> None:

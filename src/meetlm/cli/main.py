@@ -10,7 +10,7 @@ from meetlm.cli.data import data
 from meetlm.cli.demo import demo, demo_data
 from meetlm.cli.doctor import doctor
 from meetlm.cli.evaluate import evaluate
-from meetlm.cli.generate import generate
+from meetlm.cli.generate import chat, generate
 from meetlm.cli.paper import paper
 from meetlm.cli.plan import plan
 from meetlm.cli.recipes import recipes
@@ -96,6 +96,7 @@ for command in (
     train,
     show_config,
     generate,
+    chat,
     data,
     doctor,
     demo,

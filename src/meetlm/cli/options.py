@@ -37,6 +37,11 @@ level_option = click.option(
 )
 
 
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts per batch."
+)
+
+
 def out_option(default: str | None, help: str) -> Decorator:  # noqa: A002  click's own name
     """Return the option of where results are written."""
     return click.option(
@@ -70,7 +75,6 @@ def sampling_options(command: Any) -> Any:
             help="Maximum number of tokens per completion.",
         ),
         click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of sampling."),
-        click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts per batch."),
     )
     for option in reversed(options):
         command = option(command)

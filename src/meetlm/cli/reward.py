@@ -148,14 +148,13 @@ def score(
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
     from meetlm.config.files import write_atomic
-    from meetlm.data.pairs import text_or_turns
+    from meetlm.data.pairs import read_prompt
     from meetlm.data.rows import read_file
     from meetlm.evaluation.reward import RewardModel, RewardSettings
-    from meetlm.evaluation.reward_input import as_prompt
 
     reporter = ConsoleReporter(quiet=quiet)
     rows = [(file, row) for file in files for row in read_file(file)]
-    prompts = [as_prompt(text_or_turns(row, "prompt")) for _, row in rows]
+    prompts = [read_prompt(row, "prompt") for _, row in rows]
     completions = [row.text("completion") for _, row in rows]
     reward_model = RewardModel.load(
         RewardSettings.model_validate({"model": model, "input": form, "max_length": max_length, "device": device})
@@ -171,7 +170,13 @@ def score(
         click.echo(f"{file}: {mean} of {len(scored)} completions")
     if out is not None:
         lines = [
-            {"file": str(file), "line": row.origin.line, "prompt": prompt, "completion": completion, "reward": reward}
+            {
+                "file": str(file),
+                "line": row.origin.line,
+                "prompt": prompt.to_json(),
+                "completion": completion,
+                "reward": reward,
+            }
             for (file, row), prompt, completion, reward in zip(rows, prompts, completions, rewards, strict=True)
         ]
         write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

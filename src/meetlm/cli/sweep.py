@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, split
-from meetlm.cli.console import quiet_libraries
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.options import SEED, config_option, quiet_option
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def sweep(
     arms = arms_of(names, _numbers(seeds), file, overrides)
     sampling = None if prompts == 0 else Sampling(max_new_tokens=max_new_tokens)
     then = AfterTraining(sampling, prompts, keep_weights)
-    results, failed = run(arms, out, then, say=click.echo, progress=not quiet)
+    results, failed = run(arms, out, then, reporter=ConsoleReporter(quiet=quiet))
     if sys.stdout.isatty():
         _show(results)
     else:  # a file or a pipe: no width to fit
@@ -119,7 +119,7 @@ def search(
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
     found = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
-    made = found.run(out, say=click.echo, progress=not quiet)
+    made = found.run(out, reporter=ConsoleReporter(quiet=quiet))
     for line in lines(made, [*(part for o in overrides for part in (o.option, o.text)), *_file(file)], found.failed):
         click.echo(line)
     click.echo(f"\nAll trials are in {out}.")

@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from meetlm.cli.console import quiet_libraries
+from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluate import show
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
 from meetlm.cli.options import SEED
-from meetlm.cli.progress import bar
 
 
 @click.command("sweep-temperature", short_help="Compare runs over temperatures; a report.")
@@ -45,8 +44,8 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
     from meetlm.generation.sampling import Sampling
     from meetlm.report.write import write_temperature_report
     from meetlm.run.compared import named_places
-    from meetlm.run.completions import parse_level
     from meetlm.run.folder import read_data_settings
+    from meetlm.run.levels import parse_level
     from meetlm.run.temperature import sweep_temperature as run
 
     named: dict[str, Path] = {}
@@ -58,24 +57,21 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
             raise ConfigError(f"two runs are called {name!r}: name them, as in NAME={places[0]}")
         named[name] = places[0]
     sampling = Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"])
-    with bar("generate", quiet=quiet) as on_done:
-        points = run(
-            named,
-            given["baselines"],
-            _numbers(given["temperatures"]),
-            sampling,
-            settings_of(given),
-            evaluators_of(given, read_data_settings(next(iter(named.values()))).source),
-            out,
-            level=parse_level(given["level"]),
-            seed=given["sampling_seed"],
-            limit=given["limit"],
-            common=given["common"],
-            batch_size=given["batch_size"],
-            say=click.echo,
-            on_total=on_done.expect,
-            on_done=on_done,
-        )
+    points = run(
+        named,
+        given["baselines"],
+        _numbers(given["temperatures"]),
+        sampling,
+        settings_of(given),
+        evaluators_of(given, read_data_settings(next(iter(named.values()))).source),
+        out,
+        level=parse_level(given["level"]),
+        seed=given["sampling_seed"],
+        limit=given["limit"],
+        common=given["common"],
+        batch_size=given["batch_size"],
+        reporter=ConsoleReporter(quiet=quiet),
+    )
     for temperature, evaluation in points:
         click.echo(f"temperature {temperature:g}, against {evaluation.baseline}")
         show(evaluation)

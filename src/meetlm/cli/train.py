@@ -41,11 +41,9 @@ def train(args: tuple[str, ...], file: Path | None, out: Path | None, quiet: boo
     """  # noqa: D301  click's mark is a real backspace
     config = configure(args, file)
     quiet_libraries()
-    from meetlm.run.execute import execute
+    from meetlm.run.train import train as train_run
 
-    folder = out or Path("runs") / config.recipe
-    execute(config, folder, say=ConsoleReporter().message, progress=not quiet)
-    click.echo(folder)
+    click.echo(train_run(config, out=out, reporter=ConsoleReporter(quiet=quiet)))
 
 
 @click.command("config", cls=SettingsCommand, epilog=RECIPES, short_help="Print all settings of a recipe.")

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from meetlm.config.errors import RunError
+
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 """What some file systems, over a network mostly, say where a folder is to be flushed: they cannot."""
 
@@ -16,6 +18,18 @@ def write_atomic(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     _flush(partial)
     os.replace(partial, path)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse a folder for results that holds other files; hidden ones do not count.
+
+    Raises:
+        RunError: Names some of the files.
+    """
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    if names:
+        more = ", …" if len(names) > 3 else ""
+        raise RunError(f"--out {folder} holds other files ({', '.join(names[:3])}{more}); choose another folder")
 
 
 def sync(place: Path, *, deep: bool = True) -> None:

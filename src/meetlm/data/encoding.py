@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import PreferenceExample, Prompt
 from meetlm.data.levels import LevelledExample
 from meetlm.data.prompt_format import PromptFormat
 
@@ -77,7 +77,7 @@ class Encoder:
         self.format, self.slots, self.placement = prompt_format, [tuple(slot) for slot in slots], placement
         self.num_levels, self._num_words = len(self.slots), num_words
 
-    def prompt(self, prompt: Text, level: int) -> list[int]:
+    def prompt(self, prompt: Prompt, level: int) -> list[int]:
         """Return slot and prompt ids: what generation under ``level`` starts from.
 
         Raises:

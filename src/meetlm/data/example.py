@@ -5,22 +5,116 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+Message = dict[str, Any]
+"""A message of a chat as JSON has it: ``role``, ``content`` and whatever else the message holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation, or a reply.
+
+    Attributes:
+        role: Who speaks: ``user``, ``assistant``, ``system``, ``tool``, …
+        content: The text of the message.
+        extra: The other fields of the message (``tool_calls``, ``name``, …) as JSON text; empty without any.
+    """
 
     role: str
     content: str
+    extra: str = field(default="", repr=False)
+
+    def to_message(self) -> Message:
+        """Return the turn as a chat template reads it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
+
+    @classmethod
+    def from_message(cls, message: Message) -> Turn:
+        """Return what :meth:`to_message` wrote."""
+        extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+        text = json.dumps(extra, sort_keys=True, ensure_ascii=False) if extra else ""
+        return cls(message["role"], message["content"], text)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the message holds nothing but white space."""
+        return not self.content.strip() and not self.extra
 
 
-T = TypeVar("T")
+_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
-Text = str | tuple[Turn, ...]
-"""Plain text, or a conversation that the tokenizer's chat template will render."""
+
+def as_reply(text: str) -> Turn:
+    """Return ``text`` as an assistant's turn."""
+    return Turn("assistant", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    r"""What a reply answers: plain text, or a conversation.
+
+    Attributes:
+        content: Text, which the reply continues as it is (HH: up to the last ``\n\nAssistant:``), or turns, which the
+            tokenizer's chat template renders.
+    """
+
+    content: str | tuple[Turn, ...]
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the prompt is a conversation."""
+        return not isinstance(self.content, str)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation; plain text is one message of the user."""
+        return (Turn("user", self.content),) if isinstance(self.content, str) else self.content
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the prompt holds nothing but white space."""
+        return all(turn.is_blank for turn in self.turns)
+
+    @property
+    def id(self) -> str:
+        """A short hash: the same for the same text or messages, whatever white space is around them."""
+        return hashlib.sha256(json.dumps(self._names(strip=True), ensure_ascii=False).encode()).hexdigest()[:12]
+
+    @property
+    def group(self) -> str:
+        """What rows with this prompt have in common."""
+        return self.content if isinstance(self.content, str) else json.dumps(self._names(strip=False))
+
+    def text(self) -> str:
+        """Return the text of the prompt: the contents of its messages, one below the other."""
+        return "\n".join(turn.content for turn in self.turns)
+
+    def dialogue(self) -> str:
+        """Return the messages as ``Human: …`` and ``Assistant: …`` paragraphs; other roles are named as they are."""
+        return "\n\n".join(f"{_SPEAKERS.get(t.role, t.role.title())}: {t.content.strip()}" for t in self.turns)
+
+    def messages(self) -> list[Message]:
+        """Return the prompt as chat messages; plain text is one message of the user."""
+        return [turn.to_message() for turn in self.turns]
+
+    def to_json(self) -> str | list[Message]:
+        """Return the prompt as files hold it: a string, or a list of messages."""
+        return self.content if isinstance(self.content, str) else self.messages()
+
+    @classmethod
+    def from_json(cls, value: str | list[Message]) -> Prompt:
+        """Return what :meth:`to_json` wrote."""
+        return cls(value if isinstance(value, str) else tuple(map(Turn.from_message, value)))
+
+    def _names(self, *, strip: bool) -> str | list[list[str]]:
+        if isinstance(self.content, str):
+            return self.content.strip() if strip else self.content
+        texts = [(turn, turn.content.strip() if strip else turn.content) for turn in self.content]
+        return [[turn.role, text, *([turn.extra] if turn.extra else [])] for turn, text in texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +130,23 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceExample:
-    r"""A pair (x, y_w, y_l) of the paper's section 3.1.
+    """A pair (x, y_w, y_l) of the paper's section 3.1.
 
     Attributes:
-        prompt: x. For plain text it ends where the completion begins (HH: after the last ``\n\nAssistant:``).
-        chosen: y_w, the completion alone (a string with its leading space, or assistant turns).
+        prompt: x.
+        chosen: y_w, the reply alone; as plain text with its leading space.
         rejected: y_l, likewise.
-        group: What one prompt or post is: evaluation keeps one row a group, bootstraps resample groups.
+        group: Its prompt or post: evaluation uses one row per group, bootstraps resample groups.
         origin: Where it was read.
         rejected_prompt: The prompt of the rejected side where it differs from ``prompt``, else ``None``.
     """
 
-    prompt: Text
-    chosen: Text
-    rejected: Text
+    prompt: Prompt
+    chosen: Turn
+    rejected: Turn
     group: str
     origin: Origin
-    rejected_prompt: Text | None = None
+    rejected_prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +154,19 @@ class Read(Generic[T]):
     """A split as read, unfiltered and in the order of the file.
 
     Attributes:
-        rows: What was made of each of its rows.
-        elsewhere: Rows that lie beside them and state another split, which are left out.
+        rows: What each of its rows was turned into.
+        other_split_rows: Rows in the same file that name another split; they are left out.
     """
 
     rows: list[T]
-    elsewhere: list[Origin]
+    other_split_rows: list[Origin]
 
 
-def prompt_id(prompt: Text) -> str:
-    """Return a short hash that names a prompt: the same for the same text or messages."""
-    turns = prompt.strip() if isinstance(prompt, str) else [[turn.role, turn.content.strip()] for turn in prompt]
-    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:12]
-
-
-def fingerprint(rows: Iterable[tuple[Text | None, ...]]) -> str:
-    """Return a hash of the texts of rows, in order: who has the same one has the same rows."""
+def fingerprint(rows: Iterable[tuple[Prompt, *tuple[Turn | None, ...]]]) -> str:
+    """Return a hash of prompts and replies, in order: equal for equal rows, and the same in every version of meetlm."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
+    for prompt, *replies in rows:
+        texts = [turn if turn is None else (turn,) if prompt.is_chat else turn.content for turn in replies]
+        digest.update(repr((prompt.content, *texts)).encode())
+        digest.update("".join(turn.extra for turn in (*prompt.turns, *replies) if turn is not None).encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Read, Text
+from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn
 
 Lengths = Callable[[PreferenceExample], tuple[int, int, int]]
 """Token counts of prompt, chosen and rejected reply, without the control."""
@@ -61,7 +61,7 @@ class FilterReport:
         beyond_limit: Rows not looked at, as the limit was reached before them.
         dropped: A tally for each of ``REASONS`` that applied.
         odd: A tally for each of ``ODDITIES`` among the kept.
-        elsewhere: Rows beside them that state another split; ``total`` is without them.
+        other_split_rows: Rows in the same file that name another split; ``total`` is without them.
     """
 
     file: str
@@ -71,7 +71,7 @@ class FilterReport:
     beyond_limit: int = 0
     dropped: dict[str, Tally] = field(default_factory=dict)
     odd: dict[str, Tally] = field(default_factory=dict)
-    elsewhere: Tally = field(default_factory=Tally)
+    other_split_rows: Tally = field(default_factory=Tally)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
@@ -87,7 +87,7 @@ class FilterReport:
             "beyond_limit": self.beyond_limit,
             "dropped": tallies(self.dropped),
             "odd": tallies(self.odd),
-            "elsewhere": asdict(self.elsewhere),
+            "other_split_rows": asdict(self.other_split_rows),
         }
 
     def lines(self) -> list[str]:
@@ -95,8 +95,8 @@ class FilterReport:
         text = [f"{self.file}: {self.kept} of {self.total} rows kept, {self.groups} distinct prompts"]
         text += [_line("dropped", tally, REASONS[name]) for name, tally in self.dropped.items()]
         text += [_line("kept though odd", tally, ODDITIES[name]) for name, tally in self.odd.items()]
-        if self.elsewhere.count:
-            text.append(_line("left out", self.elsewhere, "of another split, as they state"))
+        if self.other_split_rows.count:
+            text.append(_line("left out", self.other_split_rows, "of another split, as they state"))
         if self.beyond_limit:
             text.append(f"  not looked at: {self.beyond_limit}, beyond the limit")
         return text
@@ -125,7 +125,7 @@ def filter_train(
     Raises:
         DataError: No row is left.
     """
-    seen: set[tuple[Text, Text, Text]] = set()
+    seen: set[tuple[Prompt, Turn, Turn]] = set()
 
     def reason(example: PreferenceExample) -> str | None:
         unfit = _unfit_pair(example)
@@ -187,10 +187,10 @@ def _filter(
 ) -> tuple[list[PreferenceExample], FilterReport]:
     examples = read.rows
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
-    for row in read.elsewhere:
-        report.elsewhere.add(row)
+    for row in read.other_split_rows:
+        report.other_split_rows.add(row)
     kept: list[PreferenceExample] = []
-    pairs: set[tuple[Text, Text, Text]] = set()
+    pairs: set[tuple[Prompt, Turn, Turn]] = set()
     for number, example in enumerate(examples):
         if limit is not None and len(kept) == limit:
             report.beyond_limit = len(examples) - number
@@ -199,7 +199,7 @@ def _filter(
         if why:
             report.dropped.setdefault(why, Tally()).add(example.origin)
             continue
-        if is_blank(example.prompt):
+        if example.prompt.is_blank:
             report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
         if (example.prompt, example.rejected, example.chosen) in pairs:
             report.odd.setdefault("contradiction", Tally()).add(example.origin)
@@ -215,16 +215,10 @@ def _filter(
 def _unfit_pair(example: PreferenceExample) -> str | None:
     if example.rejected_prompt is not None:
         return "prompts_differ"
-    if is_blank(example.chosen) or is_blank(example.rejected):
+    if example.chosen.is_blank or example.rejected.is_blank:
         return "empty_reply"
     return "identical_replies" if example.chosen == example.rejected else None
 
 
-def _key(example: PreferenceExample) -> tuple[Text, Text, Text]:
+def _key(example: PreferenceExample) -> tuple[Prompt, Turn, Turn]:
     return example.prompt, example.chosen, example.rejected
-
-
-def is_blank(text: Text) -> bool:
-    """Whether a text, or every message of a conversation, is nothing but white space."""
-    content = text if isinstance(text, str) else "".join(turn.content for turn in text)
-    return not content.strip()

@@ -8,7 +8,7 @@ filters drop and count them.
 
 from __future__ import annotations
 
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import PreferenceExample, Prompt, as_reply
 from meetlm.data.rows import Row
 
 ASSISTANT = "\n\nAssistant:"
@@ -26,31 +26,31 @@ def parse(row: Row) -> PreferenceExample:
     prompt, chosen = _split(row, "chosen")
     rejected_prompt, rejected = _split(row, "rejected")
     return PreferenceExample(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
+        prompt=Prompt(prompt),
+        chosen=as_reply(chosen),
+        rejected=as_reply(rejected),
         group=prompt,
         origin=row.origin,
-        rejected_prompt=None if rejected_prompt == prompt else rejected_prompt,
+        rejected_prompt=None if rejected_prompt == prompt else Prompt(rejected_prompt),
     )
 
 
-def ask(prompt: Text) -> Text:
+def ask(prompt: Prompt) -> Prompt:
     r"""Return a prompt as the transcripts put it: ``\n\nHuman: …\n\nAssistant:``.
 
     Args:
         prompt: Bare text is what the human says; text with ``\n\nHuman:`` in it is a transcript already, and a
             conversation is left alone.
     """
-    if not isinstance(prompt, str) or HUMAN in prompt:
+    if not isinstance(prompt.content, str) or HUMAN in prompt.content:
         return prompt
-    return f"{HUMAN} {prompt.strip()}{ASSISTANT}"
+    return Prompt(f"{HUMAN} {prompt.content.strip()}{ASSISTANT}")
 
 
 def _split(row: Row, field: str) -> tuple[str, str]:
     """Return prompt (its end is ``ASSISTANT``) and completion (its leading space kept) of one transcript."""
     transcript = row.text(field)
-    head, marker, reply = transcript.rpartition(ASSISTANT)
+    head, marker, said = transcript.rpartition(ASSISTANT)
     if not marker:
         raise row.error("the transcript has no assistant turn", field=field, expected=f"{ASSISTANT!r} before the reply")
-    return head + marker, reply
+    return head + marker, said

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meetlm.data.example import Text
+from meetlm.data.example import Prompt, Turn
 
 PAIR_LEVELS = ("bad", "good")
 """Levels of pairwise data, worst first; the last one is the default at inference."""
@@ -23,6 +23,6 @@ class LevelledExample:
         level: Index into the run's levels.
     """
 
-    prompt: Text
-    completion: Text
+    prompt: Prompt
+    completion: Turn
     level: int

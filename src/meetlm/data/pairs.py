@@ -16,13 +16,13 @@ their shared turns, as TRL does; chat completions that repeat the whole prompt l
 
 from __future__ import annotations
 
-import json
 from os.path import commonprefix
 
-from meetlm.data.example import PreferenceExample, Text, Turn
+from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
 from meetlm.data.rows import Row, kind_of
 
 Turns = tuple[Turn, ...]
+Text = str | Turns
 
 MARKS = ("label", "score", "level")
 """What pointwise rows say of their one completion."""
@@ -36,8 +36,8 @@ def parse(row: Row) -> PreferenceExample:
             conversation does not end with an assistant turn.
     """
     _refuse_pointwise(row)
-    chosen, rejected = text_or_turns(row, "chosen"), text_or_turns(row, "rejected")
-    prompt = text_or_turns(row, "prompt") if row.fields.get("prompt") is not None else None
+    chosen, rejected = (read_prompt(row, field).content for field in ("chosen", "rejected"))
+    prompt = read_prompt(row, "prompt").content if row.fields.get("prompt") is not None else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _example(row, *_split_text(row, prompt, chosen, rejected))
     if isinstance(chosen, str) or isinstance(rejected, str):
@@ -58,16 +58,18 @@ def _refuse_pointwise(row: Row) -> None:
 
 
 def _example(row: Row, prompt: Text, chosen: Text, rejected: Text, other: Text | None) -> PreferenceExample:
-    for field, reply in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(reply, str) and len(reply) > 1:
-            roles = ", ".join(turn.role for turn in reply)
-            raise row.error(f"replies in {len(reply)} turns ({roles})", field=field, expected="one assistant message")
-    return PreferenceExample(prompt, chosen, rejected, group_of(prompt), row.origin, other)
+    asked, other_asked = Prompt(prompt), None if other is None else Prompt(other)
+    sides = _reply(row, "chosen", chosen), _reply(row, "rejected", rejected)
+    return PreferenceExample(asked, *sides, asked.group, row.origin, other_asked)
 
 
-def group_of(prompt: Text) -> str:
-    """Return what rows of one prompt have in common."""
-    return prompt if isinstance(prompt, str) else json.dumps([[turn.role, turn.content] for turn in prompt])
+def _reply(row: Row, field: str, said: Text) -> Turn:
+    if isinstance(said, str):
+        return as_reply(said)
+    if len(said) > 1:
+        roles = ", ".join(turn.role for turn in said)
+        raise row.error(f"replies in {len(said)} turns ({roles})", field=field, expected="one assistant message")
+    return said[0]
 
 
 def _split_text(row: Row, prompt: Text | None, chosen: str, rejected: str) -> tuple[str, str, str, None]:
@@ -130,7 +132,7 @@ def _kind(text: Text) -> str:
     return "text" if isinstance(text, str) else "a conversation"
 
 
-def text_or_turns(row: Row, field: str) -> Text:
+def read_prompt(row: Row, field: str) -> Prompt:
     """Return a field that holds text, or a list of messages with role and content.
 
     Raises:
@@ -138,7 +140,7 @@ def text_or_turns(row: Row, field: str) -> Text:
     """
     value = row.fields.get(field)
     if isinstance(value, str):
-        return row.text(field)
+        return Prompt(row.text(field))
     if not isinstance(value, list):
         expected = "text, or a list of messages with role and content"
         if field not in row.fields:
@@ -153,4 +155,4 @@ def text_or_turns(row: Row, field: str) -> Text:
             raise row.error(f"is {kind_of(message)}", field=name, expected="an object with role and content")
         inside = row.wrap(name, message)
         turns.append(Turn(role=inside.text("role"), content=inside.text("content")))
-    return tuple(turns)
+    return Prompt(tuple(turns))

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.example import Text, Turn
+from meetlm.data.example import Prompt, Turn
 
 _MARK = "meetlm-marks-the-first-message"
 
@@ -68,34 +68,30 @@ class PromptFormat:
         self._template_preamble = self._template.replaceable(spec.system)
         self._opens_with_space = _opens_with_space(tokenizer)
 
-    def prompt_ids(self, prompt: Text) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt, with the BOS token where the tokenizer adds one; never empty."""
-        if isinstance(prompt, str):
-            ids = list(self.tokenizer(prompt)["input_ids"])
+        if not prompt.is_chat:
+            ids = list(self.tokenizer(prompt.content)["input_ids"])
             while ids and ids[-1] == self.tokenizer.eos_token_id and ids[-1] != self.tokenizer.bos_token_id:
                 ids.pop()  # some tokenizers close every text; the prompt goes on
         else:
-            ids = self._ids(self._render(prompt, open_reply=True))
+            ids = self._ids(self._render(prompt.turns, open_reply=True))
         if not ids:
             start = self.tokenizer.bos_token_id
             ids = [self.tokenizer.eos_token_id if start is None else start]
         return ids
 
-    def completion_ids(self, prompt: Text, completion: Text) -> list[int]:
+    def completion_ids(self, prompt: Prompt, completion: Turn) -> list[int]:
         """Return the ids of a completion of ``prompt``, closed by EOS.
 
         Raises:
-            ConfigError: One side is a conversation and the other is not, or the chat template does not continue the
-                prompt that it rendered before.
+            ConfigError: The chat template does not continue the prompt that it rendered before.
         """
-        if isinstance(prompt, str) != isinstance(completion, str):
-            raise ConfigError("a prompt and its completion must both be text or both be conversations")
-        if isinstance(completion, str):
-            text = completion
+        if not prompt.is_chat:
+            text = completion.content
         else:
-            assert not isinstance(prompt, str)
-            opened = self._render(prompt, open_reply=True)
-            whole = self._render((*prompt, *completion), open_reply=False)
+            opened = self._render(prompt.turns, open_reply=True)
+            whole = self._render((*prompt.turns, completion), open_reply=False)
             if not whole.startswith(opened):
                 raise ConfigError(
                     "the chat template changes the prompt once a completion follows it, "
@@ -185,7 +181,7 @@ class _Template:
 
     def render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
         """Return the text of a conversation."""
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        messages = [turn.to_message() for turn in turns]
         try:
             text = self.tokenizer.apply_chat_template(
                 messages,

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Text, prompt_id
-from meetlm.data.filters import is_blank
-from meetlm.data.pairs import text_or_turns
+from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
+from meetlm.data.pairs import read_prompt
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import Source, read_rows
@@ -26,32 +25,31 @@ class HeldOutPrompt:
     """A held-out row, as far as completions need it.
 
     Attributes:
-        prompt: Text or messages.
         chosen: The preferred reply; ``None`` where the row holds a prompt alone.
         origin: Where it was read.
     """
 
-    prompt: Text
-    chosen: Text | None
+    prompt: Prompt
+    chosen: Turn | None
     origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOutRows:
     """The held-out rows of some data.
 
     Attributes:
         prompts: One a row that has a prompt, in order; several rows may have the same one.
         without: Rows whose prompt is missing or blank: these are left out.
-        elsewhere: Rows that state a split which is not the one read: these are left out, too.
+        other_split_rows: Rows that name another split than the one read: these are left out, too.
     """
 
     prompts: list[HeldOutPrompt]
     without: list[Origin]
-    elsewhere: list[Origin]
+    other_split_rows: list[Origin]
 
 
-def read_prompts(settings: DataSettings) -> HeldOut:
+def read_prompts(settings: DataSettings) -> HeldOutRows:
     """Return the prompts of the rows to evaluate on, without reading the training rows where they are not needed.
 
     Every row of ``settings.eval_file`` counts where no training data are named beside it, whatever split it states.
@@ -63,11 +61,11 @@ def read_prompts(settings: DataSettings) -> HeldOut:
     if settings.holdout is None:
         whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
         read = read_rows(settings, "eval", _read, whole=whole)
-        rows, elsewhere = read.rows, read.elsewhere
+        rows, other_split_rows = read.rows, read.other_split_rows
     else:
         train, held = read_splits(settings)
-        rows, elsewhere = [_of_pair(example) for example in held.rows], train.elsewhere
-    kept = [row for row in rows if not is_blank(row.prompt)]
+        rows, other_split_rows = [_of_pair(example) for example in held.rows], train.other_split_rows
+    kept = [row for row in rows if not row.prompt.is_blank]
     if not kept:
         raise DataError(
             f"is missing or blank in all {len(rows)} rows",
@@ -75,7 +73,7 @@ def read_prompts(settings: DataSettings) -> HeldOut:
             field="prompt",
             expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}",
         )
-    return HeldOut(kept, [row.origin for row in rows if is_blank(row.prompt)], elsewhere)
+    return HeldOutRows(kept, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
 
 
 def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt], list[HeldOutPrompt]]:
@@ -83,7 +81,7 @@ def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt]
     firsts: dict[str, HeldOutPrompt] = {}
     again: list[HeldOutPrompt] = []
     for one in prompts:
-        name = prompt_id(one.prompt)
+        name = one.prompt.id
         if name not in firsts:
             firsts[name] = one
             continue
@@ -94,7 +92,7 @@ def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt]
 
 
 def within(
-    prompts: Sequence[HeldOutPrompt], length: Callable[[Text], int], max_length: int, limit: int | None = None
+    prompts: Sequence[HeldOutPrompt], length: Callable[[Prompt], int], max_length: int, limit: int | None = None
 ) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
     """Return the rows whose prompt has at most ``max_length`` tokens, in order, and those left out for their length.
 
@@ -124,9 +122,9 @@ def _read(row: Row, source: Source) -> HeldOutPrompt:
     if any(row.fields.get(name) is not None for name in ("chosen", *source.fields)):
         return _of_pair(source.parse(row))
     field = next((name for name in FIELDS if row.fields.get(name)), None)
-    prompt = "" if field is None else text_or_turns(row, field)
-    if isinstance(prompt, tuple) and prompt[-1].role != "user":
-        what = f"ends with a turn of {prompt[-1].role!r}"
+    prompt = Prompt("") if field is None else read_prompt(row, field)
+    if prompt.turns[-1].role != "user":
+        what = f"ends with a turn of {prompt.turns[-1].role!r}"
         raise row.error(what, field=field, expected="a user's turn last, which a completion answers")
     return HeldOutPrompt(prompt, None, row.origin)
 

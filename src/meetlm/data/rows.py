@@ -89,7 +89,7 @@ def kind_of(value: object) -> str:
     return "null" if value is None else names.get(type(value), "an object")
 
 
-class Found(NamedTuple):
+class SplitRows(NamedTuple):
     """The rows of a split, what the split is called, and the file or hub name they come from."""
 
     rows: Iterator[Row]
@@ -97,7 +97,7 @@ class Found(NamedTuple):
     file: str
 
 
-def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
+def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
     """Find where the rows of a split are, by the settings alone. Reading starts with the iteration.
 
     Raises:
@@ -109,7 +109,7 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
     if explicit is not None:
         file = Path(explicit).expanduser()
         file = base / file if base is not None and base.is_dir() else file
-        return Found(read_file(file), name, str(file))
+        return SplitRows(read_file(file), name, str(file))
     alone = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
     if base is None or base.is_file() or alone:
         if base is None or split == "eval":
@@ -120,7 +120,7 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> Found:
                 file=at,
                 expected=remedy if split == "eval" else "--data.train_file FILE",
             )
-        return Found(read_file(base), name, str(base))
+        return SplitRows(read_file(base), name, str(base))
     if base.is_dir():
         return _in_folder(base, settings.subset, name)
     if _is_local(str(settings.path)):
@@ -151,14 +151,14 @@ def _some(rows: Iterator[Row], file: str) -> Iterator[Row]:
         raise DataError("holds no rows", file=file, expected="at least one")
 
 
-def _in_folder(folder: Path, subset: str | None, split: str) -> Found:
+def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
     """Look for ``<split>.<ending>`` in the subset's folder, or in the whole one's, then ask ``datasets``."""
     inner = _subset_folder(folder, subset)
     place = inner or folder
     for ending in READERS:
         file = place / f"{split}{ending}"
         if file.is_file():
-            return Found(read_file(file), split, str(file))
+            return SplitRows(read_file(file), split, str(file))
     looked = f"{place / split}{{{','.join(READERS)}}}"
     return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
 
@@ -182,14 +182,14 @@ def _is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
 
 
-def _through_datasets(path: str, subset: str | None, split: str, note: str) -> Found:
+def _through_datasets(path: str, subset: str | None, split: str, note: str) -> SplitRows:
     file = f"{path}/{subset} [{split}]" if subset else f"{path} [{split}]"
 
     def rows() -> Iterator[Row]:
         for number, fields in enumerate(_load(path, subset, split, file, note), start=1):
             yield Row(fields, Origin(file, number))
 
-    return Found(_some(rows(), file), split, file)
+    return SplitRows(_some(rows(), file), split, file)
 
 
 def _load(path: str, subset: str | None, split: str, file: str, note: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import PreferenceExample, Read, Text
+from meetlm.data.example import PreferenceExample, Prompt, Read
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 
@@ -24,7 +24,7 @@ def _always(row: Row, split: str) -> bool:
     return True
 
 
-def _as_given(prompt: Text) -> Text:
+def _as_given(prompt: Prompt) -> Prompt:
     return prompt
 
 
@@ -45,7 +45,7 @@ class Source:
     fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
-    ask: Callable[[Text], Text] = _as_given
+    ask: Callable[[Prompt], Prompt] = _as_given
     task: Literal["dialogue", "summary"] | None = None
 
 
@@ -73,15 +73,15 @@ def read_rows(
         DataError: The data cannot be found or read, ``parse`` raised it, or no row belongs to the split.
     """
     source = SOURCES[settings.source]
-    found = find_rows(settings, split)
+    part = find_rows(settings, split)
     read: Read[T] = Read([], [])
-    for row in found.rows:
-        if whole or source.belongs(row, found.split):
+    for row in part.rows:
+        if whole or source.belongs(row, part.split):
             read.rows.append(parse(row, source))
         else:
-            read.elsewhere.append(row.origin)
+            read.other_split_rows.append(row.origin)
     if not read.rows:
-        raise DataError(f"no row belongs to the split {found.split!r}", file=found.file)
+        raise DataError(f"no row belongs to the split {part.split!r}", file=part.file)
     return read
 
 

@@ -33,8 +33,8 @@ def read_splits(settings: DataSettings) -> tuple[Read[PreferenceExample], Read[P
             expected=f"less than {len(groups)}",
         )
     held = set(groups[: settings.holdout])
-    kept = [example for example in rows if example.group not in held]
-    return Read(kept, train.elsewhere), Read([example for example in rows if example.group in held], [])
+    trained = [example for example in rows if example.group not in held]
+    return Read(trained, train.other_split_rows), Read([example for example in rows if example.group in held], [])
 
 
 def _hash(group: str) -> str:

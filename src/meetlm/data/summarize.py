@@ -15,7 +15,7 @@ name another part than the one asked for are passed over.
 
 from __future__ import annotations
 
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
 from meetlm.data.rows import Row
 
 REDDIT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -37,7 +37,7 @@ def parse(row: Row) -> PreferenceExample:
     if choice not in (0, 1):
         raise row.error(f"is {choice}", field="choice", expected="0 or 1, the index of the better summary")
     return PreferenceExample(
-        prompt=_prompt(info),
+        prompt=Prompt(_prompt(info)),
         chosen=_summary(row, summaries, choice),
         rejected=_summary(row, summaries, 1 - choice),
         group=info.text("id"),
@@ -62,8 +62,8 @@ def _joined(text: str) -> str:
     return text.replace("\n\n", "\n")
 
 
-def _summary(row: Row, summaries: list[object], index: int) -> str:
+def _summary(row: Row, summaries: list[object], index: int) -> Turn:
     summary, field = summaries[index], f"summaries[{index}]"
     if not isinstance(summary, dict):
         raise row.error("is not an object", field=field, expected="an object with a text")
-    return row.wrap(field, summary).text("text")
+    return as_reply(row.wrap(field, summary).text("text"))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.example import Turn
+from meetlm.data.example import Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.engine import Engine
@@ -67,14 +68,14 @@ def sample(
     *,
     replies: int,
     seed: int,
-    on_done: Callable[[int], Any] | None = None,
+    reporter: Reporter = SILENT,
 ) -> list[list[str]]:
     """Return ``replies`` replies of the untouched model to each prompt."""
-    ids = [engine.format.prompt_ids((Turn("user", prompt),)) for prompt in prompts]
+    ids = [engine.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
     requests = [
         Request(tuple(row), (1.0,), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
     ]
-    done = engine.generate(requests, sampling, seed=seed, batch_size=96, on_done=on_done)
+    done = engine.generate(requests, sampling, seed=seed, batch_size=96, reporter=reporter)
     return [[one.text for one in done[i : i + replies]] for i in range(0, len(done), replies)]
 
 
@@ -103,13 +104,13 @@ def pairs_of(replies: Sequence[str]) -> list[tuple[Scored, Scored]]:
     return [(high, low) for high, low in found if high.score - low.score >= MIN_GAP]
 
 
-def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None = None) -> dict[str, int]:
+def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[str, int]:
     """Sample, score, and write ``train.jsonl`` and ``test.jsonl`` (TRL's conversational preference format).
 
     Args:
         folder: Where.
         seed: Of sampling, held-out topics and order.
-        on_done: Progress.
+        reporter: Shows the progress of sampling.
 
     Returns:
         The number of rows of each file.
@@ -124,7 +125,7 @@ def build(folder: Path, *, seed: int = 0, on_done: Callable[[int], Any] | None =
         SAMPLING,
         replies=REPLIES,
         seed=seed,
-        on_done=on_done,
+        reporter=reporter,
     )
     counts = {}
     for name in ("train", "test"):

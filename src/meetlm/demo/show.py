@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Turn
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.sources import read_examples
@@ -56,7 +57,7 @@ class DemoResult:
         return asdict(self)
 
 
-def demo_config(overrides: Sequence[Override]) -> RunConfig:
+def demo_config(overrides: Sequence[str | Override]) -> RunConfig:
     """Return the demo's configuration, its data those in the package."""
     folder = Path(str(resources.files("meetlm.demo")))
     files = {"data.train_file": folder / "train.jsonl", "data.eval_file": folder / "test.jsonl"}
@@ -69,13 +70,11 @@ def demo_config(overrides: Sequence[Override]) -> RunConfig:
 
 def run_demo(
     folder: Path,
-    overrides: Sequence[Override],
+    overrides: Sequence[str | Override],
     *,
     prompts: int = 60,
     shown: int = 4,
-    say: Callable[[str], None] = lambda text: None,
-    progress: bool = True,
-    on_done: Callable[[int], Any] | None = None,
+    reporter: Reporter = SILENT,
 ) -> DemoResult:
     """Train (unless the folder holds the finished run of the same configuration and data), sample, score.
 
@@ -84,9 +83,7 @@ def run_demo(
         overrides: Of the configuration.
         prompts: Held-out prompts to sample for, one sample an arm.
         shown: How many to answer greedily, side by side.
-        say: Takes lines for people.
-        progress: Show bars.
-        on_done: Progress of sampling.
+        reporter: Shows what is being done.
 
     Raises:
         RunError: The folder holds a run of another configuration or other data.
@@ -97,16 +94,16 @@ def run_demo(
     asked = _held_out(config, prompts)
     finished = (folder / MEET).exists()
     if not finished:
-        execute(config, folder, say=say, progress=progress)
+        execute(config, folder, reporter=reporter)
     aligned = load(folder, device=config.model.device)
     if finished:
         _same_run(folder, config, aligned)
-        say(f"using the finished run in {folder}")
-    say(f"sampling replies to {len(asked)} held-out prompts: {', '.join(ARMS)}")
+        reporter.message(f"using the finished run in {folder}")
+    reporter.message(f"sampling replies to {len(asked)} held-out prompts: {', '.join(ARMS)}")
     untouched = untouched_engine(config.model, aligned.meet.format)
-    replies = _replies(aligned, untouched, asked, SAMPLED, on_done)
+    replies = _replies(aligned, untouched, asked, SAMPLED, reporter)
     scores = {arm: np.array([first_person(text) for text in replies[arm]]) for arm in ARMS}
-    greedy = _replies(aligned, untouched, asked[:shown], GREEDY, on_done)
+    greedy = _replies(aligned, untouched, asked[:shown], GREEDY, reporter)
     result = DemoResult(
         scores={arm: mean_interval(scores[arm], range(len(asked)), bounds=(0, 1)) for arm in ARMS},
         difference=mean_interval(scores["good"] - scores["bad"], range(len(asked)), bounds=(-1, 1)),
@@ -127,7 +124,7 @@ def _held_out(config: RunConfig, count: int) -> list[str]:
     """Return the first ``count`` different held-out prompts; each must be one message."""
     prompts: dict[str, None] = {}
     for example in read_examples(config.data, "eval").rows:
-        match example.prompt:
+        match example.prompt.content:
             case (Turn(role="user", content=text),):
                 prompts[text] = None
             case _:
@@ -153,11 +150,11 @@ def _replies(
     untouched: Engine,
     prompts: list[str],
     sampling: Sampling,
-    on_done: Callable[[int], Any] | None,
+    reporter: Reporter,
 ) -> dict[str, list[str]]:
     replies = {
-        level: [c.completion for c in aligned.complete(prompts, level, sampling, batch_size=64, on_done=on_done)]
+        level: [c.completion for c in aligned.complete(prompts, level, sampling, batch_size=64, reporter=reporter)]
         for level in ("good", "bad")
     }
-    answered = sample(untouched, prompts, sampling, replies=1, seed=0, on_done=on_done)
+    answered = sample(untouched, prompts, sampling, replies=1, seed=0, reporter=reporter)
     return {**replies, "untouched": [texts[0] for texts in answered]}

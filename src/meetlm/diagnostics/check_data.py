@@ -95,8 +95,8 @@ def _dropped(train: Sequence[PreferenceExample], account: FilterReport, lengths:
     text = f"{unfit} of {looked} rows ({share:.1%}) have an empty reply, two equal ones, or stood earlier"
     if against:
         text += f"; {against} contradict an earlier row"
-    if account.elsewhere.count:
-        text += f"; {account.elsewhere.count} beside them are of another split, as they state"
+    if account.other_split_rows.count:
+        text += f"; {account.other_split_rows.count} beside them are of another split, as they state"
     advice = "Look at them with `meet data`: this much is seldom in a data set that was read as it was meant."
     return too_long, Check("rows", status, text, share, advice="" if status == "ok" else advice)
 

@@ -164,7 +164,7 @@ def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceE
     if limit is None or limit >= len(read.rows):
         return read
     end = read.rows[limit].origin.line
-    return Read(read.rows[:limit], [place for place in read.elsewhere if place.line < end])
+    return Read(read.rows[:limit], [place for place in read.other_split_rows if place.line < end])
 
 
 @dataclass(frozen=True, slots=True)

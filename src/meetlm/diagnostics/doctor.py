@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import PreferenceExample, Read
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import PromptFormat
@@ -21,8 +22,6 @@ from meetlm.diagnostics.check_data import check_data, check_test
 from meetlm.diagnostics.check_run import Planned, check_model, check_steps
 from meetlm.diagnostics.checks import Check, Diagnosis, diagnosis
 from meetlm.diagnostics.data_report import TokenCounts
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def diagnose(
     *,
     slot: int,
     with_eval: bool,
-    say: Say = lambda text: None,
+    reporter: Reporter = SILENT,
 ) -> Diagnosis:
     """Return every check.
 
@@ -61,15 +60,15 @@ def diagnose(
         plan: From the number of training pairs to what would be done with them.
         slot: Tokens of the longest control slot.
         with_eval: Whether there are held-out rows to read.
-        say: Is told what is being done.
+        reporter: Shows what is being done.
 
     Raises:
         DataError: The data cannot be read, or no row of them can be used.
     """
-    say("reading the data")
+    reporter.message("reading the data")
     read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
-    conversational = not isinstance(read.rows[0].prompt, str)
-    say("checking the model")
+    conversational = read.rows[0].prompt.is_chat
+    reporter.message("checking the model")
     model = check_model(
         lm,
         prompt_format.tokenizer,
@@ -79,7 +78,7 @@ def diagnose(
     )
     if conversational and prompt_format.tokenizer.chat_template is None:
         return diagnosis([*model, _unread(read.rows)])  # nothing can be tokenised, so nothing else can be said
-    say("checking the data")
+    reporter.message("checking the data")
     count = TokenCounts(prompt_format)
     train, account = filter_train(read, count, settings.max_length, settings.limit_train)
     test: list[PreferenceExample] = []

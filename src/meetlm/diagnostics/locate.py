@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from meetlm.config.errors import DataError
+from meetlm.config.errors import ConfigError, DataError
+from meetlm.config.overrides import KeyPath
+from meetlm.config.yaml_files import check
 from meetlm.data.hh import HUMAN
 from meetlm.data.rows import Row, find_rows
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES
 
+HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns")
+"""Settings of data that say where held-out prompts are."""
 TEST_SPLITS = ("test", "validation")
 
 
@@ -56,6 +62,37 @@ def locate(
     (row,) = islice(find_rows(settings, "train").rows, 1)
     guess, why = guess_source(row)
     return settings.model_copy(update={"source": guess}), why
+
+
+def held_out_settings(data: Mapping[str, Any], places: Mapping[KeyPath, str]) -> DataSettings:
+    """Return settings whose evaluation split holds prompts; a file in ``path`` holds them whole.
+
+    Without ``source`` the first row decides the format.
+
+    Args:
+        data: Settings of the data, unchecked.
+        places: The option that each of them comes from, for messages.
+
+    Raises:
+        ConfigError: A setting is wrong or would have no effect.
+        DataError: There are no data, or the first row cannot be read.
+    """
+    for name in data:
+        if name not in HELD_OUT_KEYS and name in DataSettings.model_fields:
+            raise ConfigError(f"--data.{name} has no effect on held-out prompts")
+    if data.get("path") is None and data.get("eval_file") is None:
+        raise ConfigError(f"--data.{next(iter(data))} requires --data.path (a file, folder or hub name with prompts)")
+    path = data.get("path")
+    if path is not None and Path(str(path)).expanduser().is_file():
+        for name in ("eval_file", "subset", "eval_split"):
+            if data.get(name) is not None:
+                raise ConfigError(f"--data.{name} has no effect: --data.path {path} is a file, which is read whole")
+        data = {**data, "path": None, "eval_file": str(path)}
+    settings = check(DataSettings, {"source": "pairs", **data}, places, "data")
+    if "source" not in data:
+        source, _ = guess_source(next(iter(find_rows(settings, "eval").rows)))
+        settings = settings.model_copy(update={"source": source})
+    return settings
 
 
 def guess_source(row: Row) -> tuple[str, str]:

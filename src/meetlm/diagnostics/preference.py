@@ -10,7 +10,7 @@ exceeds the same for the rejected, p₀ being the untouched model: DPO's implici
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import PreferenceExample
 from meetlm.data.levels import LevelledExample
@@ -110,7 +111,7 @@ def preference_accuracy(
     pairs: HeldOut,
     reference: Tensor,
     *,
-    on_done: Callable[[int], object] | None = None,
+    reporter: Reporter = SILENT,
 ) -> PreferenceAccuracy:
     """Return how a policy tells the two sides of pairs apart.
 
@@ -118,10 +119,10 @@ def preference_accuracy(
         policy: Scores; left as it was.
         pairs: Encoded for the policy's control.
         reference: Log-probs [2P] f64 of ``pairs.bare`` under the untouched model.
-        on_done: Called with the number of sequences scored, of ``pairs.num_sequences``.
+        reporter: Shows the number of sequences that are scored.
     """
     # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
-    scored = {level: policy.score(rows, on_done=on_done) for level, rows in pairs.by_level.items()}
+    scored = {level: policy.score(rows, reporter=reporter) for level, rows in pairs.by_level.items()}
     counts = scored[pairs.levels[0]][1]
     return _compared(pairs, {level: found[0] for level, found in scored.items()}, counts, reference)
 

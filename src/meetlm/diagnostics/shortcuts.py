@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import PreferenceExample, Turn
 from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.diagnostics.preference import wins
 
@@ -57,8 +57,8 @@ def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, i
     The reply that stands more often among the chosen and less often among the rejected of the *other* rows is
     taken; rows whose two replies occur nowhere else count half.
     """
-    seen: Counter[Text] = Counter()
-    occurs: Counter[Text] = Counter()
+    seen: Counter[Turn] = Counter()
+    occurs: Counter[Turn] = Counter()
     for example in examples:
         seen[example.chosen] += 1
         seen[example.rejected] -= 1
@@ -70,13 +70,13 @@ def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, i
     return share(wins(chosen, rejected), [e.group for e in examples]), known
 
 
-def opening_features(reply: Text) -> set[str]:
+def opening_features(reply: Turn) -> set[str]:
     """Return the first word, the first two and the first three of a reply, in lower case."""
     words = _words(reply)[:3]
     return {" ".join(words[:n]) for n in range(1, len(words) + 1)}
 
 
-def word_features(reply: Text) -> set[str]:
+def word_features(reply: Turn) -> set[str]:
     """Return the distinct words and punctuation marks of a reply, in lower case."""
     return set(_words(reply))
 
@@ -146,6 +146,5 @@ def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], colum
     return sparse.csr_matrix((values, (rows, columns)), shape=(number, len(column)))
 
 
-def _words(reply: Text) -> list[str]:
-    text = reply if isinstance(reply, str) else "\n".join(turn.content for turn in reply)
-    return WORD.findall(text.lower())
+def _words(reply: Turn) -> list[str]:
+    return WORD.findall(reply.content.lower())

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meetlm.data.example import Origin, Text, Turn, prompt_id
-from meetlm.data.pairs import text_or_turns
+from meetlm.data.example import Origin, Prompt
+from meetlm.data.pairs import read_prompt
 from meetlm.data.rows import Row, kind_of, read_file
 from meetlm.evaluation.record import Problem, System
 
@@ -25,7 +25,7 @@ class Answer:
     """One completion.
 
     Attributes:
-        prompt: Text or messages.
+        prompt: What it completes.
         completion: Text; may be empty.
         seed: 0 where the row does not say.
         origin: File and line.
@@ -34,7 +34,7 @@ class Answer:
         sampling_seed: What the row says, whatever number ``seed`` is given.
     """
 
-    prompt: Text
+    prompt: Prompt
     completion: str
     seed: int
     origin: Origin
@@ -45,7 +45,7 @@ class Answer:
     @property
     def key(self) -> tuple[str, int]:
         """Prompt and seed."""
-        return prompt_id(self.prompt), self.seed
+        return self.prompt.id, self.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +106,9 @@ def read_answers(name: str, places: Sequence[Sequence[Path]]) -> Answers:
     return Answers(system, kept, problems)
 
 
-def prompt_text(prompt: Text) -> str:
-    """Return a prompt as plain text; a conversation as ``role: content`` paragraphs."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
-
-
-def as_json(prompt: Text) -> str | list[dict[str, str]]:
-    """Return a prompt as JSON has it."""
-    return prompt if isinstance(prompt, str) else [{"role": t.role, "content": t.content} for t in prompt]
-
-
-def from_json(prompt: str | list[dict[str, str]]) -> Text:
-    """Return what :func:`as_json` was given."""
-    return prompt if isinstance(prompt, str) else tuple(Turn(one["role"], one["content"]) for one in prompt)
-
-
 def _answer(row: Row, place: int) -> Answer:
-    prompt = text_or_turns(row, "prompt")
-    if not prompt_text(prompt).strip():
+    prompt = read_prompt(row, "prompt")
+    if prompt.is_blank:
         raise row.error("is empty", field="prompt", expected="some text")
     seed = row.number("seed") if row.fields.get("seed") is not None else 0
     run = row.text("run") if row.fields.get("run") is not None else None

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Problem
-
-Prompt = str | list[dict[str, str]]
 
 
 class CallableScorer:
@@ -71,14 +70,17 @@ class CallableScorer:
         assert len(prompts) == len(completions) == len(chosen), "one prompt and one chosen reply a completion"
         names = [f"row {number + 1}" for number in range(len(prompts))] if names is None else names
         if self.batch:
-            found = self._call("all rows", list(prompts), list(completions), list(chosen))
+            found = self._call("all rows", [prompt.to_json() for prompt in prompts], list(completions), list(chosen))
             if isinstance(found, str) or not hasattr(found, "__iter__"):
                 raise ConfigError(f"scorer {self.name}: returned {_shown(found)}; expected a list of numbers")
             found = list(found)
             if len(found) != len(names):
                 raise ConfigError(f"scorer {self.name}: returned {len(found)} values; expected {len(names)}, one a row")
         else:
-            found = [self._call(*row) for row in zip(names, prompts, completions, chosen, strict=True)]
+            found = [
+                self._call(name, prompt.to_json(), *row)
+                for name, prompt, *row in zip(names, prompts, completions, chosen, strict=True)
+            ]
         values = [self._value(name, one) for name, one in zip(names, found, strict=True)]
         none = [name for name, one in zip(names, values, strict=True) if one is None]
         odd = [name for name, one in zip(names, values, strict=True) if _is_odd(one)]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from meetlm.config.errors import ConfigError
-from meetlm.evaluation.answers import Answer, Answers, as_json
+from meetlm.evaluation.answers import Answer, Answers
 from meetlm.evaluation.record import Problem, PromptRow, Replicate
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
@@ -112,7 +112,7 @@ def line_up(systems: Sequence[Answers], chosen: Mapping[str, str | None], *, com
     named = [(kept[place], seed) for place, seed in order]
     first = {prompt: answer for (prompt, _), answer in systems[0].by_cell.items()}
     return Cells(
-        [PromptRow(prompt, as_json(first[prompt].prompt), chosen[prompt]) for prompt in kept],
+        [PromptRow(prompt, first[prompt].prompt.to_json(), chosen[prompt]) for prompt in kept],
         order,
         {answers.system.name: [answers.by_cell[key] for key in named] for answers in systems},
         problems,

@@ -19,6 +19,7 @@ from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.settings import Settings
 from meetlm.config.versions import git_hash, versions
+from meetlm.data.example import Prompt
 from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.cells import Cells
 from meetlm.evaluation.controlled import controlled_win
@@ -177,7 +178,7 @@ class _Work:
     ) -> None:
         self.others, self.baseline, self.cells, self.settings, self.folder = others, baseline, cells, settings, folder
         self.names = [baseline, *others]
-        self.prompts = [cells.prompts[place].prompt for place, _ in cells.cells]
+        self.prompts = [Prompt.from_json(cells.prompts[place].prompt) for place, _ in cells.cells]
         self.chosen = [cells.prompts[place].chosen for place, _ in cells.cells]
         self.completions = {name: [answer.completion for answer in cells.answers[name]] for name in self.names}
         self.rows = {name: [str(answer.origin) for answer in cells.answers[name]] for name in self.names}

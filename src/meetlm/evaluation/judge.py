@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from meetlm.data.example import Prompt
 from meetlm.evaluation.judge_account import (
     Found,
     Judgement,
@@ -24,11 +25,11 @@ from meetlm.evaluation.judge_account import (
 )
 from meetlm.evaluation.judge_cache import Answer, AnswerCache, Call
 from meetlm.evaluation.judge_client import EndpointSettings, ask
-from meetlm.evaluation.judge_prompts import JudgePrompt, Messages, Verdict, load_prompt
+from meetlm.evaluation.judge_prompts import JudgePrompt, Verdict, load_prompt
 from meetlm.evaluation.outcomes import by_judge, judge_margin
 from meetlm.evaluation.record import JudgeAccount, Outcome, Problem
 
-Pair = tuple[str | Messages, str, str]
+Pair = tuple[Prompt, str, str]
 """A prompt, the system's completion, the baseline's."""
 
 

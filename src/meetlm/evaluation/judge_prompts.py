@@ -30,6 +30,7 @@ from pydantic import Field, field_validator
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import check, read_yaml
+from meetlm.data.example import Prompt
 from meetlm.data.sources import SOURCES
 
 Verdict = Literal["A", "B", "tie"]
@@ -45,7 +46,6 @@ _PLACE = re.compile(r"\{(\w+)\}")
 _QUESTION = ("question", "post")
 _ANSWERS = ("answer_a", "answer_b")
 _CUE = re.compile(r"\n\s*(?:Assistant|TL;DR):\s*\Z")
-_SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
 class Verdicts(Settings):
@@ -107,11 +107,11 @@ class JudgePrompt(Settings):
         """The whole prompt, for readers."""
         return "\n\n".join(part.strip() for part in (self.system, self.user) if part)
 
-    def messages(self, prompt: str | Messages, answer_a: str, answer_b: str) -> Messages:
+    def messages(self, prompt: Prompt, answer_a: str, answer_b: str) -> Messages:
         """Return what the judge is sent.
 
         Args:
-            prompt: Text, or messages with ``role`` and ``content``.
+            prompt: What both answers reply to.
             answer_a: Shown first; white space around it is left out.
             answer_b: Shown second.
         """
@@ -135,13 +135,11 @@ class JudgePrompt(Settings):
         return found[0] if len(found) == 1 else None
 
 
-def as_question(prompt: str | Messages) -> str:
+def as_question(prompt: Prompt) -> str:
     """Return a prompt as a judge reads it: the whole dialogue, without the cue that asks for the reply."""
-    if isinstance(prompt, str):
-        return _CUE.sub("", prompt).strip()
-    if len(prompt) == 1:
-        return prompt[0]["content"].strip()
-    return "\n\n".join(f"{_SPEAKERS.get(m['role'], m['role'].title())}: {m['content'].strip()}" for m in prompt)
+    if not prompt.is_chat:
+        return _CUE.sub("", prompt.text()).strip()
+    return prompt.text().strip() if len(prompt.turns) == 1 else prompt.dialogue()
 
 
 def prompt_names() -> list[str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-Prompt = str | list[dict[str, str]]
-"""Text, or messages with ``role`` and ``content``."""
+from meetlm.data.example import Prompt
+
 Column = list[float | None]
 
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "rouge-avg")
@@ -57,7 +57,7 @@ def text_measures(
     """Return every measure of :data:`MEASURES` by name, in its order, one value a cell.
 
     Args:
-        prompts: Text or messages.
+        prompts: What each completion answers.
         completions: As many.
         chosen: The preferred reply; ``None`` where the data have none.
         stemmer: As in :func:`rouge`.
@@ -130,7 +130,7 @@ def coverage_and_density(prompts: Sequence[Prompt], completions: Sequence[str]) 
     density: Column = []
     for prompt, completion in zip(prompts, completions, strict=True):
         own = _words(completion)
-        lengths = fragments(_words(text_of(prompt)), own)
+        lengths = fragments(_words(prompt.text()), own)
         coverage.append(sum(lengths) / len(own) if own else None)
         density.append(sum(n * n for n in lengths) / len(own) if own else None)
     return coverage, density
@@ -173,7 +173,7 @@ def numbers_absent(prompt: Prompt, completion: str) -> list[str]:
     decimals: ``$5.00`` is ``5``, ``40,000`` is ``40000``. Numbers at the start of a line that count a list (``1.``,
     ``2)``) are none, and a number in words is not seen.
     """
-    known = set(_numbers(text_of(prompt)))
+    known = set(_numbers(prompt.text()))
     return list(dict.fromkeys(one for one in _numbers(_LIST_MARK.sub("", completion)) if one not in known))
 
 
@@ -184,7 +184,7 @@ def names_absent(prompt: Prompt, completion: str) -> list[str]:
     ``I``. The prompt has it if the word stands there in any case, with or without a possessive 's. It is a rough
     count: a name at the start of a sentence is not seen, and a word in capitals for stress is taken for one.
     """
-    known = {_bare(word) for word in _words(text_of(prompt))}
+    known = {_bare(word) for word in _words(prompt.text())}
     names: dict[str, str] = {}
     for match in _WORD.finditer(completion):
         word = match.group()
@@ -193,11 +193,6 @@ def names_absent(prompt: Prompt, completion: str) -> list[str]:
         if (bare := _bare(word.lower())) not in known:
             names.setdefault(bare, _POSSESSIVE.sub("", word))
     return list(names.values())
-
-
-def text_of(prompt: Prompt) -> str:
-    """Return a prompt as text: the contents of its messages, one below the other."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def _starts_sentence(text: str, at: int) -> bool:

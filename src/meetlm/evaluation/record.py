@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from meetlm.config.files import write_atomic
+from meetlm.data.example import Message
 from meetlm.diagnostics.intervals import Interval
 
 Outcome = Literal["win", "tie", "lose"]
@@ -29,7 +30,7 @@ class PromptRow:
     """
 
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     chosen: str | None
 
 

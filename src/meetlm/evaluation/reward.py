@@ -20,8 +20,9 @@ from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.settings import Settings
 from meetlm.controls.linear import use_fast_products
+from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Problem
-from meetlm.evaluation.reward_input import RECORD, Prompt, RewardInput, TokenizedRow, choose_form
+from meetlm.evaluation.reward_input import RECORD, RewardInput, TokenizedRow, choose_form
 from meetlm.policy.loading import num_positions
 
 UNLIMITED = 10**9

@@ -15,12 +15,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.example import PreferenceExample, Text
+from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.hh import ASSISTANT, HUMAN
-
-Message = dict[str, str]
-Prompt = str | list[Message]
-"""Text, or messages with ``role`` and ``content``."""
 
 Form = Literal["pair", "chat", "text"]
 """Two sequences (question, answer); the chat template's conversation; prompt and completion as one text."""
@@ -31,7 +27,6 @@ RECORD = "reward_input"
 
 _MARKS = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +81,6 @@ def _check_form(name: str, source: str) -> Form:
     raise ConfigError(f"{source} is {name!r}; expected {', '.join(FORMS)}")
 
 
-def as_prompt(text: Text) -> Prompt:
-    """Return the prompt of an example as text or messages."""
-    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
-
-
-def row_of(example: PreferenceExample, reply: Text) -> tuple[Prompt, str]:
-    """Return the prompt of a pair and one of its replies, as text."""
-    text = reply if isinstance(reply, str) else "\n\n".join(turn.content for turn in reply)
-    return as_prompt(example.prompt), text
-
-
 class RewardInput:
     """Converts prompts and completions to token ids.
 
@@ -144,9 +128,9 @@ class RewardInput:
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
-            turns = [*messages_of(prompt), {"role": "assistant", "content": completion}]
-            return str(self.tokenizer.apply_chat_template(_merge_begun_reply(turns), tokenize=False))
-        before = prompt if isinstance(prompt, str) else f"\n\n{transcript(prompt)}"
+            turns = _merge_begun_reply([*turns_of(prompt), as_reply(completion)])
+            return str(self.tokenizer.apply_chat_template([turn.to_message() for turn in turns], tokenize=False))
+        before = prompt.content if isinstance(prompt.content, str) else f"\n\n{transcript(prompt)}"
         return join_text(before, completion) + self._end
 
     def _truncate(self, ids: list[int]) -> TokenizedRow | str:
@@ -191,41 +175,37 @@ def join_text(before: str, completion: str) -> str:
 
 def question_of(prompt: Prompt) -> str:
     """Return a prompt as one text: the content of a single user message, else the dialogue."""
-    if isinstance(prompt, str):
-        return prompt.strip()
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"].strip()
+    if len(prompt.turns) == 1 and prompt.turns[0].role == "user":
+        return prompt.text().strip()
     return transcript(prompt)
 
 
-def transcript(messages: Sequence[Message]) -> str:
+def transcript(prompt: Prompt) -> str:
     """Return a conversation as an HH transcript that ends with ``Assistant:``, without leading line breaks.
 
     Roles that HH does not have keep their names: ``System: …``.
     """
-    turns = [f"{_SPEAKERS.get(m['role'], m['role'].capitalize())}: {m['content'].strip()}" for m in messages]
-    return "\n\n".join([*turns, ASSISTANT.strip()])
+    return prompt.dialogue() + ASSISTANT
 
 
-def messages_of(prompt: Prompt) -> list[Message]:
-    """Return a prompt as messages: an HH transcript split into turns, other text as one user message."""
-    if not isinstance(prompt, str):
-        return list(prompt)
-    if HUMAN not in prompt:
-        return [{"role": "user", "content": prompt.strip()}]
-    before, *parts = _MARKS.split(prompt)
-    messages = [{"role": "system", "content": before.strip()}] if before.strip() else []
+def turns_of(prompt: Prompt) -> list[Turn]:
+    """Return a prompt as turns: an HH transcript split into its turns, other text as one user message."""
+    if prompt.is_chat:
+        return list(prompt.turns)
+    if HUMAN not in prompt.text():
+        return [Turn("user", prompt.text().strip())]
+    before, *parts = _MARKS.split(prompt.text())
+    turns = [Turn("system", before.strip())] if before.strip() else []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        messages.append({"role": _ROLES[speaker], "content": text.strip()})
-    if messages[-1] == {"role": "assistant", "content": ""}:
-        messages.pop()  # it only opens the reply
-    return messages
+        turns.append(Turn(_ROLES[speaker], text.strip()))
+    if turns[-1] == as_reply(""):
+        turns.pop()  # it only opens the reply
+    return turns
 
 
-def _merge_begun_reply(turns: list[Message]) -> list[Message]:
+def _merge_begun_reply(turns: list[Turn]) -> list[Turn]:
     """Return the turns with the completion merged into a reply that the prompt has begun."""
     *earlier, last = turns
-    if earlier and earlier[-1]["role"] == "assistant":
-        whole = join_text(earlier[-1]["content"], last["content"])
-        return [*earlier[:-1], {"role": "assistant", "content": whole}]
+    if earlier and earlier[-1].role == "assistant":
+        return [*earlier[:-1], as_reply(join_text(earlier[-1].content, last.content))]
     return turns

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.reward_input import Prompt, TokenizedRow
+from meetlm.evaluation.reward_input import TokenizedRow
 from meetlm.policy.fingerprint import sha256_of
 
 CHUNK = 256

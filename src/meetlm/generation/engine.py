@@ -5,13 +5,14 @@ Rows that finish leave the batch. Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.rows import PackedRows, PaddedRows, Request, Rows, decoding_failure_reason
 from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
@@ -56,7 +57,7 @@ class Engine:
         *,
         seed: int = 0,
         batch_size: int = 32,
-        on_done: Callable[[int], Any] | None = None,
+        reporter: Reporter = SILENT,
     ) -> list[GeneratedText]:
         """Return a completion for each request, in order.
 
@@ -65,12 +66,12 @@ class Engine:
             sampling: How.
             seed: Of all random streams.
             batch_size: Rows at once.
-            on_done: Called with the number of requests finished after each batch.
+            reporter: Shows the number of requests that are finished.
 
         Raises:
             ConfigError: A prompt and its completion would not fit the model's positions.
         """
-        results = dict(self.stream(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done))
+        results = dict(self.stream(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter))
         return [results[i] for i in range(len(requests))]
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class Engine:
         *,
         seed: int = 0,
         batch_size: int = 32,
-        on_done: Callable[[int], Any] | None = None,
+        reporter: Reporter = SILENT,
     ) -> Iterator[tuple[int, GeneratedText]]:
         """Yield each request's place in the list and its completion as batches are done, the longest prompts first.
 
@@ -92,17 +93,50 @@ class Engine:
         was_training = self.policy.training
         self.policy.eval()
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
-        try:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                generators = [row_generator(seed, requests[i].stream) for i in rows]
-                with torch.autocast("cuda", torch.bfloat16, enabled=self.policy.device.type == "cuda"):
-                    done = self._batch([requests[i] for i in rows], sampling, generators)
-                yield from zip(rows, done, strict=True)
-                if on_done:
-                    on_done(len(rows))
-        finally:
-            self.policy.train(was_training)
+        with reporter.progress("generate", total=len(requests), unit="completion") as progress:
+            try:
+                for start in range(0, len(order), batch_size):
+                    rows = order[start : start + batch_size]
+                    generators = [row_generator(seed, requests[i].stream) for i in rows]
+                    with torch.autocast("cuda", torch.bfloat16, enabled=self.policy.device.type == "cuda"):
+                        done = self._batch([requests[i] for i in rows], sampling, generators)
+                    yield from zip(rows, done, strict=True)
+                    progress.advance(len(rows))
+            finally:
+                self.policy.train(was_training)
+
+    @torch.no_grad()
+    def stream_text(self, request: Request, sampling: Sampling, *, seed: int = 0) -> Iterator[str]:
+        """Yield one completion in pieces, as its tokens are sampled.
+
+        Together the pieces are the text of :meth:`generate`, but for white space at its end.
+
+        Raises:
+            ConfigError: As of :meth:`generate`.
+        """
+        check_positions(self.policy.lm, len(request.ids) + sampling.max_new_tokens, "the prompt with its completion")
+        self.policy.eval()
+        generators = [row_generator(seed, request.stream)]
+        num_held = max((len(stop) for stop in self.format.spec.stop), default=0)  # may be the start of a stop string
+        ids: list[int] = []
+        num_shown = 0
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.policy.device.type == "cuda"):
+            rows = self._rows(self.policy, [request], sampling.max_new_tokens)
+            logits = rows.start()
+            while True:
+                tokens = sample_tokens(logits, sampling, generators)
+                ids.append(int(tokens))
+                is_end = bool(torch.isin(tokens, self._eos)) or len(ids) == sampling.max_new_tokens
+                is_end = is_end or self._stop_at(ids)
+                if is_end:
+                    finish: Literal["eos", "length"] = "eos" if bool(torch.isin(tokens, self._eos)) else "length"
+                    yield self._finish(ids, finish).text[num_shown:]
+                    return
+                text = self.format.text(ids).lstrip()
+                ready = text[: len(text) - num_held].rstrip("\ufffd").rstrip()  # no half of a character
+                yield ready[num_shown:]
+                num_shown = max(num_shown, len(ready))
+                logits = rows.step(tokens)
 
     @torch.no_grad()
     def first_logits(self, requests: Sequence[Request]) -> Tensor:

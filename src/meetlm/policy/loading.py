@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from transformers import (
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.settings import Settings
+from meetlm.policy.checkpoint import cached_folder, check_causal, check_loading, failure_reason, find_checkpoint
+from meetlm.policy.fingerprint import remember_files
 
 EMBEDDED = "smollm2"
 
@@ -42,18 +45,25 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
     """Return model (in f32: the master weights; CUDA trains under bf16 autocast over them) and tokenizer.
 
     Raises:
-        ConfigError: It cannot be found or is no causal language model.
+        ConfigError: It cannot be found or loaded, its checkpoint is incomplete, or it is not a causal language model.
     """
-    name = _source(settings.name)
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name {settings.name!r} cannot be loaded: {error}") from error
+    device = device_of(settings)
+    tokenizer = load_tokenizer(settings.name)
+    with _in_one_line(settings.name, "model") as source:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    lm: PreTrainedModel
+    lm, info = loaded
+    check_loading(settings.name, info)
+    lm.train(False)  # dropout is a setting of the model's config; stages decide
+    check_causal(settings.name, lm)
     if settings.gradient_checkpointing:
         checkpoint_activations(lm)
-    lm.train(False)  # dropout is a setting of the model's config; stages decide
-    nn.Module.to(lm, device_of(settings))
+    nn.Module.to(lm, device)
+    folder = cached_folder(str(source["pretrained_model_name_or_path"]))
+    if folder is not None:
+        remember_files(lm, folder, hash_cache())
     return lm, tokenizer
 
 
@@ -61,12 +71,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model alone.
 
     Raises:
-        ConfigError: It cannot be found.
+        ConfigError: It cannot be found or loaded.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer of {name!r} cannot be loaded: {error}") from error
+    with _in_one_line(name, "tokenizer") as source:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
     return tokenizer
 
 
@@ -74,19 +82,26 @@ def load_skeleton(name: str) -> PreTrainedModel:
     """Return a model with its shapes but no weights (on the device ``meta``): only its config is read.
 
     Raises:
-        ConfigError: It cannot be found or is no causal language model.
+        ConfigError: It cannot be found or is not a causal language model.
     """
-    try:
-        config = AutoConfig.from_pretrained(_source(name))
-        with torch.device("meta"):
-            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the model {name!r} cannot be loaded: {error}") from error
+    with _in_one_line(name, "model") as source, torch.device("meta"):
+        config = AutoConfig.from_pretrained(**source)
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return skeleton
 
 
-def _source(name: str) -> str:
-    return str(embedded_lm()) if name == EMBEDDED else name
+@contextmanager
+def _in_one_line(name: str, part: str) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of ``from_pretrained`` for ``name``; what it raises becomes one line.
+
+    Its errors have no common base class: they come from JSON, safetensors, tokenizers and libraries for quantisation.
+    """
+    source = find_checkpoint(str(embedded_lm()) if name == EMBEDDED else name)
+    try:
+        yield source
+    except Exception as error:
+        reason = failure_reason(str(source["pretrained_model_name_or_path"]), error)
+        raise ConfigError(f"the {part} of {name!r} cannot be loaded: {reason}") from error
 
 
 def checkpoint_activations(lm: PreTrainedModel, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
@@ -131,7 +146,13 @@ def check_positions(lm: PreTrainedModel, tokens: int, what: str) -> None:
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """Return the device that ``settings.device`` stands for on this machine."""
+    """Return the device that ``settings.device`` stands for on this machine.
+
+    Raises:
+        ConfigError: It is ``cuda``, and there is none.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device is 'cuda', and torch finds no CUDA device here; set it to 'cpu' or 'auto'")
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(settings.device)
@@ -140,6 +161,11 @@ def device_of(settings: ModelSettings) -> torch.device:
 def cache_dir() -> Path:
     """Return where converted models are kept: ``$MEETLM_CACHE``, else ``~/.cache/meetlm``."""
     return Path(os.environ.get("MEETLM_CACHE", Path.home() / ".cache" / "meetlm"))
+
+
+def hash_cache() -> Path:
+    """Return where the hashes of models are kept."""
+    return cache_dir() / "hashes"
 
 
 def embedded_lm() -> Path:

@@ -6,7 +6,7 @@ runs only where a token is trained. Knows no loss: objectives are functions of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.base import Control
 from meetlm.controls.linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
@@ -143,7 +144,8 @@ class Policy(nn.Module):
         self,
         sequences: Sequence[Encoded],
         max_tokens: int = SCORED_TOKENS,
-        on_done: Callable[[int], object] | None = None,
+        *,
+        reporter: Reporter = SILENT,
     ) -> tuple[Tensor, Tensor]:
         """Return (log p(y|x, level) [S] f64, trained tokens [S]) of sequences in the order given, on the CPU.
 
@@ -151,19 +153,19 @@ class Policy(nn.Module):
             sequences: Any number, of one completion each; they are batched by length. Where neighbours have one prompt
                 under one level, it is computed once.
             max_tokens: Most tokens in one forward pass.
-            on_done: Called with the number of sequences of each pass.
+            reporter: Shows the number of sequences that are scored.
         """
         assert all(len(s.spans) == 1 for s in sequences), "chains are not scored"
         was_training = self.training
         self.eval()
         sums = torch.zeros(len(sequences), dtype=torch.float64)
-        for indices in budget(sequences, max_tokens, share=self.shares_prompts):
-            batch = collate([sequences[i] for i in indices], self.layout, share=self.shares_prompts)
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                logps = self(to_device(batch["blocks"], self.device), len(indices))
-            sums[indices] = logps.sums().double().cpu()
-            if on_done:
-                on_done(len(indices))
+        with reporter.progress("score", total=len(sequences)) as progress:
+            for indices in budget(sequences, max_tokens, share=self.shares_prompts):
+                batch = collate([sequences[i] for i in indices], self.layout, share=self.shares_prompts)
+                with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                    logps = self(to_device(batch["blocks"], self.device), len(indices))
+                sums[indices] = logps.sums().double().cpu()
+                progress.advance(len(indices))
         self.train(was_training)
         return sums, torch.tensor([s.num_trained for s in sequences])
 

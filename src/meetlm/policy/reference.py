@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import cache_dir
@@ -23,7 +24,8 @@ def reference_logps(
     policy: Policy,
     sequences: Sequence[Encoded],
     folder: Path | None = None,
-    on_done: Callable[[int], object] | None = None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> Tensor:
     """Return log p(y|x, level) [S] f64 of sequences under ``policy`` as it is, from the cache where it is there.
 
@@ -31,12 +33,12 @@ def reference_logps(
         policy: The reference; left as it was.
         sequences: Of one completion each.
         folder: The cache; ``reference`` in :func:`cache_dir` by default.
-        on_done: Called with the number of sequences of each pass.
+        reporter: Shows the number of sequences that are scored.
     """
     file = (folder or cache_dir() / "reference") / f"{_key(policy, sequences)}.safetensors"
     if file.is_file():
         return load_file(file)["logps"]
-    logps, _ = policy.score(sequences, on_done=on_done)
+    logps, _ = policy.score(sequences, reporter=reporter)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     save_file({"logps": logps}, partial)

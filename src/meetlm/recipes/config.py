@@ -138,8 +138,15 @@ def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> 
     """Return values by dotted key; the last of two for one key wins."""
     if isinstance(overrides, Mapping):
         return dict(_flatten(overrides))
-    args = [arg for arg in overrides if isinstance(arg, str)]
-    typed = [*parse_overrides(args), *(arg for arg in overrides if isinstance(arg, Override))]
+    typed: list[Override] = []
+    args: list[str] = []
+    for override in overrides:
+        if isinstance(override, str):
+            args.append(override)
+        else:
+            typed += [*parse_overrides(args), override]
+            args = []
+    typed += parse_overrides(args)
     return {override.key: parse_value(override, RunConfig) for override in typed}
 
 
@@ -194,8 +201,8 @@ def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
     control = raw.get("control")
     if not isinstance(control, dict) or control.get("kind") != "text" or not isinstance(text_prompts, dict):
         return raw
-    prompts = {"prompts": text_prompts.get(str(control.get("placement", "first")), {})}
-    return {**raw, "control": merge(prompts, control)}
+    prompts = text_prompts.get(str(control.get("placement", "first")))
+    return {**raw, "control": merge({"prompts": prompts}, control)} if prompts else raw
 
 
 def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], what: str) -> dict[str, Any]:

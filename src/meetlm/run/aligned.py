@@ -1,9 +1,8 @@
-"""The way back from a run: a model with a dial."""
+"""A trained run, loaded: generates under any level, mix of levels or place between them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.config.errors import ConfigError, DataError, RunError, nearest
+from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
-from meetlm.data.example import Origin, Text, Turn
-from meetlm.data.pairs import text_or_turns
+from meetlm.data.example import Message, Origin, Prompt
+from meetlm.data.pairs import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
@@ -27,15 +27,13 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, MODEL, Meet, read_meet
+from meetlm.run.levels import Level, resolve_level
 
-Level = str | Mapping[str, float]
-"""A level's name, or weights of several: ``{"good": 1.5, "bad": -0.5}``."""
+PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
+r"""A prompt as callers write it: text, messages with role and content, or a :class:`Prompt`.
 
-Prompt = str | Sequence[Mapping[str, str]]
-r"""Text, or messages with role and content.
-
-Text is put as the run's data put prompts. For a run on conversations it is one user message. For a run on HH's
-transcripts, text without ``\n\nHuman:`` in it becomes ``\n\nHuman: TEXT\n\nAssistant:``. Else it is continued as it is.
+Text is formatted as the prompts of the run's data: as one user message for conversations; for HH's transcripts, text
+without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it is continued as it is.
 """
 
 
@@ -44,17 +42,17 @@ class Completion:
     """One line of ``completions/*.jsonl``.
 
     Attributes:
-        prompt: As given: text or messages.
-        completion: Cut at its end and stripped.
-        level: Name, or weights.
-        sampling: Temperature, nucleus, most new tokens, stop strings.
-        seed: Of the random streams.
-        run: The run's id.
-        num_tokens: New tokens.
-        finish: ``eos``, ``stop`` or ``length``.
+        prompt: Text or messages, as passed.
+        completion: Text up to its end, stripped.
+        level: Name, or weights by name.
+        sampling: Temperature, top-p, maximum number of new tokens, stop strings.
+        seed: Seed of sampling.
+        run: Id of the run.
+        num_tokens: Number of new tokens.
+        finish: Why it ended: ``eos``, ``stop`` (a stop string) or ``length``.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     completion: str
     level: str | dict[str, float]
     sampling: dict[str, Any]
@@ -69,11 +67,11 @@ class Completion:
 
 
 class Aligned:
-    """A finished run, loaded: generates under any level. :func:`load` makes it.
+    """A finished run, loaded by :func:`load`: generates under any level.
 
     Attributes:
-        levels: Names of the levels.
-        default_level: What ``generate`` uses where no level is given.
+        levels: Names of the levels, worst first.
+        default_level: Level that is used where none is passed.
     """
 
     def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:
@@ -90,7 +88,7 @@ class Aligned:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None = None,
         *,
         max_new_tokens: int = 128,
@@ -102,139 +100,144 @@ class Aligned:
         """Return a completion for each prompt.
 
         Args:
-            prompts: Texts or conversations; see :data:`Prompt` for what becomes of bare text.
-            level: A level or weights of levels; the run's default where ``None``.
-            max_new_tokens: Most new tokens.
-            temperature: 0 takes the likeliest token.
-            top_p: Mass of the nucleus.
-            seed: A prompt's draws depend on it and on the prompt's place in the list, not on its batch.
-            batch_size: Rows at once.
+            prompts: Texts or conversations; see :data:`PromptLike` for how text is formatted.
+            level: A name, a number (0 = worst, 1 = best, beyond extrapolates) or weights by name; the run's default
+                level where ``None``.
+            max_new_tokens: Maximum number of new tokens.
+            temperature: Sampling temperature; 0 = greedy decoding.
+            top_p: Sample from the most likely tokens of this total probability.
+            seed: Seed of sampling. A prompt's samples depend on it and on the prompt's place in the list only.
+            batch_size: Prompts per batch.
 
         Raises:
-            ConfigError: Unknown level, a mix for a control that cannot mix, a setting out of its range, or a message
-                without role or content.
+            ConfigError: A setting, a level or a prompt is wrong, or the control cannot mix levels.
         """
-        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        sampling = check(Sampling, given, {}, "generate")
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        sampling = check(Sampling, settings, {}, "generate")
         return [c.completion for c in self.complete(prompts, level, sampling, seed=seed, batch_size=batch_size)]
 
     def complete(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None,
         sampling: Sampling,
         *,
         seed: int = 0,
         batch_size: int = 32,
-        on_done: Callable[[int], Any] | None = None,
-    ) -> Iterator[Completion]:
-        """Yield a full record for each prompt, in order; arguments as in :meth:`generate`."""
-        found = dict(self.stream(prompts, level, sampling, seed=seed, batch_size=batch_size, on_done=on_done))
-        yield from (found[number] for number in range(len(prompts)))
+        reporter: Reporter = SILENT,
+    ) -> list[Completion]:
+        """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
+        completions = dict(
+            self.iter_completions(prompts, level, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
+        )
+        return [completions[number] for number in sorted(completions)]
 
-    def stream(
+    def iter_completions(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[PromptLike],
         level: Level | None,
         sampling: Sampling,
         *,
         seed: int = 0,
         batch_size: int = 32,
         skip: Container[int] = (),
-        on_done: Callable[[int], Any] | None = None,
+        reporter: Reporter = SILENT,
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield the place of each prompt and its full record, batch by batch; arguments as in :meth:`generate`.
+        """Yield the place of each prompt in the list and its completion, as batches finish.
 
         Args:
-            prompts: See there.
-            level: See there.
-            sampling: How.
-            seed: See there.
-            batch_size: See there.
-            skip: Places of prompts that are left out; the others are continued as they would be with them.
-            on_done: Is told the number of prompts done after each batch.
+            prompts: As in :meth:`generate`.
+            level: As in :meth:`generate`.
+            sampling: How to sample.
+            seed: As in :meth:`generate`.
+            batch_size: As in :meth:`generate`.
+            skip: Places of prompts to leave out; the completions of the others do not depend on it.
+            reporter: Shows the number of completions.
         """
-        level = self.default_level if level is None else level
-        weights, slot = self.weights(level)
         if isinstance(prompts, str):
             raise ConfigError("prompts: expected a list of prompts, got one string")
+        prompts = list(prompts)
+        resolved, weights, slot = self._resolve(level)
         requests = [
-            Request(tuple(self.encoder.prompt(self._text(number, prompt), slot)), weights, number)
+            Request(tuple(self.encoder.prompt(self._prompt(number, prompt), slot)), weights, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
-        done = self._engine.stream(requests, sampling, seed=seed, batch_size=batch_size, on_done=on_done)
-        for place, one in done:
+        results = self._engine.stream(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
+        for place, result in results:
             number = requests[place].stream
-            prompt = prompts[number]
-            record = Completion(
-                prompt=prompt if isinstance(prompt, str) else [dict(m) for m in prompt],
-                completion=one.text,
-                level=level if isinstance(level, str) else dict(level),
+            completion = Completion(
+                prompt=_as_json(prompts[number]),
+                completion=result.text,
+                level=resolved,
                 sampling={**sampling.model_dump(), "stop": list(self.format.spec.stop)},
                 seed=seed,
                 run=self.meet.run,
-                num_tokens=one.num_tokens,
-                finish=one.finish,
+                num_tokens=result.num_tokens,
+                finish=result.finish,
             )
-            yield number, record
+            yield number, completion
+
+    def stream(
+        self, prompt: PromptLike, level: Level | None = None, sampling: Sampling | None = None, *, seed: int = 0
+    ) -> Iterator[str]:
+        """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
+        _, weights, slot = self._resolve(level)
+        request = Request(tuple(self.encoder.prompt(self._prompt(0, prompt), slot)), weights, 0)
+        yield from self._engine.stream_text(request, sampling or Sampling(), seed=seed)
 
     def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
         """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).
 
         Raises:
-            ConfigError: Unknown level, a weight that is not finite, or a mix for a control that cannot mix.
+            ConfigError: The level is unknown, or a mix for a control that cannot mix levels.
         """
-        given = {level: 1.0} if isinstance(level, str) else dict(level)
-        check_level(self.levels, level)
-        weights = tuple(float(given.get(name, 0.0)) for name in self.levels)
-        if not all(map(math.isfinite, weights)):
-            raise ConfigError(f"level {given}: expected finite weights")
+        _, weights, slot = self._resolve(level)
+        return weights, slot
+
+    def _resolve(self, level: Level | None) -> tuple[str | dict[str, float], tuple[float, ...], int]:
+        resolved = resolve_level(self.levels, self.default_level if level is None else level)
+        by_name = {resolved: 1.0} if isinstance(resolved, str) else resolved
+        weights = tuple(by_name.get(name, 0.0) for name in self.levels)
         slot = max(range(len(weights)), key=lambda k: weights[k])
         if weights != one_hot(slot, len(weights)) and not self.policy.control.can_mix_levels:
             raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
-        return weights, slot
+        return resolved, weights, slot
 
-    def _text(self, number: int, prompt: Prompt) -> Text:
-        """Return a prompt as the run's data would have it; ``number`` is its place in the list, for messages."""
-        value = prompt
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-            value = [dict(message) if isinstance(message, Mapping) else message for message in prompt]
+    def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
+        """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""
         try:
-            text = text_or_turns(Row({"prompt": value}, Origin("prompts", number + 1)), "prompt")
+            asked = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if isinstance(text, str) and self.meet.conversational:
-            return (Turn("user", text),)
-        return SOURCES[self.meet.source].ask(text)
+        return Prompt(asked.turns) if self.meet.conversational else SOURCES[self.meet.source].ask(asked)
 
 
-def check_level(levels: Sequence[str], level: Level | None) -> None:
-    """Refuse a level, or one in a mix, that is not among ``levels``; ``None`` is the default one.
-
-    Raises:
-        ConfigError: Names the nearest.
-    """
-    for name in () if level is None else (level,) if isinstance(level, str) else level:
-        if name not in levels:
-            raise ConfigError(f"unknown level {name!r}{nearest(name, levels)}")
+def _as_json(prompt: PromptLike) -> Any:
+    if isinstance(prompt, Prompt):
+        return prompt.to_json()
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return prompt
+    return [dict(message) if isinstance(message, Mapping) else message for message in prompt]
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:
     """Return a finished run, ready to generate.
 
     Args:
-        run: The run's folder.
+        run: Folder of the run.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        RunError: No finished run is there, or its control belongs to another language model.
+        RunError: The folder holds no finished run, or its control belongs to another language model.
+        ConfigError: There is no such device.
     """
     folder = Path(run)
     meet = read_meet(folder)
-    lm, tokenizer = load_lm(ModelSettings.model_validate({"name": str(folder / MODEL), "device": device}))
+    settings = check(ModelSettings, {"name": str(folder / MODEL), "device": device}, {}, "load")
+    lm, tokenizer = load_lm(settings)
     if sha256_of(lm) != meet.lm_sha256:
-        raise RunError(f"{folder / MODEL} is not the language model that the run's control was trained with")
+        raise RunError(f"{folder / MODEL} is not the language model that the control of the run was trained with")
     prompt_format = PromptFormat(tokenizer, meet.format)
     control = build_control(parse_control(meet.control), lm, prompt_format.words, seed=0)
     if (folder / CONTROL).is_file():

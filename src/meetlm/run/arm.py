@@ -12,11 +12,12 @@ from accelerate.utils.memory import clear_device_cache
 
 from meetlm.config.errors import RunError
 from meetlm.config.files import write_atomic
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.generation.sampling import Sampling
 from meetlm.recipes.config import RunConfig
 from meetlm.run.completions import write_completions
-from meetlm.run.execute import Say, execute
+from meetlm.run.execute import execute
 from meetlm.run.folder import CONFIG, CONTROL, LEVELS, MEET, MODEL, write_config
 from meetlm.run.prepared import PreparedData
 from meetlm.run.share import StageShare
@@ -115,8 +116,7 @@ def run_arm(
     data: PreparedData,
     *,
     lm_sha256: str | None = None,
-    say: Say,
-    progress: bool,
+    reporter: Reporter = SILENT,
 ) -> ArmResult:
     """Train an arm, write its completions and its record; each part only where it is not done yet.
 
@@ -127,8 +127,7 @@ def run_arm(
         share: Stages in common with other arms.
         data: Of all arms.
         lm_sha256: Hash of the language model that other arms began with, if any did.
-        say: Takes lines for people.
-        progress: Show bars on stderr.
+        reporter: Shows what is being done.
 
     Raises:
         RunError: The folder holds an arm of another configuration, other data or other completions.
@@ -142,14 +141,14 @@ def run_arm(
         return done
     if not (folder / MEET).exists():
         clear_device_cache(garbage_collection=True)  # of the arm before: its layers hold each other
-        execute(arm.config, folder, share=share, prepared=data, lm_sha256=lm_sha256, say=say, progress=progress)
+        execute(arm.config, folder, share=share, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
     tokens: list[int] = []
     ends: list[str] = []
     if then.sampling is not None:
-        say("completions of the held-out prompts")
+        reporter.message("writing completions of the held-out prompts")
         clear_device_cache(garbage_collection=True)
         path, _ = write_completions(
-            folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, say=say
+            folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, reporter=reporter
         )
         rows = [json.loads(line) for line in path.read_bytes().splitlines()]
         tokens, ends = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
@@ -171,7 +170,7 @@ def run_arm(
     write_atomic(folder / RECORD, json.dumps(asdict(result), indent=2) + "\n")
     if not then.keep_weights:
         drop_weights(folder, [stage.name for stage in arm.config.stages])
-        say(f"{arm.name}: measured, its weights dropped")
+        reporter.message(f"{arm.name}: measured, weights removed")
     return result
 
 

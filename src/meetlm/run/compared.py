@@ -1,93 +1,89 @@
-"""Which completions an evaluation compares: files given by name, or what `meet generate` wrote into a run."""
+"""The completions that an evaluation compares: files, or what `meet generate` has written into a run's folder."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.errors import ConfigError, DataError, RunError
-from meetlm.data.example import Origin, Text, fingerprint, prompt_id
-from meetlm.data.pairs import text_or_turns
+from meetlm.config.errors import ConfigError, RunError
+from meetlm.data.example import fingerprint
 from meetlm.data.prompts import distinct, read_prompts
-from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.answers import Answers, read_answers
 from meetlm.evaluation.measures import NO_CHOSEN
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
-from meetlm.run.aligned import Level
 from meetlm.run.completions import COMPLETIONS
 from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
+from meetlm.run.levels import Level, level_text, resolve_level
 
 
 def read_systems(
-    words: Sequence[str],
+    named: Sequence[tuple[str, Sequence[Path]]],
     level: Level | None,
     sampling: Sampling,
     held_out: Container[str],
     *,
     data: Sequence[str] = (),
 ) -> list[Answers]:
-    """Return the systems that words name.
+    """Return the completions of systems.
 
     Args:
-        words: ``PLACE``, ``NAME=PLACE`` or ``NAME=PLACE,PLACE``; a place is a run's folder or a file of completions.
-            Several places are replicates.
-        level: Of the completions to take from a run; its default where ``None``.
-        sampling: Theirs, and that of files that state it.
-        held_out: Ids of the prompts that a run's completions are of.
-        data: The options by which `meet generate` finds these prompts; none where they are the run's own.
+        named: Names and places; a place is a run's folder or a file of completions, several places are replicates.
+        level: Level of the completions to use of a run; its default level where ``None``.
+        sampling: Sampling of the completions to use of a run, and of files that state it.
+        held_out: Ids of the prompts to compare.
+        data: The arguments by which `meet generate` finds these prompts; none where they are the run's own.
 
     Raises:
-        ConfigError: Two systems have one name, a place is neither, or a file states another sampling.
+        ConfigError: Two systems have one name, a place is neither a run nor a file, or a file states other sampling.
         RunError: A run has no such completions; the message has the command that writes them.
-        DataError: A row cannot be used, in a file given by name or one that would be compared.
+        DataError: A row to compare cannot be used.
     """
     systems: list[Answers] = []
-    for word in words:
-        name, places = named_places(word)
+    for name, places in named:
         if name in [answers.system.name for answers in systems]:
             raise ConfigError(f"two systems are called {name!r}: name them, as in NAME={places[0]}")
-        found = [_files(place, level, sampling, held_out, data) for place in places]
-        answers = read_answers(name, [files for files, _ in found])
-        _as_asked(answers, level, sampling)
-        broken = [str(error) for _, errors in found for error in errors]
-        if broken:
-            what = f"{name}: files that cannot be read; left out, since no readable row of theirs is one to compare"
-            answers.problems.append(Problem(what, len(broken), broken, of_rows=False))
+        files_by_place = [_files(place, level, sampling, held_out, data) for place in places]
+        answers = read_answers(name, [files for files, _ in files_by_place])
+        _check_stated(answers, level, sampling)
+        unreadable = [file for _, files in files_by_place for file in files]
+        if unreadable:
+            what = f"{name}: files of completions whose first row cannot be read; left out"
+            answers.problems.append(Problem(what, len(unreadable), unreadable, of_rows=False))
         systems.append(answers)
     return systems
 
 
-def named_places(word: str) -> tuple[str, list[Path]]:
+def named_places(arg: str) -> tuple[str, list[Path]]:
     """Return the name and the places of ``PLACE``, ``NAME=PLACE`` or ``NAME=PLACE,PLACE``.
 
-    What exists is a place, whatever signs are in it.
+    An existing path is a place, whatever characters it contains.
     """
-    name, equals, rest = word.partition("=")
-    if not equals or Path(word).exists():
-        name, rest = "", word
+    name, equals, rest = arg.partition("=")
+    if not equals or Path(arg).exists():
+        name, rest = "", arg
     paths = [Path(rest)] if Path(rest).exists() else [Path(place) for place in rest.split(",")]
     return name or (paths[0].stem if paths[0].is_file() else paths[0].resolve().name), paths
 
 
-def data_of(words: Sequence[str]) -> DataSettings:
-    """Return the data settings of the first run among the systems that words name.
+def data_of(named: Sequence[tuple[str, Sequence[Path]]]) -> DataSettings:
+    """Return the data settings of the first run among systems.
 
     Raises:
-        ConfigError: None of them is a run, or a place before the first one is nowhere.
+        ConfigError: None of them is a run, or a place before the first run does not exist.
     """
-    for word in words:
-        for place in named_places(word)[1]:
+    for _, places in named:
+        for place in places:
             if (place / CONFIG).is_file():
                 return read_data_settings(place)
             if not place.is_file():
-                raise _no_place(place)
-    raise ConfigError("none of the systems is a run, so the held-out prompts are not known: --data")
+                raise _not_a_system(place)
+    raise ConfigError("no system is a run, whose held-out prompts would be used: pass the prompts as --data.path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +111,24 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     firsts, again = distinct(held.prompts)
     kinds = {
         "held-out rows without a prompt; left out": held.without,
-        "rows beside the held-out ones that state another split; left out": held.elsewhere,
+        "rows beside the held-out ones that state another split; left out": held.other_split_rows,
         "held-out rows of a prompt that an earlier row has; the first chosen reply counts": [
             row.origin for row in again
         ],
         NO_CHOSEN: [row.origin for row in firsts.values() if row.chosen is None],
     }
     return HeldOutReplies(
-        {name: _reply(row.chosen) for name, row in firsts.items()},
+        {name: None if row.chosen is None else row.chosen.content.strip() for name, row in firsts.items()},
         [Problem(what, len(rows), [str(row) for row in rows]) for what, rows in kinds.items() if rows],
         fingerprint((row.prompt, row.chosen) for row in firsts.values()),
     )
 
 
-def _reply(chosen: Text | None) -> str | None:
-    if chosen is None:
-        return None
-    return (chosen if isinstance(chosen, str) else "\n\n".join(turn.content for turn in chosen)).strip()
-
-
-def _as_asked(answers: Answers, level: Level | None, sampling: Sampling) -> None:
-    """Refuse sampling that is stated and not what was asked for; name another level.
+def _check_stated(answers: Answers, level: Level | None, sampling: Sampling) -> None:
+    """Refuse completions that state other sampling than ``sampling``; report another level.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: They state other sampling.
     """
     system = answers.system
     for name, wanted in sampling.model_dump().items():
@@ -146,83 +136,80 @@ def _as_asked(answers: Answers, level: Level | None, sampling: Sampling) -> None
         if stated != wanted:
             option = name.replace("_", "-")
             raise ConfigError(
-                f"{system.name} was sampled with {name} {stated:g}, where {wanted:g} is asked for "
-                f"({system.files[0]}): --{option} {stated:g} compares completions sampled so"
+                f"{system.name} was sampled with {name} {stated:g}, not {wanted:g} ({system.files[0]}): pass "
+                f"--{option} {stated:g} to compare completions sampled so"
             )
-    if level is not None and system.level not in (None, level):
-        what = f"{system.name} states the level {_word(system.level)} where {_word(level)} is asked for; taken as it is"
+    if isinstance(level, int | float) or level is None or system.level is None:  # a number is a level of runs only
+        return
+    if system.level != level:
+        what = (
+            f"{system.name} states the level {level_text(system.level)}, --level is {level_text(level)}; used as it is"
+        )
         answers.problems.append(Problem(what, len(answers.by_cell), system.files, of_rows=False))
 
 
 def _files(
     place: Path, level: Level | None, sampling: Sampling, held_out: Container[str], data: Sequence[str]
-) -> tuple[list[Path], list[DataError]]:
-    """Return the files of a place to compare, and what is wrong with others that cannot be read."""
+) -> tuple[list[Path], list[str]]:
+    """Return the files of a place to compare, and the files of a run whose first row cannot be read.
+
+    All rows of a file that `meet generate` has written are of one level, sampling and seed, so the first row decides
+    whether it is one to compare.
+    """
     if place.is_file():
         return [place], []
     if not place.is_dir():
-        raise _no_place(place)
-    if level is None and (place / MEET).is_file():
-        level = read_meet(place, weights=False).default_level
-    asked = sampling.model_dump()
-    found: dict[Path, Any] = {}
-    broken: list[DataError] = []
+        raise _not_a_system(place)
+    if (place / MEET).is_file():
+        meet = read_meet(place, weights=False)
+        level = resolve_level(meet.levels, meet.default_level if level is None else level)
+    wanted = sampling.model_dump()
+    levels: dict[Path, Any] = {}
+    unreadable = []
     for file in sorted((place / COMPLETIONS).glob("*.jsonl")):
-        try:
-            answers = read_answers(place.name, [[file]])
-        except DataError as error:
-            if any(_is_asked(row, level, asked, held_out) for row in _readable(file)):
-                raise
-            broken.append(error)
+        first_row = _first_row(file)
+        if first_row is None:
+            unreadable.append(str(file))
             continue
-        stated = answers.system.sampling or {}
-        alike = all(stated.get(name) == value for name, value in asked.items())
-        if alike and level in (None, answers.system.level) and any(prompt in held_out for prompt, _ in answers.by_cell):
-            found[file] = answers.system.level
-    if not found:
-        given = "".join(f" {shlex.quote(word)}" for word in data)
-        given += "" if level is None else f" --level {shlex.quote(_word(level))}"
-        unread = f" (files that cannot be read: {'; '.join(map(str, broken))})" if broken else ""
-        raise RunError(
-            f"{place} has no completions of the held-out prompts at {'any level' if level is None else _word(level)}, "
-            f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new "
-            f"tokens{unread}. Write them: meet generate {shlex.quote(str(place))}{given} --temperature "
-            f"{sampling.temperature:g} --top-p {sampling.top_p:g} --max-new-tokens {sampling.max_new_tokens}"
-        )
-    levels = {json.dumps(one, sort_keys=True) for one in found.values()}
-    if len(levels) > 1:
-        raise RunError(f"{place} has completions at the levels {', '.join(sorted(levels))}: choose one with --level")
-    return list(found), broken
+        stated = first_row.get("sampling") or {}
+        is_wanted = all(stated.get(name) == value for name, value in wanted.items())
+        if is_wanted and level in (None, first_row.get("level")):
+            by_cell = read_answers(place.name, [[file]]).by_cell
+            if any(prompt in held_out for prompt, _ in by_cell):
+                levels[file] = first_row.get("level")
+    if not levels:
+        raise _no_completions(place, level, sampling, data, unreadable)
+    names = {json.dumps(file_level, sort_keys=True) for file_level in levels.values()}
+    if len(names) > 1:
+        raise RunError(f"{place} has completions at the levels {', '.join(sorted(names))}: choose one with --level")
+    return list(levels), unreadable
 
 
-def _readable(file: Path) -> Iterator[Row]:
-    """Yield the rows of a file that has lines which are none."""
-    lines = file.read_bytes().splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
+def _first_row(file: Path) -> dict[str, Any] | None:
+    """Return the first row of a file, or ``None`` where it is not a JSON object."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
         try:
-            value = json.loads(line)
+            row = json.loads(stream.readline())
         except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield Row(value, Origin(str(file), number))
+            return None
+    return row if isinstance(row, dict) else None
 
 
-def _is_asked(row: Row, level: Level | None, sampling: dict[str, Any], held_out: Container[str]) -> bool:
-    """Whether a row is, by what it states, one of those to compare."""
-    stated = row.fields.get("sampling")
-    if not isinstance(stated, dict) or any(stated.get(name) != value for name, value in sampling.items()):
-        return False
-    try:
-        prompt = text_or_turns(row, "prompt")
-    except DataError:
-        return False
-    return level in (None, row.fields.get("level")) and prompt_id(prompt) in held_out
+def _no_completions(
+    place: Path, level: Level | None, sampling: Sampling, data: Sequence[str], unreadable: Sequence[str]
+) -> RunError:
+    """Return the error for a run without the completions, with the command that writes them."""
+    args = ["meet", "generate", str(place), *data, *([] if level is None else ["--level", level_text(level)])]
+    args += ["--temperature", f"{sampling.temperature:g}", "--top-p", f"{sampling.top_p:g}"]
+    args += ["--max-new-tokens", str(sampling.max_new_tokens)]
+    damaged = f" (files that cannot be read: {', '.join(unreadable)})" if unreadable else ""
+    return RunError(
+        f"{place} has no completions of the held-out prompts at {'any level' if level is None else level_text(level)}, "
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g} and at most {sampling.max_new_tokens} new "
+        f"tokens{damaged}. Write them: {shlex.join(args)}"
+    )
 
 
-def _no_place(place: Path) -> ConfigError:
-    what = "is a folder and no run" if place.is_dir() else "is neither a run's folder nor a file of completions"
-    return ConfigError(f"{place} {what}")
-
-
-def _word(level: Level) -> str:
-    return level if isinstance(level, str) else ",".join(f"{name}={weight:g}" for name, weight in level.items())
+def _not_a_system(place: Path) -> ConfigError:
+    problem = "is a folder, but not a run" if place.is_dir() else "is neither a run's folder nor a file of completions"
+    return ConfigError(f"{place} {problem}")

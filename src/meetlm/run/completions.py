@@ -1,48 +1,29 @@
-"""A run's completions as JSONL: the only thing evaluation reads."""
+"""A run's completions as JSON lines: all that evaluation reads of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
 from meetlm.config.journal import Journal
-from meetlm.data.example import Text
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.data.example import Prompt
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import Level, Prompt, check_level, load
+from meetlm.run.aligned import load
 from meetlm.run.folder import read_data_settings, read_meet
+from meetlm.run.levels import Level, resolve_level
 
 COMPLETIONS = "completions"
-"""The folder in a run."""
+"""The folder of completions in a run."""
 UNFINISHED = ".unfinished"
 """Ending of the journal that holds completions until all of them are there."""
-
-
-def parse_level(text: str | None) -> Level | None:
-    """Return a level's name, or weights from ``good=1.5,bad=-0.5``.
-
-    Raises:
-        ConfigError: A weight is no number.
-    """
-    if text is None or "=" not in text:
-        return text
-    weights = {}
-    for part in text.split(","):
-        name, _, number = part.partition("=")
-        try:
-            weights[name.strip()] = float(number)
-        except ValueError:
-            raise ConfigError(f"--level {text!r}: expected a name, or weights such as good=1.5,bad=-0.5") from None
-    return weights
 
 
 def write_completions(
@@ -55,35 +36,32 @@ def write_completions(
     limit: int | None = None,
     batch_size: int = 32,
     out: Path | None = None,
-    on_done: Callable[[int], Any] | None = None,
-    on_total: Callable[[int], Any] | None = None,
-    say: Callable[[str], object] = lambda text: None,
+    reporter: Reporter = SILENT,
 ) -> tuple[Path, int]:
-    """Generate for every distinct prompt and write one record a line; a call that was stopped goes on.
+    """Write a completion of every distinct prompt, one JSON object per line; an interrupted call continues.
 
     Args:
-        run: A finished run.
-        data: Whose evaluation split has the prompts; the run's own where ``None``, and then those alone that are
-            within its length.
+        run: Folder of a finished run.
+        data: Data whose evaluation split has the prompts; where ``None`` the run's own, without prompts longer than its
+            ``max_length``.
         level: As in :meth:`Aligned.generate`.
-        sampling: How.
-        seed: Of the random streams.
-        limit: The first so many prompts.
-        batch_size: Rows at once.
+        sampling: How to sample.
+        seed: Seed of sampling.
+        limit: Number of prompts to use, the first ones; all where ``None``.
+        batch_size: Prompts per batch.
         out: The file; by default :func:`completions_file`.
-        on_done: Is told the number of completions done, batch by batch.
-        on_total: Is told their number in all, once the prompts have been read.
-        say: Takes lines for people: which rows are left out, and why.
+        reporter: Shows the progress, which rows are left out, and why.
 
     Returns:
         The file and the number of its lines.
 
     Raises:
-        RunError: ``run`` is no finished run.
+        RunError: ``run`` is not a finished run.
         DataError: The prompts cannot be read.
         ConfigError: As in :meth:`Aligned.generate`.
     """
-    check_level(read_meet(run).levels, level)  # before the model is loaded
+    meet = read_meet(run)
+    resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
     settings = data or read_data_settings(run)
     held = read_prompts(settings)
     aligned = load(run)
@@ -92,60 +70,52 @@ def write_completions(
     longer: list[HeldOutPrompt] = []
     if data is None:
 
-        def length(prompt: Text) -> int:
+        def length(prompt: Prompt) -> int:
             return len(aligned.format.prompt_ids(prompt))
 
         rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
     for what, places in (
         ("rows without a prompt", held.without),
-        ("rows that state another split", held.elsewhere),
+        ("rows that state another split", held.other_split_rows),
         ("rows of a prompt that an earlier row has", [row.origin for row in again]),
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
         if places:
-            left = Problem(f"{what}; left out", len(places), [str(place) for place in places])
-            say(f"{left.count} x {left.what}: {left.shown}")
-    asked = [_prompt(row.prompt) for row in rows[:limit]]
-    if on_total:
-        on_total(len(asked))
-    path = out or completions_file(run, level or aligned.default_level, sampling, seed, data=data, limit=limit)
+            problem = Problem(f"{what}; left out", len(places), [str(place) for place in places])
+            reporter.message(f"{problem.count} x {problem.what}: {problem.shown}")
+    prompts = [row.prompt.to_json() for row in rows[:limit]]
+    path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    meet, control = aligned.meet, sha256_of(aligned.policy.control)
-    decides = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, asked]
-    header = {"of": hashlib.sha256(json.dumps(decides, ensure_ascii=False).encode()).hexdigest()}
+    control = sha256_of(aligned.policy.control)
+    inputs = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), resolved, sampling.model_dump(), seed, prompts]
+    header = {"of": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}
     unfinished = path.with_name(path.name + UNFINISHED)
     with Journal(unfinished, header) as journal:
         written = {entry["number"]: entry["line"] for entry in journal.entries}
         if written:
-            say(f"resuming after {len(written)} completions written by an interrupted call")
-            if on_done:
-                on_done(len(written))
-        todo = aligned.stream(
-            asked, level, sampling, seed=seed, batch_size=batch_size, skip=set(written), on_done=on_done
+            reporter.message(f"resuming after {len(written)} completions written by an interrupted call")
+        completions = aligned.iter_completions(
+            prompts, resolved, sampling, seed=seed, batch_size=batch_size, skip=set(written), reporter=reporter
         )
-        for number, completion in todo:
+        for number, completion in completions:
             written[number] = completion.to_dict()
             journal.append({"number": number, "line": written[number]})
-    lines = (json.dumps(written[number], ensure_ascii=False) + "\n" for number in range(len(asked)))
+    lines = (json.dumps(written[number], ensure_ascii=False) + "\n" for number in range(len(prompts)))
     write_atomic(path, "".join(lines))
     unfinished.unlink(missing_ok=True)
-    return path, len(asked)
-
-
-def _prompt(text: Text) -> Prompt:
-    return text if isinstance(text, str) else [{"role": t.role, "content": t.content} for t in text]
+    return path, len(prompts)
 
 
 def completions_file(
     run: Path,
-    level: Level,
+    level: str | dict[str, float],
     sampling: Sampling,
     seed: int,
     *,
     data: DataSettings | None = None,
     limit: int | None = None,
 ) -> Path:
-    """Return where a run's completions go, unless another place is named: all that makes them others is in the name."""
+    """Return the default file of a run's completions; its name has everything that distinguishes them."""
     named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
     text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
     text += "" if data is None else f"-of-{_name_of(data)}"
@@ -155,13 +125,13 @@ def completions_file(
 
 
 def _name_of(data: DataSettings) -> str:
-    """Return the name of a file, or of a data set with its part and split, and a hash of where it is and its format."""
+    """Return the name of a file, or of a data set with its subset and split, and a hash of its place and format."""
     place = Path(data.path or "").expanduser()
     if data.eval_file is not None:
         file = Path(data.eval_file).expanduser()
         place = (place / file if place.is_dir() else file).resolve()
-        words = [place.stem]
+        parts = [place.stem]
     else:
         place = place.resolve() if place.exists() else place
-        words = [word for word in (place.name, data.subset, data.eval_split) if word]
-    return "-".join([*words, hashlib.sha256(f"{place}\n{data.source}".encode()).hexdigest()[:6]])
+        parts = [part for part in (place.name, data.subset, data.eval_split) if part]
+    return "-".join([*parts, hashlib.sha256(f"{place}\n{data.source}".encode()).hexdigest()[:6]])

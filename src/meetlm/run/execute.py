@@ -1,20 +1,20 @@
-"""Executes a configuration: data, stages, diagnostics between them, the final export. The folder is the result."""
+"""Runs a configuration: data, stages, preference accuracy between them, the final export, all in the run's folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError, RunError
-from meetlm.config.files import write_atomic
+from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control
-from meetlm.data.encoding import Encoded, Encoder
+from meetlm.data.encoding import Encoder
 from meetlm.data.filters import prompt_overlap
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
@@ -22,19 +22,16 @@ from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preferenc
 from meetlm.export.peft import peft_failure_reason
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.policy.loading import check_positions, embedding_rows, load_lm, load_tokenizer, num_positions
+from meetlm.policy.loading import check_positions, device_of, embedding_rows, load_lm, load_tokenizer, num_positions
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
-from meetlm.run.folder import MEET, Meet, pin_lm, read_pinned, write_config, write_result
+from meetlm.run.folder import CONFIG, MEET, Meet, pin_lm, read_pinned, write_config, write_result
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.share import StageShare, stage_key
-from meetlm.training.callbacks import counting
 from meetlm.training.loop import checkpoint_step, checkpoints, remove_checkpoints
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import StageSettings
-
-Say = Callable[[str], None]
 
 
 def execute(
@@ -44,10 +41,9 @@ def execute(
     share: StageShare | None = None,
     prepared: PreparedData | None = None,
     lm_sha256: str | None = None,
-    say: Say = lambda text: None,
-    progress: bool = True,
+    reporter: Reporter = SILENT,
 ) -> None:
-    """Run every stage of ``config`` and leave the run in ``folder``; an interrupted run continues.
+    """Run every stage of ``config`` in ``folder``; an interrupted run continues.
 
     Args:
         config: Resolved.
@@ -56,17 +52,19 @@ def execute(
         prepared: The data of ``config.data``, where they have been read for another run; read again where this run has
             pinned another prompt format.
         lm_sha256: Hash that the language model has to have, that of the runs that this one is compared with.
-        say: Takes lines for people.
-        progress: Show bars on stderr.
+        reporter: Shows what is being done and measured.
 
     Raises:
         RunError: The folder holds a finished run, or one of another configuration or another language model.
         MeetError: Data, model or configuration cannot be used.
     """
+    if not (folder / CONFIG).exists():
+        refuse_foreign_files(folder)
     if (folder / MEET).exists():
         raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is one process on one device; it was started as several (WORLD_SIZE is above 1)")
+    device_of(config.model)  # before the data are read, which may take minutes
     tokenizer = load_tokenizer(config.model.name)
     prompt_format = _format(folder, config, tokenizer, prepared)
     if prepared is not None and prepared.spec == prompt_format.spec:
@@ -74,10 +72,10 @@ def execute(
     else:
         data = prepare_data(config.data, prompt_format)
         for line in data.lines():
-            say(line)
-    _warn(data, config, say)
+            reporter.message(line)
+    _warn(data, config, reporter)
     write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict())
-    say(f"loading {config.model.name}")
+    reporter.message(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)
     control = build_control(config.control, lm, prompt_format.words, config.seed)
@@ -88,47 +86,47 @@ def execute(
     }
     longest = max(len(one.ids) for made in items.values() for item in made for one in item)
     check_positions(lm, longest, "the longest training sequence")
-    pairs = _within_positions(lm, HeldOut(encoder, data.test), say)
+    pairs = _within_positions(lm, HeldOut(encoder, data.test), reporter)
     policy = Policy(lm, control, longest=max(longest, pairs.longest))
-    say(f"batches are {policy.layout}" + (f": {policy.padding_reason}" if policy.padding_reason else ""))
-
-    def score(sequences: Sequence[Encoded], title: str) -> Tensor:
-        with counting(title, len(sequences), shown=progress) as on_done:
-            return reference_logps(policy, sequences, on_done=on_done)
-
-    journal = _Journal(folder / "preference.json", share, say)
-    untouched = score(pairs.bare, "untouched model")
+    reason = f": {policy.padding_reason}" if policy.padding_reason else ""
+    reporter.message(f"batches are {policy.layout}{reason}")
+    accuracies = _Accuracies(folder / "preference.json", share, reporter)
+    reporter.message(f"scoring {len(pairs.bare)} held-out replies under the base model")
+    base_logps = reference_logps(policy, pairs.bare, reporter=reporter)
 
     def measure() -> PreferenceAccuracy:
-        with counting("preference accuracy", pairs.num_sequences, shown=progress) as on_done:
-            return preference_accuracy(policy, pairs, untouched, on_done=on_done)
+        return preference_accuracy(policy, pairs, base_logps, reporter=reporter)
 
-    def measure_fresh() -> PreferenceAccuracy:
-        return untouched_accuracy(pairs, untouched) if control.is_identity() else measure()
+    def measure_untrained() -> PreferenceAccuracy:
+        return untouched_accuracy(pairs, base_logps) if control.is_identity() else measure()
 
-    journal.note("before training", stage_key(config, data.key, -1), measure_fresh)
+    accuracies.record("before training", stage_key(config, data.key, -1), measure_untrained)
     for index, stage in enumerate(config.stages):
-        key, place = stage_key(config, data.key, index), folder / stage.name
-        shared = share is not None and share.place(key, place)
-        made, reference = items[stage.format], None
+        key, stage_folder = stage_key(config, data.key, index), folder / stage.name
+        is_shared = share is not None and share.place(key, stage_folder)
+        stage_items, reference = items[stage.format], None
         if OBJECTIVES[stage.objective.kind].is_pairwise:
-            reference = score([one for item in made for one in item], f"{stage.name}: reference").view(len(made), 2)
-        _announce(stage, place, len(made), shared, say)
+            reporter.message(f"{stage.name}: scoring the training pairs under the reference model")
+            replies = [sequence for item in stage_items for sequence in item]
+            reference = reference_logps(policy, replies, reporter=reporter).view(len(stage_items), 2)
+        _announce(stage, stage_folder, len(stage_items), is_shared, reporter)
         result = run_stage(
             policy,
-            made,
+            stage_items,
             stage,
             config.optim,
             config.batch,
-            place,
+            stage_folder,
             seed=config.seed,
             reference=reference,
-            progress=progress,
+            reporter=reporter,
         )
-        say(f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters")
+        reporter.message(
+            f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters"
+        )
         if share:
-            share.keep(key, place)
-        journal.note(f"after {stage.name}", key, measure)
+            share.keep(key, stage_folder)
+        accuracies.record(f"after {stage.name}", key, measure)
     meet = Meet(
         run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
         kind=config.control.kind,
@@ -137,41 +135,42 @@ def execute(
         control=json.loads(config.control.model_dump_json()),
         lm_sha256=sha256_of(lm),
         format=prompt_format.spec,
-        conversational=not isinstance(data.train[0].prompt, str),
+        conversational=data.train[0].prompt.is_chat,
         source=config.data.source,
     )
     write_result(folder, meet, policy, tokenizer)
-    why = peft_failure_reason(control)
-    if why:
-        say(f"no PEFT folders: {why}")
+    failure_reason = peft_failure_reason(control)
+    if failure_reason:
+        reporter.message(f"no PEFT folders: {failure_reason}")
     for stage in config.stages:
-        if "lm" in stage.train:  # they hold the model and its optimizer; RUN/model has the result
+        if "lm" in stage.train:  # their checkpoints hold the model and its optimizer; RUN/model has the result
             remove_checkpoints(folder / stage.name)
-    say(f"the run is in {folder}")
+    reporter.message(f"the run is in {folder}")
 
 
-def _announce(stage: StageSettings, place: Path, pairs: int, shared: bool, say: Say) -> None:
-    """Say what a stage trains, or where it stands already."""
-    earlier = checkpoints(place)
-    if shared:
-        say(f"{stage.name}: taken from a run that has the same stages up to here")
-    elif (place / DONE).is_file():
-        say(f"{stage.name}: done before")
+def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: bool, reporter: Reporter) -> None:
+    """Report what a stage will train, or that it is finished."""
+    earlier = checkpoints(folder)
+    if is_shared:
+        reporter.message(f"{stage.name}: taken from another run with the same stages up to here")
+    elif (folder / DONE).is_file():
+        reporter.message(f"{stage.name}: finished before")
     else:
-        say(f"{stage.name}: trains {' and '.join(stage.train)} on {pairs} pairs at {stage.lr:g}")
+        trained = " and ".join(stage.train)
+        reporter.message(f"{stage.name}: training {trained} on {num_pairs} pairs, learning rate {stage.lr:g}")
         if earlier:
-            say(f"{stage.name}: continues after step {checkpoint_step(earlier[-1])}")
+            reporter.message(f"{stage.name}: continuing after step {checkpoint_step(earlier[-1])}")
 
 
-def _warn(data: PreparedData, config: RunConfig, say: Say) -> None:
-    """Say what bodes ill for the stages."""
-    shared = prompt_overlap(data.train, data.test)
-    if shared:
-        say(f"warning: {len(shared)} of {len(data.test)} held-out prompts are in the training data too")
+def _warn(data: PreparedData, config: RunConfig, reporter: Reporter) -> None:
+    """Warn of held-out prompts in the training data and of stages with few steps."""
+    overlap = prompt_overlap(data.train, data.test)
+    if overlap:
+        reporter.warning(f"{len(overlap)} of {len(data.test)} held-out prompts are in the training data too")
     for stage in config.stages:
         warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
         if warning:
-            say(f"warning: {warning}")
+            reporter.warning(warning)
 
 
 def _format(
@@ -184,33 +183,35 @@ def _format(
     return PromptFormat(tokenizer, prepared.spec) if prepared else pinned_format(config, tokenizer)
 
 
-def _within_positions(lm: PreTrainedModel, pairs: HeldOut, say: Say) -> HeldOut:
-    """Return the held-out pairs that fit the model's positions: the filters look at their prompts alone."""
-    most = num_positions(lm)
-    if most is not None:
-        dropped = pairs.drop_longer(most)
-        if dropped:
-            say(f"preference accuracy leaves out {dropped} pairs longer than the model's {most} positions")
+def _within_positions(lm: PreTrainedModel, pairs: HeldOut, reporter: Reporter) -> HeldOut:
+    """Return the held-out pairs that fit the model's positions; the filters of the data look at their prompts alone."""
+    limit = num_positions(lm)
+    if limit is not None:
+        num_dropped = pairs.drop_longer(limit)
+        if num_dropped:
+            reporter.message(
+                f"preference accuracy leaves out {num_dropped} pairs with more tokens than {limit} tokens (the model)"
+            )
         if not pairs.longest:
-            raise ConfigError(f"no held-out pair fits the model's {most} positions")
+            raise ConfigError(f"no held-out pair fits the model's {limit} positions")
     return pairs
 
 
-class _Journal:
-    """``preference.json``: what is measured before training and after each stage, kept when a run continues.
+class _Accuracies:
+    """``preference.json``: preference accuracy before training and after each stage, kept when a run continues.
 
     Args:
         path: The file.
-        share: Measurements that other runs have made.
-        say: Takes lines for people.
+        share: Measurements by other runs.
+        reporter: Shows each accuracy.
     """
 
-    def __init__(self, path: Path, share: StageShare | None, say: Say) -> None:
-        self.path, self.share, self.say = path, share, say
+    def __init__(self, path: Path, share: StageShare | None, reporter: Reporter) -> None:
+        self.path, self.share, self.reporter = path, share, reporter
         self.entries = json.loads(path.read_text()) if path.exists() else {}
 
-    def note(self, when: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
-        """Measure, unless this run or one that shares the stage ``key`` has."""
+    def record(self, when: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
+        """Measure, unless this run, or another one that shares the stage ``key``, has measured it."""
         if when not in self.entries:
             shared = self.share.measured(key) if self.share else None
             if shared and shared.is_file():
@@ -220,4 +221,4 @@ class _Journal:
                 if shared:
                     write_atomic(shared, json.dumps(self.entries[when]) + "\n")
             write_atomic(self.path, json.dumps(self.entries, indent=2) + "\n")
-        self.say(f"{when}: {PreferenceAccuracy.from_dict(self.entries[when])}")
+        self.reporter.message(f"{when}: {PreferenceAccuracy.from_dict(self.entries[when])}")

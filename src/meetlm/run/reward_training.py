@@ -35,7 +35,7 @@ from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.preference import share_of_pairs, wins
 from meetlm.evaluation.reward import RewardModel, RewardSettings
-from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form, row_of
+from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 
 RESULT = "reward.json"
@@ -125,7 +125,7 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         raise ConfigError(f"the tokenizer of {settings.model!r} has neither a pad token nor an EOS token to pad with")
     recorded = getattr(AutoConfig.from_pretrained(source), RECORD, None)
     train, held_out = read_splits(settings.data)
-    form, reason = training_form(tokenizer, recorded, settings.input, isinstance(train.rows[0].prompt, str))
+    form, reason = training_form(tokenizer, recorded, settings.input, not train.rows[0].prompt.is_chat)
     pairs = RewardPairs.prepare(settings.data, train, held_out, RewardInput(tokenizer, form, None))
     for line in pairs.lines():
         reporter.message(line)
@@ -201,9 +201,7 @@ class RewardPairs:
 
         @cache
         def sides(example: PreferenceExample) -> tuple[TokenizedRow, TokenizedRow]:
-            prompt, chosen = row_of(example, example.chosen)
-            rejected = row_of(example, example.rejected)[1]
-            rows = encoder.encode([prompt, prompt], [chosen, rejected])
+            rows = encoder.encode([example.prompt] * 2, [example.chosen.content, example.rejected.content])
             for row in rows:
                 if isinstance(row, str):
                     raise DataError(row, file=example.origin.file, line=example.origin.line)
@@ -401,9 +399,8 @@ class _StepProgress(TrainerCallback):
 def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Interval, Interval]:
     """Return the held-out accuracy of the written checkpoint, and that of always picking the longer reply."""
     model = RewardModel.load(RewardSettings(model=str(out), device=settings.device))
-    replies = [row_of(example, reply) for example in pairs.test for reply in (example.chosen, example.rejected)]
-    completions = [completion for _, completion in replies]
-    rows = model.tokenize([prompt for prompt, _ in replies], completions)
+    completions = [reply.content for example in pairs.test for reply in (example.chosen, example.rejected)]
+    rows = model.tokenize([example.prompt for example in pairs.test for _ in range(2)], completions)
     rewards = model.score(rows, reporter=reporter)
     if None in rewards:
         names = [str(example.origin) for example in pairs.test for _ in range(2)]

@@ -18,12 +18,12 @@ from typing import Any
 from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.config.files import write_atomic
 from meetlm.config.overrides import Override
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.formats import FORMATS
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.recipes.config import RunConfig
 from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
-from meetlm.run.execute import Say
 from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData
 from meetlm.run.share import StageShare, stage_key
@@ -125,7 +125,7 @@ class Search:
             if by == "preference" and len(arm.config.control.levels) < 2:
                 raise ConfigError(f"{arm.config.recipe} has one level, and so no preference accuracy to decide by")
 
-    def run(self, folder: Path, *, say: Say = lambda text: None, progress: bool = True) -> list[Trial]:
+    def run(self, folder: Path, *, reporter: Reporter = SILENT) -> list[Trial]:
         """Return every trial; a search that was stopped goes on. Writes ``search.json``.
 
         A rate at which training diverges is said and is no trial; a recipe none of whose rates is left stands in
@@ -136,7 +136,7 @@ class Search:
         """
         data = data_of(self.arms[0].config, folder)
         for line in data.lines():
-            say(line)
+            reporter.message(line)
         trials: list[Trial] = []
         for arm in self.arms:
             settled: tuple[StageSettings, ...] = ()
@@ -150,8 +150,8 @@ class Search:
                 found = []
                 for rate, config in zip(rates, configs, strict=True):
                     name = f"{arm.config.recipe}-{stage.name}-{rate:.3g}"
-                    say(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
-                    found.append(self._trial(Arm(name, config), folder, share, data, say, progress))
+                    reporter.message(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
+                    found.append(self._trial(Arm(name, config), folder, share, data, reporter))
                 by = _decides(stage) if self.by == "auto" else self.by
                 scores = [_score(by, one) for one in found]
                 best = scores.index(max(scores))
@@ -170,9 +170,7 @@ class Search:
         return trials
 
     @staticmethod
-    def _trial(
-        arm: Arm, folder: Path, share: StageShare, data: PreparedData, say: Say, progress: bool
-    ) -> ArmResult | None:
+    def _trial(arm: Arm, folder: Path, share: StageShare, data: PreparedData, reporter: Reporter) -> ArmResult | None:
         """Return what a trial came to; ``None`` where it diverged, now or in an earlier call."""
         then = AfterTraining(sampling=None, prompts=None, keep_weights=False)
         place = folder / arm.name
@@ -181,12 +179,12 @@ class Search:
         if not record.is_file():
             lm_sha256 = read_lm(sorted(one for one in folder.iterdir() if one.is_dir()))
             try:
-                return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, say=say, progress=progress)
+                return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
             except DivergedError as error:
                 write_atomic(record, json.dumps({"said": str(error)}) + "\n")
         for stage in arm.config.stages:
             remove_checkpoints(place / stage.name)
-        say(f"{arm.name}: {json.loads(record.read_text())['said']}")
+        reporter.message(f"{arm.name}: {json.loads(record.read_text())['said']}")
         return None
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from meetlm.config.errors import ConfigError, MeetError, nearest
 from meetlm.config.files import write_atomic
 from meetlm.config.overrides import Override
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.policy.loading import load_tokenizer
 from meetlm.recipes.config import RunConfig, load_config, settings_in
 from meetlm.recipes.names import recipe_names
 from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
-from meetlm.run.execute import Say
 from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.share import StageShare, common_stages, stage_key
@@ -64,8 +64,7 @@ def sweep(
     folder: Path,
     then: AfterTraining,
     *,
-    say: Say = lambda text: None,
-    progress: bool = True,
+    reporter: Reporter = SILENT,
 ) -> tuple[list[ArmResult], dict[str, str]]:
     """Run every arm that is not done, and write ``table.md``.
 
@@ -76,8 +75,7 @@ def sweep(
         arms: Over the same data.
         folder: Of the sweep; an arm's is in it.
         then: What follows each arm's training.
-        say: Takes lines for people.
-        progress: Show bars on stderr.
+        reporter: Shows what is being done.
 
     Returns:
         The results in the order of ``arms``, and what went wrong by the name of an arm.
@@ -88,7 +86,7 @@ def sweep(
     """
     data = data_of(arms[0].config, folder)
     for line in data.lines():
-        say(line)
+        reporter.message(line)
     share = StageShare(folder / SHARED, common_stages([arm.config for arm in arms], data.key))
     results: list[ArmResult] = []
     failed: dict[str, str] = {}
@@ -96,14 +94,14 @@ def sweep(
         check_arm(arm, folder / arm.name, then, data)
     for number, arm in enumerate(arms, 1):
         place = folder / arm.name
-        say(f"[{number}/{len(arms)}] {arm.name}" + (": done before" if ArmResult.read(place) else ""))
+        reporter.message(f"[{number}/{len(arms)}] {arm.name}" + (": done before" if ArmResult.read(place) else ""))
         lm_sha256 = read_lm([folder / one.name for one in arms])
         try:
-            done = run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, say=say, progress=progress)
+            done = run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
             results.append(done)
         except (MeetError, RuntimeError) as error:  # torch's errors, such as no memory left, are RuntimeErrors
             failed[arm.name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
-            say(f"{arm.name} failed: {failed[arm.name]}")
+            reporter.warning(f"{arm.name} failed: {failed[arm.name]}")
         write_atomic(folder / TABLE, markdown(results, failed))
         share.keep_only(
             {stage_key(one.config, data.key, n) for one in arms[number:] for n in range(len(one.config.stages))}

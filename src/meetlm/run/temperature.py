@@ -6,11 +6,11 @@ made of both. So the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
 from meetlm.evaluation.answers import read_answers
 from meetlm.evaluation.cells import line_up
@@ -18,10 +18,10 @@ from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
 from meetlm.evaluation.record import Evaluation
 from meetlm.generation.sampling import Sampling
 from meetlm.report.write import folder_of
-from meetlm.run.aligned import Level
 from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.folder import read_data_settings, read_meet
+from meetlm.run.levels import Level, resolve_level
 
 
 def sweep_temperature(
@@ -38,9 +38,7 @@ def sweep_temperature(
     limit: int | None = None,
     common: bool = False,
     batch_size: int = 32,
-    say: Callable[[str], object] = lambda text: None,
-    on_total: Callable[[int], Any] | None = None,
-    on_done: Callable[[int], Any] | None = None,
+    reporter: Reporter = SILENT,
 ) -> list[tuple[float, Evaluation]]:
     """Return an evaluation of every other run against each baseline at each temperature, saved in ``folder``.
 
@@ -57,9 +55,7 @@ def sweep_temperature(
         limit: The first so many held-out prompts.
         common: Compare over the prompts that all runs have, instead of refusing where they differ.
         batch_size: Rows at once.
-        say: Takes lines for people.
-        on_total: Is told of completions to write.
-        on_done: Is told of completions written.
+        reporter: Shows the completions that are written.
 
     Raises:
         ConfigError: A baseline is no run or stands there twice, no run is left to compare, or a temperature is none.
@@ -80,10 +76,11 @@ def sweep_temperature(
         drawn = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
         answers = {}
         for name, run in runs.items():
-            own = level if level is not None else read_meet(run, weights=False).default_level
+            meet = read_meet(run, weights=False)
+            own = resolve_level(meet.levels, meet.default_level if level is None else level)
             file = completions_file(run, own, drawn, seed, limit=limit)
             if not file.is_file():
-                say(f"{name} at temperature {temperature:g}: writing completions")
+                reporter.message(f"{name} at temperature {temperature:g}: writing completions")
                 write_completions(
                     run,
                     None,
@@ -92,9 +89,7 @@ def sweep_temperature(
                     seed=seed,
                     limit=limit,
                     batch_size=batch_size,
-                    on_done=on_done,
-                    on_total=on_total,
-                    say=say,
+                    reporter=reporter,
                 )
             answers[name] = read_answers(name, [[file]])
         for baseline in baselines:

@@ -1,16 +1,15 @@
-"""What watches the loop: ``metrics.jsonl`` on disk and the progress bar."""
+"""What watches the loop: ``metrics.jsonl`` on disk and progress."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from meetlm.config.reporter import Progress
 
 
 class UseCurrentIntervals(TrainerCallback):
@@ -75,29 +74,19 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-@contextmanager
-def counting(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Give a function that advances a bar of ``total``."""
-    with tqdm(total=total, desc=title, unit="seq", disable=not shown, leave=False) as bar:
-        yield bar.update
+class ProgressCallback(TrainerCallback):
+    """Reports steps, loss per level and tokens per second.
 
+    Args:
+        progress: Of the stage.
+    """
 
-class Progress(TrainerCallback):
-    """A tqdm bar with the loss per level and tokens per second; tqdm adds the time left."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self._bar: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance."""
-        self._bar.update(state.global_step - self._bar.n)
+        self._progress.advance()
 
     def on_log(
         self,
@@ -109,12 +98,6 @@ class Progress(TrainerCallback):
     ) -> None:
         """Show the losses."""
         if logs and "loss" in logs:
-            told = {key: v for key, v in logs.items() if key.startswith(("loss/", "rewards/m", "rewards/a"))}
-            shown = {key.split("/")[1]: f"{v:.3f}" for key, v in told.items()}
-            self._bar.set_postfix({**shown, "tok/s": f"{logs.get('tokens_per_second', 0):.0f}"}, refresh=False)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        self._bar.close()
+            parts = {key: v for key, v in logs.items() if key.startswith(("loss/", "rewards/m", "rewards/a"))}
+            values = {key.split("/")[1]: f"{v:.3f}" for key, v in parts.items()}
+            self._progress.show(**values, **{"tok/s": f"{logs.get('tokens_per_second', 0):.0f}"})

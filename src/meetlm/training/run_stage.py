@@ -13,10 +13,11 @@ from transformers import TrainerCallback
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.formats import Item
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import MetricsWriter, Progress, logged_seconds
+from meetlm.training.callbacks import MetricsWriter, ProgressCallback, logged_seconds
 from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
@@ -51,9 +52,9 @@ def run_stage(
     *,
     seed: int,
     reference: Tensor | None = None,
-    progress: bool = True,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
-    """Train ``policy`` in place; a finished stage is loaded, an interrupted one continues at its last checkpoint.
+    """Train ``policy`` in place; a finished stage is loaded, an interrupted one continues from its last checkpoint.
 
     Args:
         policy: To train.
@@ -64,31 +65,31 @@ def run_stage(
         folder: The stage's folder; created.
         seed: Of order and dropout.
         reference: Log-probs [items, 2] of the completions before the stage, for an objective that compares.
-        progress: Show a bar on stderr.
+        reporter: Shows the steps and their losses.
 
     Raises:
         ConfigError: The stage would train nothing.
     """
     set_trainable(policy, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoints(folder)
-    if (folder / DONE).is_file() and found:
-        load_trained(policy, found[-1])
+    earlier = checkpoints(folder)
+    if (folder / DONE).is_file() and earlier:
+        load_trained(policy, earlier[-1])
         return StageResult(**json.loads((folder / DONE).read_text()))
     before = None if "lm" in stage.train else sha256_of(policy.lm)
-    callbacks: list[TrainerCallback] = [MetricsWriter(folder / "metrics.jsonl")]
-    if progress:
-        callbacks.append(Progress(stage.name))
     started = time.perf_counter()
-    trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
     steps = stage.num_steps(len(items), batch.pairs)
-    earlier = logged_seconds(folder / "metrics.jsonl", checkpoint_step(found[-1])) if found else 0.0
-    if found and checkpoint_step(found[-1]) >= steps:  # stopped between the last checkpoint and the stage's record
-        load_trained(policy, found[-1])
+    steps_before = checkpoint_step(earlier[-1]) if earlier else 0
+    seconds_before = logged_seconds(folder / "metrics.jsonl", steps_before) if earlier else 0.0
+    if steps_before >= steps:  # stopped between the last checkpoint and the stage's record
+        load_trained(policy, earlier[-1])
     else:
-        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
-        steps = trainer.state.global_step
-    seconds = earlier + time.perf_counter() - started
+        with reporter.progress(stage.name, total=steps, unit="step", initial=steps_before) as progress:
+            callbacks: list[TrainerCallback] = [MetricsWriter(folder / "metrics.jsonl"), ProgressCallback(progress)]
+            trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
+            trainer.train(resume_from_checkpoint=str(earlier[-1]) if earlier else None)
+            steps = trainer.state.global_step
+    seconds = seconds_before + time.perf_counter() - started
     policy.eval()
     after = sha256_of(policy.lm)
     assert before is None or before == after, "a stage that trains the control alone moved the language model"
