@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -67,15 +68,21 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
     return names, overrides
 
 
-def parse_overrides(args: Sequence[str]) -> list[Override]:
-    """Return the settings in ``args``, which contain nothing else.
+def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
+    """Return the settings in ``args``, which contain nothing else, in order; parsed ones stay as they are.
 
     Raises:
         ConfigError: An argument is not a setting.
     """
-    names, overrides = split_args(args)
-    if names:
-        raise ConfigError(f"{names[0]!r} is not a setting: expected key=value or --key value")
+    overrides: list[Override] = []
+    for is_text, group in groupby(args, lambda arg: isinstance(arg, str)):
+        if not is_text:
+            overrides += [arg for arg in group if isinstance(arg, Override)]
+            continue
+        names, parsed = split_args([arg for arg in group if isinstance(arg, str)])
+        if names:
+            raise ConfigError(f"{names[0]!r} is not a setting: expected key=value or --key value")
+        overrides += parsed
     return overrides
 
 

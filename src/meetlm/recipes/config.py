@@ -138,16 +138,7 @@ def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> 
     """Return values by dotted key; the last of two for one key wins."""
     if isinstance(overrides, Mapping):
         return dict(_flatten(overrides))
-    typed: list[Override] = []
-    args: list[str] = []
-    for override in overrides:
-        if isinstance(override, str):
-            args.append(override)
-        else:
-            typed += [*parse_overrides(args), override]
-            args = []
-    typed += parse_overrides(args)
-    return {override.key: parse_value(override, RunConfig) for override in typed}
+    return {override.key: parse_value(override, RunConfig) for override in parse_overrides(overrides)}
 
 
 def _flatten(mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:

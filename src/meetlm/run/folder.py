@@ -1,4 +1,4 @@
-"""A run on disk: what is written where, and ``meet.json``. Written beside its place, then renamed."""
+"""The files of a run: configuration, model, control and ``meet.json``, each written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXECUTION_ONLY = (
     "model.device",
     "model.gradient_checkpointing",
 )
-"""Keys that say how a run is carried out and not what comes of it: they may change when it goes on."""
+"""Settings that do not change the result of a run: they may change when it continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,15 @@ class Meet:
     """``meet.json``: what :func:`meetlm.load` needs beside the weights.
 
     Attributes:
-        run: The run's id: its folder's name and the start of its configuration's hash.
-        kind: Of the control.
-        levels: In the order of the stacked parameters.
-        default_level: Used where none is asked for.
-        control: The control's settings.
-        lm_sha256: Of the language model that the control belongs to.
+        run: Id of the run: name of its folder and start of its configuration's hash.
+        kind: Kind of the control.
+        levels: Names of the levels, in the order of the stacked parameters.
+        default_level: Level that is used where none is passed.
+        control: Settings of the control.
+        lm_sha256: Hash of the language model that the control belongs to.
         format: The pinned prompt format.
         conversational: Whether prompts are conversations.
-        source: Name of the data source that the run was trained on: how a bare prompt is to be put.
+        source: Format of the training data, which decides how a prompt of plain text is formatted.
     """
 
     run: str
@@ -66,16 +66,16 @@ class Meet:
 
 
 def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned: dict[str, Any] | None = None) -> None:
-    """Write the resolved configuration with versions, git hash and the data's fingerprint.
+    """Write the resolved configuration with versions, git hash and the fingerprint of the data.
 
-    Where the folder holds a run already, that run goes on: what decides its result has to be the same, and keys of
-    :data:`EXECUTION_ONLY` are taken over from ``config``. A finished run is compared and stays as it is.
+    A run in the folder continues: the settings that decide its result must be the same, those of
+    :data:`EXECUTION_ONLY` are replaced. A finished run is compared and not changed.
 
     Args:
-        folder: The run's; created.
-        config: Resolved.
-        data_fingerprint: Of the rows used.
-        pinned: The prompt format's spec, for :func:`read_pinned`; what a run has pinned already stays.
+        folder: Folder of the run; created.
+        config: The configuration.
+        data_fingerprint: Fingerprint of the rows that are used.
+        pinned: Spec of the prompt format, for :func:`read_pinned`; one that is pinned already stays.
 
     Raises:
         RunError: The folder holds a run of another configuration or other data; names each key that differs.
@@ -102,51 +102,51 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         write_atomic(folder / CONFIG, yaml.safe_dump(record, sort_keys=False))
 
 
-def pin_lm(folder: Path, sha256: str, of_others: str | None = None) -> None:
-    """Note the hash of the language model that a run begins with, or compare it with the one noted.
+def pin_lm(folder: Path, sha256: str, sweep_sha256: str | None = None) -> None:
+    """Record the hash of the language model that a run starts from, or compare it with the recorded hash.
 
     Args:
-        folder: The run's.
-        sha256: Of its language model.
-        of_others: Of the runs that it is compared with, which have to have the same.
+        folder: Folder of the run.
+        sha256: Hash of the language model.
+        sweep_sha256: Hash of the language model that the other runs of the sweep started from.
 
     Raises:
-        RunError: The run, or others of its sweep, began with another one.
+        RunError: The run, or others of its sweep, started from another language model.
     """
     record = _read_config(folder)
     assert record is not None, "write_config() comes first"
-    for whose, before in (("it", record.get("lm_sha256")), ("others of its sweep", of_others)):
-        if before not in (None, sha256):
+    for runs, earlier in (("the run", record.get("lm_sha256")), ("other runs of the sweep", sweep_sha256)):
+        if earlier not in (None, sha256):
             raise RunError(
-                f"{folder}: {whose} began with another language model; what {record['config']['model']['name']!r} "
-                f"names has changed since (hash {before[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
+                f"{folder}: {runs} started from another language model; {record['config']['model']['name']!r} has "
+                f"changed since (hash {earlier[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
             )
     if "lm_sha256" not in record:
         write_atomic(folder / CONFIG, yaml.safe_dump({**record, "lm_sha256": sha256}, sort_keys=False))
 
 
 def read_lm(folders: Iterable[Path]) -> str | None:
-    """Return the hash of the language model that runs began with, of the first that has one on record."""
+    """Return the recorded hash of the language model that the runs in ``folders`` started from; ``None`` for no run."""
     records = (_read_config(folder) or {} for folder in folders)
     return next((record["lm_sha256"] for record in records if "lm_sha256" in record), None)
 
 
 def read_pinned(folder: Path) -> dict[str, Any] | None:
-    """Return the prompt format's spec that a run was started with; ``None`` where there is no run or none in it."""
+    """Return the spec of the prompt format that a run has pinned; ``None`` where there is none."""
     pinned: dict[str, Any] | None = (_read_config(folder) or {}).get("format_pinned")
     return pinned
 
 
 def read_data_settings(folder: Path) -> DataSettings:
-    """Return the data settings that a run was made with.
+    """Return the data settings of a run.
 
     Raises:
-        RunError: Its configuration is missing.
-        ConfigError: It was written by a version with other settings.
+        RunError: The configuration is missing.
+        ConfigError: The configuration was written by a version of meetlm with other settings.
     """
     record = _read_config(folder)
     if record is None:
-        raise RunError(f"{folder / CONFIG} is missing, so the run's own data are not known")
+        raise RunError(f"{folder / CONFIG} is missing, so the data of the run are unknown; pass --data.path")
     return check(DataSettings, record["config"]["data"], {}, str(folder / CONFIG))
 
 
@@ -155,33 +155,32 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
-    before, now = dict(_flat(old["config"])), dict(_flat(resolved))
-    said = [
+    before, now = dict(_flatten(old["config"])), dict(_flatten(resolved))
+    changes = [
         f"{key} was {before.get(key, 'absent')}, is now {now.get(key, 'absent')}"
         for key in dict.fromkeys((*before, *now))
         if key not in EXECUTION_ONLY and before.get(key) != now.get(key)
     ]
-    what = "another configuration"
-    if not said and old["data_sha256"] != data_fingerprint:
-        what, said = "other data", [f"the rows used have changed: data_sha256 was {old['data_sha256'][:8]}…"]
-    if said:
-        text = "\n  ".join([f"{folder} holds a run of {what}; choose another folder or remove it", *said])
-        raise RunError(text)
+    kind = "another configuration"
+    if not changes and old["data_sha256"] != data_fingerprint:
+        kind, changes = "other data", [f"the rows used have changed: data_sha256 was {old['data_sha256'][:8]}…"]
+    if changes:
+        raise RunError("\n  ".join([f"{folder} holds a run of {kind}; choose another folder or remove it", *changes]))
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key of every value, as an override would name it, and the value as YAML has it."""
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of every value, as an option would name it, and the value as JSON."""
     if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value) and value:
         value = {item["name"]: item for item in value}
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
     else:
         yield key, json.dumps(value, ensure_ascii=False)
 
 
 def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the final model, the control, its levels as PEFT folders where PEFT can say them; last ``meet.json``."""
+    """Write the model, the control, its levels as PEFT folders where PEFT can express them, and last ``meet.json``."""
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     policy.lm.save_pretrained(partial)
@@ -198,23 +197,24 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
         sync(folder / LEVELS)
     sync(folder, deep=False)
     write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
-    sync(folder, deep=False)  # checkpoints may go now
+    sync(folder, deep=False)  # from here on the checkpoints may be removed
 
 
 def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     """Return a finished run's ``meet.json``.
 
     Args:
-        folder: The run.
-        weights: Refuse a run whose weights were dropped.
+        folder: Folder of the run.
+        weights: Refuse a run whose weights were removed.
 
     Raises:
-        RunError: There is none, or a part of the run is missing.
+        RunError: There is no finished run, its weights were removed, or another version of meetlm has written it.
     """
     path = folder / MEET
     if not path.is_file():
-        state = "is not a run" if not (folder / CONFIG).exists() else "is a run that has not finished"
-        raise RunError(f"{folder} {state}: there is no {MEET} in it")
+        is_started = (folder / CONFIG).exists()
+        problem = "is an unfinished run (`meet train` continues it)" if is_started else "is not a run"
+        raise RunError(f"{folder} {problem}: it has no {MEET}")
     fields = {"source": "pairs", **json.loads(path.read_text())}
     try:
         meet = Meet(**{**fields, "levels": tuple(fields["levels"]), "format": FormatSpec.from_dict(fields["format"])})
@@ -223,6 +223,6 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     parse_control(meet.control)
     if weights and not (folder / MODEL / "config.json").is_file():
         raise RunError(
-            f"{folder / MODEL} is missing: the run's weights were dropped (meet sweep --keep-weights keeps them)"
+            f"{folder / MODEL} is missing: the weights of the run were removed (`meet sweep --keep-weights` keeps them)"
         )
     return meet

@@ -1,4 +1,4 @@
-"""The rows of a run, read and filtered: the same for every method, whose control is not counted."""
+"""The rows of a run, read and filtered: the same for every method, as lengths do not count its control."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from meetlm.recipes.config import RunConfig
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run trains and is measured on.
+    """Training and held-out pairs of a run.
 
     Attributes:
         train: Pairs that passed the filters.
-        test: Held-out pairs, one a prompt.
-        reports: The filters' accounts of both.
-        spec: The prompt format that lengths were counted in.
+        test: Held-out pairs, one per prompt.
+        reports: Reports of the filters of both.
+        spec: Prompt format that lengths were counted in.
     """
 
     train: list[PreferenceExample]
@@ -35,22 +35,22 @@ class PreparedData:
     spec: FormatSpec
 
     def lines(self) -> list[str]:
-        """Return what became of the rows, as lines of text, the rows trained on first."""
+        """Return the reports of the filters as lines of text, training rows first."""
         return [line for report in self.reports for line in report.lines()]
 
     @property
     def key(self) -> str:
-        """What stages over these data have in common: rows and prompt format."""
+        """Identifies rows and prompt format, for stages that runs share."""
         return f"{self.fingerprint} {json.dumps(self.spec.to_dict(), sort_keys=True)}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every row used, in order."""
+        """Hash of all rows that are used, in order."""
         return fingerprint((one.prompt, one.chosen, one.rejected) for one in (*self.train, *self.test))
 
 
 def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
-    """Read and filter both splits; lengths are counted without any control, so every method has the same rows."""
+    """Read and filter both splits; lengths are counted without a control, so that every method has the same rows."""
 
     def lengths(example: PreferenceExample) -> tuple[int, int, int]:
         return pair_lengths(prompt_format, example)
@@ -62,5 +62,5 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
-    """Return the prompt format that a new run of ``config`` has."""
+    """Return the prompt format of a new run of ``config``."""
     return pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)

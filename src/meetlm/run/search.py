@@ -17,7 +17,7 @@ from typing import Any
 
 from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.config.files import write_atomic
-from meetlm.config.overrides import Override
+from meetlm.config.overrides import Override, parse_overrides
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.formats import FORMATS
 from meetlm.diagnostics.preference import PreferenceAccuracy
@@ -103,7 +103,7 @@ class Search:
         self,
         recipes: Sequence[str],
         file: Path | None,
-        overrides: Sequence[Override],
+        overrides: Sequence[str | Override],
         *,
         trials: int,
         holdout: int,
@@ -112,7 +112,7 @@ class Search:
     ) -> None:
         self.trials, self.by = trials, by
         self.failed: dict[str, str] = {}
-        if any(override.key == "data.holdout" for override in overrides):
+        if any(override.key == "data.holdout" for override in parse_overrides(overrides)):
             raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
         self.arms = arms_of(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))])
         for arm in self.arms:

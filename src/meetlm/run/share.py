@@ -1,7 +1,7 @@
-"""Stages that runs of a sweep have in common: trained once, placed into the others as finished.
+"""Stages that runs of a sweep have in common: trained once, then placed into the other runs as finished.
 
-Two runs share a stage where everything up to its end is the same: model, rows, prompt format, control, seed, optimizer,
-batch and every stage so far. MEET and its "first step only" share step 1; SFT is the first stage of DPO after SFT.
+Two runs share a stage if everything up to its end is the same: model, rows, prompt format, control, seed, optimizer,
+batch and all stages so far. MEET and its ablation "first step only" share step 1; SFT is the first stage of DPO.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from meetlm.training.run_stage import DONE
 
 
 def stage_key(config: RunConfig, data: str, index: int) -> str:
-    """Return a hash of all that decides the state after stage ``index`` (−1: before training).
+    """Return a hash of everything that decides the state after stage ``index`` (−1: before training).
 
     Args:
-        config: Of a run.
-        data: :attr:`PreparedData.key`.
-        index: Of the stage.
+        config: Configuration of a run.
+        data: :attr:`PreparedData.key` of its data.
+        index: Index of the stage.
     """
     resolved = config.model_dump(mode="json")
     stages = [{k: v for k, v in stage.items() if k != "name"} for stage in resolved["stages"][: index + 1]]
-    decides = {
+    inputs = {
         "model": config.model.name,
         "data": data,
         "format": resolved["format"],
@@ -42,11 +42,11 @@ def stage_key(config: RunConfig, data: str, index: int) -> str:
         "pairs": config.batch.pairs,
         "stages": stages,
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def common_stages(configs: Iterable[RunConfig], data: str) -> set[str]:
-    """Return the keys of stages, and of the state before training, that two or more runs have."""
+    """Return the keys of the stages, and of the state before training, that two or more runs have in common."""
     counts = Counter(stage_key(config, data, index) for config in configs for index in range(-1, len(config.stages)))
     return {key for key, count in counts.items() if count > 1}
 
@@ -55,8 +55,8 @@ class StageShare:
     """A folder of finished stages.
 
     Args:
-        folder: Created.
-        wanted: Keys of the stages that are kept; every stage where ``None``.
+        folder: Folder of the stages; created.
+        wanted: Keys of the stages to keep; all stages where ``None``.
     """
 
     def __init__(self, folder: Path, wanted: set[str] | None = None) -> None:
@@ -64,20 +64,21 @@ class StageShare:
         folder.mkdir(parents=True, exist_ok=True)
 
     def place(self, key: str, stage: Path) -> bool:
-        """Put the finished stage ``key`` into a run's folder for it; whether there was one and none in its place."""
-        ours = self.folder / key
-        if not (ours / DONE).is_file() or stage.exists():
+        """Place the finished stage ``key`` at ``stage``, unless there is a folder; return whether it was placed."""
+        kept = self.folder / key
+        if not (kept / DONE).is_file() or stage.exists():
             return False
         partial = stage.with_name(f"{stage.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(ours, partial, copy_function=_link)
+        shutil.copytree(kept, partial, copy_function=_link)
         partial.rename(stage)
         return True
 
     def keep(self, key: str, stage: Path) -> None:
-        """Keep a finished stage for the runs to come: weights, metrics and record, not the optimizer's state."""
-        ours = self.folder / key
-        if not self._wants(key) or (ours / DONE).is_file():
+        """Keep a finished stage for later runs: weights, metrics and record, without the optimizer's state."""
+        kept = self.folder / key
+        is_wanted = self._wanted is None or key in self._wanted
+        if not is_wanted or (kept / DONE).is_file():
             return
         last = checkpoints(stage)[-1]
         partial = self.folder / f"{key}.partial"
@@ -87,25 +88,22 @@ class StageShare:
         for name in ("metrics.jsonl", DONE):
             shutil.copy2(stage / name, partial / name)
         sync(partial)
-        shutil.rmtree(ours, ignore_errors=True)
-        partial.rename(ours)
+        shutil.rmtree(kept, ignore_errors=True)
+        partial.rename(kept)
 
     def measured(self, key: str) -> Path:
-        """Return where the measurement after stage ``key`` is kept, of whatever run made it first."""
+        """Return the file of the preference accuracy after stage ``key``, written by the run that measured it first."""
         return self.folder / f"{key}.json"
 
     def keep_only(self, keys: set[str]) -> None:
-        """Drop the weights of every stage but these."""
-        for ours in self.folder.glob("*/"):
-            if ours.name not in keys:
-                shutil.rmtree(ours)
-
-    def _wants(self, key: str) -> bool:
-        return self._wanted is None or key in self._wanted
+        """Remove the weights of all stages but these."""
+        for kept in self.folder.glob("*/"):
+            if kept.name not in keys:
+                shutil.rmtree(kept)
 
 
 def _link(source: str, target: str) -> None:
-    """Link a file into place, or copy it where the file system cannot."""
+    """Hard-link a file, or copy it where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

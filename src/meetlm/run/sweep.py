@@ -10,7 +10,7 @@ from pathlib import Path
 
 from meetlm.config.errors import ConfigError, MeetError, nearest
 from meetlm.config.files import write_atomic
-from meetlm.config.overrides import Override
+from meetlm.config.overrides import Override, parse_overrides
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.policy.loading import load_tokenizer
@@ -28,7 +28,7 @@ FORMAT = "format.json"
 
 
 def arms_of(
-    recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[Override]
+    recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[str | Override]
 ) -> list[Arm]:
     """Return an arm for every recipe and seed, checked before anything runs.
 
@@ -41,6 +41,7 @@ def arms_of(
     Raises:
         ConfigError: A pattern fits nothing, a recipe cannot be run, or two are not over the same data.
     """
+    overrides = parse_overrides(overrides)
     _refuse_own(file, overrides)
     names = list(dict.fromkeys(name for pattern in recipes for name in _matching(pattern)))
     arms = [
