@@ -154,7 +154,6 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
     stated: dict[str, Any] = {"max_new_tokens": 128, "temperature": temperature, "top_p": 0.95, "stop": []}
     return Evaluation(
         settings={
-            "preset": "paper",
             "protocol": PRESETS["paper"].model_copy(update={"temperature": temperature, "top_p": 0.95}).model_dump(),
             "common": False,
             "data": DataSettings(source="hh", path="Anthropic/hh-rlhf", subset="helpful-base").model_dump(mode="json"),

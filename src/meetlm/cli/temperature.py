@@ -11,30 +11,36 @@ import click
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluate import show
 from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
-from meetlm.cli.options import SEED
+from meetlm.cli.options import SEED, batch_size_option, level_option, out_option, quiet_option
 
 
-@click.command("sweep-temperature", short_help="Compare runs over temperatures; a report.")
+@click.command("sweep-temperature", short_help="Compare runs at several sampling temperatures; write a report.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--baseline", "baselines", multiple=True, required=True, help="Name of a run; repeatable.")
-@click.option("--temperatures", default="0,0.25,0.5,0.75,1", show_default=True, help="Numbers, comma between.")
-@click.option("--level", help="A level's name, or weights such as good=1.5,bad=-0.5  [default: each run's].")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens.")
-@click.option("--limit", type=click.IntRange(1), help="The first so many held-out prompts only.")
-@click.option("--sampling-seed", type=SEED, default=0, show_default=True, help="Of the completions.")
-@click.option("--common", is_flag=True, help="Compare over the prompts that all runs have, where they differ.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts at once.")
-@decided_by
+@click.option("--baseline", "baselines", multiple=True, required=True, help="Name of a baseline run; repeatable.")
+@click.option("--temperatures", default="0,0.25,0.5,0.75,1", show_default=True, help="Numbers separated by commas.")
+@level_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/temperature"), show_default=True, help="A folder."
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Sample from the most likely tokens of this total probability.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Maximum tokens per completion."
+)
+@click.option("--limit", type=click.IntRange(1), help="Use only this many held-out prompts, the first ones.")
+@click.option("--sampling-seed", type=SEED, default=0, show_default=True, help="Seed of sampling.")
+@click.option("--common", is_flag=True, help="Compare the prompts that all runs have, where their prompts differ.")
+@batch_size_option
+@decided_by
+@out_option("runs/temperature", "Folder of the report and the evaluations.")
+@quiet_option
 def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: Any) -> None:
-    """Compare RUNs with each --baseline at each temperature, and plot win - lose over temperature.
+    """Compare RUNs with each --baseline at each temperature, and plot win − lose over temperature.
 
-    A RUN is a run's folder; NAME=FOLDER names it. Completions that a run does not have yet are written into it, as
-    `meet generate` would; the same command goes on where it was stopped.
+    A RUN is the folder of a run; NAME=FOLDER names it. Completions that a run does not have yet are generated and
+    written into it, as by `meet generate`. An interrupted sweep continues when the same command is given again.
 
     \b
     meet sweep-temperature runs/meet runs/coh runs/dpo --baseline coh --baseline dpo --reward runs/rm
@@ -46,44 +52,44 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
     from meetlm.run.compared import named_places
     from meetlm.run.folder import read_data_settings
     from meetlm.run.levels import parse_level
-    from meetlm.run.temperature import sweep_temperature as run
+    from meetlm.run.temperature import sweep_temperature as sweep
 
-    named: dict[str, Path] = {}
-    for word in runs:
-        name, places = named_places(word)
+    folders: dict[str, Path] = {}
+    for arg in runs:
+        name, places = named_places(arg)
         if len(places) > 1:
-            raise ConfigError(f"{word!r} are several places: expected one run")
-        if name in named:
-            raise ConfigError(f"two runs are called {name!r}: name them, as in NAME={places[0]}")
-        named[name] = places[0]
-    sampling = Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"])
-    points = run(
-        named,
+            raise ConfigError(f"{arg!r} names several places; expected one run")
+        if name in folders:
+            raise ConfigError(f"two runs are called {name!r}; name them, as in NAME={places[0]}")
+        folders[name] = places[0]
+    reporter = ConsoleReporter(quiet=quiet)
+    points = sweep(
+        folders,
         given["baselines"],
-        _numbers(given["temperatures"]),
-        sampling,
+        _temperatures(given["temperatures"]),
+        Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"]),
         settings_of(given),
-        evaluators_of(given, read_data_settings(next(iter(named.values()))).source),
+        evaluators_of(given, read_data_settings(next(iter(folders.values()))).source),
         out,
         level=parse_level(given["level"]),
         seed=given["sampling_seed"],
         limit=given["limit"],
-        common=given["common"],
+        only_common=given["common"],
         batch_size=given["batch_size"],
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=reporter,
     )
     for temperature, evaluation in points:
         click.echo(f"temperature {temperature:g}, against {evaluation.baseline}")
         show(evaluation)
     for file in write_temperature_report(points, out):
-        click.echo(f"The report is in {file}.")
+        reporter.message(f"report: {file}")
 
 
-def _numbers(text: str) -> list[float]:
+def _temperatures(text: str) -> list[float]:
     try:
         numbers = sorted({float(part) for part in text.split(",")})
     except ValueError:
-        raise click.UsageError(f"--temperatures {text!r}: expected numbers with commas between") from None
+        raise click.UsageError(f"--temperatures {text!r}: expected numbers separated by commas") from None
     if not all(0 <= number < math.inf for number in numbers):
-        raise click.UsageError(f"--temperatures {text!r}: expected finite numbers of 0 and more")
+        raise click.UsageError(f"--temperatures {text!r}: expected finite numbers that are not negative")
     return numbers

@@ -1,7 +1,7 @@
-"""The same comparison over temperatures (the paper's section 4.6 and Figure 3): writes what is missing, then evaluates.
+"""The same comparison at several temperatures (the paper's section 4.6 and Figure 3).
 
-What is there is not made again: completions by run, level, temperature and seed; scores by completion; evaluations are
-made of both. So the same command goes on where it was stopped.
+Completions that are missing are generated, then evaluated. Completions and scores on disk are reused, so an interrupted
+sweep continues when it is run again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
-from meetlm.evaluation.answers import read_answers
+from meetlm.evaluation.answers import Answers, read_answers
 from meetlm.evaluation.cells import line_up
 from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
 from meetlm.evaluation.record import Evaluation
@@ -36,77 +36,84 @@ def sweep_temperature(
     level: Level | None = None,
     seed: int = 0,
     limit: int | None = None,
-    common: bool = False,
+    only_common: bool = False,
     batch_size: int = 32,
     reporter: Reporter = SILENT,
 ) -> list[tuple[float, Evaluation]]:
     """Return an evaluation of every other run against each baseline at each temperature, saved in ``folder``.
 
     Args:
-        runs: Finished runs by name, with their weights where completions are missing; of the same held-out data.
+        runs: Finished runs by name, on the same held-out data; with their weights where completions are missing.
         baselines: Names of some of them.
         temperatures: At least one.
-        sampling: The rest of it.
-        settings: Of the evaluations.
-        evaluators: Who decides.
-        folder: ``t0.5/BASELINE/evaluation.json``, and the scores.
-        level: Of the completions; each run's default where ``None``.
-        seed: Of the random streams that completions are drawn by.
-        limit: The first so many held-out prompts.
-        common: Compare over the prompts that all runs have, instead of refusing where they differ.
-        batch_size: Rows at once.
-        reporter: Shows the completions that are written.
+        sampling: The settings of sampling other than the temperature.
+        settings: Settings of the evaluations.
+        evaluators: They decide which completion wins.
+        folder: Folder of scores and of the evaluations, such as ``t0.5/BASELINE/evaluation.json``.
+        level: Level of the completions; each run's default where ``None``.
+        seed: Seed of sampling.
+        limit: Use only this many held-out prompts, the first ones.
+        only_common: Compare the prompts that all runs have, instead of refusing runs whose prompts differ.
+        batch_size: Prompts per batch.
+        reporter: Shows messages and progress.
 
     Raises:
-        ConfigError: A baseline is no run or stands there twice, no run is left to compare, or a temperature is none.
-        RunError: A run is not finished or its weights are gone, and completions are missing.
+        ConfigError: A baseline is not a run or is named twice, no other run is left, or a temperature is invalid.
+        RunError: A run is not finished, or completions are missing and its weights are gone.
     """
     for name in baselines:
         if name not in runs:
-            raise ConfigError(f"--baseline {name!r} is none of the runs{nearest(name, list(runs))}")
+            raise ConfigError(f"--baseline {name!r} is not one of the runs{nearest(name, list(runs))}")
     if len(set(baselines)) < len(baselines):
-        raise ConfigError(f"a --baseline stands there twice: {', '.join(baselines)}")
+        raise ConfigError(f"--baseline names a run twice: {', '.join(baselines)}")
     others = [name for name in runs if name not in baselines]
     if not others:
-        raise ConfigError("every run is a baseline: name one to compare with them")
+        raise ConfigError("every run is a --baseline; name another run to compare with them")
     data = read_data_settings(next(iter(runs.values())))
-    held = chosen_replies(data)
+    held_out = chosen_replies(data)
     points = []
     for temperature in temperatures:
-        drawn = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
-        answers = {}
-        for name, run in runs.items():
-            meet = read_meet(run, weights=False)
-            own = resolve_level(meet.levels, meet.default_level if level is None else level)
-            file = completions_file(run, own, drawn, seed, limit=limit)
-            if not file.is_file():
-                reporter.message(f"{name} at temperature {temperature:g}: writing completions")
-                write_completions(
-                    run,
-                    None,
-                    own,
-                    drawn,
-                    seed=seed,
-                    limit=limit,
-                    batch_size=batch_size,
-                    reporter=reporter,
-                )
-            answers[name] = read_answers(name, [[file]])
+        sampling = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
+        answers = {
+            name: _completions(name, run, level, sampling, seed, limit, batch_size, reporter)
+            for name, run in runs.items()
+        }
         for baseline in baselines:
             compared = [answers[name] for name in (*others, baseline)]
-            cells = line_up(compared, held.chosen, common=common)
-            cells.problems.extend(held.problems)
+            cells = line_up(compared, held_out.chosen, common=only_common)
+            cells.problems.extend(held_out.problems)
             more = {
                 "temperature": temperature,
-                "sampling": drawn.model_dump(),
+                "sampling": sampling.model_dump(),
                 "level": level,
                 "sampling_seed": seed,
                 "limit": limit,
-                "common": common,
+                "common": only_common,
                 "data": data.model_dump(mode="json"),
-                "data_sha256": held.sha256,
+                "data_sha256": held_out.sha256,
             }
-            found = evaluate([one.system for one in compared], cells, baseline, settings, evaluators, folder, more=more)
-            found.save(folder / folder_of(temperature, found) / "evaluation.json")
-            points.append((temperature, found))
+            systems = [each.system for each in compared]
+            evaluation = evaluate(systems, cells, baseline, settings, evaluators, folder, more=more, reporter=reporter)
+            evaluation.save(folder / folder_of(temperature, evaluation) / "evaluation.json")
+            points.append((temperature, evaluation))
     return points
+
+
+def _completions(
+    name: str,
+    run: Path,
+    level: Level | None,
+    sampling: Sampling,
+    seed: int,
+    limit: int | None,
+    batch_size: int,
+    reporter: Reporter,
+) -> Answers:
+    """Return the completions of a run, generated first if they are missing."""
+    meet = read_meet(run, weights=False)
+    level = resolve_level(meet.levels, meet.default_level if level is None else level)
+    file = completions_file(run, level, sampling, seed, limit=limit)
+    if not file.is_file():
+        reporter.message(f"{name} at temperature {sampling.temperature:g}: generating completions")
+        write_completions(run, None, level, sampling, seed=seed, limit=limit, batch_size=batch_size, reporter=reporter)
+    return read_answers(name, [[file]])
