@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from combinations import each_value
 from meetlm.data.batch import IGNORE
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import FORMATS
@@ -101,7 +102,10 @@ def settings_for_trl(folder: Path, rows_per_step: int) -> dict[str, Any]:
 
 def dpo_of_trl(lm: PreTrainedModel, reference: PreTrainedModel, items: Items, folder: Path) -> DPOTrainer:
     """Return TRL's trainer over the pairs that ``items`` are of, after a look at its ids."""
-    rows = [{side: getattr(e, side) for side in ("prompt", "chosen", "rejected")} for e in pairs(len(items))]
+    rows = [
+        {"prompt": e.prompt.text(), "chosen": e.chosen.content, "rejected": e.rejected.content}
+        for e in pairs(len(items))
+    ]
     program = DPOTrainer(
         model=lm,
         ref_model=reference,
@@ -147,7 +151,7 @@ def test_dpo_has_trls_loss_rewards_and_gradients(layout: str, tmp_path: Path) ->
     assert gap({f"lm.{name}": p.grad for name, p in lm.named_parameters()}, gradients(policy)) < 1e-6
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_dpo_trains_as_trls(layout: str, tmp_path: Path) -> None:
     """From ln 2 on. All pairs are in each step: in one batch there, in two parts here."""
     lm = tiny_lm("llama", dtype=torch.float32)
@@ -179,11 +183,10 @@ def assert_same_lines(ours: list[dict[str, float]], log: list[dict[str, float]],
         assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], abs=1e-4), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # rotary and learned positions
-@pytest.mark.parametrize(("kind", "form"), [("none", "chosen"), ("text", "conditional")])
-def test_sft_and_coh_train_as_trls_sft(kind: str, form: str, architecture: str, layout: str, tmp_path: Path) -> None:
+@each_value(method=(("none", "chosen"), ("text", "conditional")), architecture=("llama", "gpt2"), layout=LAYOUTS)
+def test_sft_and_coh_train_as_trls_sft(method: tuple[str, str], architecture: str, layout: str, tmp_path: Path) -> None:
     """CoH is SFT on both replies, behind a sentence before the prompt."""
+    kind, form = method
     lm = tiny_lm(architecture, dtype=torch.float32)
     policy = tiny_policy(architecture, kind, lm=copy.deepcopy(lm), layout=layout)
     assert policy.padding_reason is None
@@ -263,16 +266,16 @@ def trained_by_peft(
     return dict(peft.get_peft_model_state_dict(adapted))
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.AdamW, 1e-2), (torch.optim.SGD, 1e-1)])
-@pytest.mark.parametrize(("form", "levels"), [("chosen", ["good"]), ("conditional", ["bad", "good"])])
-@pytest.mark.parametrize("kind", ADAPTERS)
+@each_value(kind=tuple(ADAPTERS), form=("conditional", "chosen"), optimizer=(torch.optim.AdamW, torch.optim.SGD))
 def test_each_level_trains_as_an_adapter_of_pefts_alone(
-    kind: str, form: str, levels: list[str], optimizer: type[torch.optim.Optimizer], lr: float, tmp_path: Path
+    kind: str, form: str, optimizer: type[torch.optim.Optimizer], tmp_path: Path
 ) -> None:
     """Of two levels in mixed batches too: each sees its own rows, normalised by the tokens of both.
 
     AdamW as in a stage, and SGD, which unlike it takes a gradient's scale as it is.
     """
+    levels = ["good"] if form == "chosen" else ["bad", "good"]
+    lr = 1e-2 if optimizer is torch.optim.AdamW else 1e-1
     lm = tiny_lm("llama")
     policy = tiny_policy("llama", kind, lm=copy.deepcopy(lm), levels=levels, move=0.0)
     control, items = policy.control, items_of(policy, form, 6)
@@ -317,8 +320,7 @@ COINCIDE = {
 """Methods, and for each another that is the same once some settings are changed."""
 
 
-@pytest.mark.parametrize("preset", ["paper", "small"])
-@pytest.mark.parametrize("method", COINCIDE)
+@each_value(method=tuple(COINCIDE), preset=("paper", "small"))
 def test_recipes_that_coincide(method: str, preset: str, tmp_path: Path) -> None:
     """Settings, but for names, and every bit of the model trained."""
     other, changes = COINCIDE[method]
