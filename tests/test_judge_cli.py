@@ -83,7 +83,7 @@ def test_the_prompt_is_as_the_data_are_unless_somebody_says(
     assert len(server.received) == 6 and sent == {1 if prompt == "summary" else 2}  # a system message or none
     assert found.judge and (found.judge.prompt, found.judge.prompt_reason) == (prompt, reason)
     assert found.settings["judge"]["prompt"] == prompt
-    assert f"judge: j, prompt {prompt}, {reason}\n" in said
+    assert "judge: model: j\n" in said and f"judge: prompt: {prompt}, {reason}\n" in said
     page, text = ((tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     assert f"{prompt}, {reason}" in page and f"| Prompt | {prompt}, {reason} |" in text
 
@@ -96,11 +96,11 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
         third, again = evaluated(tmp_path, "hh", server, *prices, number=5)
     assert "judge: this run: 4 answers, 400 prompt and 40 completion tokens, cost 0.80\n" in first
     assert "judge: this run: 6 answers, 600 prompt and 60 completion tokens, cost 1.20\n" in second
-    assert "judge: cached: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
+    assert "judge: all cached answers: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
     assert "judge: this run: 0 answers, 0 prompt and 0 completion tokens, cost 0.00\n" in third
     assert found.judge and again.judge and again.judge.kept == found.judge.kept
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
-    assert "judge: a: same verdict in both orders 100.0%" in second and len(server.received) == 10
+    assert "judge: same verdict in both orders: 100.0%" in second and len(server.received) == 10
     assert "all systems" not in second  # one system is all
 
 
@@ -124,7 +124,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
             assert sum(used) == len(server.received) * asked and len(server.received) == server.distinct > 0
             assert all(one and one.kept.num_answers >= one.this_run.num_answers for one in found)
     reason = "for the data source hh, whose responses are replies in a dialogue"
-    assert done.output.count(f"judge: j, prompt dialogue, {reason}") == 2
+    assert done.output.count(f"judge: prompt: dialogue, {reason}") == 2
     text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
     assert f"| dialogue, {reason} |" in text and "**Consistency across both orders**" in text
 

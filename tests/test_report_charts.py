@@ -16,7 +16,7 @@ import pytest
 from html_page import Page
 from made_evaluation import BASELINE, made_evaluation
 from meetlm.evaluation.record import Evaluation, Measure
-from meetlm.report.charts import Chart, Point, delta_chart, draw, group_by_length, outcome_by_length_chart, shortened
+from meetlm.report.charts import Chart, Point, delta_chart, draw, group_by_length, length_charts, shortened
 from meetlm.report.conditions import Condition
 from meetlm.report.sections import sections_of, words_of
 
@@ -31,12 +31,12 @@ def texts_of(chart: Chart) -> list[str]:
 
 def test_groups_by_length() -> None:
     """Ten x in five groups; a prompt with two pairs in one group counts once in its mean and interval."""
-    points = group_by_length([(float(n), float(n % 2), n) for n in range(10)])
+    points = group_by_length(range(10), [n % 2 for n in range(10)], range(10))
     assert [point.x for point in points] == [0.5, 2.5, 4.5, 6.5, 8.5]
     assert all(point.y == 0.5 and point.high - point.y == pytest.approx(1.96 * 0.5) for point in points)
-    (point,) = group_by_length([(1.0, 0.0, 0), (1.0, 0.0, 0), (1.0, 3.0, 1)])
+    (point,) = group_by_length([1, 1, 1, 2, None], [0, 0, 3, None, 9], [0, 0, 1, 2, 3])
     assert point == Point(1.0, 1.5, pytest.approx(1.5 - 1.96 * 1.5), pytest.approx(1.5 + 1.96 * 1.5))
-    assert group_by_length([]) == []
+    assert group_by_length([], [], []) == []
 
 
 def test_no_axis_of_delta_goes_beyond_100_percent() -> None:
@@ -46,7 +46,7 @@ def test_no_axis_of_delta_goes_beyond_100_percent() -> None:
     outcomes = replace(first, outcomes=[("win", "lose")[n % 2] if n < 10 else None for n in range(30)])
     lengths = {first.system: [float(n) for n in range(30)], BASELINE: [0.0] * 30}
     words = Measure("words", "length in words", None, {**words_of(evaluation).values, **lengths}, {})
-    chart = outcome_by_length_chart(replace(evaluation, comparisons=[outcomes]), "reward", words)
+    (chart,) = length_charts(replace(evaluation, comparisons=[outcomes]), words, [])
     ticks = [float(text.replace("−", "-")) for text in texts_of(chart) if re.fullmatch(r"−?\d+", text)]
     assert min(ticks) == -100 and max(ticks) == 100
 

@@ -16,9 +16,9 @@ from markdown_it import MarkdownIt
 
 from html_page import Page
 from made_evaluation import made_evaluation
-from meetlm.evaluation.record import Evaluation
+from meetlm.evaluation.record import Evaluation, PromptRow
 from meetlm.report.conditions import Condition, comparisons_of
-from meetlm.report.examples import examples_of
+from meetlm.report.examples import examples_of, turns
 from meetlm.report.write import write_report
 
 MARKUP = (
@@ -45,7 +45,8 @@ def page(written: tuple[Path, Path]) -> Page:
 def test_every_pair_is_in_the_page(evaluation: Evaluation, page: Page) -> None:
     data = json.loads(page.scripts()[0])
     assert data["completions"] == evaluation.completions
-    assert data["prompts"] == [row.prompt for row in evaluation.prompts]
+    assert data["prompts"][0] == [[turn["role"], turn["content"]] for turn in evaluation.prompts[0].prompt]
+    assert data["prompts"][1] == [["prompt", str(evaluation.prompts[1].prompt).strip()]]
     for (_, comparison), shown in zip(comparisons_of([Condition(evaluation)]), data["comparisons"], strict=True):
         assert sorted(shown["order"]) == list(range(240))
         assert shown["outcomes"].count("w") == comparison.outcomes.count("win")
@@ -120,6 +121,11 @@ def test_completions_and_names_stay_text(evaluation: Evaluation, page: Page, tmp
     blocks = [text for tag, text in rendered.texts if tag == "code"]
     texts = sum(len(example.prompt) + len(example.replies) for example in examples_of(marked))
     assert sum(MARKUP.strip() in block for block in blocks) == 1 + texts  # the judge's prompt, and theirs
+
+
+def test_tool_calls_of_a_prompt_are_shown() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "weather"}]}
+    assert turns(PromptRow("id", [call], None)) == [("assistant", '{"tool_calls": [{"name": "weather"}]}')]
 
 
 def test_a_system_may_have_any_name(tmp_path: Path) -> None:

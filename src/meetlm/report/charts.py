@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.record import Evaluation, Measure
+from meetlm.evaluation.outcomes import margins
+from meetlm.evaluation.record import Evaluation, Measure, Outcome
 from meetlm.report.conclusions import RULE, is_inconclusive, is_significant, judge_note
 from meetlm.report.conditions import Condition, Conditions, comparisons_of, evaluators_of, measure_of, systems_of
 from meetlm.report.wording import clause, in_percent, number, points, scaled
@@ -79,6 +80,10 @@ class Chart:
     address: str
     alt: str
     caption: str
+
+
+PERCENT: dict[Outcome, float] = {"win": 100.0, "tie": 0.0, "lose": -100.0}
+"""What an outcome contributes to Δ."""
 
 
 class Point(NamedTuple):
@@ -177,26 +182,26 @@ def temperature_charts(conditions: Conditions) -> list[Chart]:
 def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
     """Return the distribution of a measure for each system as a histogram, with its mean, all on one scale."""
     names = list(dict.fromkeys(s.name for each in conditions for s in each.evaluation.systems))
+    baselines = {condition.evaluation.baseline for condition in conditions}
     columns: dict[str, NDArray[np.float64]] = {}
-    for name in names:
+    colours = []
+    for place, name in enumerate(names):
         for condition in conditions:
-            taken = measure if len(conditions) == 1 else measure_of(condition.evaluation, measure.name)
+            taken = measure_of(condition.evaluation, measure.name) or measure
             label = name if condition.temperature is None else f"{name} at {condition.temperature:g}"
-            if taken and name in taken.values:
+            if name in taken.values and label not in columns:
                 columns[label] = np.array([v for v in taken.values[name] if v is not None], dtype=np.float64)
+                colours.append(MUTED if name in baselines else _style(place)["color"])
     every = np.concatenate(list(columns.values()))
     low, high = (float(edge) for edge in np.quantile(every, (0.01, 0.99))) if len(every) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, NUM_BARS + 1)
     decimals = 1 if high - low >= 10 else 2
     means = {label: number(float(values.mean()), decimals) for label, values in columns.items() if len(values)}
-    baselines = {condition.evaluation.baseline for condition in conditions}
 
     def paint(axes: Axes) -> None:
         shares = [np.histogram(v.clip(low, high), edges)[0] / max(1, len(v)) for v in columns.values()]
         tallest = max(float(share.max()) for share in shares) or 1.0
-        for row, (label, share) in enumerate(zip(columns, shares, strict=True)):
-            name = label.partition(" at ")[0] if label not in names else label
-            colour = MUTED if name in baselines else _style(names.index(name))["color"]
+        for row, (label, share, colour) in enumerate(zip(columns, shares, colours, strict=True)):
             axes.stairs(row + 0.25 - 0.58 * share / tallest, edges, baseline=row + 0.25, fill=True, color=colour)
             if label in means:
                 axes.plot([columns[label].mean()] * 2, [row - 0.33, row + 0.3], color=INK)
@@ -212,68 +217,60 @@ def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
     return draw(f"Distribution of {measure.name}", 0.75 + HISTOGRAM * len(columns), alt, caption, paint)
 
 
-def outcome_by_length_chart(evaluation: Evaluation, evaluator: str, words: Measure) -> Chart:
-    """Return Δ among replies that are shorter or longer than the baseline's."""
-    signs = {"win": 100.0, "tie": 0.0, "lose": -100.0}
-    series = {}
-    for _, comparison in comparisons_of([Condition(evaluation)], evaluator):
-        is_filled = not is_inconclusive(evaluation, evaluator, comparison.system)
-        lengths = zip(words.values[comparison.system], words.values[comparison.baseline], strict=True)
-        values = [
-            (ours - theirs, signs[outcome], prompt)
-            for (ours, theirs), outcome, (prompt, _) in zip(lengths, comparison.outcomes, evaluation.cells, strict=True)
-            if ours is not None and theirs is not None and outcome is not None
-        ]
-        series[comparison.system] = [
-            point._replace(low=max(point.low, -100.0), high=min(point.high, 100.0), is_filled=is_filled)
-            for point in group_by_length(values)
-        ]
-    caption = (
-        f"Pairs in {NUM_BINS} groups by how many words longer the reply is than {evaluation.baseline}'s; a line that "
-        "climbs means that longer replies win. Whiskers are ±1.96 standard errors over prompts, within ±100%. "
-        f"{judge_note(evaluation, evaluator)}"
-    )
-    title, x = f"Length against {evaluator}'s outcome", f"words more than {evaluation.baseline}"
-    return _line_chart(title, series, [system.name for system in evaluation.systems], x, "Δ (%)", caption)
-
-
-def score_by_length_chart(evaluation: Evaluation, measure: Measure, words: Measure) -> Chart:
-    """Return the mean score among short and long replies."""
-    names = [system.name for system in evaluation.systems]
-    series = {
-        name: group_by_length(
-            [
-                (length, score, prompt)
-                for length, score, (prompt, _) in zip(
-                    words.values[name], measure.values[name], evaluation.cells, strict=True
-                )
-                if length is not None and score is not None
-            ]
-        )
-        for name in names
-    }
-    caption = (
-        f"Mean {measure.name} in {NUM_BINS} groups of completions by their number of words. Whiskers are ±1.96 "
-        "standard errors over prompts."
-    )
-    return _line_chart(f"Length against {measure.name}", series, names, "words", measure.name, caption)
-
-
-def group_by_length(values: Sequence[tuple[float, float, int]]) -> list[Point]:
-    """Return the mean y of about equally large groups by x, with ±1.96 standard errors.
+def length_charts(evaluation: Evaluation, words: Measure, scorers: Sequence[Measure]) -> list[Chart]:
+    """Return Δ among replies that are shorter or longer than the baseline's, and the mean score by length.
 
     Args:
-        values: x, y, and the prompt of both: pairs of one prompt are not independent, so it counts once per group.
+        evaluation: The record.
+        words: The length of every completion.
+        scorers: The measures that are scores.
     """
-    if not values:
-        return []
-    xs, ys, prompts = (np.array(column) for column in zip(*values, strict=True))
-    cuts = np.unique(np.quantile(xs, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
+    names = [system.name for system in evaluation.systems]
+    prompts = [prompt for prompt, _ in evaluation.cells]
+    bins = f"{NUM_BINS} groups by length; whiskers are ±1.96 standard errors over prompts"
+    charts = []
+    for evaluator in evaluators_of([Condition(evaluation)]):
+        series = {}
+        for _, comparison in comparisons_of([Condition(evaluation)], evaluator):
+            longer = margins(words.values[comparison.system], words.values[comparison.baseline])
+            outcomes = [PERCENT.get(outcome) if outcome else None for outcome in comparison.outcomes]
+            is_filled = not is_inconclusive(evaluation, evaluator, comparison.system)
+            series[comparison.system] = [
+                point._replace(low=max(point.low, -100.0), high=min(point.high, 100.0), is_filled=is_filled)
+                for point in group_by_length(longer, outcomes, prompts)
+            ]
+        caption = (
+            f"Pairs in {bins}, within ±100%. A line that climbs means that longer replies win. "
+            f"{judge_note(evaluation, evaluator)}"
+        )
+        title, x = f"Length against {evaluator}'s outcome", f"words more than {evaluation.baseline}"
+        charts.append(_line_chart(title, series, names, x, "Δ (%)", caption))
+    for scorer in scorers:
+        series = {name: group_by_length(words.values[name], scorer.values[name], prompts) for name in names}
+        title, caption = f"Length against {scorer.name}", f"Mean {scorer.name} of completions in {bins}."
+        charts.append(_line_chart(title, series, names, "words", scorer.name, caption))
+    return charts
+
+
+def group_by_length(
+    lengths: Sequence[float | None], values: Sequence[float | None], prompts: Sequence[int]
+) -> list[Point]:
+    """Return the mean value of about equally large groups by length, with ±1.96 standard errors.
+
+    Args:
+        lengths: x of each pair or completion; those without x or y are left out.
+        values: y.
+        prompts: The prompt of each: those of one prompt are not independent, so a prompt counts once per group.
+    """
+    rows = zip(lengths, values, prompts, strict=True)
+    table = np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 3)
+    xs, ys, owners = table.T
+    cuts = np.unique(np.quantile(xs, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(xs) else xs
     groups = np.searchsorted(cuts, xs, side="left")
     means = []
     for group in np.unique(groups):
         inside = groups == group
-        _, place, sizes = np.unique(prompts[inside], return_inverse=True, return_counts=True)
+        _, place, sizes = np.unique(owners[inside], return_inverse=True, return_counts=True)
         by_prompt = np.bincount(place, weights=ys[inside]) / sizes
         y, half = float(by_prompt.mean()), 0.0
         if len(by_prompt) > 1:

@@ -9,7 +9,8 @@ import json
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from meetlm.evaluation.record import Comparison, Evaluation, Outcome
+from meetlm.data.example import Turn
+from meetlm.evaluation.record import Comparison, Evaluation, Outcome, PromptRow
 from meetlm.report.conclusions import JUDGE
 from meetlm.report.conditions import Condition, comparisons_of
 from meetlm.report.wording import signed
@@ -82,7 +83,7 @@ def examples_of(evaluation: Evaluation) -> list[Example]:
                     Example(
                         f"{title} of {system} by {comparison.evaluator}, seed {seed}",
                         outcomes_of(evaluation, system, pair),
-                        [(role, text.strip()) for role, text in turns(evaluation.prompts[prompt].prompt)],
+                        turns(evaluation.prompts[prompt]),
                         [(names[name], evaluation.completions[name][pair].strip() or "(empty)") for name in names],
                     )
                 )
@@ -106,9 +107,12 @@ def without_outcome(comparison: Comparison) -> str:
     return "no verdict" if comparison.evaluator == JUDGE else "no outcome"
 
 
-def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return a prompt as [role, text]; plain text has the role ``prompt``."""
-    return [("prompt", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
+def turns(row: PromptRow) -> list[tuple[str, str]]:
+    """Return a prompt as [role, text]; plain text has the role ``prompt``. Tool calls and the like are JSON text."""
+    if isinstance(row.prompt, str):
+        return [("prompt", row.prompt.strip())]
+    messages = map(Turn.from_message, row.prompt)
+    return [(turn.role, f"{turn.content}\n{turn.extra}".strip()) for turn in messages]
 
 
 def page_data(evaluation: Evaluation) -> str:
@@ -132,7 +136,7 @@ def page_data(evaluation: Evaluation) -> str:
     data = {
         "baseline": evaluation.baseline,
         "systems": [system.name for system in evaluation.systems],
-        "prompts": [row.prompt for row in evaluation.prompts],
+        "prompts": list(map(turns, evaluation.prompts)),
         "ids": [row.id for row in evaluation.prompts],
         "chosen": [row.chosen for row in evaluation.prompts],
         "pairs": evaluation.cells,

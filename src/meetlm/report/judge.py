@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meetlm.evaluation.record import Consistency, Evaluation, JudgeAccount, Usage
-from meetlm.report.conclusions import JUDGE, NEAR_CHANCE, cannot_conclude, inconclusive_reason, judge_mark
+from meetlm.report.conclusions import JUDGE, cannot_conclude, inconclusive_reason, judge_mark
 from meetlm.report.conditions import Conditions
 from meetlm.report.tables import Cell, Table, condition_cells, condition_columns, share_cell
 from meetlm.report.wording import NO_VALUE, count, in_percent, number
@@ -18,15 +18,16 @@ def judge_tables(conditions: Conditions) -> list[Table]:
     labels = [condition.heading or "Value" for condition in judged]
     rows = [[Cell(name), *(Cell(account[name]) for account in accounts)] for name in accounts[0]]
     note = (
-        "Cached are all answers to the calls of this evaluation, from earlier runs too. Empty and truncated answers "
-        "and repeated calls were paid for as well. A call that several evaluations share is counted in each."
+        "Cached are all answers to the calls of this evaluation, from earlier runs too: empty, truncated and repeated "
+        "ones were paid for as well. A call that several evaluations share is counted in each. Costs are in the "
+        "currency of the prices."
     )
     return [Table("Calls and costs", ["", *labels], rows, [note]), _consistency_table(judged)]
 
 
 def _account(judge: JudgeAccount) -> dict[str, str]:
     overall = judge.overall
-    rows = {
+    return {
         "Model": judge.model,
         "Endpoint": judge.base_url,
         "Prompt": f"{judge.prompt}, {judge.prompt_reason}",
@@ -38,12 +39,9 @@ def _account(judge: JudgeAccount) -> dict[str, str]:
         "Same verdict in both orders": in_percent(overall.consistency) if overall.consistency else NO_VALUE,
         "Expected by chance": _chance(overall),
         "Conclusive": _conclusive(overall),
+        "This run": _usage(judge.this_run),
+        "All cached answers": _usage(judge.kept),
     }
-    for name, usage in (("this run", judge.this_run), ("cached", judge.kept)):
-        rows[f"Answers, {name}"] = f"{usage.num_answers:,}"
-        rows[f"Tokens, {name}"] = _tokens(usage)
-        rows[f"Cost, {name}, in the currency of the prices"] = NO_VALUE if usage.cost is None else f"{usage.cost:,.2f}"
-    return rows
 
 
 def _consistency_table(conditions: Conditions) -> Table:
@@ -57,7 +55,7 @@ def _consistency_table(conditions: Conditions) -> Table:
             *(Cell(f"{number_of:,}") for number_of in (part.num_calls, part.num_unparsable, part.num_failed)),
         ]
         for condition in conditions
-        for name, part in _parts(condition.evaluation)
+        for name, part in _parts(condition.evaluation.judge)
     ]
     columns = ["System", *condition_columns(conditions), "Same verdict in both orders (%)", "Expected by chance (%)"]
     columns += ["Conclusive", "Judgements", "Without a verdict", "Failed"]
@@ -71,32 +69,20 @@ def _consistency_table(conditions: Conditions) -> Table:
 
 def judge_lines(evaluation: Evaluation) -> list[str]:
     """Return the judge's account in a few lines for a terminal; nothing where no judge was asked."""
-    judge = evaluation.judge
-    if judge is None:
+    if evaluation.judge is None:
         return []
-    lines = [f"judge: {judge.model}, prompt {judge.prompt}, {judge.prompt_reason}"]
-    for name, part in _parts(evaluation):
-        if part.consistency:
-            doubt = f": {NEAR_CHANCE}, so no conclusion can be drawn" if cannot_conclude(part) else ""
-            share = f"same verdict in both orders {in_percent(part.consistency)}, expected by chance {_chance(part)}"
-            lines.append(f"judge: {name}: {share}{doubt}")
-        elif cannot_conclude(part):
+    lines = [f"judge: {name.lower()}: {value}" for name, value in _account(evaluation.judge).items()]
+    for name, part in evaluation.judge.by_system.items():
+        if cannot_conclude(part):
             lines.append(f"judge: {name}: no conclusion can be drawn: {inconclusive_reason(part)}")
-    if judge.overall.num_unparsable:
-        lines.append(f"judge: answers without a verdict: {_unparsable(judge)}")
-    for name, usage in (("this run", judge.this_run), ("cached", judge.kept)):
-        cost = "" if usage.cost is None else f", cost {usage.cost:,.2f}"
-        lines.append(f"judge: {name}: {count(usage.num_answers, 'answer')}, {_tokens(usage)}{cost}")
     return lines
 
 
-def _parts(evaluation: Evaluation) -> list[tuple[str, Consistency]]:
+def _parts(judge: JudgeAccount | None) -> list[tuple[str, Consistency]]:
     """Return the consistency for each system, then over all of them if there are several."""
-    judge = evaluation.judge
     if judge is None:
         return []
-    overall = [("all systems", judge.overall)] if len(judge.by_system) != 1 else []
-    return [*judge.by_system.items(), *overall]
+    return [*judge.by_system.items(), *([("all systems", judge.overall)] if len(judge.by_system) != 1 else [])]
 
 
 def _conclusive(judge: Consistency) -> str:
@@ -110,10 +96,12 @@ def _unparsable(judge: JudgeAccount) -> str:
     return f"{judge.overall.num_unparsable:,}" + (f" (finish reason: {reasons})" if reasons else "")
 
 
-def _tokens(usage: Usage) -> str:
-    if usage.prompt_tokens is None or usage.completion_tokens is None:
-        return "tokens not reported by the endpoint"
-    return f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion tokens"
+def _usage(usage: Usage) -> str:
+    tokens = "tokens not reported by the endpoint"
+    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
+        tokens = f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion tokens"
+    cost = "" if usage.cost is None else f", cost {usage.cost:,.2f}"
+    return f"{count(usage.num_answers, 'answer')}, {tokens}{cost}"
 
 
 def _chance(judge: Consistency) -> str:

@@ -10,12 +10,11 @@ from meetlm.report.charts import (
     Chart,
     delta_chart,
     distribution_chart,
-    outcome_by_length_chart,
-    score_by_length_chart,
+    length_charts,
     temperature_charts,
     win_chart,
 )
-from meetlm.report.conditions import Condition, Conditions, evaluators_of, measure_of, over_temperatures
+from meetlm.report.conditions import Conditions, evaluators_of, measure_of, over_temperatures
 from meetlm.report.judge import judge_tables
 from meetlm.report.paper import ABOUT, paper_dataset, paper_tables
 from meetlm.report.tables import (
@@ -69,12 +68,14 @@ def sections_of(conditions: Conditions) -> list[Section]:
     else:
         (condition,) = conditions
         evaluation = condition.evaluation
+        words = words_of(evaluation)
+        lengths = length_charts(evaluation, words, scorers_of(conditions))
         charts = [delta_chart(evaluation), *(win_chart(evaluation, name) for name in evaluators)] if evaluators else []
         sections = [
             Section("results", "Win rates", [*tables, *replicate_tables(evaluation)], charts),
             Section("measures", "Measures", measure_tables(evaluation)),
             Section("scores", "Scores", charts=scores),
-            Section("lengths", "Lengths", charts=_length_charts(evaluation, evaluators)),
+            Section("lengths", "Lengths", charts=[distribution_chart(conditions, words), *lengths]),
             Section("agreement", "Agreement", agreement_tables(evaluation)),
         ]
     sections += [
@@ -86,15 +87,6 @@ def sections_of(conditions: Conditions) -> list[Section]:
         lead = f"For orientation only: the paper's models and evaluators differ from those of this report. {ABOUT}"
         sections.append(Section("paper", "The paper's own figures", list(paper_tables(dataset).values()), lead=lead))
     return [section for section in sections if section.tables or section.charts]
-
-
-def _length_charts(evaluation: Evaluation, evaluators: Sequence[str]) -> list[Chart]:
-    conditions, words = [Condition(evaluation)], words_of(evaluation)
-    return [
-        distribution_chart(conditions, words),
-        *(outcome_by_length_chart(evaluation, name, words) for name in evaluators),
-        *(score_by_length_chart(evaluation, measure, words) for measure in scorers_of(conditions)),
-    ]
 
 
 def words_of(evaluation: Evaluation) -> Measure:

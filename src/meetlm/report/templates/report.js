@@ -45,14 +45,11 @@
     return node;
   }
 
-  const promptTexts = data.prompts.map((prompt) =>
-    typeof prompt === "string" ? [["prompt", prompt]] : prompt.map((turn) => [turn.role, turn.content]),
-  );
   const searchTexts = new Map(); // pair -> all its texts in lower case, filled when first needed
   function searchText(pair) {
     if (!searchTexts.has(pair)) {
       const prompt = data.pairs[pair][0];
-      const texts = [data.ids[prompt], data.chosen[prompt] ?? "", ...promptTexts[prompt].map((turn) => turn[1])];
+      const texts = [data.ids[prompt], data.chosen[prompt] ?? "", ...data.prompts[prompt].map(([_, text]) => text)];
       for (const system of data.systems) texts.push(data.completions[system][pair]);
       searchTexts.set(pair, texts.join("\n").toLowerCase());
     }
@@ -84,8 +81,7 @@
       badges.append(element("li", { class: "-o".includes(outcome) ? "none" : outcome }, text));
     }
     const turns = element("div", { class: "prompt", tabindex: "0", role: "group", "aria-label": "Prompt" });
-    for (const [role, text] of promptTexts[prompt])
-      turns.append(element("h4", {}, role), paragraph(text.replace(/^\s*\n|\s+$/g, "")));
+    for (const [role, text] of data.prompts[prompt]) turns.append(element("h4", {}, role), paragraph(text));
     const replies = element(
       "div", { class: "pair" },
       completion(system, pair, ""), completion(data.baseline, pair, " (baseline)"),
