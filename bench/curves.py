@@ -1,4 +1,4 @@
-"""How cost grows: what is varied, one thing at a time. Plain data: the driver and the report read it without torch."""
+"""How cost grows: one thing is varied at a time. Plain data: the driver and the report read it without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Point:
     """One setting of a curve: what a step of it trains on.
 
     Attributes:
-        name: Within its curve.
-        control: Settings of the control, but for its levels.
-        levels: K; row n of a batch is of level n mod K.
-        length: Tokens of a row, the control's slot not counted.
-        rows: Of a batch.
+        name: Unique within its curve.
+        control: Settings of the control, without its levels.
+        levels: Number of levels K; row n of a batch has level n mod K.
+        length: Tokens per row, the control's slot not counted.
+        rows: Rows per batch.
     """
 
     name: str
@@ -30,19 +30,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Settings that differ in one thing; all are compared with the first.
+    """Settings that differ in one thing; all are compared with the first one.
 
     Attributes:
-        name: Within the benchmark.
-        title: What is varied, and what stays.
+        name: Unique within the benchmark.
+        title: What is varied, and what is fixed.
         points: In the order of the report.
-        of_levels: Whether K is what is varied: then the last point has a goal.
+        varies_levels: Whether K is varied: the last point then has a goal.
     """
 
     name: str
     title: str
     points: tuple[Point, ...]
-    of_levels: bool = False
+    varies_levels: bool = False
 
 
 def lora(rank: int) -> dict[str, Any]:
@@ -58,13 +58,13 @@ def prompt(length: int) -> dict[str, Any]:
 def _levels(name: str, title: str, control: dict[str, Any], length: int) -> Curve:
     """Return the curve of K: rows enough that every level has one, about as long as those of HH with LoRA."""
     points = tuple(Point(f"{k} levels", control, k, length, rows=16) for k in (2, 5, 16))
-    return Curve(name, f"levels: {title}, 16 rows of {length} tokens", points, of_levels=True)
+    return Curve(name, f"levels: {title}, 16 rows of {length} tokens", points, varies_levels=True)
 
 
 CURVES = (
     Curve(
         "length",
-        "sequence length: LoRA of rank 4, two levels, 2,048 tokens a batch in as many rows as that makes",
+        "sequence length: LoRA of rank 4, two levels, 2,048 tokens per batch",
         tuple(Point(f"{t:,} tokens", lora(4), 2, length=t, rows=2048 // t) for t in (128, 256, 512, 1024, 2048)),
     ),
     _levels("levels-lora-4", "LoRA of rank 4", lora(4), 128),
@@ -82,7 +82,7 @@ CURVES = (
     ),
     Curve(
         "rows",
-        "rows a batch: LoRA of rank 4, two levels, rows of 64 tokens",
+        "rows per batch: LoRA of rank 4, two levels, rows of 64 tokens",
         tuple(Point(f"{n} row{'s' * (n > 1)}", lora(4), 2, length=64, rows=n) for n in (1, 4, 16)),
     ),
 )

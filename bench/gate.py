@@ -1,7 +1,7 @@
-"""How a worker talks with the driver: an event a line on its standard output, a word a line on its standard input.
+"""The protocol of worker and driver: one event per line on standard output, one request per line on standard input.
 
-Between two steps a worker stands at the gate, in a blocked read, and uses no CPU. What it times is one whole turn of
-its loop: from the gate's opening until it stands there again, so collation and logging count as well as the step.
+Between two steps a worker waits at the gate, in a blocked read, and uses no CPU. It times one whole turn of its loop:
+from the opening of the gate until it waits there again, so collation and logging count as well as the step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 
 class Gate:
-    """Events out, permission in. Whatever else prints goes to standard error.
+    """Writes events and waits for requests. Everything else that is printed goes to standard error.
 
     Args:
-        device: Of the work: what was given to a GPU is waited for, and its memory is what counts.
+        device: Device of the work; on a GPU, its memory is measured and pending work is waited for.
 
     Attributes:
-        memory: Watches this process.
+        memory: Measures the memory of this process.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -38,22 +38,22 @@ class Gate:
         self._opened = 0.0
 
     def ready(self, next_: str, **event: Any) -> str:
-        """Say that all is prepared, and wait; the memory in use now is what counts as loaded.
+        """Report that everything is prepared, and wait; memory in use now counts as loaded.
 
         Args:
             next_: What comes when the gate opens: ``reference`` or ``step``.
-            event: More to tell.
+            event: Further fields.
 
         Returns:
-            What the driver said: ``go``, ``profile``, or what a program asks for.
+            The request of the driver: ``go``, or one that the program defines.
         """
         self.memory.start()
         return self._wait({"next": next_, **event})
 
     def done(self, next_: str = "step", **event: Any) -> str:
-        """Report what came after the gate had opened, and wait again; return what the driver said.
+        """Report the work since the gate opened, and wait again; return the request of the driver.
 
-        A program that times itself gives its own ``seconds``.
+        A program that times itself passes its own ``seconds``.
         """
         if self._cuda:
             torch.cuda.synchronize()
@@ -62,11 +62,11 @@ class Gate:
 
     def _wait(self, event: dict[str, Any]) -> str:
         print(json.dumps(event), file=self._out, flush=True)
-        word = sys.stdin.readline().strip()
-        if not word:
-            os._exit(0)  # the driver has all it wants; nothing of a worker is kept
+        request = sys.stdin.readline().strip()
+        if not request:
+            os._exit(0)  # the driver is done; a worker leaves nothing behind
         self._opened = perf_counter()
-        return word
+        return request
 
 
 class Memory:
@@ -76,11 +76,11 @@ class Memory:
         self._base = self._later = 0
 
     def trains(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Say what is trained: its gradients and moments come later, and are 12 bytes a number in f32."""
+        """Set the trained parameters: their gradients and moments come later, 12 bytes per parameter in f32."""
         self._later = sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
     def start(self) -> None:
-        """Take what is resident now as loaded, and forget the peak of loading."""
+        """Count what is resident now as loaded, and reset the peak."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -95,10 +95,10 @@ class Memory:
 
 
 class GpuMemory(Memory):
-    """The same of what tensors take on the GPU."""
+    """The same for tensors on the GPU."""
 
     def start(self) -> None:
-        """Take what is there now as loaded, and forget the peak of loading."""
+        """Count what is allocated now as loaded, and reset the peak."""
         gc.collect()
         self._base = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

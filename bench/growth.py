@@ -1,7 +1,7 @@
-"""Ours alone, on rows of any size: what a token of MEET's step 1 costs. The driver asks for one point after another.
+"""Our program alone, on rows of any size: the cost per token of MEET's step 1. The driver asks for points by name.
 
-The control is trained, the language model frozen. Ids are random: no real row is of a wanted length, and what an id is
-does not change the cost. The second half of a row is its completion, and trained.
+The control is trained, the language model frozen. Ids are random: real rows do not have the wanted lengths, and the
+cost does not depend on the ids. The second half of a row is its completion, and trained.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy.policy import Policy
 
 CHECKED = 16
-"""Tokens of the longest sequence in the check that the model packs: what it is for is not what is timed here."""
+"""Tokens of the longest sequence in the check that the model packs, kept short: it is not timed here."""
 MAX_NORM = 1.0
 
 
 def grow(rows: Rows, gate: Gate) -> None:
-    """Take a step of whatever point is asked for by curve and name; only the points of one curve are in memory."""
+    """Take a step of the point that the driver names; only the points of one curve are in memory."""
     lm = rows.lm().eval()
     lm.requires_grad_(False)
     own_memory([lm])
-    word = gate.ready("step")
+    request = gate.ready("step")
     curve: Curve | None = None
     prepared: dict[str, Prepared] = {}
     while True:
-        wanted, name = json.loads(word)
+        wanted, name = json.loads(request)
         if curve is None or curve.name != wanted:
             prepared.clear()
             gc.collect()  # a model and the hooks of its control hold each other
-            curve = next(one for one in CURVES if one.name == wanted)
+            curve = next(known for known in CURVES if known.name == wanted)
             prepared = {point.name: Prepared(_shrunk(point, rows.scale.shrink), lm, rows) for point in curve.points}
-        word = gate.done(**prepared[name].step())
+        request = gate.done(**prepared[name].step())
 
 
 class Prepared:
     """A point, ready to train.
 
     Args:
-        point: Which.
-        lm: Its weights are used, not copied: they are frozen. Its modules are copied, for LoRA hooks them.
-        rows: Makes the control.
+        point: The point.
+        lm: The model; its frozen weights are shared, its modules are copied, as LoRA hooks them.
+        rows: Builds the control.
     """
 
     def __init__(self, point: Point, lm: PreTrainedModel, rows: Rows) -> None:
-        own = copy.deepcopy(lm, memo={id(p): p for p in lm.parameters()})
+        copied = copy.deepcopy(lm, memo={id(p): p for p in lm.parameters()})
         levels = [f"q{k}" for k in range(point.levels)]
-        control = rows.control(own, {**point.control, "levels": levels})
-        self._policy = Policy(own, control, longest=CHECKED).train()
+        control = rows.control(copied, {**point.control, "levels": levels})
+        self._policy = Policy(copied, control, longest=CHECKED).train()
         generator = torch.Generator().manual_seed(0)
         sequences = []
         for row in range(point.rows):

@@ -1,36 +1,26 @@
 """The jobs of the benchmark, the programs of each, and the goals. Plain data: the driver reads it without torch.
 
-A job's programs take the same rows, step by step. ``OURS`` are programs of meetlm; every other one is a peer.
+The programs of a job take the same rows, step by step. Programs called ``ours…`` are meetlm's; the others are peers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from models import MODELS
 
 ROWS = 8
-"""Sequences in a step of SmolLM2-135M on a CPU; half as many pairs where a job takes both replies."""
+"""Sequences per step of SmolLM2-135M on a CPU; half as many pairs where a job takes both replies."""
 MEMORY_GOAL = 0.6
-"""Most of the peer's memory that ours may take."""
-FLOPS_GOAL = {"cpu": 0.7, "cuda": 0.45}
-"""Least share of the rate of a plain product, f32 on a CPU and bf16 on CUDA, that a step of SmolLM2's shape reaches."""
+"""Largest share of the peer's memory that our program may take."""
 LEVELS_GOAL = 1.1
-"""Most that a token of 16 levels costs, where one of 2 levels costs 1: "about the same"."""
-PROFILE = "profile"
-"""The driver's word for a step that is profiled, after all that are timed; ``go`` is that for any other."""
+"""Largest cost per token with 16 levels over that with 2 levels: "about the same"."""
 SCORE_TOLERANCE = 1e-4
-"""Largest difference of two scores of one row that still counts as the same work."""
+"""Largest difference of two scores of one row that counts as the same work."""
 LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
-"""Largest relative difference of two losses of the same step that still counts as the same work: f32 and bf16."""
-
-PRODUCTS, ATTENTION, ELEMENTWISE = "matrix products", "attention", "elementwise"
-CONTROL, OPTIMIZER, DATA, OUTSIDE = "LoRA's own", "optimizer", "data", "Python"
-OPERATIONS = (PRODUCTS, ATTENTION, ELEMENTWISE, CONTROL, OPTIMIZER, DATA, OUTSIDE)
-"""Kinds of operation in a profiled step. ``elementwise`` is every operation that is in no other group: norms,
-activations, rotary positions, residuals, the loss, copies. ``Python`` is the time in which no operation ran."""
+"""Largest relative difference of two losses of a step that counts as the same work: f32 and bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +28,10 @@ class Peer:
     """A program that ours is compared with.
 
     Attributes:
-        name: Of the program.
-        goal: Least ratio of real tokens a second, ours over the peer's; ``None`` where there is none.
-        other_rows: Why its steps do not hold the same rows as ours, if they do not: their losses are then not compared.
-        ours: The program of ours beside it.
+        name: Name of the program.
+        goal: Smallest ratio of real tokens per second, ours over the peer's; ``None`` for no goal.
+        other_rows: Why its steps do not hold the same rows as ours, if they do not: losses are then not compared.
+        ours: Our program beside it.
         in_best: Whether it competes for the best setting of the peer, which has a goal of its own.
     """
 
@@ -53,24 +43,24 @@ class Peer:
 
     @property
     def key(self) -> str:
-        """Names the comparison within its job."""
+        """Name of the comparison within its job."""
         return self.name if self.ours == "ours" else f"{self.name} (ours: {self.ours})"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the table of goals, or more.
+    """Some rows of the report.
 
     Attributes:
-        name: For ``--jobs``.
+        name: Name for ``--jobs``.
         title: What is done.
-        peers: In the order of the report; none where ours is compared with itself.
+        peers: In the order of the report; empty where our program is compared with itself.
         rows: The unit of a step: ``chosen`` rows, ``pairs`` (half as many), ``prompts``, ``scored`` or ``random``.
-        best_goal: Least ratio over the fastest of the peers marked ``in_best``.
-        model: Of ``models.MODELS``, with random weights; by default SmolLM2-135M-Instruct with its own.
+        best_goal: Smallest ratio over the fastest of the peers with ``in_best``.
+        model: Key of ``models.MODELS``, with random weights; by default SmolLM2-135M-Instruct.
         like: The job whose programs and stages it has, by default its own.
-        device: What it runs on; ``None`` for either.
-        checkpointing: Whether both sides recompute activations in backward; no goal is for that.
+        device: Its device; ``None`` for either.
+        checkpointing: Whether both sides recompute activations in backward; no goals then.
     """
 
     name: str
@@ -89,17 +79,12 @@ class Job:
         return self.like or self.name
 
     def scale(self, device: str) -> dict[str, Any]:
-        """Return what of the rows' scale is its own on a device."""
+        """Return the job's part of the scale of the rows on a device."""
         return {"model": self.model, "rows": self.num_rows(device), "checkpointing": self.checkpointing}
 
     def num_rows(self, device: str) -> int:
-        """Return the sequences in a step."""
+        """Return the number of sequences per step."""
         return MODELS[self.model].rows[device] if self.model else ROWS
-
-    def flops_goal(self, device: str) -> float | None:
-        """Return the least share of a plain product's rate; ``None`` where there is no goal."""
-        shape = self.model == "135m" if device == "cuda" else not self.model
-        return FLOPS_GOAL[device] if shape and not self.checkpointing else None
 
     @property
     def trains(self) -> bool:
@@ -112,8 +97,8 @@ class Job:
         return self.rows == "scored"
 
 
-PACKS = "its packs of 1,024 tokens, two a step, hold other rows"
-GROUPS = "its sampler puts rows of like length together, out of 400"
+PACKS = "its packs of 1,024 tokens, two per step, hold other rows"
+LENGTH_GROUPS = "its sampler puts rows of like length together, out of 400"
 
 BASE = (
     Job(
@@ -125,7 +110,7 @@ BASE = (
             Peer("trl-padding-free", in_best=True),
             Peer("trl-padding-free-2", in_best=True),
             Peer("trl-packed", other_rows=PACKS, in_best=True),
-            Peer("trl-grouped", other_rows=GROUPS, in_best=True),
+            Peer("trl-grouped", other_rows=LENGTH_GROUPS, in_best=True),
         ),
         best_goal=1.8,
     ),
@@ -133,13 +118,13 @@ BASE = (
     Job("soft-prompt", "MEET step 1: soft prompt of 50, one level, on chosen replies", (Peer("trl-prompt", goal=3.0),)),
     Job(
         "full",
-        "step 2: the language model, on chosen replies",
+        "MEET step 2: the language model, on chosen replies",
         (
             Peer("trl", goal=2.5),
             Peer(
                 "trl",
                 goal=2.5,
-                other_rows="4 pairs of both replies, LoRA of two levels trained besides",
+                other_rows="4 pairs of both replies, and a LoRA of two levels is trained too",
                 ours="ours-meet",
             ),
         ),
@@ -151,26 +136,23 @@ BASE = (
 )
 
 
-def of_models(like: str, *peers: str, models: Iterable[str] = tuple(MODELS), device: str | None = "cuda") -> list[Job]:
-    """Return a job beside some of its peers, with other models; no goal but that of :meth:`Job.flops_goal`."""
+def _with_model(like: str, model: str, *peers: str, device: str | None = "cuda") -> Job:
+    """Return a job beside some of its peers, with another model and no goal."""
     base = next(job for job in BASE if job.name == like)
-    return [
-        replace(
-            base,
-            name=f"{like}-{model}",
-            title=f"{base.title}: {MODELS[model].title}",
-            peers=tuple(Peer(name) for name in peers),
-            best_goal=None,
-            model=model,
-            like=like,
-            device=device,
-        )
-        for model in models
-    ]
+    return replace(
+        base,
+        name=f"{like}-{model}",
+        title=f"{base.title}: {MODELS[model].title}",
+        peers=tuple(Peer(name) for name in peers),
+        best_goal=None,
+        model=model,
+        like=like,
+        device=device,
+    )
 
 
-def checkpointed(job: Job) -> Job:
-    """Return a job that trains beside the same peers, with gradient checkpointing on both sides and no goal."""
+def _with_checkpointing(job: Job) -> Job:
+    """Return a training job beside the same peers, with gradient checkpointing on both sides and no goal."""
     return replace(
         job,
         name=f"{job.name}-checkpointing",
@@ -184,32 +166,31 @@ def checkpointed(job: Job) -> Job:
 
 JOBS = (
     *BASE,
-    *(checkpointed(job) for job in BASE if job.trains),
-    *of_models("lora-sft", "trl", device=None),
-    *of_models("full", "trl"),
-    *of_models("lora-two-levels", "peft-adapters", models=["135m"]),
-    *of_models("dpo", "trl", "trl-precomputed", models=["135m"]),
+    *(_with_checkpointing(job) for job in BASE if job.trains),
+    *(_with_model("lora-sft", model, "trl", device=None) for model in MODELS),
+    *(_with_model("full", model, "trl") for model in MODELS),
+    _with_model("lora-two-levels", "135m", "peft-adapters"),
+    _with_model("dpo", "135m", "trl", "trl-precomputed"),
 )
 """Every job, in the order of the report: those of SmolLM2-135M-Instruct, checkpointing last, then of other models."""
-
 
 GROUPS: dict[str, Callable[[Job], bool]] = {
     "all": lambda job: True,
     "models": lambda job: bool(job.model),
     "checkpointing": lambda job: job.checkpointing,
 }
-"""For ``--jobs``, beside the names of jobs: which jobs each stands for."""
+"""Groups of jobs for ``--jobs``, beside the names of jobs."""
 
 
-def jobs_called(names: list[str], device: str = "cpu") -> list[Job]:
-    """Return jobs that run on the device by their names, or those of ``GROUPS``.
+def select_jobs(names: list[str], device: str = "cpu") -> list[Job]:
+    """Return the jobs with these names, or of these ``GROUPS``, that run on the device.
 
     Raises:
         SystemExit: A name is unknown there.
     """
     known = {job.name: job for job in JOBS if job.device in (device, None)}
     groups = {group: [job.name for job in known.values() if belongs(job)] for group, belongs in GROUPS.items()}
-    chosen = list(dict.fromkeys(one for name in names for one in groups.get(name, [name])))
+    chosen = list(dict.fromkeys(job for name in names for job in groups.get(name, [name])))
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise SystemExit(f"unknown job {unknown[0]!r}; on {device} there are {', '.join(known)}")

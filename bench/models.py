@@ -1,4 +1,4 @@
-"""Models of other sizes, with random weights: what a step costs does not depend on what it has learned.
+"""Models of other sizes, with random weights: the cost of a step does not depend on what was learned.
 
 Plain data: the driver and the report read it without torch.
 """
@@ -14,11 +14,11 @@ class Model:
     """The shape of a language model.
 
     Attributes:
-        title: In words.
+        title: Description.
         kind: ``model_type`` of transformers' configuration.
-        settings: Of the configuration.
-        rows: In a step: as many as two programs have memory for, in 24 GiB beside a CPU or 80 GiB of a GPU.
-        quick: What of the configuration is smaller where the benchmark itself is tried.
+        settings: Settings of the configuration.
+        rows: Rows per step: as many as two programs have memory for, in 24 GiB beside a CPU or 80 GiB of a GPU.
+        quick: Smaller settings for ``--quick``.
         gib: Memory that two programs side by side take on a CPU, with room to spare.
     """
 

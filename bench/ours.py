@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from flops import Flops
 from gate import Gate, own_memory
-from jobs import PROFILE
 from rows import Rows, real_tokens
 from stages import STAGES
-from step_profile import StepProfile
-from torch import Tensor
 from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
-from meetlm.controls.linear import SIBLINGS
 from meetlm.data.encoding import one_hot
 from meetlm.generation.engine import Engine
 from meetlm.generation.rows import Request
@@ -32,44 +26,30 @@ from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 
 class InOrder(TurnsMixin, StageTrainer):
-    """A stage's trainer that takes the rows as they come and notes what each step was.
-
-    Attributes:
-        flops: Counts a batch.
-        turn_flops: Of the step under way, by kind.
-    """
-
-    flops: Flops
-    turn_flops: Counter[str]
+    """A stage's trainer that takes the rows in their order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Train, and count."""
-        self.turn_flops += self.flops.of(inputs["blocks"])
-        return super().training_step(model, inputs, num_items_in_batch)
-
 
 def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
     """Run a training job of ours, step by step."""
-    of_control, of_stage = STAGES[job, program]
+    control_settings, stage_settings = STAGES[job, program]
     lm = rows.lm()
     if rows.scale.checkpointing:
         checkpoint_activations(lm)
     lm.eval()
-    control = rows.control(lm, of_control)
-    stage = StageSettings(name=program, epochs=1, **of_stage)
+    control = rows.control(lm, control_settings)
+    stage = StageSettings(name=program, epochs=1, **stage_settings)
     items = rows.items(stage.format, control)
-    policy = Policy(lm, control, longest=max(len(one.ids) for item in items for one in item))
+    policy = Policy(lm, control, longest=max(len(sequence.ids) for item in items for sequence in item))
     set_trainable(policy, stage)
     own_memory([lm])
     gate.memory.trains(policy.parameters())
     reference = None
     if stage.objective.kind == "dpo":
-        flat = [one for item in items for one in item]
         gate.ready("reference")
-        sums, _ = policy.score(flat)
+        sums, _ = policy.score([sequence for item in items for sequence in item])
         gate.done("prepared", pairs=len(items))
         reference = sums.view(-1, 2)
     slot = len(control.slots[-1])
@@ -87,17 +67,10 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
             reference,
         )
 
-        rank = int(of_control.get("rank", 0))
-        trainer.flops = Flops(lm, trains_lm="lm" in stage.train, rank=rank, slot=slot > 0)
-        trainer.turn_flops = Counter()
+        def tokens_of(step: int) -> int:
+            return real_tokens(items[step * size : (step + 1) * size], slot)
 
-        def about(step: int) -> dict[str, Any]:
-            taken, counted = items[step * size : (step + 1) * size], trainer.turn_flops
-            trainer.turn_flops = Counter()
-            return {"tokens": real_tokens(taken, slot), "flops": counted.total(), "product_flops": counted["products"]}
-
-        profile = StepProfile(rows.scale.device, narrow=max(map(len, SIBLINGS)) * len(control.levels) * rank)
-        trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, about, profile))
+        trainer.add_callback(Turns(trainer, gate, {"layout": policy.layout}, tokens_of))
         trainer.train()
 
 
@@ -109,12 +82,8 @@ def generate(rows: Rows, gate: Gate) -> None:
     own_memory([lm])
     requests = [Request(ids, one_hot(0, 1), number) for number, ids in enumerate(rows.prompts())]
     sampling = Sampling(max_new_tokens=rows.scale.new_tokens)
-    profile = StepProfile(rows.scale.device)
-    word = gate.ready("step")
+    gate.ready("step")
     while True:
-        if word == PROFILE:
-            profile.start()
         with torch.no_grad():
-            done = engine.generate(requests, sampling, batch_size=len(requests))
-        more = {"profile": profile.stop()} if word == PROFILE else {}
-        word = gate.done(tokens=sum(one.num_tokens for one in done), texts=[one.text for one in done], **more)
+            replies = engine.generate(requests, sampling, batch_size=len(requests))
+        gate.done(tokens=sum(reply.num_tokens for reply in replies), texts=[reply.text for reply in replies])

@@ -1,7 +1,7 @@
 """The programs of others: TRL's trainers, PEFT's adapters in a plain loop, and transformers' ``generate``.
 
-They are given ids and labels, so that nothing is tokenised in a step, and the initial adapters of ours. What is set
-beyond their own defaults is in ``PLAIN`` and below, and each program tells it: RESULTS.md names every setting.
+They receive ids and labels, so that no step tokenises, and the same initial adapters as ours. Settings that differ from
+their defaults are in ``PLAIN`` and below, and in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ PLAIN: dict[str, Any] = {
     "train_sampling_strategy": "sequential",
     "logging_steps": 1,
 }
-"""Set for every trainer of TRL, beside f32 on a CPU and checkpointing as the job has it: the same rate at each step,
-the rows in their order."""
+"""Settings of every trainer of TRL, beside f32 on a CPU and checkpointing by job: a constant learning rate, the rows in
+their order."""
 QUIET: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
-"""Has nothing to do with the work."""
+"""Settings that do not concern the work."""
 VARIANTS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "trl": (None, {}),
     "trl-prompt": (None, {}),
@@ -53,7 +53,7 @@ VARIANTS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "trl-packed": (1, {"gradient_accumulation_steps": 2, "packing": True, "max_length": 1024}),
     "trl-grouped": (None, {"train_sampling_strategy": "group_by_length"}),
 }
-"""Of SFTTrainer by program: rows of a micro-batch, where they are not all of a step, and settings."""
+"""SFTTrainer by program: rows per micro-batch, where they are not all rows of a step, and settings."""
 MANY = 50
 """Steps' worth of rows for ``trl-grouped``, which groups within 50 batches, and ``trl-packed``, which fits rows."""
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -61,11 +61,11 @@ PROMPT: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 50}
 
 
 class Sft(TurnsMixin, SFTTrainer):
-    """TRL's trainer, noting losses and tokens."""
+    """TRL's trainer, recording losses and tokens."""
 
 
 class Dpo(TurnsMixin, DPOTrainer):
-    """TRL's trainer, noting losses and tokens; its rows are ids already, and its reference pass waits at the gate."""
+    """TRL's trainer, recording losses and tokens; its rows are ids, and scoring the reference waits at the gate."""
 
     gate: Gate
 
@@ -80,13 +80,13 @@ class Dpo(TurnsMixin, DPOTrainer):
 
 
 def plain(rows: Rows) -> dict[str, Any]:
-    """Return what is set for every trainer of TRL on a device."""
+    """Return the settings of every trainer of TRL on a device."""
     scale = rows.scale
     return {"bf16": scale.device == "cuda", "activation_checkpointing": scale.checkpointing, **PLAIN}
 
 
 def quiet(rows: Rows) -> dict[str, Any]:
-    """Return what has nothing to do with the work."""
+    """Return settings that do not concern the work."""
     return {"use_cpu": rows.scale.device == "cpu", **QUIET}
 
 
@@ -106,22 +106,22 @@ def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
         adapter = PROMPT
         lm = adapted(lm, peft.PromptTuningConfig(**PROMPT), rows.control(lm, STAGES[job, "ours"][0]))
     items = rows.items("chosen", steps=MANY if program in ("trl-grouped", "trl-packed") else None)
-    told = {**plain(rows), "learning_rate": rate(job), **changes}
+    settings = {**plain(rows), "learning_rate": rate(job), **changes}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Sft(
             model=lm,
-            args=SFTConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **quiet(rows)),
-            train_dataset=Dataset.from_list([labelled(one) for (one,) in items]),
+            args=SFTConfig(output_dir=folder, max_steps=rows.scale.steps, **settings, **quiet(rows)),
+            train_dataset=Dataset.from_list([sft_row(sequence) for (sequence,) in items]),
             processing_class=rows.tokenizer,
         )
-        _run(trainer, gate, told, adapter)
+        _run(trainer, gate, settings, adapter)
 
 
 def dpo(program: str, rows: Rows, gate: Gate) -> None:
     """Run TRL's DPOTrainer: with its reference model in each step, or with log-probs computed before."""
     items = rows.items("pairwise")
     Dpo.gate = gate
-    told = {
+    settings = {
         **plain(rows),
         "per_device_train_batch_size": rows.pairs,
         "learning_rate": rate("dpo"),
@@ -133,23 +133,23 @@ def dpo(program: str, rows: Rows, gate: Gate) -> None:
         trainer = Dpo(
             model=lm,
             ref_model=None if program == "trl-precomputed" or not rows.scale.model else rows.lm(),
-            args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **told, **quiet(rows)),
-            train_dataset=_on_disk([compared(item) for item in items], Path(folder)),
+            args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **settings, **quiet(rows)),
+            train_dataset=_on_disk([dpo_row(item) for item in items], Path(folder)),
             processing_class=rows.tokenizer,
         )
-        _run(trainer, gate, told, {})
+        _run(trainer, gate, settings, {})
 
 
-def _run(trainer: Any, gate: Gate, told: dict[str, Any], adapter: dict[str, Any]) -> None:
+def _run(trainer: Any, gate: Gate, settings: dict[str, Any], adapter: dict[str, Any]) -> None:
     models = [trainer.model, *([trainer.ref_model] if getattr(trainer, "ref_model", None) else [])]
     own_memory(models)
     gate.memory.trains(trainer.model.parameters())
-    trainer.add_callback(Turns(trainer, gate, {"settings": told, "adapter": adapter}))
+    trainer.add_callback(Turns(trainer, gate, {"settings": settings, "adapter": adapter}))
     trainer.train()
 
 
 def adapters(rows: Rows, gate: Gate) -> None:
-    """Train two LoRA adapters of PEFT's in one run: a micro-batch a level, each backward before the next is active."""
+    """Train two LoRA adapters of PEFT in one run: one micro-batch per level, one after the other."""
     lm = rows.lm()
     control = rows.control(lm, STAGES["lora-two-levels", "ours"][0])
     names = {level: name for level, name in enumerate(control.levels)}
@@ -164,38 +164,38 @@ def adapters(rows: Rows, gate: Gate) -> None:
     own_memory([model])
     trained = [p for p in model.parameters() if p.requires_grad]
     gate.memory.trains(trained)
-    told = {"learning_rate": rate("lora-two-levels"), "weight_decay": 0.0, "max_grad_norm": 1.0}
+    settings = {"learning_rate": rate("lora-two-levels"), "weight_decay": 0.0, "max_grad_norm": 1.0}
     device = rows.scale.device
-    optimizer = torch.optim.AdamW(trained, lr=told["learning_rate"], weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=settings["learning_rate"], weight_decay=0.0, fused=True)
     items = rows.items("conditional")
     gate.ready(
         "step",
         settings={
-            **told,
+            **settings,
             "optim": "torch's AdamW, fused",
             "use_cache": False,
-            "rows a micro-batch": rows.pairs,
+            "rows per micro-batch": rows.pairs,
             "gradient_checkpointing": rows.scale.checkpointing,
         },
         adapter=LORA,
     )
     for start in range(0, len(items), rows.pairs):
-        taken = items[start : start + rows.pairs]
-        total = sum(one.num_trained for item in taken for one in item)
+        chosen = items[start : start + rows.pairs]
+        total = sum(sequence.num_trained for item in chosen for sequence in item)
         loss = 0.0
         for level, side in ((1, 0), (0, 1)):  # an item is chosen at good, rejected at bad
             model.set_adapter(names[level])
             model.set_requires_grad(list(names.values()), True)  # set_adapter freezes the other one
-            batch = padded([item[side] for item in taken], rows.tokenizer.pad_token_id)
+            batch = padded([item[side] for item in chosen], rows.tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 part = model(**batch, num_items_in_batch=total, use_cache=False).loss
             part.backward()
             loss += float(part.detach())
-        nn.utils.clip_grad_norm_(trained, told["max_grad_norm"])
+        nn.utils.clip_grad_norm_(trained, settings["max_grad_norm"])
         optimizer.step()
         optimizer.zero_grad()
-        gate.done(loss=loss, tokens=real_tokens(taken))
+        gate.done(loss=loss, tokens=real_tokens(chosen))
 
 
 def generate(rows: Rows, gate: Gate) -> None:
@@ -205,19 +205,21 @@ def generate(rows: Rows, gate: Gate) -> None:
     prompts = rows.prompts()
     longest = max(map(len, prompts))
     pad, end = rows.tokenizer.pad_token_id, rows.tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts])
-    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
-    told = {"max_new_tokens": rows.scale.new_tokens, "do_sample": False}
-    word = gate.ready("step", settings={**told, "padding": "left"}, adapter={})
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    settings = {"max_new_tokens": rows.scale.new_tokens, "do_sample": False}
+    request = gate.ready("step", settings={**settings, "padding": "left"}, adapter={})
     replies: list[list[int]] = []
     while True:
-        if word != "go":  # texts of the other program
-            word = gate.done(gaps=[tie(lm, rows, *one) for one in zip(prompts, replies, json.loads(word), strict=True)])
+        if request != "go":  # the texts of the other program
+            request = gate.done(
+                gaps=[tie(lm, rows, *row) for row in zip(prompts, replies, json.loads(request), strict=True)]
+            )
             continue
         with torch.no_grad():
-            new = lm.generate(input_ids=ids, attention_mask=mask, eos_token_id=end, pad_token_id=pad, **told)
+            new = lm.generate(input_ids=ids, attention_mask=mask, eos_token_id=end, pad_token_id=pad, **settings)
         replies = [until(row, end) for row in new[:, longest:].tolist()]
-        word = gate.done(tokens=sum(map(len, replies)), texts=[text_of(rows, one) for one in replies])
+        request = gate.done(tokens=sum(map(len, replies)), texts=[text_of(rows, reply) for reply in replies])
 
 
 def text_of(rows: Rows, ids: list[int]) -> str:
@@ -227,14 +229,14 @@ def text_of(rows: Rows, ids: list[int]) -> str:
 
 @torch.no_grad()
 def tie(lm: PreTrainedModel, rows: Rows, prompt: tuple[int, ...], reply: list[int], other: str) -> float | None:
-    """Return by how much the first token of ``reply`` that leads away from ``other`` beat the second likeliest.
+    """Return the margin over the second likeliest token where ``reply`` first diverges from ``other``, in logits.
 
     Args:
         lm: The model.
-        rows: Decodes.
-        prompt: Ids.
-        reply: New ids of the model's.
-        other: Another program's text; ``None`` is returned where it is the same.
+        rows: Decodes ids.
+        prompt: Ids of the prompt.
+        reply: Ids of the model's reply.
+        other: Another program's text; for the same text the result is ``None``.
     """
     if text_of(rows, reply) == other:
         return None
@@ -250,14 +252,15 @@ def adapted(lm: PreTrainedModel, config: peft.PeftConfig, control: Control) -> p
     return model
 
 
-def labelled(one: Encoded) -> dict[str, list[int]]:
-    """Return a row of SFTTrainer's: ids, and labels where the completion stands."""
-    (span,) = one.spans
-    return {"input_ids": list(one.ids), "labels": [IGNORE] * span.start + list(one.ids[span.start :])}
+def sft_row(sequence: Encoded) -> dict[str, list[int]]:
+    """Return a row for SFTTrainer: ids, and labels for the completion."""
+    (span,) = sequence.spans
+    labels = [IGNORE] * span.start + list(sequence.ids[span.start :])
+    return {"input_ids": list(sequence.ids), "labels": labels}
 
 
-def compared(item: Item) -> dict[str, list[int]]:
-    """Return a row of DPOTrainer's."""
+def dpo_row(item: Item) -> dict[str, list[int]]:
+    """Return a row for DPOTrainer."""
     chosen, rejected = item
     start = chosen.spans[0].start
     return {
@@ -269,7 +272,7 @@ def compared(item: Item) -> dict[str, list[int]]:
 
 def padded(sequences: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
     """Return a batch as transformers' collators make it: padded on the right."""
-    rows = [labelled(one) for one in sequences]
+    rows = [sft_row(sequence) for sequence in sequences]
     stack = partial(pad_sequence, batch_first=True)
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     return {

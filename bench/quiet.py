@@ -1,4 +1,4 @@
-"""Whether the machine is quiet: how much the processes of others use it. Nothing is timed while they do."""
+"""Checks that the machine is quiet: nothing is timed while other processes use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIMIT = 0.2
 
 
 def others_now(seconds: float = 3.0) -> tuple[float, list[str]]:
-    """Return how much of a core all processes but this one use, and the busiest of them in words."""
+    """Return the load of all other processes in cores, and the busiest of them in words."""
     before, watched = Busy(), {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid()}
     for process in watched.values():
         _share(process)
@@ -23,11 +23,11 @@ def others_now(seconds: float = 3.0) -> tuple[float, list[str]]:
 
 
 def refuse(load: float, named: list[str]) -> None:
-    """Refuse to time anything while others work.
+    """Exit if other processes are busy.
 
     Args:
-        load: How much of a core they use.
-        named: The busiest of them.
+        load: Their load in cores.
+        named: The busiest of them, in words.
 
     Raises:
         SystemExit: They use more than ``LIMIT``.
@@ -40,13 +40,13 @@ def refuse(load: float, named: list[str]) -> None:
 
 
 class Busy:
-    """Measures from its making on what of the machine went to others than this process and its children."""
+    """Measures the load of processes other than this one and its children, from its creation on."""
 
     def __init__(self) -> None:
         self._start, self._machine, self._own = time.perf_counter(), _machine(), _own()
 
     def others(self) -> float:
-        """Return the cores that others used on average since then."""
+        """Return the average number of cores that others used since then."""
         used = (_machine() - self._machine) - (_own() - self._own)
         return max(0.0, used / (time.perf_counter() - self._start))
 

@@ -1,4 +1,4 @@
-"""RESULTS.md: one function of what the programs told. Knows no torch."""
+"""RESULTS.md as a function of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-from jobs import MEMORY_GOAL
+from curves import CURVES
+from jobs import JOBS, MEMORY_GOAL
+from models import MODELS
 from quiet import LIMIT
-from report_growth import growth
-from report_models import over_models
-from report_profile import plain_products, profiles, why
-from results import Compared, Goal, Run, compared, goals, pairs, spread
+from results import Comparison, Goal, Run, comparisons, goals, growth_ratios, pairs, spread
 
 from meetlm.config.process import SPINCOUNT
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meetlm")
-MEMORY = {"cpu": "resident memory (VmHWM)", "cuda": "what torch has allocated on the GPU"}
+MEMORY = {"cpu": "resident memory (VmHWM)", "cuda": "memory that torch has allocated on the GPU"}
 SETTING = {
     "cpu": "SmolLM2-135M-Instruct in f32, {threads} threads, GOMP_SPINCOUNT={spin}",
     "cuda": "Weights in f32, bf16 autocast, flash attention where a program's own settings have it",
 }
-ROWS_A_STEP = {
-    "cpu": "8 rows a step, of other models what their table says",
-    "cuda": "As many rows a step as the tables say",
-}
-NO_GOAL = "None of what was run has a goal: the goals are for gradient checkpointing off, and SmolLM2-135M's shape."
+HH = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
 SHOWN = 3
-"""Steps whose losses are shown side by side; all are compared."""
+"""Number of steps whose losses are shown side by side; all are compared."""
+COLUMNS = ("ours beside", "tokens per second, ours / peer", "ratio", "memory, ours / peer", "the same work")
 
 
 def markdown(run: Run) -> str:
     """Return the whole report."""
-    wanted = goals(run)
+    rows = list(comparisons(run))
     parts = [
         "# meetlm beside TRL, PEFT and transformers",
         "",
@@ -49,38 +45,28 @@ def markdown(run: Run) -> str:
         "A ratio is taken in each round; shown are the median and [the lowest, the highest] of all counted rounds. "
         "A goal is met by the median. Memory is a peak over all rounds.",
         "",
-        *(_table("| job | what | goal | measured | met |", map(_goal, wanted)) if wanted else [NO_GOAL, ""]),
-        *_short(run, [goal for goal in wanted if not goal.met]),
+        *_table(("job", "what", "goal", "measured", "met"), map(_goal, goals(run))),
         "## Speed and memory",
         "",
-        "Real tokens a second: prompt, completion and EOS ids; no padding, no virtual tokens; of generation, new "
+        "Real tokens per second: prompt, completion and EOS ids; no padding, no virtual tokens; for generation, new "
         f"tokens. Memory: the peak of {MEMORY[run.device]} over all rounds, less what was there before the first "
-        "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes for each "
-        f"trained number: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
+        "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes per trained "
+        f"parameter: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
-        *_table(
-            "| job | ours beside | tokens a second, ours / peer | ratio | memory, ours / peer | the same work |",
-            (_row(row) for row in compared(run) if not row.job.model),
-        ),
+        *_table(("job", *COLUMNS), ((row.job.title, *row.cells, row.work) for row in rows if not row.job.model)),
         *_references(run),
         "## Over model size",
         "",
-        *over_models(run),
+        "Models with random weights: what a step costs does not depend on what was learned. As many rows per step as "
+        "two programs of that size have memory for side by side.",
         "",
-        "## Where the time of our step goes",
-        "",
-        *plain_products(run),
-        "",
-        *profiles(run),
-        "",
+        *_models(run, [row for row in rows if row.job.model]),
         "## How cost grows",
         "",
-        *growth(run),
-        "",
+        *_growth(run),
         "## Losses, side by side",
         "",
         *_losses(run),
-        "",
         "## Settings of the peers",
         "",
         *_settings(run),
@@ -93,65 +79,48 @@ def _machine(run: Run) -> list[str]:
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     others = max((share for _, rounds in _others(run) for share in rounds), default=0.0)
+    source = "HH-RLHF harmless-base" if run.scale.get("data") or HH.is_dir() else "the demo's data"
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
         f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}"
         f"{f'; {run.gpu}' if run.gpu else ''}.",
         f"- Versions: {versions} at {run.commit}.",
-        f"- {SETTING[run.device].format(threads=run.threads, spin=SPINCOUNT)}; AdamW, the same rate at each "
-        f"step, gradient norm clipped at 1, no weight decay, no dropout. {ROWS_A_STEP[run.device]} (half as many pairs "
-        f"where a job takes both replies), at most {run.scale.get('max_length', 512)} tokens, in the order of the "
-        f"file: {_source(run.scale.get('data'))}.",
+        f"- {SETTING[run.device].format(threads=run.threads, spin=SPINCOUNT)}; AdamW, the same learning rate at each "
+        f"step, gradient norm clipped at 1, no weight decay, no dropout. On a CPU 8 rows per step, other models as "
+        f"their table says (half as many pairs where a job takes both replies), at most "
+        f"{run.scale.get('max_length', 512)} tokens, in the order of the file: {source}.",
         f"- Ours and the peer are two processes that take their steps in turns; {run.rounds} rounds, the first not "
         f"counted. A step is a whole turn of a program's loop. Other processes used {others:.0%} of a core at most.",
     ]
 
 
-def _goal(goal: Goal) -> str:
-    sign = "≥" if goal.at_least else "≤"
-    met = "yes" if goal.met else f"**no**, {goal.miss}"
+def _goal(goal: Goal) -> tuple[str, ...]:
     measured = spread(goal.values) + (f" ({goal.detail})" if goal.detail else "")
-    return f"| {goal.job} | {goal.what} | {sign} {goal.bound:g} | {measured} | {met} |"
+    met = f"**no**, {goal.miss}" if goal.miss else "yes"
+    return goal.job, goal.what, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, met
 
 
-def _short(run: Run, missed: list[Goal]) -> Iterator[str]:
-    """Say of every goal that is missed by how much, and what bounds it."""
-    if missed:
-        yield "Short of their goals, and what bounds them:"
-        yield ""
-        for goal in missed:
-            reason = why(run, goal)
-            yield (
-                f"- {goal.job}, {goal.what}: {goal.measured:.2f} where {goal.bound:g} is the goal, {goal.miss}. "
-                f"{reason}".rstrip()
-            )
-        yield ""
-
-
-def _table(head: str, rows: Iterable[str]) -> list[str]:
-    """Return a table and a line behind it."""
-    found = list(rows)
-    return [head, "| --- " * (head.count("|") - 1) + "|", *found, ""] if found else ["Nothing of it was run.", ""]
-
-
-def _row(row: Compared) -> str:
-    return f"| {' | '.join([row.job.title, *row.cells, row.work])} |"
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return a table and an empty line."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    heads = list(heads)
+    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *lines, ""] if lines else ["Not run.", ""]
 
 
 def _others(run: Run) -> Iterator[tuple[str, list[float]]]:
-    """Yield what others used of the machine, round by round, beside what was timed then."""
-    for job, key, told in pairs(run):
-        yield f"{job.name} beside {key}", told["others"]
-    for name, grown in run.growth.items():
-        yield f"growth, {name}", grown.others
+    """Yield the load of other processes per round, beside what was timed then."""
+    for job, key, measured in pairs(run):
+        yield f"{job.name} beside {key}", measured.others
+    for name, curve in run.growth.items():
+        yield f"growth, {name}", curve.others
 
 
 def _warnings(run: Run) -> Iterator[str]:
-    """Yield what makes times doubtful, or why there are none."""
+    """Yield reasons to doubt times, and failures."""
     for name, rounds in _others(run):
-        loud = [share for share in rounds[1:] if share > LIMIT]
-        if loud:
-            yield f"**{name}: in {len(loud)} of {len(rounds) - 1} rounds others used up to {max(loud):.0%} of a core.**"
+        busy = [share for share in rounds[1:] if share > LIMIT]
+        if busy:
+            yield f"**{name}: in {len(busy)} of {len(rounds) - 1} rounds others used up to {max(busy):.0%} of a core.**"
             yield ""
     for name, reason in run.failed.items():
         yield f"**{name} failed**: {reason.splitlines()[0]}"
@@ -159,62 +128,90 @@ def _warnings(run: Run) -> Iterator[str]:
 
 
 def _references(run: Run) -> Iterator[str]:
-    """Say what the pass over the reference costs where it comes before training."""
-    for job, key, told in pairs(run):
-        cost = {name: event["seconds"] / event["pairs"] for name, event in told["reference"].items()}
+    """Yield the cost of scoring the reference, for programs that do it before training."""
+    for job, key, measured in pairs(run):
+        cost = {name: event["seconds"] / event["pairs"] for name, event in measured.reference.items()}
         if cost:
-            costs = ", ".join(f"{name} {seconds:.3f} s a pair" for name, seconds in cost.items())
-            ours, theirs = told["steps"].items()
-            rounds = zip(ours[1][1:], theirs[1][1:], strict=True)
-            more = [job.num_rows(run.device) // 2 * cost.get(name, 0.0) for name, _ in (ours, theirs)]
-            ratios = [(b["seconds"] + more[1]) / (a["seconds"] + more[0]) for a, b in rounds]
+            costs = ", ".join(f"{name} {seconds:.3f} s per pair" for name, seconds in cost.items())
+            (ours, our_steps), (peer, peer_steps) = measured.steps.items()
+            num_pairs = job.num_rows(run.device) // 2
+            ratios = [
+                (theirs["seconds"] + num_pairs * cost.get(peer, 0.0))
+                / (own["seconds"] + num_pairs * cost.get(ours, 0.0))
+                for own, theirs in zip(our_steps[1:], peer_steps[1:], strict=True)
+            ]
             yield (
-                f"{job.name} beside {key}: the pass over the reference comes before training and is not in a step: "
-                f"{costs}. Counted once for each step, as in a single epoch, the ratio is {spread(ratios)}."
+                f"{job.name} beside {key}: the reference is scored before training, outside the steps: {costs}. "
+                f"Counted once per step, as in a single epoch, the ratio is {spread(ratios)}."
             )
             yield ""
 
 
-def _programs(run: Run) -> Iterator[tuple[str, str, dict[str, Any], list[dict[str, Any]]]]:
-    """Yield job, program, what it told first and its steps, each program of a job once."""
-    seen = set()
-    for job, _, told in pairs(run):
-        for program, steps in told["steps"].items():
-            if (job.name, program) not in seen:
-                seen.add((job.name, program))
-                yield job.name, program, told["first"][program], steps
+def _models(run: Run, rows: list[Comparison]) -> Iterator[str]:
+    """Yield a table for each job that was run with models of several sizes."""
+    if not rows:
+        yield from ("Not run.", "")
+    for work in dict.fromkeys(row.job.work for row in rows):
+        yield f"**{next(job.title for job in JOBS if job.name == work)}**"
+        yield ""
+        cells = (
+            (MODELS[row.job.model].title, str(row.job.num_rows(run.device)), *row.cells, row.work)
+            for row in rows
+            if row.job.work == work
+        )
+        yield from _table(("model", "rows per step", *COLUMNS), cells)
+
+
+def _growth(run: Run) -> Iterator[str]:
+    """Yield the tables of all curves."""
+    if not run.growth:
+        yield from ("Not run; `python bench/run.py --jobs growth` runs it alone.", "")
+        return
+    yield (
+        "One step of MEET's first stage: forward, backward, clipping and AdamW; the control is trained, the language "
+        "model frozen. Rows are random ids, of which the second half is trained. The settings of a curve take their "
+        "steps in turns, in one process; the first round is not counted. Real tokens count, virtual tokens do not. "
+        "The ratio is over the first setting of the curve, in each round; in brackets without clipping and optimizer, "
+        "whose time does not depend on the tokens."
+    )
+    yield ""
+    for curve in CURVES:
+        if curve.name not in run.growth:
+            continue
+        measured = run.growth[curve.name]
+        ratios, without = (growth_ratios(curve, measured, optimizer=counted) for counted in (True, False))
+        yield f"**{curve.title[0].upper()}{curve.title[1:]}**"
+        yield ""
+        rows = []
+        for point in curve.points:
+            steps = measured.steps[point.name][1:]
+            cost = median(1e3 * step["seconds"] / step["tokens"] for step in steps)
+            optimizer = 1e3 * median(step["optimizer"] for step in steps)
+            ratio = f"{spread(ratios[point.name])} ({median(without[point.name]):.2f})"
+            rows.append((point.name, f"{cost:.2f}", ratio, f"{optimizer:,.0f}"))
+        yield from _table(("setting", "ms per token", "ratio", "of which optimizer, ms per step"), rows)
 
 
 def _losses(run: Run) -> list[str]:
-    steps = range(min(SHOWN, run.rounds))
-    head = [
-        f"| job | program | {' | '.join(f'step {n + 1}' for n in steps)} |",
-        f"| --- | --- |{' --- |' * len(steps)}",
-    ]
-    rows = []
-    for name, program, _, events in _programs(run):
-        if "loss" in events[0]:
-            losses = " | ".join(f"{events[n]['loss']:.6f} ({events[n]['tokens']} tokens)" for n in steps)
-            rows.append(f"| {name} | {program} | {losses} |")
-    return [*head, *rows]
+    shown = range(min(SHOWN, run.rounds))
+    rows = {}
+    for job, _, measured in pairs(run):
+        for program, steps in measured.steps.items():
+            if "loss" in steps[0]:
+                losses = (f"{steps[n]['loss']:.6f} ({steps[n]['tokens']} tokens)" for n in shown)
+                rows.setdefault((job.name, program), (job.name, program, *losses))
+    return _table(("job", "program", *(f"step {n + 1}" for n in shown)), rows.values())
 
 
-def _settings(run: Run) -> Iterable[str]:
-    yield "What is set beyond their own defaults (reports, saving and bars apart):"
-    yield ""
-    for name, program, first, _ in _programs(run):
-        if "settings" in first:
-            settings = {**first["settings"], **{f"adapter.{k}": v for k, v in first["adapter"].items()}}
-            yield f"- {name}, {program}: {', '.join(f'{key}={value}' for key, value in settings.items())}"
-
-
-def _source(data: str | None) -> str:
-    hh = _here().parent.parent / "shared" / "data" / "hh-harmless-base"
-    return "HH-RLHF harmless-base, 1,600 conversations" if data or hh.is_dir() else "the embedded demo set"
-
-
-def _here() -> Path:
-    return Path(__file__).parent
+def _settings(run: Run) -> list[str]:
+    lines = {}
+    for job, _, measured in pairs(run):
+        for program, event in measured.startup.items():
+            if "settings" in event:
+                settings = {**event["settings"], **{f"adapter.{key}": v for key, v in event["adapter"].items()}}
+                text = ", ".join(f"{key}={value}" for key, value in settings.items())
+                lines.setdefault((job.name, program), f"- {job.name}, {program}: {text}")
+    return ["Settings that differ from the defaults (reports, saving and bars not listed):", "", *lines.values()]
 
 
 def _lines(file: str) -> list[str]:

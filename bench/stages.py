@@ -1,4 +1,4 @@
-"""What ours trains in each job: control and stage, with the rates that the peers are given too."""
+"""What our programs train in each job: control and stage, with the learning rates that the peers have too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes any ``transformers.Trainer`` stand at the gate before each optimizer step and tell what the last one was."""
+"""Makes any ``transformers.Trainer`` wait at the gate before each optimizer step and report the step before."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from gate import Gate
-from jobs import PROFILE
-from step_profile import StepProfile
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-About = Callable[[int], dict[str, Any]]
-"""More about a step, by its number from 0."""
-
 
 class TurnsMixin:
-    """Goes before a Trainer's class: sums the losses of a step as the Trainer itself does for its log.
+    """Comes before a Trainer's class: sums the losses of a step as the Trainer itself does for its log.
 
     Attributes:
-        turn_loss: Of the step under way.
-        turn_tokens: Real tokens read in it, where the batch says.
+        turn_loss: Loss of the current step.
+        turn_tokens: Real tokens read in it, where the batch shows them.
     """
 
     turn_loss = 0.0
     turn_tokens = 0
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Train, and note the loss and the tokens."""
+        """Train, and record loss and tokens."""
         if "attention_mask" in inputs:
             self.turn_tokens += int(inputs["attention_mask"].sum())
         elif "input_ids" in inputs:  # padding-free
@@ -38,38 +33,27 @@ class TurnsMixin:
 
 
 class Turns(TrainerCallback):
-    """One turn of the loop for each opening of the gate.
+    """One step of the loop per opening of the gate.
 
     Args:
-        trainer: With :class:`TurnsMixin`.
-        gate: Of this process.
-        first: What to tell when all is prepared.
-        about: More about each step; without it the tokens of the trainer's own batches are told.
-        profile: Taken of a step that the driver asks to profile.
+        trainer: Trainer with :class:`TurnsMixin`.
+        gate: Gate of this process.
+        startup: Report before the first step.
+        tokens_of: Real tokens of a step by its number from 0; by default those of the trainer's own batches.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        gate: Gate,
-        first: dict[str, Any],
-        about: About | None = None,
-        profile: StepProfile | None = None,
+        self, trainer: Trainer, gate: Gate, startup: dict[str, Any], tokens_of: Callable[[int], int] | None = None
     ) -> None:
-        self.trainer, self.gate, self.first, self.about, self.profile = trainer, gate, first, about, profile
-        self._steps = -1
-        self._word = ""
+        self.trainer, self.gate, self.startup, self.tokens_of = trainer, gate, startup, tokens_of
+        self._step = -1
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell of the turn that ends here, and wait for the next."""
-        if self._steps < 0:
-            self._word = self.gate.ready("step", **self.first)
+        """Report the step that ends here, and wait for the next."""
+        if self._step < 0:
+            self.gate.ready("step", **self.startup)
         else:
-            more = self.about(self._steps) if self.about else {"tokens": self.trainer.turn_tokens}
-            if self._word == PROFILE and self.profile:
-                more["profile"] = self.profile.stop()
-            self._word = self.gate.done(loss=self.trainer.turn_loss, **more)
+            tokens = self.tokens_of(self._step) if self.tokens_of else self.trainer.turn_tokens
+            self.gate.done(loss=self.trainer.turn_loss, tokens=tokens)
         self.trainer.turn_loss, self.trainer.turn_tokens = 0.0, 0
-        self._steps += 1
-        if self._word == PROFILE and self.profile:
-            self.profile.start()
+        self._step += 1

@@ -1,6 +1,6 @@
 """One program of one job, as a process of its own: python bench/worker.py JOB PROGRAM SCALE. The driver starts it.
 
-SCALE is the JSON of ``rows.Scale``. ``python bench/worker.py - product {}`` measures a plain matrix product instead.
+SCALE is the JSON of ``rows.Scale``.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ def main() -> None:
     gate = Gate(device)
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather this than another, where memory runs out
     import torch
-    from flops import product_rates
     from jobs import JOBS
     from rows import Rows, Scale
 
-    from meetlm.cli.progress import quiet_libraries
+    from meetlm.cli.console import quiet_libraries
 
     quiet_libraries()
     torch.manual_seed(0)
-    if program == "product":
-        gate.ready("step")
-        while True:
-            gate.done(rates=product_rates(device))
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     rows = Rows(Scale(**scale))
-    (job,) = [one.work for one in JOBS if one.name == name]
+    (job,) = [known.work for known in JOBS if known.name == name]
     if job == "scoring":
         import scoring
 

@@ -9,7 +9,7 @@ import ctypes
 import os
 
 SPINCOUNT = "2000"
-"""How long a thread spins before it sleeps, as libgomp counts (``bench/spin.py``)."""
+"""How long a thread spins before it sleeps, as libgomp counts; LOG.md has what was measured."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers for them in ``mallopt``."""
 _OF_LIBRARY = {

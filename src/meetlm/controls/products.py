@@ -1,7 +1,7 @@
 """Matrix products of linear layers, by the library that is fast on this processor.
 
 torch takes f32 products on the CPU to MKL, which leaves AVX-512 of other makers' processors unused: on one by AMD it
-reached 0.45 of what oneDNN does, on an older one, no faster with AVX-512, 0.95 (``bench/levers.py products``). oneDNN
+reached 0.45 of what oneDNN does, on an older one, no faster with AVX-512, 0.95 (LOG.md, 2026-11-25). oneDNN
 is in torch as well, but torch's own layers take nothing in f32 there. Which library is taken depends on the processor
 alone, so that a run can be repeated bit for bit.
 """

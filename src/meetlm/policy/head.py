@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from meetlm.controls.products import product
 
 ROOM = {"cpu": 2**22, "cuda": 2**25}
-"""About how many logits live at a time; more are hardly faster (``bench/levers.py head``)."""
+"""About how many logits live at a time; more are hardly faster (LOG.md, 2026-11-26)."""
 LEAST = 1024
 """Words at a time where there are so many tokens that there would be room for fewer."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""About how many tokens' queries attend at a time on CPUs (``bench/levers.py attention``)."""
+"""About how many tokens' queries attend at a time on CPUs (LOG.md, 2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True)
