@@ -1,6 +1,6 @@
-"""The doctor's checks of what a run would do with model and data: enough steps, a model that can take them.
+"""The doctor's checks of a run: enough optimizer steps, and a model that fits the data.
 
-Settings of stages and presets come in as plain numbers. Runs the model forward once, trains nothing.
+Settings of stages and presets are passed as plain numbers. Runs the model forward once, trains nothing.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from meetlm.diagnostics.checks import Check, status_of
-from meetlm.policy.loading import embedding_rows
+from meetlm.diagnostics.checks import Check, worst_status
+from meetlm.policy.loading import embedding_rows, num_positions
 from meetlm.policy.packing import packing_failure_reason
 
 GOOD_STEPS = 100
 SMALL_UNDER = 200
-"""The paper's setting is advised against where it gives a stage fewer steps than this: a tenth of them is
-warm-up, and the rate falls from there on."""
+"""The preset ``paper`` is advised against where it gives a stage fewer steps than this: a tenth of them is warm-up, and
+the learning rate falls from there on."""
 
 MANY_EPOCHS = 10
-"""Twice the paper's: from there on a model that is trained too learns its pairs by heart."""
+"""Twice the paper's: from there on a trained language model memorises its pairs."""
+
+NEW_TOKENS = 128
+"""Tokens that generation adds to a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """What a stage would do.
+class StageSteps:
+    """The length of a stage.
 
     Attributes:
-        name: The stage's.
+        name: Name of the stage.
         steps: Optimizer steps.
-        epochs: Passes over the pairs that these are.
+        epochs: Epochs that these steps are.
     """
 
     name: str
@@ -38,123 +41,128 @@ class Planned:
     epochs: float
 
 
-def check_steps(
-    stages: Sequence[Planned], preset: str, by_preset: Mapping[str, int], pairs: int, min_steps: int
-) -> list[Check]:
+def check_steps(stages: Sequence[StageSteps], preset: str, by_preset: Mapping[str, int], pairs: int, minimum: int) -> list[Check]:
     """Return a check of each stage's steps, and one of the preset.
 
     Args:
-        stages: Of the recipe under the preset.
-        preset: The preset's name.
-        by_preset: The steps of the shortest stage under ``paper`` and under ``small``.
-        pairs: Training pairs.
-        min_steps: A stage of fewer hardly moves a control.
+        stages: Stages of the recipe under the preset.
+        preset: Name of the preset.
+        by_preset: Steps of the shortest stage under each preset; the preset is not checked where one is missing.
+        pairs: Number of training pairs.
+        minimum: A stage of fewer steps hardly changes a control.
     """
     checks = []
     for stage in stages:
-        few = stage.steps < GOOD_STEPS
-        status = status_of(few or stage.epochs > MANY_EPOCHS, stage.steps < min_steps)
-        word = "pass" if stage.epochs == 1 else "passes"
-        text = f"{stage.steps} optimizer steps, {stage.epochs:.3g} {word} over {pairs} pairs"
+        few, many = stage.steps < GOOD_STEPS, stage.epochs > MANY_EPOCHS
         advice = ""
         if few:
             advice = (
-                f"{GOOD_STEPS} are advisable, under {min_steps} hardly move a control. Fewer pairs a step "
+                f"{GOOD_STEPS} are advisable; fewer than {minimum} hardly change a control. Fewer pairs per step "
                 "(batch.pairs) or more epochs give more."
             )
-        elif status != "ok":
-            advice = f"More than {MANY_EPOCHS} passes learn the pairs by heart: more data, or fewer steps."
-        checks.append(Check(f"steps of {stage.name}", status, text, stage.steps, advice=advice))
-    best = "small" if by_preset["paper"] < SMALL_UNDER else "paper"
-    text = (
-        f"{best} is the one for {pairs} pairs: paper would give a stage {by_preset['paper']} steps, "
-        f"small {by_preset['small']}"
-    )
-    unwise = preset == "paper" and best == "small"
-    advice = f"Under {SMALL_UNDER} steps, smaller batches and other rates do better: --preset small."
-    checks.append(Check("preset", status_of(unwise), text, by_preset["paper"], advice=advice if unwise else ""))
+        elif many:
+            advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
+        status = worst_status(warning=few or many, problem=stage.steps < minimum)
+        epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs:.3g} epochs"
+        finding = f"{stage.steps} optimizer steps, {epochs} of {pairs} pairs"
+        checks.append(Check(f"steps of {stage.name}", status, finding, stage.steps, advice=advice))
+    if {"paper", "small"} <= by_preset.keys():
+        checks.append(_preset(preset, by_preset["paper"], by_preset["small"], pairs))
     return checks
+
+
+def _preset(preset: str, paper: int, small: int, pairs: int) -> Check:
+    best = "small" if paper < SMALL_UNDER else "paper"
+    finding = (
+        f"use {best} for {pairs} pairs: the shortest stage has {paper} steps under paper and {small} under small"
+    )
+    is_unwise = preset == "paper" and best == "small"
+    advice = f"With fewer than {SMALL_UNDER} steps, smaller batches and other learning rates do better: --preset small."
+    status = worst_status(warning=is_unwise)
+    return Check("preset", status, finding, paper, advice=advice if is_unwise else "")
 
 
 def check_model(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    conversational: bool,
+    is_chat: bool,
+    has_markers: bool,
     max_length: int,
     slot: int,
-    new_tokens: int = 128,
 ) -> list[Check]:
     """Return the checks of the model.
 
     Args:
         lm: In eval mode; its attention is switched to the packed one where it packs.
-        tokenizer: Its own.
-        conversational: Whether the data are chat messages rather than plain text.
+        tokenizer: The model's tokenizer.
+        is_chat: Whether the data are conversations rather than plain text.
+        has_markers: Whether plain text has markers of its own for turns, as HH's transcripts have.
         max_length: Most tokens of prompt and reply.
         slot: Tokens of the control slot.
-        new_tokens: That generation adds to a prompt.
     """
     return [
-        _chat(tokenizer, conversational),
+        _chat_template(tokenizer, is_chat, has_markers),
         _vocabulary(lm, tokenizer),
-        _context(lm, max_length, slot, new_tokens),
+        _context(lm, max_length, slot),
         _packing(lm, max_length),
         _head(lm),
     ]
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> Check:
-    has = tokenizer.chat_template is not None
-    if not conversational:
-        text = "the data are plain text" + (", so the tokenizer's chat template is not used" if has else "")
-        return Check("chat template", "ok", text)
-    if has:
+def _chat_template(tokenizer: PreTrainedTokenizerBase, is_chat: bool, has_markers: bool) -> Check:
+    has_template = tokenizer.chat_template is not None
+    if is_chat and has_template:
         return Check("chat template", "ok", "the data are conversations, and the tokenizer has a template")
-    text = "the data are conversations, and the tokenizer has no chat template to write them with"
-    advice = "Take an instruction-tuned model, set tokenizer.chat_template and save it, or give plain text."
-    return Check("chat template", "problem", text, advice=advice)
+    if is_chat:
+        finding = "the data are conversations, and the tokenizer has no chat template to render them with"
+        advice = "Use an instruction-tuned model, set tokenizer.chat_template and save it, or use plain text."
+        return Check("chat template", "problem", finding, advice=advice)
+    if has_template and not has_markers:
+        finding = "the prompts are plain text, and the model is a chat model: it would be trained without its template"
+        return Check("chat template", "warning", finding, advice=CHAT_ADVICE)
+    return Check("chat template", "ok", "the data are plain text" + (" with markers of their own" if has_markers else ""))
+
+
+CHAT_ADVICE = 'Write each prompt as messages: [{"role": "user", "content": …}].'
 
 
 def _vocabulary(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Check:
     rows = embedding_rows(lm)
-    most = max(tokenizer.get_vocab().values()) + 1
-    text = f"the tokenizer has ids up to {most - 1}, the model {rows} embeddings"
-    if most <= rows:
-        return Check("vocabulary", "ok", text, rows - most)
-    advice = "The tokenizer is not this model's, or tokens were added without resizing the embeddings."
-    return Check("vocabulary", "problem", text, rows - most, advice=advice)
+    ids = max(tokenizer.get_vocab().values()) + 1
+    finding = f"the tokenizer has ids up to {ids - 1}, the model {rows} embeddings"
+    if ids <= rows:
+        return Check("vocabulary", "ok", finding, rows - ids)
+    advice = "Use the model's own tokenizer, or resize the embeddings after adding tokens."
+    return Check("vocabulary", "problem", finding, rows - ids, advice=advice)
 
 
-def _context(lm: PreTrainedModel, max_length: int, slot: int, new_tokens: int) -> Check:
-    most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    train, generate = slot + max_length, slot + max_length + new_tokens
-    needs = f"training needs up to {train} positions (slot {slot}, max_length {max_length})"
-    if most is None:
-        return Check("context", "ok", f"{needs}; the model names no limit")
-    text = f"{needs}, generation {generate}; the model has {most}"
-    status = status_of(generate > most, train > most)
-    advice = "" if status == "ok" else f"Set data.max_length to {most - slot - new_tokens} or less."
-    return Check("context", status, text, most - generate, advice=advice)
+def _context(lm: PreTrainedModel, max_length: int, slot: int) -> Check:
+    positions = num_positions(lm)
+    train, generate = slot + max_length, slot + max_length + NEW_TOKENS
+    finding = f"training needs up to {train} positions (control slot {slot}, data.max_length {max_length})"
+    if positions is None:
+        return Check("context", "ok", f"{finding}; the model has no limit")
+    finding += f", generation {generate}; the model has {positions}"
+    status = worst_status(warning=generate > positions, problem=train > positions)
+    advice = "" if status == "ok" else f"Set data.max_length to {positions - slot - NEW_TOKENS} or less."
+    return Check("context", status, finding, positions - generate, advice=advice)
 
 
 def _packing(lm: PreTrainedModel, longest: int) -> Check:
     reason = packing_failure_reason(lm, longest)
     if reason is None:
-        text = "packs: sequences share a row without padding, with the logits that each has alone"
-        return Check("packing", "ok", text, 1)
-    text = f"does not pack ({reason}): batches are grouped by length and padded, slower with the same result"
-    return Check("packing", "ok", text, 0)
+        return Check("packing", "ok", "sequences are packed without padding, and their logits do not change", 1)
+    finding = f"sequences are grouped by length and padded ({reason}): slower, with the same result"
+    return Check("packing", "ok", finding, 0)
 
 
 def _head(lm: PreTrainedModel) -> Check:
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is None or not hasattr(head, "weight"):
-        return Check("head", "problem", "the model has no LM head", advice="Take a causal language model.")
-    tied = head.weight is lm.get_input_embeddings().weight
-    text = (
-        "tied to the input embeddings: training the model moves both; a control adds no rows to either"
-        if tied
-        else "apart from the input embeddings"
+        return Check("head", "problem", "the model has no LM head", advice="Use a causal language model.")
+    is_tied = head.weight is lm.get_input_embeddings().weight
+    finding = (
+        "tied to the input embeddings: training the model changes both" if is_tied else "separate from the embeddings"
     )
-    return Check("head", "ok", text, int(tied))
+    return Check("head", "ok", finding, int(is_tied))

@@ -1,28 +1,33 @@
-"""What a check of the doctor says."""
+"""The result of one check of the doctor, and of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from meetlm.diagnostics.intervals import Interval
 
 Status = Literal["ok", "warning", "problem"]
 
+FEW_PROMPTS = 30
+"""Fewer distinct prompts support no statement about the data."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
-        status: ``ok``; ``warning``: a run works, its result may mislead; ``problem``: it would be wasted.
-        finding: What was found, in words, with its number.
-        value: That number.
+        name: What was checked.
+        status: ``ok``; ``warning``: a run works, but its result may mislead; ``problem``: a run would be wasted.
+        finding: The result in words, with its value.
+        value: The value.
         low: Lower end of its 95% interval, where it has one.
         high: Upper end.
         advice: What to do about it; empty when ok.
+        rows: Number of rows that were checked; ``None`` for checks of the model.
+        prompts: Number of distinct prompts among them.
     """
 
     name: str
@@ -32,22 +37,46 @@ class Check:
     low: float | None = None
     high: float | None = None
     advice: str = ""
+    rows: int | None = None
+    prompts: int | None = None
 
-    @classmethod
-    def of_rate(cls, name: str, status: Status, finding: str, rate: Interval, advice: str) -> Check:
-        """Return a check whose number is a share with an interval; the advice is dropped when ok."""
-        kept = "" if status == "ok" else advice
-        return cls(name, status, finding, rate.value, rate.low, rate.high, kept)
+    @property
+    def basis(self) -> str:
+        """Numbers of rows and prompts, in words; empty for checks of the model."""
+        return "" if self.rows is None else f"({self.rows:,} rows, {self.prompts or 0:,} distinct prompts)"
+
+    def on(self, groups: Iterable[str]) -> Check:
+        """Return the check with its numbers of rows and prompts, given the prompt of each row."""
+        prompts = list(groups)
+        return replace(self, rows=len(prompts), prompts=len(set(prompts)))
+
+
+def share_check(name: str, status: Status, finding: str, share: Interval, advice: str, groups: Iterable[str]) -> Check:
+    """Return a check of a share with an interval; too few prompts are a problem whatever the share is.
+
+    Args:
+        name: What was checked.
+        status: The status where there are enough prompts.
+        finding: The result in words.
+        share: The share.
+        advice: What to do about it; left out when ok.
+        groups: The prompt of each row.
+    """
+    check = Check(name, status, finding, share.value, share.low, share.high).on(groups)
+    if (check.prompts or 0) < FEW_PROMPTS:
+        too_few = f"Fewer than {FEW_PROMPTS} distinct prompts show nothing: see the check 'training pairs'."
+        return replace(check, status="problem", advice=too_few)
+    return replace(check, advice="" if status == "ok" else advice)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Every check of one pair of data and model."""
+    """All checks of data and model."""
 
     checks: tuple[Check, ...]
 
     def count(self, status: Status) -> int:
-        """Return how many checks ended so."""
+        """Return the number of checks with this status."""
         return sum(check.status == status for check in self.checks)
 
     @property
@@ -55,20 +84,11 @@ class Diagnosis:
         """The worst status of any check."""
         return "problem" if self.count("problem") else "warning" if self.count("warning") else "ok"
 
-    def __getitem__(self, name: str) -> Check:
-        (found,) = (check for check in self.checks if check.name == name)
-        return found
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types."""
         return {"status": self.status, "checks": [asdict(check) for check in self.checks]}
 
 
-def status_of(warning: bool, problem: bool = False) -> Status:
-    """Return the worse of what applies."""
+def worst_status(*, warning: bool, problem: bool = False) -> Status:
+    """Return the worst status that applies."""
     return "problem" if problem else "warning" if warning else "ok"
-
-
-def diagnosis(checks: Iterable[Check]) -> Diagnosis:
-    """Return the checks as one result."""
-    return Diagnosis(tuple(checks))
