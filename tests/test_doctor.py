@@ -106,6 +106,7 @@ def test_nothing_fires_on_random_replies(doctor: Doctor) -> None:
     checks = doctor(rows(400))
     assert {name for name, check in checks.items() if check["status"] != "ok"} == set()
     assert all(check["advice"] == "" for check in checks.values())
+    assert [checks["words"][key] for key in ("rows", "prompts")] == [400, 400]
     for name in ("length", "stock replies", "opening words", "words"):
         assert checks[name]["low"] < 0.5 + 0.06 and 0.4 < checks[name]["value"] < 0.6, name
 
@@ -206,12 +207,12 @@ def test_held_out_pairs(doctor: Doctor, count: int, status: str) -> None:
     check = doctor(rows(100), rows(count, start=5000))["held-out pairs"]
     assert check["status"] == status
     assert check["value"] == pytest.approx(1.96 * np.sqrt(0.65 * 0.35 / count), rel=0.06)
-    assert "± 0.05 takes 350" in check["finding"]
+    assert "350 give ± 0.05" in check["finding"]
 
 
 def test_a_part_of_the_training_rows_is_held_out(doctor: Doctor) -> None:
     checks = doctor(rows(60), None, "data.holdout=20")
-    assert checks["held-out pairs"]["finding"].startswith("20: ")
+    assert checks["held-out pairs"]["finding"].startswith("20 pairs ")
 
 
 def test_nothing_held_out(doctor: Doctor) -> None:
@@ -245,17 +246,17 @@ def test_overrides_change_the_steps(doctor: Doctor) -> None:
     assert [checks[f"steps of step{n}"]["value"] for n in (1, 2)] == [200, 100]
 
 
-def test_many_passes_over_few_pairs(doctor: Doctor) -> None:
+def test_many_epochs_of_few_pairs(doctor: Doctor) -> None:
     check = doctor(rows(40))["steps of step1"]  # 100 steps of 8 pairs
-    assert check["status"] == "warning" and "20 passes" in check["finding"]
+    assert check["status"] == "warning" and "20 epochs" in check["finding"]
 
 
 def test_paper_is_recommended_for_many_pairs() -> None:
-    from meetlm.diagnostics.check_run import Planned, check_steps
+    from meetlm.diagnostics.check_run import StageSteps, check_steps
 
-    stages = (Planned("step1", 12_600, 5.0),)
+    stages = (StageSteps("step1", 12_600, 5.0),)
     *_, preset = check_steps(stages, "paper", {"paper": 12_600, "small": 20_160}, 161_000, 50)
-    assert preset.status == "ok" and preset.finding.startswith("paper is the one for 161000 pairs")
+    assert preset.status == "ok" and preset.finding.startswith("use paper for 161000 pairs")
 
 
 # --- the model
@@ -264,9 +265,9 @@ def test_paper_is_recommended_for_many_pairs() -> None:
 def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
     others = [doctor(rows(60), model=save(tmp_path / name, name)) for name in ("gpt-neo", "gptj")]
     llama, neo, gptj = doctor(rows(60)), *others
-    assert [one["packing"]["value"] for one in (llama, neo, gptj)] == [1, 1, 0]
+    assert [checks["packing"]["value"] for checks in (llama, neo, gptj)] == [1, 1, 0]
     assert "AttentionInterface" in gptj["packing"]["finding"]
-    assert [one["head"]["value"] for one in (llama, neo, gptj)] == [0, 1, 0]
+    assert [checks["head"]["value"] for checks in (llama, neo, gptj)] == [0, 1, 0]
     assert statuses(gptj, "packing", "head") == ["ok", "ok"]
 
 
@@ -301,8 +302,48 @@ def test_conversations_need_a_chat_template(doctor: Doctor, tmp_path: Path) -> N
     assert statuses(without, "chat template", "data") == ["problem", "problem"]
     chat = save(tmp_path / "chat", template=CHATML)
     assert doctor(conversations(60), conversations(60), model=chat)["chat template"]["status"] == "ok"
-    plain = doctor(rows(60), model=chat)["chat template"]
-    assert plain["status"] == "ok" and "not used" in plain["finding"]
+
+
+def transcripts(count: int) -> list[Row]:
+    """Return pairs as HH has them, with markers of their own."""
+    sides = ("chosen", "rejected")
+    return [{side: f"\n\nHuman: {row['prompt']}\n\nAssistant:{row[side]}" for side in sides} for row in rows(count)]
+
+
+def test_plain_text_on_a_chat_model(doctor: Doctor, tmp_path: Path, model: Path) -> None:
+    chat = save(tmp_path / "chat", template=CHATML)
+    warned = doctor(rows(60), model=chat)["chat template"]
+    assert warned["status"] == "warning" and "--data.as_chat true" in warned["advice"]
+    assert doctor(rows(60))["chat template"]["status"] == "ok"
+    assert doctor(transcripts(60), transcripts(60), model=chat)["chat template"]["status"] == "ok"
+
+
+# --- enough prompts
+
+
+def test_rows_without_their_prompt_are_a_problem(doctor: Doctor) -> None:
+    """As where the prompt stands in a column that is not read: every row then has the same prompt."""
+    pairs = [{**row, "prompt": "Answer."} for row in rows(200)]
+    checks = doctor(pairs)
+    names = ("training pairs", "length", "stock replies", "opening words", "words")
+    assert statuses(checks, *names) == ["problem"] * len(names)
+    assert "--data.columns" in checks["training pairs"]["advice"]
+    assert (checks["length"]["rows"], checks["length"]["prompts"]) == (200, 1)
+
+
+@pytest.mark.parametrize(("count", "status"), [(29, "problem"), (30, "ok")])
+def test_few_prompts_are_a_problem(doctor: Doctor, count: int, status: str) -> None:
+    checks = doctor(rows(count))
+    assert statuses(checks, "training pairs", "length") == [status, status]
+
+
+def test_every_check_of_the_data_names_rows_and_prompts(doctor: Doctor) -> None:
+    checks = doctor(rows(40), rows(50, start=1000))
+    model = ("steps", "preset", "chat template", "vocabulary", "context", "packing", "head")
+    for name, check in checks.items():
+        if not name.startswith(model):
+            number = 50 if name in ("held-out pairs", "overlap") else 40
+            assert (check["rows"], check["prompts"]) == (number, number), name
 
 
 # --- the command
@@ -313,6 +354,7 @@ def test_text_output(tmp_path: Path, model: Path) -> None:
     code, text = call(train, model, "--preset", "paper")
     assert code == 1
     assert "\x1b" not in text
+    assert "(60 rows" in text
     assert "problem  held-out pairs" in text and "→ Pass --data.eval_file FILE, --data.holdout N" in text
     assert text.rstrip().endswith("(recipe pairs-meet-lora, preset paper)")
     assert all(len(line) <= 110 for line in text.splitlines())
@@ -322,7 +364,7 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
     write(tmp_path / "train.jsonl", rows(200))
     write(tmp_path / "validation.jsonl", rows(400, start=1000))
     code, text = call(tmp_path, model, "--preset", "small")
-    assert code == 0 and "400: an accuracy near 0.65" in text
+    assert code == 0 and "400 pairs measure an accuracy near 0.65" in text
     assert "--data.eval_split validation" in text
 
 
@@ -333,12 +375,23 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
         (["hh-meet"], "unknown recipe 'hh-meet'"),
         (["data.max_lenght=9"], "did you mean 'max_length'"),
         (["data.source=hhh"], "unknown data source 'hhh'"),
+        (["--seed=-1"], "greater than or equal to 0"),
     ],
 )
 def test_wrong_words(tmp_path: Path, model: Path, words: list[str], message: str) -> None:
     train = write(tmp_path / "train.jsonl", rows(10))
     result = CliRunner().invoke(main, ["doctor", "--data.path", str(train), "--model.name", str(model), *words])
     assert result.exit_code == 1 and message in result.stderr
+
+
+def test_a_model_that_cannot_be_loaded_is_a_problem(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", rows(60))
+    broken = save(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    code, text = call(train, broken, "--json")
+    (check,) = json.loads(text)["checks"]
+    assert code == 1 and (check["name"], check["status"]) == ("model", "problem")
+    assert "git lfs pull" in check["finding"]
 
 
 @pytest.mark.hh

@@ -136,7 +136,7 @@ def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
     read = read_examples(DataSettings(source="summarize", train_file=str(file)), "train")
     kept, account = filter_train(read, lambda _: (1, 1, 1), 9)
     (rows,) = [check for check in check_data(kept, account, lambda _: (1, 1, 1)) if check.name == "rows"]
-    assert rows.finding.endswith("; 21 beside them are of another split, as they state")
+    assert rows.finding.endswith("; 21 rows of another split are not counted")
 
 
 def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.diagnostics.preference import (
-    HeldOut,
+    HeldOutPairs,
     PreferenceAccuracy,
+    base_model_accuracy,
     preference_accuracy,
     share_of_pairs,
-    untouched_accuracy,
 )
 from meetlm.policy.policy import Policy
 from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, text_format, tiny_policy
@@ -47,14 +47,14 @@ class Fake:
 def measure(table: Table) -> Any:
     prompts = dict.fromkeys(prompt for prompt, _ in table)
     examples = [PreferenceExample(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
-    held = HeldOut(Encoder(text_format(), [[], []]), examples)
+    held = HeldOutPairs(Encoder(text_format(), [[], []]), examples)
     untouched = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
     return preference_accuracy(cast(Policy, Fake(table)), held, untouched)
 
 
 def accuracy(policy: Policy, encoder: Encoder, examples: list[PreferenceExample]) -> PreferenceAccuracy:
     """Measure against the policy itself with no level at all."""
-    held = HeldOut(encoder, examples)
+    held = HeldOutPairs(encoder, examples)
     return preference_accuracy(policy, held, policy.score(held.bare)[0])
 
 
@@ -95,11 +95,11 @@ def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> None:
     policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
-    held = HeldOut(encoder_of(policy), pairs(20))
+    held = HeldOutPairs(encoder_of(policy), pairs(20))
     reference = policy.score(held.bare)[0]
     assert policy.control.is_identity()
     measured = preference_accuracy(policy, held, reference).to_dict()
-    known = untouched_accuracy(held, reference).to_dict()
+    known = base_model_accuracy(held, reference).to_dict()
     assert known.pop("nll") == pytest.approx(measured.pop("nll"))
     assert known == measured
 

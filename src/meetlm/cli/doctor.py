@@ -17,9 +17,9 @@ from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
-    from meetlm.diagnostics.check_run import Planned
+    from meetlm.diagnostics.check_run import StageSteps
     from meetlm.diagnostics.checks import Check, Diagnosis
-    from meetlm.diagnostics.doctor import Plan
+    from meetlm.diagnostics.doctor import RecipeSteps
     from meetlm.recipes.config import RunConfig
 
 WIDTH = 110
@@ -49,24 +49,30 @@ def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     config, _ = configure_for_data(args, file)
     from meetlm.controls.build import build_control
     from meetlm.data.prompt_format import pin_format
+    from meetlm.diagnostics.checks import Check, Diagnosis
     from meetlm.diagnostics.doctor import diagnose
     from meetlm.diagnostics.locate import with_test
     from meetlm.policy.loading import load_lm
 
     settings = with_test(config.data)
-    lm, tokenizer = load_lm(config.model)
-    prompt_format = pin_format(tokenizer, system=config.format.system)
-    slots = build_control(config.control, lm, prompt_format.words, config.seed).slots
     configs = {config.preset: config, **_other_preset(args, file, config.preset)}
-    diagnosis = diagnose(
-        settings or config.data,
-        lm,
-        prompt_format,
-        lambda pairs: _plan(configs, config.preset, pairs),
-        slot=max(map(len, slots)),
-        with_eval=settings is not None,
-        reporter=ConsoleReporter(),
-    )
+    try:
+        lm, tokenizer = load_lm(config.model)
+    except ConfigError as error:
+        advice = "Nothing else was checked: set model.name to a causal language model that can be loaded."
+        diagnosis = Diagnosis((Check("model", "problem", str(error), advice=advice),))
+    else:
+        prompt_format = pin_format(tokenizer, system=config.format.system)
+        slots = build_control(config.control, lm, prompt_format.words, config.seed).slots
+        diagnosis = diagnose(
+            settings or config.data,
+            lm,
+            prompt_format,
+            lambda pairs: _recipe_steps(configs, config.preset, pairs),
+            slot=max(map(len, slots)),
+            with_eval=settings is not None,
+            reporter=ConsoleReporter(),
+        )
     if as_json:
         print_json(diagnosis.to_dict())
     else:
@@ -95,30 +101,31 @@ def _other_preset(args: tuple[str, ...], file: Path | None, preset: str) -> dict
         return {}
 
 
-def _plan(configs: Mapping[str, RunConfig], preset: str, pairs: int) -> Plan:
-    from meetlm.diagnostics.doctor import Plan
+def _recipe_steps(configs: Mapping[str, RunConfig], preset: str, pairs: int) -> RecipeSteps:
+    from meetlm.diagnostics.doctor import RecipeSteps
     from meetlm.training.stage import MIN_STEPS
 
-    fewest = {name: min(stage.steps for stage in _stages(config, pairs)) for name, config in configs.items()}
-    return Plan(preset, _stages(configs[preset], pairs), fewest, MIN_STEPS)
+    shortest = {name: min(stage.steps for stage in _stages(config, pairs)) for name, config in configs.items()}
+    return RecipeSteps(preset, _stages(configs[preset], pairs), shortest, MIN_STEPS)
 
 
-def _stages(config: RunConfig, pairs: int) -> tuple[Planned, ...]:
-    """Return what each stage would do with so many pairs."""
-    from meetlm.diagnostics.check_run import Planned
+def _stages(config: RunConfig, pairs: int) -> tuple[StageSteps, ...]:
+    """Return the steps of each stage for a number of pairs."""
+    from meetlm.diagnostics.check_run import StageSteps
 
-    an_epoch = -(-pairs // config.batch.pairs)
-    planned = []
+    steps_per_epoch = -(-pairs // config.batch.pairs)
+    stages = []
     for stage in config.stages:
         steps = stage.num_steps(pairs, config.batch.pairs)
-        planned.append(Planned(stage.name, steps, steps / an_epoch))
-    return tuple(planned)
+        stages.append(StageSteps(stage.name, steps, steps / steps_per_epoch))
+    return tuple(stages)
 
 
 def _print(check: Check, width: int) -> None:
     """Print a check: status, name and finding, wrapped, and its advice below."""
     indent = " " * (11 + width)
-    text = textwrap.fill(check.finding, WIDTH, initial_indent=indent, subsequent_indent=indent).strip()
+    finding = f"{check.finding} {check.basis}".rstrip()
+    text = textwrap.fill(finding, WIDTH, initial_indent=indent, subsequent_indent=indent).strip()
     status = click.style(f"{check.status:<9}", fg=COLOURS[check.status])
     click.echo(f"{status}{check.name:<{width}}  {text}")
     if check.advice:

@@ -95,7 +95,9 @@ def _training_pairs(report: FilterReport) -> Check:
         advice = "Is the prompt in another column? --data.columns prompt=NAME names it."
     elif few:
         advice = f"Use at least {FEW_PROMPTS} prompts, and hundreds to learn a preference."
-    return Check("training pairs", worst_status(warning=False, problem=few or many_empty), finding, report.kept, advice=advice)
+    return Check(
+        "training pairs", worst_status(warning=False, problem=few or many_empty), finding, report.kept, advice=advice
+    )
 
 
 def _checked(report: FilterReport) -> int:
@@ -118,11 +120,13 @@ def _unusable(report: FilterReport) -> Check:
     odd = report.odd.get("contradiction")
     contradictions = odd.count if odd else 0
     share = unusable / rows
-    finding = f"{unusable} of {rows} rows ({share:.1%}) have an empty reply, two equal replies, or repeat an earlier row"
+    finding = (
+        f"{unusable} of {rows} rows ({share:.1%}) have an empty reply, two equal replies, or repeat an earlier row"
+    )
     if contradictions:
         finding += f"; {contradictions} contradict an earlier row"
-    if report.elsewhere.count:
-        finding += f"; {report.elsewhere.count} rows of another split are not counted"
+    if report.other_split_rows.count:
+        finding += f"; {report.other_split_rows.count} rows of another split are not counted"
     status = worst_status(warning=(unusable + contradictions) / rows > UNUSABLE_WARNING)
     advice = "Look at them with `meet data`: so many suggest that the data were not read as they were meant."
     return Check("rows", status, finding, share, advice="" if status == "ok" else advice)
@@ -154,15 +158,17 @@ def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
 def _repeated(train: Sequence[PreferenceExample]) -> Check:
     share, repeated = shortcuts.repeated_replies(train)
     finding = (
-        f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing by its side there finds "
-        f"the chosen reply in {share} of all pairs (pairs without such a reply count half)"
+        f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing by its side there "
+        f"finds the chosen reply in {share} of all pairs (pairs without such a reply count half)"
     )
     advice = "The same replies are always on one side, so a level may come to mean these. Remove the copies."
     groups = [example.group for example in train]
     return share_check("stock replies", _form_status(share), finding, share, advice, groups)
 
 
-def _surface(name: str, features_name: str, train: Sequence[PreferenceExample], features: Callable[..., set[str]]) -> Check:
+def _surface(
+    name: str, features_name: str, train: Sequence[PreferenceExample], features: Callable[..., set[str]]
+) -> Check:
     chosen, rejected = [features(e.chosen) for e in train], [features(e.rejected) for e in train]
     groups = [example.group for example in train]
     share, for_chosen, for_rejected = shortcuts.surface_accuracy(chosen, rejected, groups)
@@ -181,9 +187,7 @@ def _form_status(share: Interval) -> Status:
 
 def _held_out_pairs(pairs: int) -> Check:
     half = shortcuts.half_width(pairs, USUAL_ACCURACY)
-    needed, precise = (
-        shortcuts.prompts_for(width, USUAL_ACCURACY) for width in (USUAL_INTERVAL, USUAL_INTERVAL / 2)
-    )
+    needed, precise = (shortcuts.prompts_for(width, USUAL_ACCURACY) for width in (USUAL_INTERVAL, USUAL_INTERVAL / 2))
     status = worst_status(warning=half > USUAL_INTERVAL, problem=half > USUAL_ACCURACY - 0.5)
     finding = (
         f"{pairs} pairs measure an accuracy near {USUAL_ACCURACY:g} to ± {half:.3f} "

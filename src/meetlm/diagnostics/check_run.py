@@ -25,6 +25,8 @@ MANY_EPOCHS = 10
 NEW_TOKENS = 128
 """Tokens that generation adds to a prompt."""
 
+AS_CHAT = "--data.as_chat true renders them with the chat template, each prompt as one message of the user."
+
 
 @dataclass(frozen=True, slots=True)
 class StageSteps:
@@ -41,7 +43,9 @@ class StageSteps:
     epochs: float
 
 
-def check_steps(stages: Sequence[StageSteps], preset: str, by_preset: Mapping[str, int], pairs: int, minimum: int) -> list[Check]:
+def check_steps(
+    stages: Sequence[StageSteps], preset: str, by_preset: Mapping[str, int], pairs: int, minimum: int
+) -> list[Check]:
     """Return a check of each stage's steps, and one of the preset.
 
     Args:
@@ -73,9 +77,7 @@ def check_steps(stages: Sequence[StageSteps], preset: str, by_preset: Mapping[st
 
 def _preset(preset: str, paper: int, small: int, pairs: int) -> Check:
     best = "small" if paper < SMALL_UNDER else "paper"
-    finding = (
-        f"use {best} for {pairs} pairs: the shortest stage has {paper} steps under paper and {small} under small"
-    )
+    finding = f"use {best} for {pairs} pairs: the shortest stage has {paper} steps under paper and {small} under small"
     is_unwise = preset == "paper" and best == "small"
     advice = f"With fewer than {SMALL_UNDER} steps, smaller batches and other learning rates do better: --preset small."
     status = worst_status(warning=is_unwise)
@@ -120,11 +122,10 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, is_chat: bool, has_marker
         return Check("chat template", "problem", finding, advice=advice)
     if has_template and not has_markers:
         finding = "the prompts are plain text, and the model is a chat model: it would be trained without its template"
-        return Check("chat template", "warning", finding, advice=CHAT_ADVICE)
-    return Check("chat template", "ok", "the data are plain text" + (" with markers of their own" if has_markers else ""))
-
-
-CHAT_ADVICE = 'Write each prompt as messages: [{"role": "user", "content": …}].'
+        return Check("chat template", "warning", finding, advice=AS_CHAT)
+    return Check(
+        "chat template", "ok", "the data are plain text" + (" with markers of their own" if has_markers else "")
+    )
 
 
 def _vocabulary(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Check:

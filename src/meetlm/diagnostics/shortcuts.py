@@ -1,9 +1,8 @@
-"""Rules that tell the chosen reply from the rejected one without understanding either.
+"""Rules that find the chosen reply without understanding either reply.
 
-A control learns whatever separates its levels most cheaply. Where length, a stock reply or a turn of phrase
-separates them, "good" comes to mean that. Each rule is scored as preference accuracy is: in how many pairs it
-points at the chosen reply, a tie counting half, so its number can be set beside the control's own. Knows no
-model and no tokenizer.
+A control learns whatever separates its levels most cheaply. Where length, a stock reply or a turn of phrase separates
+them, "good" comes to mean that. Each rule is scored like preference accuracy: in how many pairs it finds the chosen
+reply, a tie counting half, so the two can be compared. Uses no model and no tokenizer.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Seq
 
 
 def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, int]:
-    """Return how well a reply's side in other rows tells its side here, and how many rows have such a reply.
+    """Return how well a reply's side in other rows predicts its side, and the number of rows with such a reply.
 
-    The reply that stands more often among the chosen and less often among the rejected of the *other* rows is
-    taken; rows whose two replies occur nowhere else count half.
+    The guess is the reply that is chosen more often and rejected less often in the *other* rows; rows whose two replies
+    occur nowhere else count half.
     """
-    seen: Counter[Turn] = Counter()
-    occurs: Counter[Turn] = Counter()
+    chosen_count: Counter[Turn] = Counter()
+    occurrences: Counter[Turn] = Counter()
     for example in examples:
-        seen[example.chosen] += 1
-        seen[example.rejected] -= 1
-        occurs[example.chosen] += 1
-        occurs[example.rejected] += 1
-    chosen = np.array([float(seen[e.chosen] - 1) for e in examples])
-    rejected = np.array([float(seen[e.rejected] + 1) for e in examples])
-    known = sum(occurs[e.chosen] > 1 or occurs[e.rejected] > 1 for e in examples)
-    return share(wins(chosen, rejected), [e.group for e in examples]), known
+        chosen_count[example.chosen] += 1
+        chosen_count[example.rejected] -= 1
+        occurrences[example.chosen] += 1
+        occurrences[example.rejected] += 1
+    chosen = np.array([float(chosen_count[e.chosen] - 1) for e in examples])
+    rejected = np.array([float(chosen_count[e.rejected] + 1) for e in examples])
+    repeated = sum(occurrences[e.chosen] > 1 or occurrences[e.rejected] > 1 for e in examples)
+    return share(wins(chosen, rejected), [e.group for e in examples]), repeated
 
 
 def opening_features(reply: Turn) -> set[str]:
@@ -84,10 +83,10 @@ def word_features(reply: Turn) -> set[str]:
 def surface_accuracy(
     chosen: Sequence[set[str]], rejected: Sequence[set[str]], groups: Sequence[str]
 ) -> tuple[Interval, list[str], list[str]]:
-    """Return the held-out accuracy of a logistic regression on features, and what speaks for either side.
+    """Return the held-out accuracy of a logistic regression on features, and the strongest features of both sides.
 
     The model is Bradley-Terry's: the chosen reply wins with the log-odds w · (φ(chosen) − φ(rejected)), so it
-    has no intercept and 0.5 is chance. Five folds; rows of one prompt are in one fold. A feature that occurs
+    has no intercept and 0.5 is chance. Five folds; rows of one prompt are in one fold. A feature that occurrences
     only once can help nowhere else and is left out.
 
     Args:
@@ -96,9 +95,9 @@ def surface_accuracy(
         groups: The group (prompt or post) of each row.
 
     Returns:
-        Accuracy; up to three features that speak most for the chosen side, and for the rejected one.
+        Accuracy; up to three features with the largest weight for the chosen side, and for the rejected side.
     """
-    counts = Counter(f for one, other in zip(chosen, rejected, strict=True) for f in one | other)
+    counts = Counter(f for sides in zip(chosen, rejected, strict=True) for f in sides[0] | sides[1])
     names = [name for name, count in counts.most_common(MAX_FEATURES) if count > 1]
     column = {name: at for at, name in enumerate(names)}
     table = _differences(chosen, rejected, column)
@@ -125,19 +124,19 @@ def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
         return float(value), RIDGE * weights - table.T @ special.expit(-margin)
 
     start = np.zeros(table.shape[1])
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    weights: NDArray[np.float64] = found.x
+    weights: NDArray[np.float64]
+    weights = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     return weights
 
 
 def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
-    """φ(chosen) − φ(rejected), one row a pair; a feature of both sides cancels."""
+    """φ(chosen) − φ(rejected), one row per pair; a feature of both sides cancels."""
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
     number = 0
-    for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), start=1):
-        for sign, features in ((1.0, one - other), (-1.0, other - one)):
+    for number, (left, right) in enumerate(zip(chosen, rejected, strict=True), start=1):
+        for sign, features in ((1.0, left - right), (-1.0, right - left)):
             # sorted: sums of floats depend on the order, and a set's order on the process
             for at in sorted(column[f] for f in features if f in column):
                 rows.append(number - 1)

@@ -36,7 +36,7 @@ class RunConfig(Settings):
 
     recipe: str = Field(description="name of the recipe, for the record")
     preset: str = Field("paper", description="rates, lengths and batch sizes: paper, or small for little data")
-    seed: int = Field(0, description="of initial controls, data order and dropout")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of initial controls, data order and dropout")
     model: ModelSettings = ModelSettings()
     data: DataSettings
     format: FormatSettings = FormatSettings()

@@ -18,7 +18,7 @@ from meetlm.data.encoding import Encoder
 from meetlm.data.filters import prompt_overlap
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
-from meetlm.diagnostics.preference import HeldOut, PreferenceAccuracy, preference_accuracy, untouched_accuracy
+from meetlm.diagnostics.preference import HeldOutPairs, PreferenceAccuracy, base_model_accuracy, preference_accuracy
 from meetlm.export.peft import peft_failure_reason
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
@@ -86,7 +86,7 @@ def execute(
     }
     longest = max(len(one.ids) for made in items.values() for item in made for one in item)
     check_positions(lm, longest, "the longest training sequence")
-    pairs = _within_positions(lm, HeldOut(encoder, data.test), reporter)
+    pairs = _within_positions(lm, HeldOutPairs(encoder, data.test), reporter)
     policy = Policy(lm, control, longest=max(longest, pairs.longest))
     reason = f": {policy.padding_reason}" if policy.padding_reason else ""
     reporter.message(f"batches are {policy.layout}{reason}")
@@ -98,7 +98,7 @@ def execute(
         return preference_accuracy(policy, pairs, base_logps, reporter=reporter)
 
     def measure_untrained() -> PreferenceAccuracy:
-        return untouched_accuracy(pairs, base_logps) if control.is_identity() else measure()
+        return base_model_accuracy(pairs, base_logps) if control.is_identity() else measure()
 
     accuracies.record("before training", stage_key(config, data.key, -1), measure_untrained)
     for index, stage in enumerate(config.stages):
@@ -183,7 +183,7 @@ def _format(
     return PromptFormat(tokenizer, prepared.spec) if prepared else pinned_format(config, tokenizer)
 
 
-def _within_positions(lm: PreTrainedModel, pairs: HeldOut, reporter: Reporter) -> HeldOut:
+def _within_positions(lm: PreTrainedModel, pairs: HeldOutPairs, reporter: Reporter) -> HeldOutPairs:
     """Return the held-out pairs that fit the model's positions; the filters of the data look at their prompts alone."""
     limit = num_positions(lm)
     if limit is not None:

@@ -26,7 +26,7 @@ from meetlm.diagnostics.memory import (
     gpu_memory,
     training_states,
 )
-from meetlm.diagnostics.preference import HeldOut
+from meetlm.diagnostics.preference import HeldOutPairs
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import (
     check_positions,
@@ -207,7 +207,7 @@ def make_plan(
     }
     longest = max(len(sequence.ids) for form in items.values() for item in form for sequence in item)
     check_positions(skeleton, longest, "the longest training sequence")
-    pairs = HeldOut(encoder, data.test)
+    pairs = HeldOutPairs(encoder, data.test)
     positions = num_positions(skeleton)
     if positions is not None:
         pairs.drop_longer(positions)
