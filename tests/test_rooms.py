@@ -106,7 +106,7 @@ def violations(path: Path, text: str) -> Iterator[str]:
     if room != "training":
         yield from ["torch.optim"] if "torch.optim" in text else []
     if room != "generation":
-        yield from (name for name in used if name.endswith((".multinomial", "lm.generate")))
+        yield from (name for name in used if name.endswith(("torch.multinomial", "lm.generate")))
     if room not in ("policy", "generation"):
         yield from (name for name in used if name == "lm" or name.endswith((".lm", "lm.forward")))
 

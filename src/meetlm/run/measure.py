@@ -23,7 +23,7 @@ from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import SCORED_TOKENS, Policy, to_device
 from meetlm.recipes.config import RunConfig
 from meetlm.run.planned_batches import ForwardPass, StageBatches
-from meetlm.training.loop import Collator
+from meetlm.training.loop import Collator, adamw
 from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import StageSettings
 
@@ -91,7 +91,9 @@ def measure_stage(
     set_trainable(policy, stage)
     policy.train()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+    optimizer = adamw(policy, stage, config.optim)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     kind = OBJECTIVES[stage.objective.kind]
     objective = kind.build(stage.objective)
     collate = Collator(policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts)

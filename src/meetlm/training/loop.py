@@ -178,18 +178,10 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW with a group for the language model and one for the control (no weight decay)."""
+        """Return the optimizer of the stage."""
         del model
         if self.optimizer is None:
-            kinds = {"lm": self._policy.lm, "control": self._policy.control}
-            groups = []
-            for name, module in kinds.items():
-                rate = self.stage.control_lr if name == "control" and self.stage.control_lr else self.stage.lr
-                trained = [p for p in module.parameters() if p.requires_grad]
-                decay = self.optim.weight_decay if name == "lm" else 0.0
-                if trained:
-                    groups.append({"params": trained, "lr": rate, "weight_decay": decay})
-            self.optimizer = torch.optim.AdamW(groups, fused=True)
+            self.optimizer = adamw(self._policy, self.stage, self.optim)
         return self.optimizer
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -237,6 +229,18 @@ class StageTrainer(Trainer):
         sync(self.folder, deep=False)  # the one before goes only when this one is on the disk
         for old in checkpoints(self.folder)[:-1]:
             shutil.rmtree(old)
+
+
+def adamw(policy: Policy, stage: StageSettings, optim: OptimSettings) -> torch.optim.Optimizer:
+    """Return AdamW with a group for the language model and one for the control (no weight decay)."""
+    groups = []
+    for name, module in (("lm", policy.lm), ("control", policy.control)):
+        rate = stage.control_lr if name == "control" and stage.control_lr else stage.lr
+        trained = [p for p in module.parameters() if p.requires_grad]
+        decay = optim.weight_decay if name == "lm" else 0.0
+        if trained:
+            groups.append({"params": trained, "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
