@@ -211,8 +211,13 @@ class RewardPairs:
         def lengths(example: PreferenceExample) -> tuple[int, int, int]:
             return max(len(row.ids) for row in sides(example)), 0, 0
 
-        kept, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
-        test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
+        def equal(example: PreferenceExample) -> bool:
+            first, second = sides(example)
+            return first.ids == second.ids
+
+        longest, limits = settings.max_length, (settings.limit_train, settings.limit_eval)
+        kept, train_report = filter_train(train, lengths, longest, limits[0], equal=equal)
+        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1], equal=equal)
         seen = {example.group for example in prompt_overlap(kept, test)}
         fresh = [example for example in test if example.group not in seen]
         if not fresh:
