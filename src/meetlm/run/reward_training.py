@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.extras import require_extra
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Progress, Reporter
 from meetlm.config.settings import Settings
@@ -115,8 +115,7 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         DataError: The data cannot be read.
         RunError: ``out`` holds another training, or training has diverged.
     """
-    if find_spec("trl") is None:
-        raise ConfigError("training a reward model requires TRL: pip install 'meetlm[reward]'")
+    require_extra("trl", "reward", "training a reward model")
     source = str(embedded_lm()) if settings.model == EMBEDDED else settings.model
     tokenizer = load_tokenizer(source)
     if tokenizer.pad_token is None:
@@ -347,8 +346,7 @@ def _lora(settings: RewardTraining) -> Any:
     """Return PEFT's settings; ``None`` where all weights are trained."""
     if not settings.lora_rank:
         return None
-    if find_spec("peft") is None:
-        raise ConfigError("lora_rank requires PEFT: pip install 'meetlm[reward]', or set lora_rank to 0")
+    require_extra("peft", "reward", "--lora-rank above 0")
     from peft import LoraConfig, TaskType
 
     return LoraConfig(
