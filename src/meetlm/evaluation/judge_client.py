@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import Field, field_validator
 
 from meetlm.config.errors import ConfigError
-from meetlm.config.extras import require_extra
 from meetlm.config.settings import Settings
 from meetlm.evaluation.judge_cache import Answer, Call
 
@@ -166,9 +165,10 @@ class _Asker:
             await self._ask_one(client, call)
 
     def _client(self) -> openai.AsyncOpenAI:
-        require_extra("openai", "judge", "an LLM judge")
-        import openai
-
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError("a judge is asked through the package openai: pip install 'meetlm[judge]'") from error
         name = self.settings.key_env
         if name is not None and not os.environ.get(name):
             raise ConfigError(

@@ -16,12 +16,12 @@ from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
 from meetlm.data.example import Message, Origin, Prompt
-from meetlm.data.messages import read_prompt
+from meetlm.data.pairs import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,6 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from meetlm.config.errors import ConfigError, DataError, RunError
-from meetlm.config.extras import require_extra
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Progress, Reporter
 from meetlm.config.settings import Settings
@@ -115,7 +115,8 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         DataError: The data cannot be read.
         RunError: ``out`` holds another training, or training has diverged.
     """
-    require_extra("trl", "reward", "training a reward model")
+    if find_spec("trl") is None:
+        raise ConfigError("training a reward model requires TRL: pip install 'meetlm[reward]'")
     source = str(embedded_lm()) if settings.model == EMBEDDED else settings.model
     tokenizer = load_tokenizer(source)
     if tokenizer.pad_token is None:
@@ -210,13 +211,8 @@ class RewardPairs:
         def lengths(example: PreferenceExample) -> tuple[int, int, int]:
             return max(len(row.ids) for row in sides(example)), 0, 0
 
-        def equal(example: PreferenceExample) -> bool:
-            first, second = sides(example)
-            return first.ids == second.ids
-
-        longest, limits = settings.max_length, (settings.limit_train, settings.limit_eval)
-        kept, train_report = filter_train(train, lengths, longest, limits[0], equal=equal)
-        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1], equal=equal)
+        kept, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
+        test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
         seen = {example.group for example in prompt_overlap(kept, test)}
         fresh = [example for example in test if example.group not in seen]
         if not fresh:
@@ -346,7 +342,8 @@ def _lora(settings: RewardTraining) -> Any:
     """Return PEFT's settings; ``None`` where all weights are trained."""
     if not settings.lora_rank:
         return None
-    require_extra("peft", "reward", "--lora-rank above 0")
+    if find_spec("peft") is None:
+        raise ConfigError("lora_rank requires PEFT: pip install 'meetlm[reward]', or set lora_rank to 0")
     from peft import LoraConfig, TaskType
 
     return LoraConfig(
