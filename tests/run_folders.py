@@ -1,4 +1,4 @@
-"""Finished runs and data sets in a temporary folder."""
+"""Write finished runs, models and data sets into temporary folders."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.folder import Meet, write_result
-from test_training import items_of
-from tiny import CONTROLS, TRAINED, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
+from tiny import CONTROLS, TRAINED, items_of, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
 
 
 def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **changes: Any) -> Policy:
-    """Return a policy after ``steps`` steps at a rate that shows."""
+    """Return a policy trained for ``steps`` steps, at a learning rate that changes its outputs."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32, move=0.1 if kind == "lora" else 0.0, **changes)
-    what = ["control", "lm"] if kind in TRAINED else ["lm"]
-    trainer(policy, items_of(policy, 8), folder, stage(what, steps=steps)).train()
+    parts = ["control", "lm"] if kind in TRAINED else ["lm"]
+    trainer(policy, items_of(policy), folder, stage(parts, steps=steps)).train()
     policy.eval()
     return policy
 
@@ -31,7 +30,7 @@ def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **cha
 def finished(
     folder: Path, architecture: str, kind: str, *, policy: Policy | None = None, source: str = "hh", **changes: Any
 ) -> Path:
-    """Train a tiny policy (or take ``policy``) and write its run; return the run's folder."""
+    """Write the run of ``policy``, or of a tiny policy trained here, and return the run's folder."""
     policy = policy or trained(architecture, kind, folder / "stage", **changes)
     settings = policy.control.settings
     meet = Meet(

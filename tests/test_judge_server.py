@@ -25,7 +25,7 @@ from meetlm.policy.loading import embedded_lm
 
 pytest.importorskip("fastapi", reason="transformers serve wants fastapi")
 pytest.importorskip("uvicorn", reason="transformers serve wants uvicorn")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 PAIRS = [
     ("\n\nHuman: What is the capital of France?\n\nAssistant:", " The capital of France is Paris.", " I like cheese."),

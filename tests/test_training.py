@@ -15,7 +15,6 @@ from combinations import each_value
 from meetlm.config.errors import ConfigError, DivergedError
 from meetlm.data.batch import Batch, collate
 from meetlm.data.encoding import Encoded
-from meetlm.data.formats import FORMATS
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
@@ -27,9 +26,8 @@ from tiny import (
     ARCHITECTURES,
     LENGTHS,
     TRAINED,
-    encoder_of,
     gradients,
-    pairs,
+    items_of,
     sequences,
     stage,
     tiny_lm,
@@ -39,11 +37,6 @@ from tiny import (
 )
 
 Items = list[tuple[Encoded, Encoded]]
-
-
-def items_of(policy: Policy, count: int = 8) -> Items:
-    encoder = encoder_of(policy)
-    return [FORMATS["conditional"].item(encoder, example) for example in pairs(count)]
 
 
 def tensors(policy: Policy) -> dict[str, Tensor]:

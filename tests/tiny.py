@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, a tiny real tokenizer, and the few lines that tests share."""
+"""Tiny random models of real architectures, a tiny real tokenizer, and helpers that many tests share."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoded, Encoder, one_hot
 from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
+from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter
@@ -39,11 +40,11 @@ from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 VOCABULARY = 320
-"""Rows of the embedding tables: some more than the tokenizer has ids, as in many published models."""
+"""Rows of the embedding tables: more than the tokenizer has ids, as in many published models."""
 
 ARCHITECTURES = ("llama", "gpt-neo", "gpt2", "gptj", "qwen2", "qwen3", "gemma", "gemma3")
 PACKING = tuple(name for name in ARCHITECTURES if name != "gptj")
-"""Those whose attention can be replaced: GPT-J's layers do not go through transformers' interface."""
+"""Architectures whose attention can be replaced. GPT-J's layers do not use transformers' attention interface."""
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 2},
@@ -53,9 +54,9 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none", "levels": ["bad", "good"]},
 }
 OBEYED = tuple(kind for kind in CONTROLS if kind != "none")
-"""The kinds under which levels differ."""
+"""Kinds of control whose levels differ."""
 TRAINED = ("lora", "soft-prompt", "special-token")
-"""The kinds that have parameters."""
+"""Kinds of control that have parameters."""
 
 _SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
 _GROUPED = {**_SHAPE, "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 1024}
@@ -234,6 +235,12 @@ def pairs(count: int) -> list[PreferenceExample]:
             PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), prompt, Origin("pairs", i + 1))
         )
     return made
+
+
+def items_of(policy: Policy, count: int = 8) -> list[tuple[Encoded, ...]]:
+    """Return the training items of ``count`` pairs in the format ``conditional``."""
+    encoder = encoder_of(policy)
+    return [FORMATS["conditional"].item(encoder, example) for example in pairs(count)]
 
 
 def stage(train: Sequence[str] = ("control",), *, steps: int = 3, lr: float = 1e-2, **more: Any) -> StageSettings:
