@@ -14,7 +14,8 @@ from rows import Rows
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, pipeline
 
 from meetlm.data.example import Prompt
-from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.settings import RewardSettings
 
 PAIRS = 400
 BATCH = 8

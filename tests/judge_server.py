@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge import JudgeSettings
+from meetlm.evaluation.settings import JudgeSettings
 
 Body = dict[str, Any]
 

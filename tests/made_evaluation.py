@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from meetlm.data.settings import DataSettings
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.controlled import controlled_win
-from meetlm.evaluation.evaluate import PACKAGES, EvaluationSettings
-from meetlm.evaluation.judge import JudgeSettings
+from meetlm.evaluation.evaluate import PACKAGES
 from meetlm.evaluation.measures import LENGTHS, MEASURES
 from meetlm.evaluation.outcomes import by_reward, by_value, margins
 from meetlm.evaluation.protocol import PRESETS
@@ -31,7 +30,7 @@ from meetlm.evaluation.record import (
     System,
     Usage,
 )
-from meetlm.evaluation.reward import RewardSettings
+from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
 from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 BASELINE = "hh-coh"

@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.settings import RewardSettings
 from tiny import _WORDS, CHATML, config_of, tiny_tokenizer
 
 TOLERANCE = 1e-4

@@ -22,13 +22,14 @@ from meetlm.cli import main
 from meetlm.config import versions as versions_module
 from meetlm.config.versions import git_hash
 from meetlm.evaluation.record import Comparison, Evaluation
-from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import CachedRewardModel
+from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.execute import execute
 from reward_models import folder_of
 from run_folders import config_for
-from test_answers import SAMPLING, written
+from test_completion_files import SAMPLING, written
 
 PROMPTS = [f"\n\nHuman: What is rice? {number}\n\nAssistant:" for number in range(30)]
 SAYS = ("rice is good food", "no", "I like rice and water and it is good", "", "rice rice rice", "water is not rice")
@@ -79,11 +80,11 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         judge = [
             "--judge",
             "some-judge",
-            "--judge-url",
+            "--judge.base_url",
             server.url,
-            "--judge-set",
-            "key_env=null",
-            "--judge-prompts",
+            "--judge.key_env",
+            "null",
+            "--judge.num_prompts",
             20,
         ]
         found = evaluated(tmp_path, *words, *judge)
@@ -122,7 +123,7 @@ def test_swapping_the_systems_mirrors_every_figure(tmp_path: Path) -> None:
     reward = folder_of("deberta", tmp_path / "rm")
     words = [*systems(tmp_path, (0, 1)), "--reward", reward]
     with JudgeServer(longer) as server:
-        words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        words += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
         one, other = (evaluated(tmp_path / f"{name} first", *words, "--baseline", name) for name in "ba")
     assert {mine.evaluator for mine in one.comparisons} == {"rouge-avg", "reward", "judge"}
     assert [(mine.values, mine.means) for mine in one.measures] == [
@@ -192,7 +193,7 @@ def test_the_record_says_what_made_it(tmp_path: Path) -> None:
     reward = folder_of("deberta", tmp_path / "rm")
     words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", reward]
     with JudgeServer(longer) as server:
-        judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        judge = ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
         found = evaluated(tmp_path, *words, *judge).settings
     packages = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score", "openai")
     assert found["versions"] == {name: version(name) for name in packages}
@@ -228,7 +229,7 @@ def test_what_a_judge_has_answered_needs_no_openai(tmp_path: Path, monkeypatch: 
         return version(name)
 
     with JudgeServer(longer) as server:
-        judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        judge = ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
         words = [*systems(tmp_path, (0, 1)), "--baseline", "b", *judge]
         with_it = evaluated(tmp_path, *words)
     monkeypatch.setitem(sys.modules, "openai", None)
@@ -280,7 +281,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     words = systems(tmp_path, (0, 1))
     data = ["--data.path", held_out(tmp_path), "--out", tmp_path / "out"]
     assert "none of the systems" in meet("evaluate", *words, "--baseline", "d", *data).output
-    assert "name another system" in meet("evaluate", words[0], "--baseline", "a", *data).output
+    assert "name another one to compare it with" in meet("evaluate", words[0], "--baseline", "a", *data).output
     assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
     assert "none of the systems is a run" in meet("evaluate", *words, "--baseline", "a").output
     assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "a", *data).output
@@ -303,8 +304,8 @@ def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeyp
         found = evaluated(
             tmp_path,
             *systems(tmp_path, (0, 1)),
-            *["--baseline", "b", "--scorer", "silent:score", "--judge", "j", "--judge-url", server.url],
-            *["--judge-set", "key_env=null"],
+            *["--baseline", "b", "--scorer", "silent:score", "--judge", "j", "--judge.base_url", server.url],
+            *["--judge.key_env", "null"],
         )
     assert [one.evaluator for one in found.comparisons] == ["rouge-avg"]
     named = [problem.what for problem in found.problems if "no outcome in any cell" in problem.what]
@@ -319,7 +320,7 @@ def test_nobody_decides(tmp_path: Path) -> None:
     words = [f"{name}={written(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
     data = written(tmp_path / "zh.jsonl", [{"prompt": p, "chosen": "米饭", "rejected": "不"} for p in PROMPTS])
     said = meet("evaluate", *words, "--baseline", "b", "--data.path", data, "--out", tmp_path / "out")
-    assert said.exit_code == 1 and "nobody decides who wins" in said.output
+    assert said.exit_code == 1 and "no evaluator: pass --reward, --judge or --scorer" in said.output
 
 
 def test_a_chosen_reply_that_rouge_cannot_read_is_named(tmp_path: Path) -> None:
@@ -430,7 +431,10 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     words = shlex.split(said[said.index("meet generate") :])
     assert words[3:7] == ["--data.path", str(folder.parent), "--data.subset", "some"]
     assert meet(*words[1:]).exit_code == 0
-    assert "name another system" in meet(*few, "--data.path", folder.parent, "--data.subset", "some").output
+    assert (
+        "name another one to compare it with"
+        in meet(*few, "--data.path", folder.parent, "--data.subset", "some").output
+    )
     other = systems(tmp_path)[0]
     done = meet("evaluate", tmp_path / "run", other, "--baseline", "a", "--max-new-tokens", 4)
     assert done.exit_code == 1 and "was sampled with max_new_tokens" in done.output

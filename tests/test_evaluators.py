@@ -30,46 +30,44 @@ def evaluate(folder: Path, *words: object) -> str:
 
 def test_how_a_reward_model_reads_can_be_said(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path / "rm")
-    assert "--reward-set input=text" in evaluate(tmp_path, "--reward", folder)
-    assert "unknown key 'inptu'; did you mean 'input'?" in evaluate(
-        tmp_path, "--reward", folder, "--reward-set", "inptu=text"
+    assert "--reward.input text" in evaluate(tmp_path, "--reward", folder)
+    assert "--reward.inptu: unknown key 'inptu'; did you mean 'input'?" in evaluate(
+        tmp_path, "--reward", folder, "--reward.inptu", "text"
     )
-    words = ["--reward", folder, "--reward-set", "input=text", "--reward-set", "max_length=16"]
-    said = evaluate(tmp_path, *words, "--reward-set", "device=cpu")
-    assert "reward: a against b" in said
+    settings = ["--reward.input", "text", "--reward.max_length", "16", "reward.device=cpu"]
+    assert "reward: a against b" in evaluate(tmp_path, "--reward", folder, *settings)
     recorded = json.loads((tmp_path / "out" / "evaluation.json").read_text())["settings"]["reward"]
     assert (recorded["reads"], recorded["max_length"], recorded["device"]) == ("text", 16, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--judge-set", "nonsense=3"], "--judge-set is given, and no --judge"),
-        (["--judge-url", "http://here/v1"], "--judge-url is given, and no --judge"),
-        (["--judge-prompt", "dialogue"], "--judge-prompt is given, and no --judge"),
-        (["--judge-prompts", "128"], "--judge-prompts is given, and no --judge"),
-        (["--reward-set", "input=text"], "--reward-set is given, and no --reward"),
-        (["--judge", "j", "--judge-set", "extra={"], "'extra={': the value is not YAML"),
-        (["--judge", "j", "--judge-set", "extra"], "'extra': expected KEY=VALUE"),
-        (["--judge", "j", "--judge-set", "model=k"], "'model=k': expected as --judge"),
-        (["--judge", "j", "--judge-set", "retries=1", "--judge-set", "retries=2"], "retries is given twice"),
-        (["--scorer", "m:f", "--scorer", "m:g", "--scorer", "m:f"], "'m:f' is given twice"),
+        (["--judge.nonsense", "3"], "--judge.nonsense requires --judge"),
+        (["--judge.base_url", "http://here/v1"], "--judge.base_url requires --judge"),
+        (["--judge", "j", "--judge.nonsense", "3"], "--judge.nonsense: unknown key 'nonsense'"),
+        (["--judge", "j", "--judge.max_tokens", "0"], "--judge.max_tokens: Input should be greater than or equal to 1"),
+        (["--reward.input", "text"], "--reward.input requires --reward"),
+        (["--judge", "j", "--judge.extra", "{"], "--judge.extra {: the value is not YAML"),
+        (["--judge", "j", "--judge.extra"], "--judge.extra requires a value"),
+        (["--judge", "j", "--judge.model", "k"], "--judge.model is not a setting: use --judge k"),
+        (["--scorer", "m:f", "--scorer", "m:g", "--scorer", "m:f"], "'m:f' is repeated"),
         (["--tie-band", "0.4", "0.7"], "tie band [0.4, 0.7]"),
-        (["--judge", "j", "--judge-prompt", "nope"], "judge prompt 'nope'"),
+        (["--judge", "j", "--judge.prompt", "nope"], "--judge.prompt nope: neither"),
         (["--judge", "j"], "the environment variable OPENAI_API_KEY is not set"),
     ],
 )
 def test_options_in_vain_are_refused_before_anything_is_scored(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(RewardModel, "load", lambda settings: pytest.fail("a reward model is loaded"))
-    reward_too = ["--reward", "rm"] if "--reward-set" not in words else []
-    assert told in " ".join(evaluate(tmp_path, *words, *reward_too).split())
+    reward_too = ["--reward", "rm"] if "--reward.input" not in words else []
+    assert message in " ".join(evaluate(tmp_path, *words, *reward_too).split())
 
 
 def test_a_judge_whose_answers_are_kept_may_need_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--judge", "j", "--judge-set", "key_env=SOME_KEY", "--judge-url"]
+    words = ["--judge", "j", "--judge.key_env", "SOME_KEY", "--judge.base_url"]
     with JudgeServer(longer) as server:
         monkeypatch.setenv("SOME_KEY", "secret")
         assert "judge: a against b" in evaluate(tmp_path, *words, server.url)

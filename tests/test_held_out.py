@@ -32,7 +32,7 @@ from meetlm.run.execute import execute
 from meetlm.run.prepared import pinned_format, prepare_data
 from reward_models import folder_of
 from run_folders import config_for, write_pairs
-from test_answers import written
+from test_completion_files import written
 from tiny import text_format
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Is rice good?"}]
@@ -220,9 +220,13 @@ def test_prompts_alone_are_compared_by_all_but_rouge(tmp_path: Path) -> None:
         assert "held-out rows without a chosen reply: ROUGE and length-ratio are not defined" in text
     refused = compared(tmp_path, rows, "--reward", reward, "--stemmer")
     told = "(" + ", ".join(problem.examples) + ")"
-    assert refused.exit_code == 1 and "--stemmer is of ROUGE" in refused.output and told in refused.output
+    assert refused.exit_code == 1 and "--stemmer requires ROUGE" in refused.output and told in refused.output
     nobody = compared(tmp_path, rows)
-    assert nobody.exit_code == 1 and "nobody decides who wins" in nobody.output and told in nobody.output
+    assert (
+        nobody.exit_code == 1
+        and "no evaluator: pass --reward, --judge or --scorer" in nobody.output
+        and told[1:-1] in nobody.output
+    )
 
 
 def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> None:

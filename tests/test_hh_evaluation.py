@@ -21,7 +21,7 @@ from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.evaluation.record import Comparison, Evaluation
 from reward_models import TOLERANCE
-from test_answers import written
+from test_completion_files import written
 from test_reward_training import trl as trl  # a fixture
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"

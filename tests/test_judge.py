@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from judge_server import Body, JudgeServer, Reply, chat, longer, pairs, says, settings, shown
+from meetlm.config.reporter import Progress, Reporter
 from meetlm.data.example import Prompt
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge import Judged, judge
@@ -16,10 +19,31 @@ from meetlm.evaluation.judge_account import consistency_chance
 from meetlm.evaluation.record import Outcome, Usage
 
 
+class Recorder(Reporter):
+    """Counts the progress of a judge."""
+
+    total: int | None = None
+    done = 0
+
+    @contextmanager
+    def progress(
+        self, title: str, *, total: int | None = None, unit: str = "sequence", initial: int = 0
+    ) -> Iterator[Progress]:
+        assert (title, unit) == ("judge", "call")
+        recorder, self.total = self, total
+
+        class Count(Progress):
+            def advance(self, count: int = 1) -> None:
+                recorder.done += count
+
+        yield Count()
+
+
 def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
-    done: list[int] = []
+    reporter = Recorder()
     with JudgeServer(longer) as server:
-        found = judge(pairs(30), settings(server, prices={"prompt": 2.5, "completion": 10}), tmp_path, done.append)
+        prices = {"prompt": 2.5, "completion": 10}
+        found = judge(pairs(30), settings(server, prices=prices), tmp_path, reporter=reporter)
     outcomes, margins, account, problems = found
     assert outcomes == ["win", "lose", "tie"] * 10
     assert margins == [1.0, -1.0, 0.0] * 10
@@ -30,7 +54,7 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
         account.overall.num_unparsable,
         account.overall.num_failed,
     ) == (60, 0, 0, 0)
-    assert sum(done) == 60 and server.distinct == len(server.received) == 60
+    assert (reporter.total, reporter.done) == (60, 60) and server.distinct == len(server.received) == 60
     assert account.this_run == account.kept == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
     assert account.overall.consistency and account.overall.consistency.value == 1.0
     assert account.overall.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
@@ -42,7 +66,7 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
     assert server.paths[0] == "/v1/chat/completions"
 
 
-def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None:
+def test_completion_files_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None:
     answers = ["I like both, really.", "[[A]]", "?", "first [[A]], no, [[B]]"]
 
     def nonsense(body: Body, number: int) -> Reply:
@@ -55,7 +79,7 @@ def test_answers_without_a_verdict_are_counted_and_shown(tmp_path: Path) -> None
     assert outcomes == margins == [None, None]
     assert account.overall.num_unparsable == 3 and account.overall.num_failed == 0
     assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
-    assert problem.count == 3 and "(of them: 1 cut off at the most tokens)" in problem.what
+    assert problem.count == 3 and "(1 cut off at --judge.max_tokens)" in problem.what
     assert account.finish_reasons == {"stop": 2, "length": 1}
     assert problem.examples == [
         "pair 1, shown first: 'I like both, really.' (finish_reason length)",
@@ -102,11 +126,11 @@ def test_all_nine_by_the_papers_rule_and_their_mirror(tmp_path: Path) -> None:
 
 def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
     """White space around a reply is not shown to a judge, so it makes no other reply."""
-    same, done = [(Prompt("q"), f"reply {n}", f" reply {n}\n") for n in range(4)], list[int]()
+    same = [(Prompt("q"), f"reply {n}", f" reply {n}\n") for n in range(4)]
     with JudgeServer(says("[[A]]")) as server:
-        outcomes, margins, account, problems = judge(same, settings(server), tmp_path, done.append)
+        outcomes, margins, account, problems = judge(same, settings(server), tmp_path)
     assert (outcomes, margins, problems) == (["tie"] * 4, [0.0] * 4, [])
-    assert server.received == [] and account.overall.num_calls == 0 and account.num_same == 4 and sum(done) == 8
+    assert server.received == [] and account.overall.num_calls == 0 and account.num_same == 4
     assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
 
 

@@ -57,25 +57,25 @@ def test_other_settings_are_other_calls(tmp_path: Path, changed: dict[str, Any])
     assert len(server.received) == 4 and account.num_cached == 0
 
 
-def test_a_stopped_evaluation_goes_on(tmp_path: Path) -> None:
-    """The endpoint dies after 9 answers; what was answered is not asked again, and the numbers are the same."""
+def test_a_stopped_evaluation_continues(tmp_path: Path) -> None:
+    """The key expires after 9 answers: calls under way are stored, no answered call is sent again."""
     with JudgeServer(longer) as server:
         whole = judge(pairs(12), settings(server), tmp_path / "whole")
         answered: set[str] = set()
 
-        def dying(body: Body, number: int) -> Reply:
+        def expires(body: Body, number: int) -> Reply:
             if len(answered) >= 9:
-                return error(500, "out of order")
+                return error(401, "the key has expired")
             answered.add(json.dumps(body))
             return longer(body, number)
 
-        server.behave = dying
-        with pytest.raises(ConfigError, match=r"3 calls in a row found no answer.*HTTP 500: out of order.*goes on"):
-            judge(pairs(12), settings(server, give_up_after=3, concurrency=1), tmp_path / "cut")
+        server.behave = expires
+        with pytest.raises(ConfigError, match=r"HTTP 401: the key has expired.*the same command continues"):
+            judge(pairs(12), settings(server, concurrency=3), tmp_path / "cut")
         server.received.clear()
         server.behave = longer
-        found = judge(pairs(12), settings(server), tmp_path / "cut")
-    assert found[0] == whole[0] and found[2].num_cached == 9
+        continued = judge(pairs(12), settings(server), tmp_path / "cut")
+    assert continued[0] == whole[0] and continued[2].num_cached == 9
     assert len(server.received) == server.distinct == 24 - 9
     assert not answered & {json.dumps(body) for body in server.received}
 
@@ -92,7 +92,8 @@ def test_a_killed_evaluation_keeps_every_answer(tmp_path: Path) -> None:
     with JudgeServer(kills) as server:
         asked = settings(server, concurrency=1)
         code = (
-            "import sys, json, pathlib; from meetlm.evaluation.judge import JudgeSettings, judge; "
+            "import sys, json, pathlib; from meetlm.evaluation.judge import judge; "
+            "from meetlm.evaluation.settings import JudgeSettings; "
             "judge(json.loads(sys.argv[1]), JudgeSettings.model_validate_json(sys.argv[2]), pathlib.Path(sys.argv[3]))"
         )
         words = [json.dumps(pairs(6)), asked.model_dump_json(), str(tmp_path / "cache")]
@@ -106,13 +107,20 @@ def test_a_killed_evaluation_keeps_every_answer(tmp_path: Path) -> None:
     assert len(server.received) == 5 + 1 + 7 and server.distinct == 12  # only the call under way was sent twice
 
 
-def test_failures_between_answers_stop_nothing(tmp_path: Path) -> None:
+def test_failures_after_an_answer_are_counted(tmp_path: Path) -> None:
+    """A server error concerns its call alone once the endpoint has answered; before, it stops the evaluation."""
+
     def every_third(body: Body, number: int) -> Reply:
-        return error(500, "hiccup") if number % 3 == 0 else longer(body, number)
+        return error(500, "hiccup") if number % 3 == 1 else longer(body, number)
 
     with JudgeServer(every_third) as server:
-        account = judge(pairs(9), settings(server, give_up_after=2, concurrency=1), tmp_path).account
-    assert account.overall.num_failed == 6
+        outcomes, _, account, (problem,) = judge(pairs(9), settings(server, concurrency=1), tmp_path)
+        assert account.overall.num_failed == problem.count == 6 and outcomes.count(None) == 6
+        server.behave = longer
+        assert judge(pairs(9), settings(server), tmp_path).outcomes == ["win", "lose", "tie"] * 3
+        server.behave = lambda body, number: error(503, "out of order")
+        with pytest.raises(ConfigError, match=r"HTTP 503: out of order; .*the same command continues"):
+            judge(pairs(9), settings(server, concurrency=1), tmp_path / "new")
 
 
 def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:
@@ -146,13 +154,13 @@ def test_failures_of_single_calls_are_counted(tmp_path: Path) -> None:
         # Nothing but refusals is left to ask the second time: that is no reason to stop.
         for _ in range(2):
             outcomes, margins, account, problems = judge(
-                pairs(6), settings(server, give_up_after=2, concurrency=1), tmp_path, names=[f"p{n}" for n in range(6)]
+                pairs(6), settings(server, concurrency=1), tmp_path, names=[f"p{n}" for n in range(6)]
             )
             assert outcomes == ["win", "lose", "tie", "win", None, "tie"]
             assert margins[4] is None
             assert (account.overall.num_failed, account.overall.num_unparsable) == (2, 0)
             (problem,) = problems
-            assert problem.count == 2 and "failed for good" in problem.what
+            assert problem.count == 2 and "failed calls" in problem.what
             assert problem.examples[0].startswith("p4, shown first: HTTP 400: maximum context length")
     assert len(server.received) == 12 + 2
 
@@ -224,29 +232,50 @@ def test_stall_for_good_is_counted(tmp_path: Path) -> None:
 def test_no_server_stops_soon(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
         url = server.url
-    with pytest.raises(ConfigError, match=r"4 calls in a row found no answer.*no connection"):
-        judge(pairs(200), settings(url, give_up_after=4), tmp_path)
+    with pytest.raises(ConfigError, match="no connection"):
+        judge(pairs(200), settings(url), tmp_path)
+
+
+PAGES = {
+    "empty": Reply("{}"),
+    "error": Reply('{"error": {"message": "upstream failed"}}'),
+    "html": Reply("<html>welcome</html>", headers={"Content-Type": "text/html"}),
+    "html-as-json": Reply("<html>welcome</html>"),
+    "torn": Reply("{not json"),
+    "no-choice": Reply('{"choices": []}'),
+    "parts": Reply('{"choices": [{"message": {"content": [{"text": "[[A]]"}]}}]}'),
+    "text": Reply("[[A]]", headers={"Content-Type": "text/plain"}),
+    "null": Reply("null"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_not_a_completion_is_a_failed_call(tmp_path: Path, name: str) -> None:
+    """The message says what the endpoint sent and which setting to check, not what a JSON parser says of it."""
+    expected = "the endpoint answered with an HTML page" if name.startswith("html") else "with no chat completion"
+    with JudgeServer(lambda body, number: PAGES[name] if number == 2 else longer(body, number)) as server:
+        outcomes, _, account, (problem,) = judge(pairs(2), settings(server, concurrency=1), tmp_path)
+        assert outcomes == ["win", None] and account.overall.num_failed == 1
+        assert expected in problem.examples[0] and "--judge.base_url" in problem.examples[0]
+        server.behave = lambda body, number: PAGES[name]
+        with pytest.raises(ConfigError, match=rf"{expected}.*--judge.base_url"):
+            judge(pairs(2), settings(server), tmp_path / "new")
 
 
 @pytest.mark.parametrize(
-    "reply",
+    ("message", "remedy"),
     [
-        Reply("{}"),
-        Reply('{"error": {"message": "upstream failed"}}'),
-        Reply("<html>welcome</html>", headers={"Content-Type": "text/html"}),
-        Reply("{not json"),
-        Reply('{"choices": []}'),
-        Reply('{"choices": [{"message": {"content": [{"text": "[[A]]"}]}}]}'),
-        Reply("[[A]]", headers={"Content-Type": "text/plain"}),
-        Reply("null"),
+        ("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "--judge.max_tokens null and"),
+        ("max_tokens must be at most 512", "change --judge.max_tokens"),
+        ("Unsupported value: 'temperature' does not support 0.0", "set --judge.temperature null"),
     ],
-    ids=["empty", "error", "html", "torn", "no-choice", "parts", "text", "null"],
 )
-def test_what_is_no_completion_is_a_failed_call(tmp_path: Path, reply: Reply) -> None:
-    with JudgeServer(lambda body, number: reply if number == 2 else longer(body, number)) as server:
-        outcomes, _, account, (problem,) = judge(pairs(2), settings(server, concurrency=1), tmp_path)
-    assert outcomes == ["win", None] and account.overall.num_failed == 1
-    assert "not a chat completion" in problem.examples[0] or "no connection" in problem.examples[0]
+def test_a_refused_parameter_names_its_setting(tmp_path: Path, message: str, remedy: str) -> None:
+    with (
+        JudgeServer(lambda body, number: error(400, message)) as server,
+        pytest.raises(ConfigError, match=rf"none of 4 calls was answered; the last: HTTP 400: .*{remedy}"),
+    ):
+        judge(pairs(2), settings(server), tmp_path)
 
 
 def test_limit_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +323,8 @@ def test_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("changed", "expected"),
     [
         ({"base_url": "localhost:8000"}, "begins with http"),
-        ({"extra": {"temperature": 1}}, "'temperature' cannot stand here: set it by itself"),
-        ({"extra": {"stream": True}}, "'stream' cannot stand here"),
+        ({"extra": {"temperature": 1}}, "'temperature' is not allowed here; set judge.temperature"),
+        ({"extra": {"stream": True}}, "'stream' is not allowed here"),
         ({"concurency": 1}, "did you mean 'concurrency'"),
     ],
 )

@@ -50,7 +50,7 @@ def evaluated(
         for name, text in (("a", "reply, longer"), ("b", "reply"))
         for rows in [[{"prompt": prompt.format(n=n), "completion": text} for n in range(number)]]
     ]
-    judge = ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null", *words]
+    judge = ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null", *words]
     usual = ["--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet"]
     done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *judge)])
     assert done.exit_code == 0, done.output
@@ -69,9 +69,9 @@ def likes_longer(body: Body, number: int) -> Reply:
     [
         ("summarize", [], "summary", "for the data source summarize, whose responses are summaries"),
         ("hh", [], "dialogue", "for the data source hh, whose responses are replies in a dialogue"),
-        ("pairs", [], "dialogue", "the default, as the data source pairs does not say what its responses are"),
-        ("summarize", ["--judge-prompt", "dialogue"], "dialogue", "given by --judge-prompt"),
-        ("hh", ["--judge-prompt", "summary"], "summary", "given by --judge-prompt"),
+        ("pairs", [], "dialogue", "the default, as the data source pairs does not state what its responses are"),
+        ("summarize", ["--judge.prompt", "dialogue"], "dialogue", "set by --judge.prompt"),
+        ("hh", ["--judge.prompt", "summary"], "summary", "set by --judge.prompt"),
     ],
 )
 def test_the_prompt_is_as_the_data_are_unless_somebody_says(
@@ -89,7 +89,7 @@ def test_the_prompt_is_as_the_data_are_unless_somebody_says(
 
 
 def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
-    prices = ["--judge-set", "prices={prompt: 1000, completion: 10000}"]
+    prices = ["--judge.prices", "{prompt: 1000, completion: 10000}"]
     with JudgeServer(likes_longer) as server:
         first, _ = evaluated(tmp_path, "hh", server, *prices, number=2)
         second, found = evaluated(tmp_path, "hh", server, *prices, number=5)
@@ -110,7 +110,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     for seed, run in enumerate(runs):
         execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
     words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
-    words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge-set", "key_env=null", "--judge-url"]
+    words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge.key_env", "null", "--judge.base_url"]
 
     def any_verdict(body: Body, number: int) -> Reply:
         return chat(f"[[{'ABC'[number % 3]}]]")
@@ -140,7 +140,7 @@ def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
         return chat(None, finish="content_filter") if question[0] == first[0] else likes_longer(body, number)
 
     with JudgeServer(once_silent) as server:
-        words = ["--judge-prompts", 3, "--judge-set", "concurrency=1"]
+        words = ["--judge.num_prompts", 3, "--judge.concurrency", "1"]
         said, found = evaluated(tmp_path, "hh", server, *words, number=5)
     judged, rouge = (next(one for one in found.comparisons if one.evaluator == name) for name in ("judge", "rouge-avg"))
     assert judged.asked and judged.asked.count(True) == 3 and rouge.asked is None

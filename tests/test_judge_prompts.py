@@ -36,7 +36,7 @@ def test_shipped() -> None:
         assert mark in dialogue.system
     assert summary.user.index("{post}") < summary.user.index("{answer_a}") < summary.user.index("{answer_b}")
     assert summary.user.index("{answer_b}") < summary.user.index("Comparison: <") < summary.user.index("Preferred: <")
-    assert summary.verdicts.tie is None
+    assert dialogue.ties and not summary.ties
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,11 @@ def test_shipped() -> None:
         ("Preferred: B, not A", "B"),
         ("Preferred: A. B misses the point.", "A"),
         ("Preferred:\n**A**", "A"),
+        ("Preferred: B.", "B"),
+        ("Preferred：B", "B"),
+        ("Preferred：B，因为更准确", "B"),
+        ("**[[A]]**", "A"),
+        ("Answer: A", "A"),
         ("Summary A is good. I prefer summary B", None),
         ("A forum post about\nBob", None),
         ("", None),
@@ -103,11 +108,18 @@ def test_summary_verdicts(answer: str, verdict: str | None) -> None:
         ("[[A]] if assistant A is better, [[B]] if assistant B is better, [[C]] for a tie", None),
         ('"[[A]]" if assistant A is', None),
         ('"[[A]]" if assistant A is better, "[[B]]" if', None),
-        ('"[[A]]" if A is better, "[[B]]" if B is, "[[C]]" for a tie. Verdict: [[B]]', "B"),
+        ('"[[A]]" if A is better, "[[B]]" if B is, "[[C]]" for a tie. Verdict: [[B]]', None),
+        ("[[A]] for its clarity, not [[B]]", None),
+        ("[[A]] for its clarity", "A"),
+        ("**[[A]]**", "A"),
+        ("Answer: A", "A"),
+        ("Final verdict: **B**", "B"),
+        ("Verdict: tie", "tie"),
+        ("Preferred: A\n\n[[B]]", None),
         ("[[ A ]]", "A"),
         ("[[Assistant B]]", "B"),
         ("[[Tie]]", "tie"),
-        ("[A]", None),
+        ("[A]", "A"),
         ("A is better", None),
     ],
 )
@@ -152,7 +164,7 @@ def test_from_a_file(tmp_path: Path) -> None:
     [
         ("{post}", "it", r"mine.yaml:1: user: expected a place for the prompt: \{question\} or \{post\}"),
         ("{answer_b}", "it", r"mine.yaml:1: user: expected the place \{answer_b\}"),
-        ("{answer_b}", "{Answerb}", r"mine.yaml:1: user: knows no place \{Answerb\}; did you mean 'answer_b'"),
+        ("{answer_b}", "{Answerb}", r"mine.yaml:1: user: unknown place \{Answerb\}; did you mean 'answer_b'"),
         ("'first'", "'(first'", r"mine.yaml:4: verdicts.A: expected a regular expression, got '\(first'"),
         ("'first'", "'x*'", r"mine.yaml:4: verdicts.A: .*matches an empty answer"),
         ("  B: 'second'\n", "", r"mine.yaml:3: verdicts.B: Field required"),
@@ -166,5 +178,5 @@ def test_errors_name_file_and_field(tmp_path: Path, old: str, new: str, expected
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ConfigError, match="judge prompt 'dialog': neither .* nor a file; did you mean 'dialogue'"):
+    with pytest.raises(ConfigError, match="--judge.prompt dialog: neither .* nor a file; did you mean 'dialogue'"):
         load_prompt("dialog")

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from meetlm.config.errors import ConfigError
-from meetlm.evaluation.judge import JudgeSettings, judge
+from meetlm.evaluation.judge import judge
 from meetlm.evaluation.judge_cache import FILE
+from meetlm.evaluation.settings import JudgeSettings
 from meetlm.policy.loading import embedded_lm
 
 pytest.importorskip("fastapi", reason="transformers serve wants fastapi")

@@ -46,8 +46,8 @@ def test_killed_among_the_judges_calls_it_ends_with_the_same_record(tmp_path: Pa
     """The record is that of one go, number for number; only calls under way at the kill are sent a second time."""
     words = [*systems(tmp_path), "--baseline", "c", "--reward", folder_of("deberta", tmp_path / "rm")]
     with JudgeServer(longer) as server:
-        words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
-        words += ["--judge-set", f"concurrency={CONCURRENCY}", "--judge-prompts", 20]
+        words += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
+        words += ["--judge.concurrency", CONCURRENCY, "--judge.num_prompts", 20]
         whole = evaluated(tmp_path, *words)
         assert whole.judge is not None and len(server.received) == server.distinct == whole.judge.overall.num_calls > 40
         calls = server.distinct

@@ -40,7 +40,7 @@ def test_the_made_evaluation_is_as_meet_evaluate_writes_one(evaluation: Evaluati
     """Otherwise the tests of reports would be about records that nobody has."""
     words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
     with JudgeServer(longer) as server:
-        words += ["--judge", "j", "--judge-url", server.url, "--judge-set", "key_env=null"]
+        words += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
         real = evaluated(tmp_path, *words)
     assert shape(evaluation.settings) == shape(real.settings)
     made_of, real_of = (

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Robe
 from meetlm.cli.reward import reward
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.example import Prompt, Turn, as_reply
-from meetlm.evaluation.reward import RewardModel, RewardSettings, batches_by_length
+from meetlm.evaluation.reward import RewardModel, batches_by_length
 from meetlm.evaluation.reward_input import (
     RECORD,
     RewardInput,
@@ -27,6 +27,7 @@ from meetlm.evaluation.reward_input import (
     question_of,
     turns_of,
 )
+from meetlm.evaluation.settings import RewardSettings
 from reward_models import KINDS, SMALL, TOLERANCE, bert, deberta, folder_of, llama, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 

@@ -107,8 +107,8 @@ MUTATIONS = (
         "judge-order-not-swapped-back",
         "Verdicts on replies shown in swapped order are read as if the order were not swapped.",
         "evaluation/judge.py",
-        "        one.outcome = _SEEN[one.order][verdict] if verdict else None\n",
-        "        one.outcome = _SEEN[0][verdict] if verdict else None\n",
+        "        judgement.outcome = _OUTCOMES[judgement.order][verdict] if verdict else None\n",
+        "        judgement.outcome = _OUTCOMES[0][verdict] if verdict else None\n",
         ("test_judge.py",),
     ),
     # The following ten were proposed by someone who had read the code and not the tests.
@@ -121,11 +121,11 @@ MUTATIONS = (
         ("test_reference.py",),
     ),
     Mutation(
-        "lora-segments-unscaled",
-        "With many levels times rank, LoRA is scaled by 1 instead of alpha / rank.",
-        "controls/kernels/low_rank.py",
-        "lengths.tolist(), weights.sum(dim=1, keepdim=True))",
-        "lengths.tolist(), weights.sign().sum(dim=1, keepdim=True))",
+        "lora-runs-unscaled",
+        "With many levels times rank, packed passes scale LoRA by 1 instead of alpha / rank.",
+        "controls/lora.py",
+        "        self._runs = _runs(self._weights) if",
+        "        self._runs = _runs(weights) if",
         ("test_controls.py", "test_products.py"),
     ),
     Mutation(

@@ -44,11 +44,12 @@ class SettingsCommand(click.Command):
         super().format_options(ctx, formatter)
         from meetlm.diagnostics.locate import HELD_OUT_KEYS
 
+        options = {parameter.name for parameter in self.params}  # --judge MODEL stands for judge.model
         rows = [
             (f"--{block}.{name}", (field.description or "").split(". ")[0].rstrip(".") + ".")
             for block, settings in self.blocks.items()
             for name, field in settings.model_fields.items()
-            if block != "data" or name in HELD_OUT_KEYS
+            if (block != "data" or name in HELD_OUT_KEYS) and not (name == "model" and block in options)
         ]
         if rows:
             with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):

@@ -7,43 +7,68 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.arguments import HeldOutData, SettingsCommand, args_argument, data_args, held_out_data, split
+from meetlm.cli.arguments import SettingsCommand, args_argument, data_args, held_out_data, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
-from meetlm.cli.options import HELD_OUT, finite
+from meetlm.cli.evaluators import (
+    EVALUATOR_BLOCKS,
+    EvaluatorSettings,
+    evaluation_settings,
+    evaluator_options,
+    load_evaluators,
+)
+from meetlm.cli.options import HELD_OUT, finite, out_option, quiet_option
 
 if TYPE_CHECKING:
     from meetlm.evaluation.record import Evaluation
 
 
-@click.command(cls=SettingsCommand, blocks=HELD_OUT, short_help="Compare completions with a baseline's; a report.")
+@click.command(
+    cls=SettingsCommand,
+    blocks=HELD_OUT | EVALUATOR_BLOCKS,
+    short_help="Compare completions with a baseline's, and write a report.",
+)
 @args_argument("SYSTEM... [SETTING]...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
-@click.option("--preset", type=click.Choice(["paper"]), default="paper", show_default=True, help="The protocol.")
-@click.option("--level", help="Completions of a run to take  [default: good; '' for each run's default].")
-@click.option("--temperature", type=click.FloatRange(0), callback=finite, help="Theirs  [default: 0].")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Theirs  [default: 1].")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Theirs  [default: 128].")
-@click.option("--common", is_flag=True, help="Compare over the prompts that all systems have, where they differ.")
-@decided_by
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/evaluation"), show_default=True, help="A folder."
+    "--preset",
+    type=click.Choice(["paper"]),
+    default="paper",
+    show_default=True,
+    help="Level and sampling of the completions to compare.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.option("--level", help="Level of the completions of a run  [default: good; '' = each run's default level].")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    callback=finite,
+    help="Temperature the completions were sampled at  [default: 0].",
+)
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Top-p the completions were sampled with  [default: 1]."
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    help="Maximum number of new tokens the completions were sampled with  [default: 128].",
+)
+@click.option("--common", is_flag=True, help="Compare over the prompts that all systems have.")
+@evaluator_options
+@out_option("runs/evaluation", "Folder of the results.")
+@quiet_option
 def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> None:
     """Compare completions of SYSTEMs with those of --baseline on the same held-out prompts.
 
-    A SYSTEM is a run's folder, whose completions `meet generate` has written, or a file of JSON lines with `prompt` and
-    `completion`; NAME=PLACE names it, NAME=PLACE,PLACE gives replicates, such as runs under other seeds. Nothing is
-    sampled here. Prompts that have no chosen reply in --data.path are compared by all but ROUGE. Scores and a judge's
-    answers are kept in --out as they come: the same command goes on where it was stopped, and repeats no call.
+    A SYSTEM is a run's folder with completions by `meet generate`, or a file of JSON lines with `prompt` and
+    `completion`; NAME=PLACE names it, NAME=PLACE,PLACE gives replicates, such as runs under several seeds. Prompts
+    without a chosen reply in --data.path are compared by all evaluators but ROUGE. Rewards and a judge's responses are
+    stored in --out as they come: the same command continues after an interruption and repeats no call.
 
     \b
     meet evaluate runs/all/hh-meet-lora-seed0 runs/all/hh-coh-seed0 --baseline hh-coh-seed0 --reward runs/rm
     meet evaluate meet=runs/meet theirs=answers.jsonl --baseline theirs --data.path test.jsonl \\
-        --judge gpt-4o --judge-prompt summary
+        --judge gpt-4o --judge.prompt summary
     """  # noqa: D301  click's mark is a real backspace
-    systems, overrides = split(args, HeldOutData, only_dotted=True)
+    systems, overrides = split(args, EvaluatorSettings, only_dotted=True)
     if not systems:
         raise click.UsageError("expected systems: folders of runs, or files of completions")
     quiet_libraries()
@@ -57,7 +82,7 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> Non
         name: given[name] for name in ("level", "temperature", "top_p", "max_new_tokens") if given[name] is not None
     }
     protocol = PRESETS[given["preset"]].model_copy(update=asked)
-    settings = settings_of(given)
+    settings = evaluation_settings(given)
     named = [named_places(system) for system in systems]
     data = held_out_data(overrides) or data_of(named)
     evaluation = evaluate_systems(
@@ -66,7 +91,7 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> Non
         data,
         level=parse_level(protocol.level or None),
         sampling=Sampling(**protocol.model_dump(exclude={"level"})),
-        evaluators=evaluators_of(given, data.source),
+        evaluators=load_evaluators(given, overrides, data.source, out),
         settings=settings,
         only_common=given["common"],
         out=out,

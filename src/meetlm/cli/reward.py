@@ -150,7 +150,8 @@ def score(
     from meetlm.config.files import write_atomic
     from meetlm.data.pairs import read_prompt
     from meetlm.data.rows import read_file
-    from meetlm.evaluation.reward import RewardModel, RewardSettings
+    from meetlm.evaluation.reward import RewardModel
+    from meetlm.evaluation.settings import RewardSettings
 
     reporter = ConsoleReporter(quiet=quiet)
     rows = [(file, row) for file in files for row in read_file(file)]

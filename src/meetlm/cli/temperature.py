@@ -8,14 +8,26 @@ from typing import Any
 
 import click
 
+from meetlm.cli.arguments import SettingsCommand, args_argument, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluate import show
-from meetlm.cli.evaluators import decided_by, evaluators_of, settings_of
+from meetlm.cli.evaluators import (
+    EVALUATOR_BLOCKS,
+    EvaluatorSettings,
+    evaluation_settings,
+    evaluator_options,
+    load_evaluators,
+)
 from meetlm.cli.options import SEED, batch_size_option, level_option, out_option, quiet_option
 
 
-@click.command("sweep-temperature", short_help="Compare runs at several sampling temperatures; write a report.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.command(
+    "sweep-temperature",
+    cls=SettingsCommand,
+    blocks=EVALUATOR_BLOCKS,
+    short_help="Compare runs at several sampling temperatures; write a report.",
+)
+@args_argument("RUN... [SETTING]...")
 @click.option("--baseline", "baselines", multiple=True, required=True, help="Name of a baseline run; repeatable.")
 @click.option("--temperatures", default="0,0.25,0.5,0.75,1", show_default=True, help="Numbers separated by commas.")
 @level_option
@@ -33,10 +45,10 @@ from meetlm.cli.options import SEED, batch_size_option, level_option, out_option
 @click.option("--sampling-seed", type=SEED, default=0, show_default=True, help="Seed of sampling.")
 @click.option("--common", is_flag=True, help="Compare the prompts that all runs have, where their prompts differ.")
 @batch_size_option
-@decided_by
+@evaluator_options
 @out_option("runs/temperature", "Folder of the report and the evaluations.")
 @quiet_option
-def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: Any) -> None:
+def sweep_temperature(args: tuple[str, ...], out: Path, quiet: bool, **given: Any) -> None:
     """Compare RUNs with each --baseline at each temperature, and plot win − lose over temperature.
 
     A RUN is the folder of a run; NAME=FOLDER names it. Completions that a run does not have yet are generated and
@@ -45,6 +57,9 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
     \b
     meet sweep-temperature runs/meet runs/coh runs/dpo --baseline coh --baseline dpo --reward runs/rm
     """  # noqa: D301  click's mark is a real backspace
+    runs, overrides = split(args, EvaluatorSettings, only_dotted=True)
+    if not runs:
+        raise click.UsageError("expected runs: their folders, or NAME=FOLDER")
     quiet_libraries()
     from meetlm.config.errors import ConfigError
     from meetlm.generation.sampling import Sampling
@@ -68,8 +83,8 @@ def sweep_temperature(runs: tuple[str, ...], out: Path, quiet: bool, **given: An
         given["baselines"],
         _temperatures(given["temperatures"]),
         Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"]),
-        settings_of(given),
-        evaluators_of(given, read_data_settings(next(iter(folders.values()))).source),
+        evaluation_settings(given),
+        load_evaluators(given, overrides, read_data_settings(next(iter(folders.values()))).source, out),
         out,
         level=parse_level(given["level"]),
         seed=given["sampling_seed"],

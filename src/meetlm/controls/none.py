@@ -1,4 +1,4 @@
-"""No control: the plain language model (SFT, DPO, the base model)."""
+"""No control: the language model as it is (SFT, DPO, the untouched model)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class NoneSettings(ControlSettings):
     """Settings of no control."""
 
     kind: Literal["none"] = "none"
-    levels: tuple[str, ...] = Field(("good",), description="name of the only level: the model without a control")
+    levels: tuple[str, ...] = Field(("good",), description="one name, for what the model does without any control")
 
 
 def _build(
     settings: NoneSettings,
     lm: PreTrainedModel,
-    tokenize: Callable[[str], list[int]],
+    words: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> SlotText:
-    del lm, tokenize, generator
+    del lm, words, generator
     return SlotText(settings, [[] for _ in settings.levels])
 
 

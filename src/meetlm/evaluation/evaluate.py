@@ -1,71 +1,51 @@
-"""Compares systems with a baseline: completions in, one record out (paper sections 4.3-4.6).
-
-A preset holds the paper's protocol: temperature 0, at most 128 new tokens, level ``good``, the last checkpoint, one row
-a distinct prompt; every prompt for the reward model and a fixed seeded 128 of them for the judge.
-"""
+"""Compares systems with a baseline: aligned completions in, one record out (paper sections 4.3-4.6)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.config.settings import Settings
 from meetlm.config.versions import git_hash, versions
 from meetlm.data.example import Prompt
-from meetlm.evaluation.callables import CallableScorer
-from meetlm.evaluation.cells import Cells
+from meetlm.evaluation.alignment import PairedCompletions
+from meetlm.evaluation.callables import CallableScorer, load_scorer
 from meetlm.evaluation.controlled import controlled_win
-from meetlm.evaluation.judge import JudgeSettings, judge
+from meetlm.evaluation.judge import judge
+from meetlm.evaluation.judge_client import missing_key
+from meetlm.evaluation.judge_prompts import load_prompt, prompt_for
 from meetlm.evaluation.measures import LENGTHS, MEASURES, NO_CHOSEN, ROUGES, text_measures
-from meetlm.evaluation.outcomes import PAPER_BAND, by_reward, by_value, margins
-from meetlm.evaluation.protocol import sampled
-from meetlm.evaluation.record import (
-    Comparison,
-    Evaluation,
-    JudgeAccount,
-    Measure,
-    Outcome,
-    Problem,
-    System,
-)
+from meetlm.evaluation.outcomes import by_reward, by_value, margins
+from meetlm.evaluation.protocol import choose_prompts
+from meetlm.evaluation.record import Agreement, Comparison, Evaluation, JudgeAccount, Measure, Outcome, Problem
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import CachedRewardModel
+from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
 from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score")
 ROUGE = "rouge-avg"
-"""The one of ROUGE's measures that decides who wins a cell."""
+"""The ROUGE measure that decides outcomes."""
+JUDGE_FOLDER = "judge"
 Column = list[float | None]
-
-
-class EvaluationSettings(Settings):
-    """How outcomes and intervals are made."""
-
-    band: tuple[float, float] = Field(PAPER_BAND, description="a tie where σ(r₁ - r₂) is inside (section 4.3)")
-    judge_prompts: int = Field(128, ge=1, description="prompts that the judge sees, chosen by seed (section 4.3)")
-    stemmer: bool = Field(False, description="stem words for ROUGE")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of prompts")
-    judge_seed: int = Field(0, ge=0, description="of the judge's prompts: another one asks about other prompts")
-    seed: int = Field(0, ge=0, description="of the resamples")
+"""A value per cell; ``None`` where there is none."""
 
 
 @dataclass(frozen=True)
 class Evaluators:
-    """Who decides; ROUGE does where the data have chosen replies.
+    """What decides outcomes, besides ROUGE where the data have chosen replies.
 
     Attributes:
         reward: A reward model.
-        judge: An LLM judge.
-        scorers: Functions of the user's own.
-        prompt_reason: Why the judge is asked with its prompt, in a clause for the report.
+        judge: An LLM judge, with its prompt.
+        scorers: Python functions.
+        prompt_reason: Why the judge has its prompt, in a clause for the report.
     """
 
     reward: RewardModel | None = None
@@ -73,267 +53,310 @@ class Evaluators:
     scorers: Sequence[CallableScorer] = ()
     prompt_reason: str = "given"
 
+    @classmethod
+    def load(
+        cls,
+        *,
+        reward: RewardSettings | None = None,
+        judge: JudgeSettings | None = None,
+        scorers: Sequence[str] = (),
+        source: str,
+        folder: Path,
+    ) -> Evaluators:
+        """Return evaluators that are ready; a judge and scorers are checked before a reward model is loaded.
 
-@dataclass
-class _Found:
-    measures: list[Measure] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    account: JudgeAccount | None = None
-    reward: dict[str, Any] = field(default_factory=dict)
+        Args:
+            reward: Settings of a reward model.
+            judge: Settings of an LLM judge.
+            scorers: Functions as ``MODULE:FUNCTION``.
+            source: Source of the data, which decides the judge's prompt where its settings do not.
+            folder: Folder of the evaluation; where it holds responses of a judge, the judge's key may be missing.
+
+        Raises:
+            ConfigError: An evaluator cannot be used.
+        """
+        reason = "set by --judge.prompt"
+        if judge is not None:
+            if judge.prompt is None:
+                prompt, reason = prompt_for(source)
+                judge = judge.model_copy(update={"prompt": prompt})
+            load_prompt(str(judge.prompt))
+            has_key = judge.key_env is None or os.environ.get(judge.key_env)
+            if not has_key and not any((folder / JUDGE_FOLDER).glob("*")):
+                raise ConfigError(missing_key(judge))
+        functions = [load_scorer(name) for name in scorers]
+        return cls(RewardModel.load(reward) if reward else None, judge, functions, reason)
 
 
-def evaluate(
-    systems: Sequence[System],
-    cells: Cells,
+def evaluate_completions(
+    completions: PairedCompletions,
     baseline: str,
     settings: EvaluationSettings,
     evaluators: Evaluators,
     folder: Path,
     *,
-    more: dict[str, Any] | None = None,
-    on_judged: Callable[[int], object] | None = None,
+    recorded: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Return the comparison of every system with the baseline; scores and answers are kept in ``folder`` as they come.
+    """Compare every system with the baseline, cell by cell (Stiennon et al., 2020; paper section 4.3).
+
+    A cell is one prompt under one seed. Rates, means and differences are shares in [0, 1] or in the measure's own unit,
+    with 95% intervals over prompts and training runs (:mod:`meetlm.diagnostics.intervals`).
 
     Args:
-        systems: In the order of the tables.
-        cells: Their completions, lined up.
-        baseline: Name of one of them.
-        settings: How outcomes and intervals are made.
-        evaluators: Who decides.
-        folder: For what is kept.
-        more: Settings to record besides.
-        on_judged: Called with a number of judgements, of two a pair.
+        completions: Completions of all systems on the same cells.
+        baseline: Name of the system that the others are compared with.
+        settings: How outcomes and intervals are computed.
+        evaluators: What decides outcomes.
+        folder: Rewards and the judge's responses are stored here as they come, and are reused.
+        recorded: Further settings for the record.
         reporter: Shows the progress.
 
+    Returns:
+        Every value behind every figure: the report needs nothing else.
+
     Raises:
-        ConfigError: There is no such baseline, nothing to compare with it, nobody who decides, or ROUGE's stemmer is
-            asked for and no prompt has a chosen reply.
+        ConfigError: There is no such baseline, no system to compare with it, no evaluator, a judge's endpoint or a
+            scorer fails, or ``stemmer`` is set and no prompt has a chosen reply.
     """
-    names = [system.name for system in systems]
+    names = [system.name for system in completions.systems]
     if baseline not in names:
-        raise ConfigError(f"--baseline {baseline!r} is none of the systems{nearest(baseline, names)}")
+        raise ConfigError(f"--baseline {baseline}: no such system{nearest(baseline, names)}")
     if len(names) < 2:
-        raise ConfigError(f"only {baseline!r} is given: name another system to compare it with")
-    bare = next((f"{one.what} ({one.shown})" for one in cells.problems if one.what == NO_CHOSEN), "")
-    if settings.stemmer and all(row.chosen is None for row in cells.prompts):
-        raise ConfigError(f"--stemmer is of ROUGE, which nothing can be compared by: {bare or NO_CHOSEN}")
-    work = _Work([name for name in names if name != baseline], baseline, cells, settings, folder)
-    found = _Found(problems=list(cells.problems))
-    work.texts(found)
-    if not (found.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
-        raise ConfigError(
-            f"nobody decides who wins: {bare or 'ROUGE is not defined for these replies'}; name a reward model, a "
-            "judge or a function: --reward, --judge, --scorer"
-        )
-    if evaluators.reward is not None:
-        work.reward(found, evaluators.reward, reporter)
+        raise ConfigError(f"{baseline!r} is the only system: name another one to compare it with")
+    no_chosen = next((f"{p.what} ({p.shown})" for p in completions.problems if p.what == NO_CHOSEN), "")
+    if settings.stemmer and all(row.chosen is None for row in completions.prompts):
+        raise ConfigError(f"--stemmer requires ROUGE: {no_chosen or NO_CHOSEN}")
+    work = _Comparer(completions, baseline, settings, folder, reporter)
+    work.add_text_measures()
+    if not (work.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
+        reason = no_chosen or "ROUGE is not defined for these replies"
+        raise ConfigError(f"no evaluator: pass --reward, --judge or --scorer ({reason})")
+    reward_record = work.add_reward(evaluators.reward) if evaluators.reward else None
     for scorer in evaluators.scorers:
-        work.scorer(found, scorer)
+        work.add_scorer(scorer)
+    account = None
     if evaluators.judge is not None:
-        work.judge(found, evaluators.judge, on_judged)
-        assert found.account is not None
-        found.account = replace(found.account, prompt_reason=evaluators.prompt_reason)
-    resolved = {
-        **(more or {}),
-        "evaluation": settings.model_dump(mode="json"),
-        "reward": evaluators.reward and found.reward,
-        "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
-        "scorers": [scorer.name for scorer in evaluators.scorers],
-        "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
-        "git": git_hash(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+        account = replace(work.add_judge(evaluators.judge), prompt_reason=evaluators.prompt_reason)
     return Evaluation(
-        settings=resolved,
+        settings={
+            **(recorded or {}),
+            "evaluation": settings.model_dump(mode="json"),
+            "reward": reward_record,
+            "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
+            "scorers": [scorer.name for scorer in evaluators.scorers],
+            "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
+            "git": git_hash(),
+            "date": datetime.now(UTC).date().isoformat(),
+        },
         baseline=baseline,
-        systems=list(systems),
-        prompts=cells.prompts,
-        cells=cells.cells,
-        completions={name: [answer.completion for answer in cells.answers[name]] for name in names},
-        measures=found.measures,
-        comparisons=found.comparisons,
-        agreements=work.agreements(found.comparisons),
-        judge=found.account,
-        problems=found.problems,
-        replicates=cells.replicates,
+        systems=completions.systems,
+        prompts=completions.prompts,
+        cells=completions.cells,
+        completions={name: work.texts[name] for name in names},
+        measures=work.measures,
+        comparisons=work.comparisons,
+        agreements=work.agreements(),
+        judge=account,
+        problems=work.problems,
+        replicates=completions.replicates,
     )
 
 
-class _Work:
-    """The columns that evaluators share.
+@dataclass
+class _Comparer:
+    """Collects measures and comparisons.
 
-    Args:
-        others: Systems that are compared with the baseline.
-        baseline: Its name.
-        cells: The completions.
-        settings: Of the evaluation.
-        folder: For what is kept.
+    Attributes:
+        paired: The completions.
+        baseline: Name of the baseline.
+        settings: Settings of the evaluation.
+        folder: Folder of what is stored.
+        reporter: Shows the progress.
+        measures: Measures so far.
+        comparisons: Comparisons so far.
+        problems: Problems so far.
     """
 
-    def __init__(
-        self, others: list[str], baseline: str, cells: Cells, settings: EvaluationSettings, folder: Path
-    ) -> None:
-        self.others, self.baseline, self.cells, self.settings, self.folder = others, baseline, cells, settings, folder
-        self.names = [baseline, *others]
-        self.prompts = [Prompt.from_json(cells.prompts[place].prompt) for place, _ in cells.cells]
-        self.chosen = [cells.prompts[place].chosen for place, _ in cells.cells]
-        self.completions = {name: [answer.completion for answer in cells.answers[name]] for name in self.names}
-        self.rows = {name: [str(answer.origin) for answer in cells.answers[name]] for name in self.names}
-        self.characters: dict[str, Column] = {}
-        self._drawn: dict[str, int] = {"seed": settings.seed, "resamples": settings.resamples}
+    paired: PairedCompletions
+    baseline: str
+    settings: EvaluationSettings
+    folder: Path
+    reporter: Reporter
+    measures: list[Measure] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
-    def texts(self, found: _Found) -> None:
+    def __post_init__(self) -> None:
+        rows = [self.paired.prompts[place] for place, _ in self.paired.cells]
+        self.prompts, self.chosen = [Prompt.from_json(row.prompt) for row in rows], [row.chosen for row in rows]
+        self.others = [system.name for system in self.paired.systems if system.name != self.baseline]
+        self.names = [self.baseline, *self.others]
+        by_name = self.paired.completions
+        self.texts = {name: [completion.text for completion in by_name[name]] for name in self.names}
+        self.origins = {name: [str(completion.origin) for completion in by_name[name]] for name in self.names}
+        self.problems += self.paired.problems
+        self._bootstrap: dict[str, int] = {"seed": self.settings.seed, "resamples": self.settings.resamples}
+
+    def add_text_measures(self) -> None:
         """Add the measures of text, and ROUGE's comparison."""
         columns = {
-            name: text_measures(self.prompts, self.completions[name], self.chosen, stemmer=self.settings.stemmer)
+            name: text_measures(self.prompts, self.texts[name], self.chosen, stemmer=self.settings.stemmer)
             for name in self.names
         }
         self.characters = {name: columns[name]["characters"] for name in self.names}
         for measure, (description, higher) in MEASURES.items():
             values = {name: columns[name][measure] for name in self.names}
-            self._measure(found, measure, description, higher, values)
-            if measure == ROUGE and any(one is not None for one in values[self.baseline]):
-                self._compare_values(found, measure, values, higher=True)
-        rouge = zip(self.cells.clusters, self.chosen, columns[self.baseline][ROUGE], strict=True)
-        undefined = [
-            f"{self.cells.prompts[prompt].id}: {reply!r}"
-            for prompt, reply, value in rouge
-            if value is None and reply is not None
-        ]
+            self._add_measure(measure, description, higher, values)
+            if measure == ROUGE and any(value is not None for value in values[self.baseline]):
+                self._compare_values(measure, values, higher=True)
+        rouge = columns[self.baseline][ROUGE]
+        undefined = {
+            f"{self.paired.prompts[prompt].id}: {chosen!r}": None
+            for prompt, chosen, value in zip(self.paired.clusters, self.chosen, rouge, strict=True)
+            if value is None and chosen is not None
+        }
         if undefined:
-            what = f"a chosen reply without Latin letters and digits: {', '.join(ROUGES)} are not defined"
-            found.problems.append(Problem(what, len(undefined), undefined))
+            what = f"chosen replies without a word: {', '.join(ROUGES)} are not defined"
+            self.problems.append(Problem(what, len(undefined), list(undefined)))
 
-    def reward(self, found: _Found, model: RewardModel, reporter: Reporter) -> None:
-        """Add rewards and their comparison."""
+    def add_reward(self, model: RewardModel) -> dict[str, Any]:
+        """Add rewards and their comparison; return what the record states about the model."""
         cached = CachedRewardModel(model, self.folder / "scores")
         values: dict[str, Column] = {}
         for name in self.names:
             values[name], problems = cached.score(
-                self.prompts, self.completions[name], self.rows[name], reporter=reporter
+                self.prompts, self.texts[name], self.origins[name], reporter=self.reporter
             )
-            found.problems += [Problem(f"reward, {name}: {one.what}", one.count, one.examples) for one in problems]
-        found.reward = {
+            self.problems += [replace(problem, what=f"reward, {name}: {problem.what}") for problem in problems]
+        self._add_measure(
+            "reward", f"reward of {model.settings.model} (input form {model.form}: {model.form_reason})", True, values
+        )
+        for name in self.others:
+            ours, theirs = values[name], values[self.baseline]
+            self._compare("reward", name, by_reward(ours, theirs, self.settings.band), margins(ours, theirs))
+        return {
             **model.settings.model_dump(mode="json"),
             "reads": model.form,
             "precision": model.precision,
             "weights_sha256": cached.weights_sha256,
         }
-        described = f"reward of {model.settings.model} (input form {model.form}: {model.form_reason})"
-        self._measure(found, "reward", described, True, values)
-        for name in self.others:
-            ours, theirs = values[name], values[self.baseline]
-            outcomes = by_reward(ours, theirs, self.settings.band)
-            self._compare(found, "reward", name, outcomes, margins(ours, theirs))
 
-    def scorer(self, found: _Found, scorer: CallableScorer) -> None:
+    def add_scorer(self, scorer: CallableScorer) -> None:
         """Add the values of a function and their comparison."""
         values = {}
         for name in self.names:
-            values[name] = scorer.score(self.prompts, self.completions[name], self.chosen, names=self.rows[name])
-            found.problems += [Problem(f"{name}: {one.what}", one.count, one.examples) for one in scorer.problems]
-        self._measure(found, scorer.name, scorer.description, scorer.higher, values)
-        self._compare_values(found, scorer.name, values, higher=scorer.higher)
+            values[name] = scorer.score(self.prompts, self.texts[name], self.chosen, names=self.origins[name])
+            self.problems += [replace(problem, what=f"{name}: {problem.what}") for problem in scorer.problems]
+        self._add_measure(scorer.name, scorer.description, scorer.higher, values)
+        self._compare_values(scorer.name, values, higher=scorer.higher)
 
-    def judge(self, found: _Found, settings: JudgeSettings, on_done: Callable[[int], object] | None) -> None:
-        """Add the judge's comparison over its own prompts, and its account over all systems."""
-        places = self._judged()
-        pairs = [
-            (self.prompts[place], self.completions[name][place], self.completions[self.baseline][place])
-            for name in self.others
-            for place in places
-        ]
-        names = [f"{name}, {self.rows[name][place]}" for name in self.others for place in places]
-        systems = [name for name in self.others for _ in places]
-        judged = judge(pairs, settings, self.folder / "judge", on_done, names=names, systems=systems)
-        found.account, found.problems = judged.account, found.problems + judged.problems
+    def add_judge(self, settings: JudgeSettings) -> JudgeAccount:
+        """Add the judge's comparison over its prompts; return its account over all systems."""
+        chosen = choose_prompts([row.id for row in self.paired.prompts], settings.num_prompts, settings.seed)
+        places = [at for at, (prompt, _) in enumerate(self.paired.cells) if self.paired.prompts[prompt].id in chosen]
+        judged = judge(
+            [
+                (self.prompts[place], self.texts[name][place], self.texts[self.baseline][place])
+                for name in self.others
+                for place in places
+            ],
+            settings,
+            self.folder / JUDGE_FOLDER,
+            names=[f"{name}, {self.origins[name][place]}" for name in self.others for place in places],
+            systems=[name for name in self.others for _ in places],
+            reporter=self.reporter,
+        )
+        self.problems += judged.problems
         for number, name in enumerate(self.others):
             outcomes: list[Outcome | None] = [None] * len(self.prompts)
-            clear: Column = [None] * len(self.prompts)
+            judge_margins: Column = [None] * len(self.prompts)
             for at, place in enumerate(places, number * len(places)):
-                outcomes[place], clear[place] = judged.outcomes[at], judged.margins[at]
-            self._compare(found, "judge", name, outcomes, clear, asked=set(places))
+                outcomes[place], judge_margins[place] = judged.outcomes[at], judged.margins[at]
+            self._compare("judge", name, outcomes, judge_margins, asked=places)
+        return judged.account
 
-    def agreements(self, comparisons: Sequence[Comparison]) -> list[Any]:
+    def agreements(self) -> list[Agreement]:
         """Return how far evaluators agree, two by two, system by system."""
-        made = []
+        results = []
         for system in self.others:
-            of_system = [one for one in comparisons if one.system == system]
-            for one, other in combinations(of_system, 2):
-                pair = (one.evaluator, other.evaluator)
-                agreed = agreement(
-                    one.outcomes, other.outcomes, self.cells.clusters, system=system, evaluators=pair, **self._drawn
+            of_system = [comparison for comparison in self.comparisons if comparison.system == system]
+            for first, second in combinations(of_system, 2):
+                result = agreement(
+                    first.outcomes,
+                    second.outcomes,
+                    self.paired.clusters,
+                    system=system,
+                    evaluators=(first.evaluator, second.evaluator),
+                    **self._bootstrap,
                 )
-                made += [agreed] if agreed else []
-        return made
+                results += [result] if result else []
+        return results
 
-    def _judged(self) -> list[int]:
-        """Return the cells that the judge sees: all of so many prompts."""
-        ids = [row.id for row in self.cells.prompts]
-        seen = set(sampled(ids, self.settings.judge_prompts, self.settings.judge_seed))
-        return [at for at, (place, _) in enumerate(self.cells.cells) if self.cells.prompts[place].id in seen]
-
-    def _measure(
-        self, found: _Found, name: str, description: str, higher: bool | None, values: dict[str, Column]
-    ) -> None:
-        """Add a measure, unless no completion has it."""
-        clusters = self.cells.clusters
+    def _add_measure(self, name: str, description: str, higher: bool | None, values: dict[str, Column]) -> None:
+        """Add a measure, unless no completion has a value."""
+        paired, clusters = self.paired, self.paired.clusters
         means = {
-            system: mean(column, clusters, runs=self.cells.runs(system), **self._drawn)
+            system: mean(column, clusters, runs=paired.runs(system), **self._bootstrap)
             for system, column in values.items()
         }
-        told = {system: interval for system, interval in means.items() if interval is not None}
-        apart = {
+        differences = {
             system: difference(
                 values[system],
                 values[self.baseline],
                 clusters,
-                runs=self.cells.runs(system, self.baseline),
+                runs=paired.runs(system, self.baseline),
                 ratio=name in LENGTHS,
-                **self._drawn,
+                **self._bootstrap,
             )
             for system in self.others
         }
-        if told:
-            differences = {system: one for system, one in apart.items() if one is not None}
-            found.measures.append(Measure(name, description, higher, values, told, differences))
+        defined = {system: interval for system, interval in means.items() if interval is not None}
+        if defined:
+            paired_differences = {system: value for system, value in differences.items() if value is not None}
+            self.measures.append(Measure(name, description, higher, values, defined, paired_differences))
 
-    def _compare_values(self, found: _Found, evaluator: str, values: dict[str, Column], *, higher: bool) -> None:
+    def _compare_values(self, evaluator: str, values: dict[str, Column], *, higher: bool) -> None:
         for name in self.others:
             ours, theirs = values[name], values[self.baseline]
-            clear = [one if higher or one is None else -one for one in margins(ours, theirs)]
-            self._compare(found, evaluator, name, by_value(ours, theirs, higher=higher), clear)
+            signed = margins(ours, theirs) if higher else margins(theirs, ours)
+            self._compare(evaluator, name, by_value(ours, theirs, higher=higher), signed)
 
     def _compare(
         self,
-        found: _Found,
         evaluator: str,
-        name: str,
+        system: str,
         outcomes: list[Outcome | None],
-        clear: Column,
+        cell_margins: Column,
         *,
-        asked: set[int] | None = None,
+        asked: Sequence[int] | None = None,
     ) -> None:
-        """Add a comparison, if there is any outcome; cells that were not asked about are not left out."""
-        places = range(len(outcomes)) if asked is None else sorted(asked)
-        clusters = [self.cells.clusters[place] for place in places]
+        """Add a comparison, if there is any outcome; cells that were not asked about are not counted as left out."""
+        places = range(len(outcomes)) if asked is None else asked
+        clusters = [self.paired.clusters[place] for place in places]
         counted = [outcomes[place] for place in places]
-        runs = self.cells.runs(name, self.baseline)
-        of_all = rates(counted, clusters, runs=[runs[place] for place in places], **self._drawn)
-        if of_all is None:
-            what = f"{evaluator}, {name}: no outcome in any cell, so there is no comparison"
-            found.problems.append(Problem(what, len(counted), [], of_rows=False))
+        runs = self.paired.runs(system, self.baseline)
+        all_rates = rates(counted, clusters, runs=[runs[place] for place in places], **self._bootstrap)
+        if all_rates is None:
+            what = f"{evaluator}, {system}: no outcome in any cell, so there is no comparison"
+            self.problems.append(Problem(what, len(counted), [], of_rows=False))
             return
-        ours, theirs = ([self.characters[one][place] for place in places] for one in (name, self.baseline))
-        controlled = controlled_win(counted, ours, theirs, clusters, **self._drawn)
-        seeds = by_seed(counted, clusters, [self.cells.cells[place][1] for place in places], **self._drawn)
-        sample = None if asked is None else [place in asked for place in range(len(outcomes))]
-        found.comparisons.append(
-            Comparison(name, self.baseline, evaluator, outcomes, clear, of_all, controlled.win, seeds, sample)
+        ours, theirs = ([self.characters[name][place] for place in places] for name in (system, self.baseline))
+        controlled = controlled_win(counted, ours, theirs, clusters, **self._bootstrap)
+        seeds = [self.paired.cells[place][1] for place in places]
+        self.comparisons.append(
+            Comparison(
+                system,
+                self.baseline,
+                evaluator,
+                outcomes,
+                cell_margins,
+                all_rates,
+                controlled.win,
+                by_seed(counted, clusters, seeds, **self._bootstrap),
+                None if asked is None else [place in set(asked) for place in range(len(outcomes))],
+            )
         )
         if controlled.reason:
-            what = f"{evaluator}, {name}: no length-controlled win rate: {controlled.reason}"
-            found.problems.append(Problem(what, 1, [], of_rows=False))
+            what = f"{evaluator}, {system}: no length-controlled win rate: {controlled.reason}"
+            self.problems.append(Problem(what, 1, [], of_rows=False))

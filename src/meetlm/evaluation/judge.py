@@ -1,46 +1,36 @@
-"""An LLM as the judge of pairs: each is shown in both orders, and both verdicts become one outcome (appendix C).
+"""An LLM as the judge of pairs: each pair is shown in both orders, and both verdicts give one outcome (appendix C).
 
-Replies that are the same, but for white space around them, are a tie without asking: a judge would be shown the same
-thing in both orders, and what it says of that tells nothing of either.
+Replies that are equal, apart from white space around them, are a tie without a call: the judge would be shown the same
+text twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field
-
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge_account import (
-    Found,
-    Judgement,
-    Prices,
-    by_system,
-    consistency_of,
-    finish_reasons,
-    problems_of,
-    usage,
-)
-from meetlm.evaluation.judge_cache import Answer, AnswerCache, Call
-from meetlm.evaluation.judge_client import EndpointSettings, ask
-from meetlm.evaluation.judge_prompts import JudgePrompt, Verdict, load_prompt
+from meetlm.evaluation.judge_account import Judgement, consistency_of, finish_reasons, problems_of, usage
+from meetlm.evaluation.judge_cache import ResponseCache
+from meetlm.evaluation.judge_client import Call, JudgeResponse, ask
+from meetlm.evaluation.judge_prompts import DEFAULT, JudgePrompt, Verdict, load_prompt
 from meetlm.evaluation.outcomes import by_judge, judge_margin
 from meetlm.evaluation.record import JudgeAccount, Outcome, Problem
+from meetlm.evaluation.settings import JudgeSettings
 
 Pair = tuple[Prompt, str, str]
 """A prompt, the system's completion, the baseline's."""
 
 
 class Judged(NamedTuple):
-    """What :func:`judge` found.
+    """The result of :func:`judge`.
 
     Attributes:
-        outcomes: Of the system, one a pair; ``None`` where an order has no verdict: its call failed for good, or its
-            answer says none.
-        margins: Likewise: the mean of both orders, a win being 1, a tie 0, a loss -1.
-        account: Of the judge.
+        outcomes: The system's outcome for each pair; ``None`` where one of the orders has no verdict.
+        margins: The mean of both verdicts for each pair: a win is 1, a tie 0, a loss -1.
+        account: What the judge was asked and how it answered.
         problems: Named and counted.
     """
 
@@ -50,154 +40,143 @@ class Judged(NamedTuple):
     problems: list[Problem]
 
 
-_SEEN: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
+_OUTCOMES: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
     {"A": "win", "B": "lose", "tie": "tie"},
     {"A": "lose", "B": "win", "tie": "tie"},
 )
-"""A verdict from the system's view: where the system is shown first, and where it is shown second."""
-
+"""The outcome from the system's view: where the system is shown first, and where it is shown second."""
 _ORDERS = ("shown first", "shown second")
-
-
-class JudgeSettings(EndpointSettings):
-    """A judge: an endpoint and what it is asked.
-
-    Attributes:
-        prompt: ``summary``, ``dialogue`` or a file (see :mod:`meetlm.evaluation.judge_prompts`).
-        prices: Of the endpoint; ``None`` leaves the cost open.
-        ask_again: Ask again where the kept answer holds no verdict. Other answers are used as they are.
-    """
-
-    prompt: str = Field(description="summary, dialogue or a prompt file")
-    prices: Prices | None = Field(None, description="per million tokens; null leaves the cost open")
-    ask_again: bool = Field(False, description="ask again where the kept answer holds no verdict")
 
 
 def judge(
     pairs: Sequence[Pair],
     settings: JudgeSettings,
     cache_dir: Path,
-    on_done: Callable[[int], object] | None = None,
     *,
     names: Sequence[str] | None = None,
     systems: Sequence[str] | None = None,
+    reporter: Reporter = SILENT,
 ) -> Judged:
     """Ask a judge about every pair in both orders.
 
-    Answers are kept in ``cache_dir`` as they arrive, whatever they say: what is there is not asked again, and where all
-    of it is, neither key nor endpoint is needed. Calls that are the same to the letter are sent once. An empty
-    completion is judged like any other, and named; replies that are the same are not asked about.
+    Responses are stored in ``cache_dir`` as they arrive. Calls with a stored response are not repeated; where there is
+    one for every call, neither key nor endpoint is needed. Equal calls are sent once.
 
     Args:
         pairs: What is compared.
-        settings: Of the judge.
-        cache_dir: Folder of the answers; made where it is missing.
-        on_done: Called with a number of judgements as they are done, of two a pair, whether asked about or not.
-        names: Of pairs, for problems (such as ids of prompts); ``pair 1``, … by default.
-        systems: Of pairs: for each of these, the account says how far both orders agree; one for all by default.
+        settings: Settings of the judge.
+        cache_dir: Folder of the responses; created where it is missing.
+        names: Names of the pairs in problems; ``pair 1``, … by default.
+        systems: The system of each pair: the account states how far both orders agree for each system.
+        reporter: Shows the progress.
 
     Raises:
-        ConfigError: The prompt is wrong, or the endpoint does not answer
+        ConfigError: The judge prompt is wrong, or the endpoint does not answer
             (see :func:`meetlm.evaluation.judge_client.ask`).
     """
-    prompt = load_prompt(settings.prompt)
-    called = list(names) if names is not None else [f"pair {number}" for number in range(1, len(pairs) + 1)]
-    whose = list(systems) if systems is not None else [""] * len(pairs)
-    assert len(called) == len(whose) == len(pairs), "one name and one system a pair"
-    on_done = on_done or (lambda number: None)
+    prompt_name = settings.prompt or DEFAULT
+    prompt = load_prompt(prompt_name)
+    pair_names = names if names is not None else [f"pair {number}" for number in range(1, len(pairs) + 1)]
+    pair_systems = systems if systems is not None else [""] * len(pairs)
+    assert len(pair_names) == len(pair_systems) == len(pairs), "one name and one system per pair"
     asked = [place for place, (_, ours, theirs) in enumerate(pairs) if ours.strip() != theirs.strip()]
-    if num_same := len(pairs) - len(asked):
-        on_done(2 * num_same)
     judgements = [
-        _judgement(order, whose[place], called[place], pairs[place], prompt, settings)
+        judgement
         for place in asked
-        for order in (0, 1)
+        for judgement in _judgements(pairs[place], pair_systems[place], pair_names[place], prompt, settings)
     ]
-    with AnswerCache(cache_dir) as cache:
-        kept = {one.key: known for one in judgements if (known := cache.get(one.key))}
-        usable = {key: one for key, one in kept.items() if not settings.ask_again or prompt.verdict(one.text)}
-        found = Found(usable)
-        num_cached = sum(one.key in found.answers for one in judgements)
-        _ask_missing(judgements, settings, cache, found, on_done, kept.values())
-        found.every = {one.key: cache.every(one.key) for one in judgements}
-        damaged = [_damaged(cache)] if cache.damaged else []
-    for one in judgements:
-        verdict = prompt.verdict(found.answers[one.key].text) if one.key in found.answers else None
-        one.outcome = _SEEN[one.order][verdict] if verdict else None
+    with ResponseCache(cache_dir) as cache:
+        num_cached, new_responses = _answer(judgements, prompt, settings, cache, reporter)
+        stored = {judgement.key: cache.all(judgement.key) for judgement in judgements}
+        damaged = cache.damaged
+    for judgement in judgements:
+        judgement.responses = stored[judgement.key]
+        verdict = prompt.verdict(judgement.response.text) if judgement.response else None
+        judgement.outcome = _OUTCOMES[judgement.order][verdict] if verdict else None
     outcomes: list[Outcome | None] = ["tie"] * len(pairs)
     margins: list[float | None] = [0.0] * len(pairs)
-    for place, one, other in zip(asked, judgements[0::2], judgements[1::2], strict=True):
-        outcomes[place] = by_judge(one.outcome, other.outcome) if one.outcome and other.outcome else None
-        margins[place] = judge_margin(one.outcome, other.outcome) if one.outcome and other.outcome else None
+    for place, first, second in zip(asked, judgements[0::2], judgements[1::2], strict=True):
+        decided = first.outcome and second.outcome and (first.outcome, second.outcome)
+        outcomes[place] = by_judge(*decided) if decided else None
+        margins[place] = judge_margin(*decided) if decided else None
+    by_system = {
+        name: consistency_of([judgement for judgement in judgements if judgement.system == name])
+        for name in dict.fromkeys(judgement.system for judgement in judgements)
+    }
     account = JudgeAccount(
         model=settings.model,
         base_url=settings.base_url,
-        prompt=settings.prompt,
+        prompt=prompt_name,
         prompt_text=prompt.text,
-        overall=consistency_of(judgements, found),
+        overall=consistency_of(judgements),
         num_cached=num_cached,
-        this_run=usage(found.this_run, settings.prices),
-        kept=usage([answer for every in found.every.values() for answer in every], settings.prices),
-        num_same=num_same,
-        finish_reasons=finish_reasons(judgements, found),
-        by_system=by_system(judgements, found) if systems is not None else {},
+        this_run=usage(new_responses, settings.prices),
+        kept=usage([response for responses in stored.values() for response in responses], settings.prices),
+        num_same=len(pairs) - len(asked),
+        finish_reasons=finish_reasons(judgements),
+        by_system=by_system if systems is not None else {},
     )
-    problems = [*damaged, *problems_of(judgements, found), *_empty_completions(pairs, called)]
+    problems = [*_damaged(damaged), *problems_of(judgements), *_empty_completions(pairs, pair_names)]
     return Judged(outcomes, margins, account, problems)
 
 
-def _judgement(
-    order: Literal[0, 1], system: str, name: str, pair: Pair, prompt: JudgePrompt, settings: JudgeSettings
-) -> Judgement:
+def _judgements(pair: Pair, system: str, name: str, prompt: JudgePrompt, settings: JudgeSettings) -> list[Judgement]:
+    """Return a pair in both orders."""
     question, ours, theirs = pair
-    call = settings.call(prompt.messages(question, *((ours, theirs) if order == 0 else (theirs, ours))))
-    return Judgement(order, system, repr(question), f"{name}, {_ORDERS[order]}", call, call.key)
+    orders = ((ours, theirs), (theirs, ours))
+    calls = [Call.to_judge(settings, prompt.messages(question, *replies)) for replies in orders]
+    return [
+        Judgement(order, system, question.id, f"{name}, {_ORDERS[order]}", call, call.key)
+        for order, call in enumerate(calls)
+    ]
 
 
-def _ask_missing(
+def _answer(
     judgements: Sequence[Judgement],
+    prompt: JudgePrompt,
     settings: JudgeSettings,
-    cache: AnswerCache,
-    found: Found,
-    on_done: Callable[[int], object],
-    kept: Collection[Answer],
-) -> None:
-    waiting: dict[str, int] = {}
-    calls: dict[str, Call] = {}
-    for one in judgements:
-        if one.key in found.answers:
-            on_done(1)
-        else:
-            waiting[one.key] = waiting.get(one.key, 0) + 1
-            calls[one.key] = one.call
-    by_call = {id(call): key for key, call in calls.items()}
+    cache: ResponseCache,
+    reporter: Reporter,
+) -> tuple[int, list[JudgeResponse]]:
+    """Set the response or the failure of each judgement; return how many were stored, and the new responses."""
+    by_key: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        by_key.setdefault(judgement.key, []).append(judgement)
+        response = cache.get(judgement.key)
+        if response and (not settings.ask_again or prompt.verdict(response.text)):
+            judgement.response = response
+    missing = {judgement.key: judgement.call for judgement in judgements if judgement.response is None}
+    num_cached = sum(judgement.response is not None for judgement in judgements)
+    has_responses = any(cache.get(key) for key in by_key)
+    new_responses: list[JudgeResponse] = []
+    with reporter.progress("judge", total=len(missing), unit="call") as progress:
 
-    def answered(call: Call, answer: Answer, final: bool) -> None:
-        cache.add(call, answer, final=final)
-        found.this_run.append(answer)
-        if final:
-            key = by_call[id(call)]
-            found.answers[key] = answer
-            on_done(waiting[key])
+        def on_response(call: Call, response: JudgeResponse) -> None:
+            cache.add(call, response)
+            new_responses.append(response)
+            for judgement in by_key[call.key]:
+                judgement.response = response
+            progress.advance()
 
-    def failed(call: Call, why: str) -> None:
-        key = by_call[id(call)]
-        found.failures[key] = why
-        on_done(waiting[key])
+        def on_failure(call: Call, reason: str) -> None:
+            for judgement in by_key[call.key]:
+                judgement.failure = reason
+            progress.advance()
 
-    ask(list(calls.values()), settings, answered, failed, kept=kept)
+        ask(list(missing.values()), settings, on_response, on_failure, has_responses=has_responses)
+    return num_cached, new_responses
 
 
 def _empty_completions(pairs: Sequence[Pair], names: Sequence[str]) -> list[Problem]:
     empty = [
-        f"{name}, {whose}"
+        f"{name}, {owner}"
         for name, (_, ours, theirs) in zip(names, pairs, strict=True)
-        for whose, text in (("the system's", ours), ("the baseline's", theirs))
+        for owner, text in (("the system's", ours), ("the baseline's", theirs))
         if not text.strip()
     ]
     return [Problem("judge: empty completions, compared like any other", len(empty), empty)] if empty else []
 
 
-def _damaged(cache: AnswerCache) -> Problem:
-    what = "judge: damaged lines among the answers on disk, as a kill leaves them; their calls are asked again"
-    return Problem(what, len(cache.damaged), cache.damaged, of_rows=False)
+def _damaged(lines: list[str]) -> list[Problem]:
+    text = "judge: damaged lines among the stored responses, as a kill leaves them; their calls are asked again"
+    return [Problem(text, len(lines), lines, of_rows=False)] if lines else []

@@ -1,174 +1,146 @@
-"""A judge's account: how far its two orders agree, what its answers cost, and which of them say nothing.
+"""A judge's account: how far its two orders agree, what its responses cost, and which of them hold no verdict.
 
-A judge may go by the position alone, so the account says how often both orders agree, and what a judge that cannot see
-the completions at all would reach. Where the two cannot be told apart, no conclusion can be drawn from its outcomes.
+A judge may decide by position alone. So the account states how often both orders agree, and how often they would for a
+judge that cannot see the completions. Where the two cannot be distinguished, no conclusion can be drawn.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from pydantic import Field
-
-from meetlm.config.settings import Settings
 from meetlm.diagnostics.intervals import mean_interval
-from meetlm.evaluation.judge_cache import Answer, Call
+from meetlm.evaluation.judge_client import Call, JudgeResponse
 from meetlm.evaluation.record import Consistency, Outcome, Problem, Usage
-
-
-class Prices(Settings):
-    """What an endpoint takes, per million tokens, in any currency.
-
-    Attributes:
-        prompt: For tokens that it reads.
-        completion: For tokens that it writes.
-    """
-
-    prompt: float = Field(ge=0, description="per million prompt tokens")
-    completion: float = Field(ge=0, description="per million completion tokens")
+from meetlm.evaluation.settings import Prices
 
 
 @dataclass(slots=True)
 class Judgement:
-    """One pair in one order; those of a pair stand one after the other.
+    """One pair in one order; the two judgements of a pair follow each other.
 
     Attributes:
         order: 0 where the system is shown first.
-        system: Whose reply is compared with the baseline's.
-        prompt: What the pair answers, as one text.
-        name: For messages.
-        call: What is sent.
-        key: The call's.
-        outcome: From the system's view; ``None`` while, or where, there is none.
+        system: The system whose reply is compared with the baseline's.
+        prompt: The prompt, as one text.
+        name: Name of the judgement in messages.
+        call: The call that asks for it.
+        key: Key of the call.
+        responses: All stored responses to the call.
+        response: The response that counts; ``None`` where there is none.
+        failure: Why there is none.
+        outcome: The verdict from the system's view; ``None`` where there is none.
     """
 
-    order: Literal[0, 1]
+    order: int
     system: str
     prompt: str
     name: str
     call: Call
     key: str
+    responses: Sequence[JudgeResponse] = ()
+    response: JudgeResponse | None = None
+    failure: str | None = None
     outcome: Outcome | None = None
 
 
-@dataclass(slots=True)
-class Found:
-    """What came back, by the key of the call.
+def consistency_chance(outcomes: Sequence[tuple[Outcome, Outcome]]) -> float:
+    """Return how often both orders would agree for a judge that cannot see the completions.
 
-    Attributes:
-        answers: The one that counts.
-        failures: Why there is none.
-        every: All that are kept, those of earlier runs too.
-        this_run: All that came in this run, in their order.
-    """
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    every: dict[str, Sequence[Answer]] = field(default_factory=dict)
-    this_run: list[Answer] = field(default_factory=list)
-
-    def without_verdict(self, judgements: Sequence[Judgement]) -> list[tuple[Judgement, Answer]]:
-        """Return the judgements whose answer says none."""
-        return [(one, self.answers[one.key]) for one in judgements if one.key in self.answers and not one.outcome]
-
-
-def consistency_chance(both: Sequence[tuple[Outcome, Outcome]]) -> float:
-    """Return how often a judge that cannot see the completions would give both orders the same outcome.
-
-    Such a judge says A with some chance a, B with b and tie with c, whatever it is shown. From the system's view both
-    orders then agree where it says A in one and B in the other, or tie in both: 2ab + c². a, b and c are the shares
-    of this judge's verdicts in both orders together. One half for a fair coin, 0 for a judge that always says A: the
-    consistency of such judges too, so above chance means that a judge sees the completions.
+    Such a judge answers A with probability a, B with b and tie with c, whatever it is shown. From the system's view
+    both orders then agree where it answers A in one and B in the other, or tie in both: 2ab + c². a, b and c are the
+    shares of this judge's verdicts over both orders. The result is ½ for a fair coin, and 0 for a judge that always
+    answers A, whose consistency is 0 too; so a consistency above chance means that a judge sees the completions.
 
     Args:
-        both: Outcomes of pairs, the system shown first and shown second; at least one.
+        outcomes: Outcomes of pairs, the system shown first and shown second; at least one pair.
     """
-    size = 2 * len(both)
-    a = sum((first == "win") + (second == "lose") for first, second in both) / size
-    b = sum((first == "lose") + (second == "win") for first, second in both) / size
+    size = 2 * len(outcomes)
+    a = sum((first == "win") + (second == "lose") for first, second in outcomes) / size
+    b = sum((first == "lose") + (second == "win") for first, second in outcomes) / size
     return 2 * a * b + (1 - a - b) ** 2
 
 
-def consistency_of(judgements: Sequence[Judgement], found: Found) -> Consistency:
+def consistency_of(judgements: Sequence[Judgement]) -> Consistency:
     """Return how far both orders of some pairs agree."""
     pairs = zip(judgements[0::2], judgements[1::2], strict=True)
-    told = [(one.prompt, one.outcome, other.outcome) for one, other in pairs if one.outcome and other.outcome]
+    decided = [(a.prompt, a.outcome, b.outcome) for a, b in pairs if a.outcome and b.outcome]
     consistency = chance = None
-    if told:
-        agree = [float(first == second) for _, first, second in told]
-        consistency = mean_interval(agree, [prompt for prompt, _, _ in told], bounds=(0, 1))
-        chance = consistency_chance([(first, second) for _, first, second in told])
+    if decided:
+        same = [float(first == second) for _, first, second in decided]
+        consistency = mean_interval(same, [prompt for prompt, _, _ in decided], bounds=(0, 1))
+        chance = consistency_chance([(first, second) for _, first, second in decided])
     return Consistency(
         num_calls=len(judgements),
-        num_unparsable=len(found.without_verdict(judgements)),
-        num_failed=sum(one.key in found.failures for one in judgements),
+        num_unparsable=len(_without_verdict(judgements)),
+        num_failed=sum(judgement.failure is not None for judgement in judgements),
         consistency=consistency,
         chance=chance,
         conclusive=consistency is not None and chance is not None and consistency.low > chance,
     )
 
 
-def by_system(judgements: Sequence[Judgement], found: Found) -> dict[str, Consistency]:
-    """Return how far both orders agree for each system that was asked about."""
-    names = dict.fromkeys(one.system for one in judgements)
-    return {name: consistency_of([one for one in judgements if one.system == name], found) for name in names}
+def usage(responses: Sequence[JudgeResponse], prices: Prices | None) -> Usage:
+    """Return what responses cost; tokens and cost are unknown where one of them has no token counts."""
+    prompt_tokens = [response.prompt_tokens for response in responses if response.prompt_tokens is not None]
+    completion_tokens = [response.completion_tokens for response in responses if response.completion_tokens is not None]
+    if not len(prompt_tokens) == len(completion_tokens) == len(responses):
+        return Usage(len(responses), None, None, None)
+    num_prompt, num_completion = sum(prompt_tokens), sum(completion_tokens)
+    cost = (num_prompt * prices.prompt + num_completion * prices.completion) / 1e6 if prices else None
+    return Usage(len(responses), num_prompt, num_completion, cost)
 
 
-def usage(answers: Sequence[Answer], prices: Prices | None) -> Usage:
-    """Return what answers cost; tokens and cost are not known where one of them came without its token counts."""
-    read = [one.prompt_tokens for one in answers if one.prompt_tokens is not None]
-    written = [one.completion_tokens for one in answers if one.completion_tokens is not None]
-    if not len(read) == len(written) == len(answers):
-        return Usage(len(answers), None, None, None)
-    cost = (sum(read) * prices.prompt + sum(written) * prices.completion) / 1e6 if prices else None
-    return Usage(len(answers), sum(read), sum(written), cost)
+def finish_reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
+    """Return the finish reasons of responses without a verdict, the most frequent first."""
+    reasons = Counter(response.finish_reason or "not told" for _, response in _without_verdict(judgements))
+    return dict(reasons.most_common())
 
 
-def finish_reasons(judgements: Sequence[Judgement], found: Found) -> dict[str, int]:
-    """Return with which finish reasons answers without a verdict came, the most frequent first."""
-    counts = Counter(answer.finish_reason or "not told" for _, answer in found.without_verdict(judgements))
-    return dict(counts.most_common())
-
-
-def problems_of(judgements: Sequence[Judgement], found: Found) -> list[Problem]:
-    """Return what is wrong with answers, named and counted."""
-    silent = found.without_verdict(judgements)
-    kinds = {
-        "empty": sum(answer.is_empty for _, answer in silent),
-        "cut off at the most tokens": sum(answer.finish_reason == "length" for _, answer in silent),
-        "filtered by the endpoint": sum(answer.finish_reason == "content_filter" for _, answer in silent),
+def problems_of(judgements: Sequence[Judgement]) -> list[Problem]:
+    """Return what is wrong with responses, named and counted."""
+    unparsable = _without_verdict(judgements)
+    reasons = {
+        "empty": sum(response.is_empty for _, response in unparsable),
+        "cut off at --judge.max_tokens": sum(response.finish_reason == "length" for _, response in unparsable),
+        "filtered by the endpoint": sum(response.finish_reason == "content_filter" for _, response in unparsable),
     }
-    of_them = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     uncounted = [
-        one.name
-        for one in judgements
-        if any(None in (each.prompt_tokens, each.completion_tokens) for each in found.every.get(one.key, ()))
+        judgement.name
+        for judgement in judgements
+        if any(None in (response.prompt_tokens, response.completion_tokens) for response in judgement.responses)
     ]
-    listed = [
-        (
-            "judge: answers without a verdict, so that their pairs have no outcome"
-            + (f" (of them: {of_them})" if of_them else ""),
-            [f"{one.name}: {_shown(answer)}" for one, answer in silent],
-            True,
+    problems = [
+        Problem(
+            "judge: responses without a verdict, so their pairs have no outcome"
+            + (f" ({counts})" if counts else "")
+            + "; --judge.ask_again true repeats these calls",
+            len(unparsable),
+            [f"{judgement.name}: {_shown(response)}" for judgement, response in unparsable],
         ),
-        (
-            "judge: calls that failed for good, so that their pairs have no outcome",
-            [f"{one.name}: {found.failures[one.key]}" for one in judgements if one.key in found.failures],
-            True,
+        _listed(
+            "judge: failed calls, so their pairs have no outcome",
+            [f"{judgement.name}: {judgement.failure}" for judgement in judgements if judgement.failure],
         ),
-        ("judge: answers that came without token counts, so that tokens and cost are not known", uncounted, False),
+        _listed("judge: responses without token counts, so tokens and cost are unknown", uncounted, of_rows=False),
     ]
-    return [Problem(what, len(those), those, of_rows) for what, those, of_rows in listed if those]
+    return [problem for problem in problems if problem.count]
 
 
-def _shown(answer: Answer, most: int = 120) -> str:
-    """Return an answer in short, with its finish reason where that is not the usual one."""
-    if answer.is_empty:
-        return f"an empty answer (finish_reason {answer.finish_reason})"
-    text = answer.text if len(answer.text) <= most else answer.text[: most - 1] + "…"
-    return repr(text) + (
-        f" (finish_reason {answer.finish_reason})" if answer.finish_reason not in (None, "stop") else ""
-    )
+def _listed(text: str, examples: list[str], *, of_rows: bool = True) -> Problem:
+    return Problem(text, len(examples), examples, of_rows)
+
+
+def _without_verdict(judgements: Sequence[Judgement]) -> list[tuple[Judgement, JudgeResponse]]:
+    return [(one, one.response) for one in judgements if one.response is not None and not one.outcome]
+
+
+def _shown(response: JudgeResponse, length: int = 120) -> str:
+    """Return a response in short, with its finish reason where that is not the usual one."""
+    if response.is_empty:
+        return f"an empty response (finish_reason {response.finish_reason})"
+    text = response.text if len(response.text) <= length else response.text[: length - 1] + "…"
+    reason = response.finish_reason
+    return repr(text) + (f" (finish_reason {reason})" if reason not in (None, "stop") else "")

@@ -2,20 +2,22 @@ r"""What a judge is asked: prompts that ship with the package, and prompts from 
 
 A prompt file is YAML::
 
-    system: |            # a system message; may be left out
+    system: |            # a system message; optional
       …
     user: |              # the user message
       … {question} … {answer_a} … {answer_b} …
-    verdicts:            # regular expressions (Python's), searched for in the answer
-      A: '\[\[A\]\]'     # the answer shown first, as answer_a, is better
-      B: '\[\[B\]\]'
-      tie: '\[\[C\]\]'   # left out where the prompt knows no tie
+    ties: true           # whether C and "tie" are verdicts; default false
+    verdicts:            # regular expressions (Python's) instead of the usual forms of a verdict; optional
+      A: '\bfirst\b'     # the answer shown first, answer_a, is better
+      B: '\bsecond\b'
+      tie: '\bequal\b'   # optional
 
-``{question}``, which may be written ``{post}``, is the whole prompt: a text without the cue that it ends with
-(``Assistant:``, ``TL;DR:``); of messages, the content of a single one, else all of them, each after its speaker.
-``summary`` and ``dialogue`` keep the criteria, order and answer format of the paper's appendix C in words of our own;
-with a file, the exact published text can be used. Which of the two is asked is told by the source of the data, unless
-somebody says.
+``{question}`` (or ``{post}``) is the whole prompt: a text without the cue at its end (``Assistant:``, ``TL;DR:``); of
+messages, the content of a single one, else all of them, each after its speaker. Without ``verdicts``, a verdict is read
+in any common form: ``[[A]]``, ``Preferred: A``, ``Answer: **B**``, or a line that holds only the letter
+(:func:`read_verdict`). ``summary`` and ``dialogue`` keep the criteria, order and answer format of the paper's
+appendix C in our own words; a file may hold the published text. By default, the source of the data decides between
+them.
 """
 
 from __future__ import annotations
@@ -35,31 +37,41 @@ from meetlm.data.sources import SOURCES
 
 Verdict = Literal["A", "B", "tie"]
 """Of a judge: the answer shown first is better, the one shown second is, or neither."""
-
 Messages = list[dict[str, str]]
 
 DEFAULT = "dialogue"
-"""Where the data do not say what their responses are."""
+"""The prompt for data that do not state what their responses are."""
 _RESPONSES = {"dialogue": "replies in a dialogue", "summary": "summaries"}
-
 _PLACE = re.compile(r"\{(\w+)\}")
 _QUESTION = ("question", "post")
 _ANSWERS = ("answer_a", "answer_b")
 _CUE = re.compile(r"\n\s*(?:Assistant|TL;DR):\s*\Z")
 
+_QUOTES = r"""[ \t*_"'“”‘’`()\[\]]*"""
+_NOUN = r"(?:(?i:assistant|summary|reply|response|answer|option)\b[ \t]*)?"
+_LETTER = rf"{_QUOTES}{_NOUN}{_QUOTES}(?P<{{name}}>[ABC]\b|(?i:tie)\b)"
+_MARK = re.compile(
+    rf"""
+    \[\[ {_LETTER.format(name="bracketed")} {_QUOTES} \]\]
+    | (?i:preferred|answer|verdict|choice|winner|decision) (?:\s+{_NOUN})? [\s*_"'`]* [:：] \s* (?P<angle><)?
+      {_LETTER.format(name="labelled")} {_QUOTES} (?(angle)>) {_QUOTES}
+      # what follows ends the sentence or gives a reason; "A good reply …" and "A or B" are not verdicts
+      (?= $ | [,.;:!(–—，。；：（！-] | (?:is|was|because|since|as|for|over|by|with|it)\b )
+      (?! {_QUOTES.replace("[", r"[,/|&+=", 1)} (?:(?i:and|or|nor|vs)\b{_QUOTES})? {_NOUN}{_QUOTES} [ABC]\b )
+    | ^ {_LETTER.format(name="alone")} {_QUOTES} [.:]? {_QUOTES} $
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+_CONDITION = re.compile(r"""["'”’`*_,:(\s]*(?:if|when|means|or|for\s+a\s+tie)\b""")
+"""What follows a mark where a judge repeats the instructions: ``"[[A]]" if assistant A is better``."""
+
 
 class Verdicts(Settings):
-    """Regular expressions that tell a verdict from an answer.
+    """Regular expressions that read a verdict from an answer."""
 
-    Attributes:
-        A: The answer shown first is better.
-        B: The answer shown second is better.
-        tie: Neither is; ``None`` where the prompt knows no tie.
-    """
-
-    A: str
-    B: str
-    tie: str | None = None
+    A: str = Field(description="the answer shown first is better")
+    B: str = Field(description="the answer shown second is better")
+    tie: str | None = Field(None, description="neither is better; null where the prompt has no tie")
 
     @field_validator("A", "B", "tie")
     @classmethod
@@ -67,38 +79,33 @@ class Verdicts(Settings):
         if value is None:
             return value
         try:
-            empty = re.search(value, "")
+            matches_empty = re.search(value, "")
         except re.error as error:
             raise ValueError(f"expected a regular expression, got {value!r}: {error}") from error
-        if empty:
+        if matches_empty:
             raise ValueError(f"the regular expression {value!r} matches an empty answer, so it would match every one")
         return value
 
 
 class JudgePrompt(Settings):
-    """A judge's prompt, and how its answers are read.
+    """A judge's prompt, and how its answers are read."""
 
-    Attributes:
-        system: The system message; ``None`` for none.
-        user: The user message, with places for the question and both answers.
-        verdicts: How a verdict looks.
-    """
-
-    system: str | None = None
-    user: str = Field(min_length=1)
-    verdicts: Verdicts
+    system: str | None = Field(None, description="system message; null = none")
+    user: str = Field(min_length=1, description="user message with {question}, {answer_a} and {answer_b}")
+    ties: bool = Field(False, description="whether C and 'tie' are verdicts, without `verdicts`")
+    verdicts: Verdicts | None = Field(None, description="regular expressions instead of the usual forms of a verdict")
 
     @field_validator("user")
     @classmethod
     def _has_places(cls, value: str) -> str:
-        found = _PLACE.findall(value)
-        for name in found:
+        places = _PLACE.findall(value)
+        for name in places:
             if name not in _QUESTION + _ANSWERS:
-                raise ValueError(f"knows no place {{{name}}}{nearest(name, _QUESTION + _ANSWERS)}")
-        if not set(found) & set(_QUESTION):
+                raise ValueError(f"unknown place {{{name}}}{nearest(name, _QUESTION + _ANSWERS)}")
+        if not set(places) & set(_QUESTION):
             raise ValueError("expected a place for the prompt: {question} or {post}")
         for name in _ANSWERS:
-            if name not in found:
+            if name not in places:
                 raise ValueError(f"expected the place {{{name}}}")
         return value
 
@@ -111,32 +118,46 @@ class JudgePrompt(Settings):
         """Return what the judge is sent.
 
         Args:
-            prompt: What both answers reply to.
-            answer_a: Shown first; white space around it is left out.
-            answer_b: Shown second.
+            prompt: The prompt that both answers reply to.
+            answer_a: The answer shown first; white space around it is removed.
+            answer_b: The answer shown second.
         """
         question = as_question(prompt)
-        words = {"question": question, "post": question, "answer_a": answer_a.strip(), "answer_b": answer_b.strip()}
-        # All at once: braces inside a completion stay what they are.
-        filled = _PLACE.sub(lambda place: words[place[1]], self.user.strip())
+        values = {"question": question, "post": question, "answer_a": answer_a.strip(), "answer_b": answer_b.strip()}
+        # All places at once: braces inside a completion stay as they are.
+        user = _PLACE.sub(lambda place: values[place[1]], self.user.strip())
         system = [{"role": "system", "content": self.system.strip()}] if self.system else []
-        return [*system, {"role": "user", "content": filled}]
+        return [*system, {"role": "user", "content": user}]
 
     def verdict(self, answer: str) -> Verdict | None:
-        """Return what an answer says; ``None`` where it says nothing, or several things at once.
+        """Return the verdict of an answer; ``None`` where it has none, or several different ones.
 
-        What a reasoning model thinks aloud (``<think>…</think>``) is no part of its answer.
+        What a reasoning model thinks (``<think>…</think>``) is not part of its answer.
         """
-        said = answer.rpartition("</think>")[2]
-        if "<think>" in said:  # never closed: cut off while it was still thinking
-            said = said.partition("<think>")[0]
+        answer = answer.rpartition("</think>")[2]
+        if "<think>" in answer:  # never closed: cut off while it was still thinking
+            answer = answer.partition("<think>")[0]
+        if self.verdicts is None:
+            verdict = read_verdict(answer)
+            return None if verdict == "tie" and not self.ties else verdict
         patterns: dict[Verdict, str | None] = {"A": self.verdicts.A, "B": self.verdicts.B, "tie": self.verdicts.tie}
-        found = [verdict for verdict, pattern in patterns.items() if pattern and re.search(pattern, said)]
-        return found[0] if len(found) == 1 else None
+        matches = [verdict for verdict, pattern in patterns.items() if pattern and re.search(pattern, answer)]
+        return matches[0] if len(matches) == 1 else None
+
+
+def read_verdict(answer: str) -> Verdict | None:
+    """Return the verdict of an answer in any common form; ``None`` where its marks differ, or there is none."""
+    marks = list(_MARK.finditer(answer))
+    verdicts = {match["bracketed"] or match["labelled"] or match["alone"] for match in marks}
+    is_stated = any(not _CONDITION.match(answer, match.end()) for match in marks)
+    if len(verdicts) != 1 or not is_stated:
+        return None
+    verdict = verdicts.pop()
+    return "A" if verdict == "A" else "B" if verdict == "B" else "tie"
 
 
 def as_question(prompt: Prompt) -> str:
-    """Return a prompt as a judge reads it: the whole dialogue, without the cue that asks for the reply."""
+    """Return a prompt as a judge reads it: the whole dialogue, without the cue for the reply."""
     if not prompt.is_chat:
         return _CUE.sub("", prompt.text()).strip()
     return prompt.text().strip() if len(prompt.turns) == 1 else prompt.dialogue()
@@ -148,14 +169,14 @@ def prompt_names() -> list[str]:
 
 
 def prompt_for(source: str) -> tuple[str, str]:
-    """Return the prompt that a source of data asks for, and why, in a clause.
+    """Return the prompt for a source of data, and why, in a clause.
 
     Args:
         source: One of :data:`meetlm.data.sources.SOURCES`.
     """
     task = SOURCES[source].task
     if task is None:
-        return DEFAULT, f"the default, as the data source {source} does not say what its responses are"
+        return DEFAULT, f"the default, as the data source {source} does not state what its responses are"
     return task, f"for the data source {source}, whose responses are {_RESPONSES[task]}"
 
 
@@ -163,7 +184,7 @@ def load_prompt(name: str) -> JudgePrompt:
     """Return a prompt.
 
     Args:
-        name: Of a prompt of the package, or a file's path.
+        name: Name of a prompt of the package, or the path of a file.
 
     Raises:
         ConfigError: There is no such prompt or file, or it is wrong; names the file, the line and the field.
@@ -171,7 +192,8 @@ def load_prompt(name: str) -> JudgePrompt:
     file = _folder() / f"{name}.yaml" if name in prompt_names() else Path(name)
     if not file.is_file():
         raise ConfigError(
-            f"judge prompt {name!r}: neither a prompt of meetlm nor a file{nearest(name, prompt_names())}"
+            f"--judge.prompt {name}: neither a prompt of meetlm ({', '.join(prompt_names())}) nor a file"
+            f"{nearest(name, prompt_names())}"
         )
     return check(JudgePrompt, *read_yaml(file), what=str(file))
 

@@ -226,7 +226,7 @@ class Consistency:
     Attributes:
         num_calls: Judgements needed, both orders.
         num_unparsable: Answers without a verdict, empty ones too.
-        num_failed: Calls that failed for good.
+        num_failed: Calls that failed after all retries.
         consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
         chance: What an order-blind coin with this judge's verdicts would reach.
         conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.

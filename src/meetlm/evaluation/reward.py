@@ -8,43 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.config.settings import Settings
-from meetlm.controls.kernels.fused_linear import use_fast_products
+from meetlm.controls.linear import use_fast_products
 from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward_input import RECORD, RewardInput, TokenizedRow, choose_form
+from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import num_positions
 
 UNLIMITED = 10**9
 """Tokenizers without a maximum length state a number above this one."""
-
-
-class RewardSettings(Settings):
-    """Which reward model, and what it reads."""
-
-    model: str = Field(description="hub name or folder of a sequence classifier with one label")
-    input: Literal["auto", "pair", "chat", "text"] = Field(
-        "auto",
-        description="pair: question and answer as two sequences; chat: the tokenizer's chat template; text: prompt and "
-        "completion as one text, joined by a space unless the prompt ends in white space; auto: as the checkpoint or "
-        "its tokenizer states. White space around a completion is always removed",
-    )
-    eos: bool = Field(False, description="input text: append the EOS token")
-    max_length: int | None = Field(
-        None, ge=8, description="maximum number of tokens per row; null = the model's maximum"
-    )
-    batch_tokens: int = Field(4096, ge=1, description="maximum number of tokens per forward pass, padding included")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
 
 
 class RewardModel:

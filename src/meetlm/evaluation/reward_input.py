@@ -66,7 +66,7 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
     else:
         raise ConfigError(
             "the input form of the reward model cannot be determined: its tokenizer has neither a chat template nor "
-            "CLS and SEP tokens; set input to pair, chat or text (`meet evaluate`: --reward-set input=text, "
+            "CLS and SEP tokens; set input to pair, chat or text (`meet evaluate`: --reward.input text, "
             "`meet reward`: --input text)"
         )
     if form == "chat" and tokenizer.chat_template is None:

@@ -1,7 +1,6 @@
-"""Log-probs under a reference policy: computed once, before training changes anything, and cached on disk.
+"""Log-probs under a reference: computed once, before anything moves, and kept by a hash of model and data.
 
-The reference is the policy as it is at that time, so no second model is in memory. The cache key is a hash of the
-model and the data.
+No second model is in memory: the reference is the policy itself as it is now.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ def reference_logps(
     *,
     reporter: Reporter = SILENT,
 ) -> Tensor:
-    """Return log p(y|x, level) [S] f64, in nats, of sequences under ``policy`` as it is, cached.
+    """Return log p(y|x, level) [S] f64 of sequences under ``policy`` as it is, from the cache where it is there.
 
     Args:
-        policy: The reference; it is not changed.
-        sequences: Sequences of one completion each.
-        folder: Folder of the cache; by default ``reference`` in :func:`cache_dir`.
-        reporter: Shows the progress.
+        policy: The reference; left as it was.
+        sequences: Of one completion each.
+        folder: The cache; ``reference`` in :func:`cache_dir` by default.
+        reporter: Shows the number of sequences that are scored.
     """
     file = (folder or cache_dir() / "reference") / f"{_key(policy, sequences)}.safetensors"
     if file.is_file():
@@ -48,15 +47,12 @@ def reference_logps(
 
 
 def _key(policy: Policy, sequences: Sequence[Encoded]) -> str:
-    """Return a hash of weights, device (rounding differs), layout and all tokens.
-
-    The control is included only where a token has level weights that are not zero.
-    """
-    uses_control = any(any(span.weights) for sequence in sequences for span in sequence.spans)
+    """Hash of weights, device (rounding differs) and every token; of the control only where a token obeys it."""
+    controlled = any(any(span.weights) for sequence in sequences for span in sequence.spans)
     parts = [sha256_of(policy.lm), policy.device.type, policy.layout]
-    if uses_control:
+    if controlled:
         parts += [sha256_of(policy.control), policy.control.settings.model_dump_json()]
     for sequence in sequences:
         (span,) = sequence.spans
-        parts.append(repr((sequence.ids, span.start, span.weights if uses_control else ())))
+        parts.append(repr((sequence.ids, span.start, span.weights if controlled else ())))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from meetlm.evaluation.cells import SETTINGS
+from meetlm.evaluation.alignment import SETTINGS
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.report.conclusions import (
     JUDGE,

@@ -13,7 +13,7 @@ from meetlm.config.errors import ConfigError, RunError
 from meetlm.data.example import fingerprint
 from meetlm.data.prompts import distinct, read_prompts
 from meetlm.data.settings import DataSettings
-from meetlm.evaluation.answers import Answers, read_answers
+from meetlm.evaluation.completions import SystemCompletions, read_completions
 from meetlm.evaluation.measures import NO_CHOSEN
 from meetlm.evaluation.record import Problem
 from meetlm.generation.sampling import Sampling
@@ -29,7 +29,7 @@ def read_systems(
     held_out: Container[str],
     *,
     data: Sequence[str] = (),
-) -> list[Answers]:
+) -> list[SystemCompletions]:
     """Return the completions of systems.
 
     Args:
@@ -44,12 +44,12 @@ def read_systems(
         RunError: A run has no such completions; the message has the command that writes them.
         DataError: A row to compare cannot be used.
     """
-    systems: list[Answers] = []
+    systems: list[SystemCompletions] = []
     for name, places in named:
         if name in [answers.system.name for answers in systems]:
             raise ConfigError(f"two systems are called {name!r}: name them, as in NAME={places[0]}")
         files_by_place = [_files(place, level, sampling, held_out, data) for place in places]
-        answers = read_answers(name, [files for files, _ in files_by_place])
+        answers = read_completions(name, [files for files, _ in files_by_place])
         _check_stated(answers, level, sampling)
         unreadable = [file for _, files in files_by_place for file in files]
         if unreadable:
@@ -124,7 +124,7 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     )
 
 
-def _check_stated(answers: Answers, level: Level | None, sampling: Sampling) -> None:
+def _check_stated(answers: SystemCompletions, level: Level | None, sampling: Sampling) -> None:
     """Refuse completions that state other sampling than ``sampling``; report another level.
 
     Raises:
@@ -174,7 +174,7 @@ def _files(
         stated = first_row.get("sampling") or {}
         is_wanted = all(stated.get(name) == value for name, value in wanted.items())
         if is_wanted and level in (None, first_row.get("level")):
-            by_cell = read_answers(place.name, [[file]]).by_cell
+            by_cell = read_completions(place.name, [[file]]).by_cell
             if any(prompt in held_out for prompt, _ in by_cell):
                 levels[file] = first_row.get("level")
     if not levels:

@@ -10,14 +10,10 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
 from meetlm.data.settings import DataSettings
 from meetlm.diagnostics.locate import held_out_settings
-from meetlm.evaluation.callables import load_scorer
-from meetlm.evaluation.cells import line_up
-from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators
-from meetlm.evaluation.evaluate import evaluate as compare
-from meetlm.evaluation.judge import JudgeSettings
-from meetlm.evaluation.judge_prompts import prompt_for
+from meetlm.evaluation.alignment import align_completions
+from meetlm.evaluation.evaluate import Evaluators, evaluate_completions
 from meetlm.evaluation.record import Evaluation
-from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
 from meetlm.generation.sampling import Sampling
 from meetlm.report.write import write_report
 from meetlm.run.compared import chosen_replies, data_of, named_places, read_systems
@@ -79,7 +75,7 @@ def evaluate(
         data_settings,
         level=level,
         sampling=check(Sampling, sampled, {}, "evaluate"),
-        evaluators=_evaluators(reward, judge, scorers, data_settings.source),
+        evaluators=_evaluators(reward, judge, scorers, data_settings.source, Path(out)),
         settings=check(EvaluationSettings, dict(settings or {}), {}, "settings"),
         only_common=only_common,
         out=Path(out),
@@ -117,26 +113,26 @@ def evaluate_systems(
         reporter: Shows messages and progress.
     """
     held_out = chosen_replies(data)
-    answers = read_systems(systems, level, sampling, held_out.chosen, data=data_args)
-    cells = line_up(answers, held_out.chosen, common=only_common)
-    cells.problems.extend(held_out.problems)
-    with reporter.progress("judge", unit="call") as progress:
-        evaluation = compare(
-            [system.system for system in answers],
-            cells,
-            baseline,
-            settings,
-            evaluators,
-            out,
-            more={
-                "protocol": {"level": level, **sampling.model_dump()},
-                "common": only_common,
-                "data": data.model_dump(mode="json"),
-                "data_sha256": held_out.sha256,
-            },
-            on_judged=progress.advance,
-            reporter=reporter,
-        )
+    completions = align_completions(
+        read_systems(systems, level, sampling, held_out.chosen, data=data_args),
+        held_out.chosen,
+        only_common=only_common,
+    )
+    completions.problems.extend(held_out.problems)
+    evaluation = evaluate_completions(
+        completions,
+        baseline,
+        settings,
+        evaluators,
+        out,
+        recorded={
+            "protocol": {"level": level, **sampling.model_dump()},
+            "common": only_common,
+            "data": data.model_dump(mode="json"),
+            "data_sha256": held_out.sha256,
+        },
+        reporter=reporter,
+    )
     evaluation.save(out / "evaluation.json")
     for file in write_report(evaluation, out):
         reporter.message(f"report: {file}")
@@ -159,14 +155,18 @@ def _data(data: str | Path | Mapping[str, Any] | None) -> DataSettings | None:
 
 
 def _evaluators(
-    reward: str | Path | Mapping[str, Any] | None, judge: Mapping[str, Any] | None, scorers: Sequence[str], source: str
+    reward: str | Path | Mapping[str, Any] | None,
+    judge: Mapping[str, Any] | None,
+    scorers: Sequence[str],
+    source: str,
+    folder: Path,
 ) -> Evaluators:
-    reward_model = None
-    if reward is not None:
-        raw = dict(reward) if isinstance(reward, Mapping) else {"model": str(reward)}
-        reward_model = RewardModel.load(check(RewardSettings, raw, {}, "reward"))
-    prompt, reason = prompt_for(source)
-    judge_settings = None if judge is None else check(JudgeSettings, {"prompt": prompt, **judge}, {}, "judge")
-    if judge is not None and "prompt" in judge:
-        reason = "set by the caller"
-    return Evaluators(reward_model, judge_settings, [load_scorer(name) for name in scorers], reason)
+    if isinstance(reward, str | Path):
+        reward = {"model": str(reward)}
+    return Evaluators.load(
+        reward=None if reward is None else check(RewardSettings, dict(reward), {}, "reward"),
+        judge=None if judge is None else check(JudgeSettings, dict(judge), {}, "judge"),
+        scorers=scorers,
+        source=source,
+        folder=folder,
+    )

@@ -34,8 +34,9 @@ from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.preference import share_of_pairs, wins
-from meetlm.evaluation.reward import RewardModel, RewardSettings
+from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form
+from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 
 RESULT = "reward.json"

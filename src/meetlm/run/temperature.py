@@ -12,10 +12,11 @@ from pathlib import Path
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
-from meetlm.evaluation.answers import Answers, read_answers
-from meetlm.evaluation.cells import line_up
-from meetlm.evaluation.evaluate import EvaluationSettings, Evaluators, evaluate
+from meetlm.evaluation.alignment import align_completions
+from meetlm.evaluation.completions import SystemCompletions, read_completions
+from meetlm.evaluation.evaluate import Evaluators, evaluate_completions
 from meetlm.evaluation.record import Evaluation
+from meetlm.evaluation.settings import EvaluationSettings
 from meetlm.generation.sampling import Sampling
 from meetlm.report.write import folder_of
 from meetlm.run.compared import chosen_replies
@@ -74,15 +75,15 @@ def sweep_temperature(
     points = []
     for temperature in temperatures:
         sampling = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
-        answers = {
+        completions = {
             name: _completions(name, run, level, sampling, seed, limit, batch_size, reporter)
             for name, run in runs.items()
         }
         for baseline in baselines:
-            compared = [answers[name] for name in (*others, baseline)]
-            cells = line_up(compared, held_out.chosen, common=only_common)
-            cells.problems.extend(held_out.problems)
-            more = {
+            compared = [completions[name] for name in (*others, baseline)]
+            paired = align_completions(compared, held_out.chosen, only_common=only_common)
+            paired.problems.extend(held_out.problems)
+            recorded = {
                 "temperature": temperature,
                 "sampling": sampling.model_dump(),
                 "level": level,
@@ -92,8 +93,9 @@ def sweep_temperature(
                 "data": data.model_dump(mode="json"),
                 "data_sha256": held_out.sha256,
             }
-            systems = [each.system for each in compared]
-            evaluation = evaluate(systems, cells, baseline, settings, evaluators, folder, more=more, reporter=reporter)
+            evaluation = evaluate_completions(
+                paired, baseline, settings, evaluators, folder, recorded=recorded, reporter=reporter
+            )
             evaluation.save(folder / folder_of(temperature, evaluation) / "evaluation.json")
             points.append((temperature, evaluation))
     return points
@@ -108,7 +110,7 @@ def _completions(
     limit: int | None,
     batch_size: int,
     reporter: Reporter,
-) -> Answers:
+) -> SystemCompletions:
     """Return the completions of a run, generated first if they are missing."""
     meet = read_meet(run, weights=False)
     level = resolve_level(meet.levels, meet.default_level if level is None else level)
@@ -116,4 +118,4 @@ def _completions(
     if not file.is_file():
         reporter.message(f"{name} at temperature {sampling.temperature:g}: generating completions")
         write_completions(run, None, level, sampling, seed=seed, limit=limit, batch_size=batch_size, reporter=reporter)
-    return read_answers(name, [[file]])
+    return read_completions(name, [[file]])

@@ -11,9 +11,9 @@ import pytest
 
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.example import Prompt
-from meetlm.evaluation.answers import Answers, read_answers
-from meetlm.evaluation.cells import line_up
-from meetlm.evaluation.protocol import sampled
+from meetlm.evaluation.alignment import align_completions
+from meetlm.evaluation.completions import SystemCompletions, read_completions
+from meetlm.evaluation.protocol import choose_prompts
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 128, "stop": []}
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -24,9 +24,9 @@ def written(path: Path, rows: Sequence[Mapping[str, Any]], **stated: Any) -> Pat
     return path
 
 
-def answers_of(name: str, prompts: Sequence[Any], folder: Path, **stated: Any) -> Answers:
+def completions_of(name: str, prompts: Sequence[Any], folder: Path, **stated: Any) -> SystemCompletions:
     rows = [{"prompt": prompt, "completion": f"{name} says {number}"} for number, prompt in enumerate(prompts)]
-    return read_answers(name, [[written(folder / f"{name}.jsonl", rows, **{"sampling": SAMPLING, **stated})]])
+    return read_completions(name, [[written(folder / f"{name}.jsonl", rows, **{"sampling": SAMPLING, **stated})]])
 
 
 def held_out(*prompts: str) -> dict[str, str | None]:
@@ -35,11 +35,11 @@ def held_out(*prompts: str) -> dict[str, str | None]:
 
 def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": CHAT, "completion": "d"}])
-    answers = read_answers("a", [[file]])
-    assert (answers.system.run, answers.system.level, answers.system.sampling) == (None, None, None)
-    assert [one.completion for one in answers.by_cell.values()] == ["c", "d"]
-    assert answers.seeds == [0]
-    assert not answers.problems
+    completions = read_completions("a", [[file]])
+    assert (completions.system.run, completions.system.level, completions.system.sampling) == (None, None, None)
+    assert [one.text for one in completions.by_cell.values()] == ["c", "d"]
+    assert completions.seeds == [0]
+    assert not completions.problems
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_used(row: dict[str, Any], said: str, tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "c"}, row])
     with pytest.raises(DataError, match=said):
-        read_answers("a", [[file]])
+        read_completions("a", [[file]])
 
 
 def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
@@ -71,16 +71,16 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
         {"prompt": "q", "completion": " "},
         {"prompt": "p", "completion": "two"},
     ]
-    answers = read_answers("a", [[written(tmp_path / "a.jsonl", rows)]])
-    assert answers.by_cell[Prompt("p").id, 0].completion == "one"
-    again, empty = answers.problems
+    completions = read_completions("a", [[written(tmp_path / "a.jsonl", rows)]])
+    assert completions.by_cell[Prompt("p").id, 0].text == "one"
+    again, empty = completions.problems
     assert (again.count, again.examples) == (1, [f"{tmp_path / 'a.jsonl'}:3"])
     assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
 
 
 def test_every_row_of_a_problem_is_kept_and_five_are_shown(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{number}", "completion": ""} for number in range(7)]
-    (empty,) = read_answers("a", [[written(tmp_path / "a.jsonl", rows)]]).problems
+    (empty,) = read_completions("a", [[written(tmp_path / "a.jsonl", rows)]]).problems
     assert empty.examples == [f"{tmp_path / 'a.jsonl'}:{line}" for line in range(1, 8)] and empty.count == 7
     assert empty.shown == ", ".join([*empty.examples[:5], "…"])
 
@@ -89,13 +89,13 @@ def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
     places = [
         [written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}])] for n in range(3)
     ]
-    answers = read_answers("a", places)
-    assert {seed: one.completion for (_, seed), one in answers.by_cell.items()} == {0: "c0", 1: "c1", 2: "c2"}
-    assert answers.system.run == "r0, r1, r2"
+    completions = read_completions("a", places)
+    assert {seed: one.text for (_, seed), one in completions.by_cell.items()} == {0: "c0", 1: "c1", 2: "c2"}
+    assert completions.system.run == "r0, r1, r2"
     seeded = [
         [written(tmp_path / f"s{n}.jsonl", [{"prompt": "p", "completion": "c", "seed": n + 7}])] for n in range(2)
     ]
-    assert read_answers("a", seeded).seeds == [7, 8]
+    assert read_completions("a", seeded).seeds == [7, 8]
 
 
 def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None
         ]
         for n in range(2)
     ]
-    answers = read_answers("a", places)
-    assert answers.seeds == [0, 1, 2, 3] and len(answers.by_cell) == 12 and not answers.problems
-    assert [answers.by_cell[Prompt("x").id, place].completion for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
+    completions = read_completions("a", places)
+    assert completions.seeds == [0, 1, 2, 3] and len(completions.by_cell) == 12 and not completions.problems
+    assert [completions.by_cell[Prompt("x").id, place].text for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
 
 
 def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
@@ -121,131 +121,131 @@ def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
         )
         for name, of in (("first", "xw"), ("all", "xyzw"), ("other", "xv"))
     )
-    answers = read_answers("a", [[first, everything, other]])
-    assert sorted(one.completion for one in answers.by_cell.values()) == ["cv", "cx", "cy", "cz", "firstw"]
-    assert [(one.count, one.examples) for one in answers.problems] == [(1, [f"{everything}:4"])]
+    completions = read_completions("a", [[first, everything, other]])
+    assert sorted(one.text for one in completions.by_cell.values()) == ["cv", "cx", "cy", "cz", "firstw"]
+    assert [(one.count, one.examples) for one in completions.problems] == [(1, [f"{everything}:4"])]
 
 
-def seeded(name: str, seeds: Sequence[int], folder: Path) -> Answers:
+def seeded(name: str, seeds: Sequence[int], folder: Path) -> SystemCompletions:
     rows = [{"prompt": p, "completion": f"{name}{p}{seed}", "seed": seed} for seed in seeds for p in "xy"]
-    return read_answers(name, [[written(folder / f"{name}.jsonl", rows, sampling=SAMPLING)]])
+    return read_completions(name, [[written(folder / f"{name}.jsonl", rows, sampling=SAMPLING)]])
 
 
 def test_other_seeds_are_paired_in_their_order(tmp_path: Path) -> None:
-    cells = line_up([seeded("a", [0, 1], tmp_path), seeded("b", [5, 3], tmp_path)], held_out("x", "y"))
-    assert cells.cells == [(0, 0), (0, 1), (1, 0), (1, 1)] and not cells.problems
-    assert [one.completion for one in cells.answers["a"]] == ["ax0", "ax1", "ay0", "ay1"]
-    assert [one.completion for one in cells.answers["b"]] == ["bx3", "bx5", "by3", "by5"]
+    paired = align_completions([seeded("a", [0, 1], tmp_path), seeded("b", [5, 3], tmp_path)], held_out("x", "y"))
+    assert paired.cells == [(0, 0), (0, 1), (1, 0), (1, 1)] and not paired.problems
+    assert [one.text for one in paired.completions["a"]] == ["ax0", "ax1", "ay0", "ay1"]
+    assert [one.text for one in paired.completions["b"]] == ["bx3", "bx5", "by3", "by5"]
 
 
 def test_one_replicate_is_compared_with_each(tmp_path: Path) -> None:
-    cells = line_up([seeded("a", [4], tmp_path), seeded("b", [0, 1, 2], tmp_path)], held_out("x", "y"))
-    assert [one.completion for one in cells.answers["a"]] == ["ax4"] * 3 + ["ay4"] * 3
-    assert [one.completion for one in cells.answers["b"]] == ["bx0", "bx1", "bx2", "by0", "by1", "by2"]
+    paired = align_completions([seeded("a", [4], tmp_path), seeded("b", [0, 1, 2], tmp_path)], held_out("x", "y"))
+    assert [one.text for one in paired.completions["a"]] == ["ax4"] * 3 + ["ay4"] * 3
+    assert [one.text for one in paired.completions["b"]] == ["bx0", "bx1", "bx2", "by0", "by1", "by2"]
 
 
 def test_two_seeds_and_three_are_refused(tmp_path: Path) -> None:
     systems = [seeded("a", [0, 1], tmp_path), seeded("b", [0, 1, 2], tmp_path)]
     with pytest.raises(ConfigError, match="a lacks 2, such as"):
-        line_up(systems, held_out("x", "y"))
-    assert len(line_up(systems, held_out("x", "y"), common=True).cells) == 4
+        align_completions(systems, held_out("x", "y"))
+    assert len(align_completions(systems, held_out("x", "y"), only_common=True).cells) == 4
 
 
-def test_cells_are_in_the_order_of_the_data(tmp_path: Path) -> None:
-    systems = [answers_of("a", ["x", "y", "z"], tmp_path), answers_of("b", ["z", "x", "y"], tmp_path)]
-    cells = line_up(systems, held_out("z", "y", "x"))
-    assert [row.prompt for row in cells.prompts] == ["z", "y", "x"]
-    assert [row.chosen for row in cells.prompts] == ["chosen of z", "chosen of y", "chosen of x"]
-    assert cells.cells == [(0, 0), (1, 0), (2, 0)] and cells.clusters == [0, 1, 2]
-    assert [one.completion for one in cells.answers["b"]] == ["b says 0", "b says 2", "b says 1"]
-    assert not cells.problems
+def test_alignment_are_in_the_order_of_the_data(tmp_path: Path) -> None:
+    systems = [completions_of("a", ["x", "y", "z"], tmp_path), completions_of("b", ["z", "x", "y"], tmp_path)]
+    paired = align_completions(systems, held_out("z", "y", "x"))
+    assert [row.prompt for row in paired.prompts] == ["z", "y", "x"]
+    assert [row.chosen for row in paired.prompts] == ["chosen of z", "chosen of y", "chosen of x"]
+    assert paired.cells == [(0, 0), (1, 0), (2, 0)] and paired.clusters == [0, 1, 2]
+    assert [one.text for one in paired.completions["b"]] == ["b says 0", "b says 2", "b says 1"]
+    assert not paired.problems
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
-    systems = [answers_of("a", ["x", "y"], tmp_path), answers_of("b", ["x", "z", "w"], tmp_path)]
-    with pytest.raises(ConfigError, match=r"different prompts.*4 in all.*a lacks 2, such as .*b.jsonl.*b lacks 1"):
-        line_up(systems, held_out("x", "y", "z", "w"))
-    cells = line_up(systems, held_out("x", "y", "z", "w", "v"), common=True)
-    assert [row.prompt for row in cells.prompts] == ["x"]
-    assert sorted(problem.count for problem in cells.problems if "left out for all" in problem.what) == [1, 2]
-    assert any("no system has" in problem.what and problem.count == 1 for problem in cells.problems)
+    systems = [completions_of("a", ["x", "y"], tmp_path), completions_of("b", ["x", "z", "w"], tmp_path)]
+    with pytest.raises(ConfigError, match=r"different prompts.*a lacks 2, such as .*b.jsonl.*b lacks 1"):
+        align_completions(systems, held_out("x", "y", "z", "w"))
+    paired = align_completions(systems, held_out("x", "y", "z", "w", "v"), only_common=True)
+    assert [row.prompt for row in paired.prompts] == ["x"]
+    assert sorted(problem.count for problem in paired.problems if "left out for all" in problem.what) == [1, 2]
+    assert any("no system has" in problem.what and problem.count == 1 for problem in paired.problems)
 
 
 def test_prompts_that_are_not_held_out(tmp_path: Path) -> None:
-    systems = [answers_of("a", ["x", "y"], tmp_path)]
-    cells = line_up(systems, held_out("x"))
-    assert [(problem.count, problem.examples) for problem in cells.problems] == [(1, [f"{tmp_path / 'a.jsonl'}:2"])]
+    systems = [completions_of("a", ["x", "y"], tmp_path)]
+    paired = align_completions(systems, held_out("x"))
+    assert [(problem.count, problem.examples) for problem in paired.problems] == [(1, [f"{tmp_path / 'a.jsonl'}:2"])]
     with pytest.raises(ConfigError, match="none of the 2 prompts"):
-        line_up(systems, held_out("v"))
+        align_completions(systems, held_out("v"))
 
 
 def test_other_prompts_of_a_file_make_systems_no_different(tmp_path: Path) -> None:
     """A file of more than the held-out prompts is compared over these, and the rest is counted."""
-    systems = [answers_of("a", ["x", "y"], tmp_path), answers_of("b", ["w", "y", "x", "v"], tmp_path)]
-    cells = line_up(systems, held_out("x", "y"))
-    assert [row.prompt for row in cells.prompts] == ["x", "y"]
-    assert [one.completion for one in cells.answers["b"]] == ["b says 2", "b says 1"]
-    (left,) = cells.problems
+    systems = [completions_of("a", ["x", "y"], tmp_path), completions_of("b", ["w", "y", "x", "v"], tmp_path)]
+    paired = align_completions(systems, held_out("x", "y"))
+    assert [row.prompt for row in paired.prompts] == ["x", "y"]
+    assert [one.text for one in paired.completions["b"]] == ["b says 2", "b says 1"]
+    (left,) = paired.problems
     assert (left.count, sorted(left.examples)) == (2, [f"{tmp_path / 'b.jsonl'}:{line}" for line in (1, 4)])
     with pytest.raises(ConfigError, match="a lacks 1, such as .*b.jsonl:1"):
-        line_up(systems, held_out("x", "y", "w"))
+        align_completions(systems, held_out("x", "y", "w"))
 
 
 def test_seeds_of_prompts_that_are_not_held_out_do_not_count(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "completion": "c", "seed": 3}, {"prompt": "other", "completion": "c", "seed": 8}]
     systems = [
-        read_answers("a", [[written(tmp_path / "a.jsonl", rows, sampling=SAMPLING)]]),
-        answers_of("b", ["x"], tmp_path),
+        read_completions("a", [[written(tmp_path / "a.jsonl", rows, sampling=SAMPLING)]]),
+        completions_of("b", ["x"], tmp_path),
     ]
-    assert len(line_up(systems, held_out("x")).cells) == 1
+    assert len(align_completions(systems, held_out("x")).cells) == 1
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "max_new_tokens", "stop"])
 def test_other_sampling_is_refused(name: str, tmp_path: Path) -> None:
     other = {**SAMPLING, name: ["\n"] if name == "stop" else 0.5}
-    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["x"], tmp_path, sampling=other)]
+    systems = [completions_of("a", ["x"], tmp_path), completions_of("b", ["x"], tmp_path, sampling=other)]
     with pytest.raises(ConfigError, match=f"a was sampled with {name} .* and b with"):
-        line_up(systems, held_out("x"))
+        align_completions(systems, held_out("x"))
 
 
 def test_unstated_sampling_is_accepted_and_marked(tmp_path: Path) -> None:
     systems = [
-        answers_of("a", ["x"], tmp_path, level="good"),
-        answers_of("b", ["x"], tmp_path, sampling=None),
-        answers_of("c", ["x"], tmp_path, level={"good": 1.5}),
+        completions_of("a", ["x"], tmp_path, level="good"),
+        completions_of("b", ["x"], tmp_path, sampling=None),
+        completions_of("c", ["x"], tmp_path, level={"good": 1.5}),
     ]
-    cells = line_up(systems, held_out("x"))
-    assert [problem.what.split(":")[0] for problem in cells.problems] == ["b"]
-    assert "temperature" in cells.problems[0].what
+    paired = align_completions(systems, held_out("x"))
+    assert [problem.what.split(":")[0] for problem in paired.problems] == ["b"]
+    assert "temperature" in paired.problems[0].what
 
 
 def test_sampling_is_compared_between_all_that_state_it(tmp_path: Path) -> None:
     systems = [
-        answers_of("a", ["x"], tmp_path),
-        answers_of("b", ["x"], tmp_path, sampling={"top_p": 1}),
-        answers_of("c", ["x"], tmp_path, sampling={**SAMPLING, "temperature": 1.0}),
+        completions_of("a", ["x"], tmp_path),
+        completions_of("b", ["x"], tmp_path, sampling={"top_p": 1}),
+        completions_of("c", ["x"], tmp_path, sampling={**SAMPLING, "temperature": 1.0}),
     ]
     with pytest.raises(ConfigError, match="a was sampled with temperature 0.0 and c with 1.0"):
-        line_up(systems, held_out("x"))
+        align_completions(systems, held_out("x"))
 
 
 def test_the_same_sampling_may_be_written_otherwise(tmp_path: Path) -> None:
     other = {"temperature": 0, "top_p": 1, "max_new_tokens": 128, "stop": None, "beams": 1}
-    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["x"], tmp_path, sampling=other)]
-    assert not line_up(systems, held_out("x")).problems
+    systems = [completions_of("a", ["x"], tmp_path), completions_of("b", ["x"], tmp_path, sampling=other)]
+    assert not align_completions(systems, held_out("x")).problems
 
 
 def test_no_prompt_in_common(tmp_path: Path) -> None:
-    systems = [answers_of("a", ["x"], tmp_path), answers_of("b", ["y"], tmp_path)]
+    systems = [completions_of("a", ["x"], tmp_path), completions_of("b", ["y"], tmp_path)]
     with pytest.raises(ConfigError, match="no prompt for which all systems"):
-        line_up(systems, held_out("x", "y"), common=True)
+        align_completions(systems, held_out("x", "y"), only_common=True)
 
 
 def test_the_judges_prompts_stay_when_others_come_or_go() -> None:
     ids = [f"prompt {number}" for number in range(300)]
-    chosen = sampled(ids, 128, seed=0)
+    chosen = choose_prompts(ids, 128, seed=0)
     assert len(set(chosen)) == 128
-    assert sampled(reversed(ids), 128, seed=0) == chosen
-    assert len(set(chosen) & set(sampled([*ids, "one more"], 128, seed=0))) >= 127
-    assert set(sampled(ids, 128, seed=1)) != set(chosen)
-    assert sorted(sampled(ids[:5], 128, seed=0)) == ids[:5]
+    assert choose_prompts(reversed(ids), 128, seed=0) == chosen
+    assert len(set(chosen) & set(choose_prompts([*ids, "one more"], 128, seed=0))) >= 127
+    assert set(choose_prompts(ids, 128, seed=1)) != set(chosen)
+    assert sorted(choose_prompts(ids[:5], 128, seed=0)) == ids[:5]

@@ -1,0 +1,88 @@
+"""Settings of an evaluation and its evaluators."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from meetlm.config.settings import Settings
+from meetlm.evaluation.outcomes import PAPER_BAND
+
+_RESERVED = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
+
+
+class EvaluationSettings(Settings):
+    """How outcomes and intervals are computed."""
+
+    band: tuple[float, float] = Field(PAPER_BAND, description="rewards tie where σ(r₁ - r₂) is inside (section 4.3)")
+    stemmer: bool = Field(False, description="stem words for ROUGE")
+    resamples: int = Field(2000, ge=100, description="number of bootstrap resamples of prompts")
+    seed: int = Field(0, ge=0, description="seed of the resamples")
+
+
+class RewardSettings(Settings):
+    """Which reward model, and what it reads."""
+
+    model: str = Field(description="hub name or folder of a sequence classifier with one label")
+    input: Literal["auto", "pair", "chat", "text"] = Field(
+        "auto",
+        description="pair: question and answer as two sequences; chat: the tokenizer's chat template; text: prompt and "
+        "completion as one text, joined by a space unless the prompt ends in white space; auto: as the checkpoint or "
+        "its tokenizer states. White space around a completion is always removed",
+    )
+    eos: bool = Field(False, description="input text: append the EOS token")
+    max_length: int | None = Field(
+        None, ge=8, description="maximum number of tokens per row; null = the model's maximum"
+    )
+    batch_tokens: int = Field(4096, ge=1, description="maximum number of tokens per forward pass, padding included")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+
+
+class Prices(Settings):
+    """Prices of an endpoint, per million tokens, in any currency."""
+
+    prompt: float = Field(ge=0, description="per million prompt tokens")
+    completion: float = Field(ge=0, description="per million completion tokens")
+
+
+class JudgeSettings(Settings):
+    """An LLM judge: an OpenAI-compatible endpoint, and what it is asked."""
+
+    model: str = Field(min_length=1, description="name of the judge model at the endpoint")
+    base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint, usually ending in /v1")
+    key_env: str | None = Field("OPENAI_API_KEY", description="environment variable with the key; null = no key")
+    prompt: str | None = Field(
+        None,
+        description="judge prompt: summary, dialogue, letter or a YAML file; null = summary for summarize data, else "
+        "dialogue",
+    )
+    num_prompts: int = Field(128, ge=1, description="number of held-out prompts to judge (section 4.3)")
+    seed: int = Field(0, ge=0, description="seed that chooses these prompts")
+    temperature: float | None = Field(0.0, ge=0, description="sampling temperature; null = the endpoint's default")
+    max_tokens: int | None = Field(
+        1024, ge=1, description="maximum number of tokens per response; null = the endpoint's default"
+    )
+    extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request, as {seed: 1}")
+    concurrency: int = Field(8, ge=1, description="number of calls at the same time")
+    timeout: float = Field(120.0, gt=0, description="seconds until a call counts as failed")
+    retries: int = Field(5, ge=0, description="retries after a rate limit, time-out, lost connection or server error")
+    ask_again: bool = Field(False, description="repeat calls whose stored response has no verdict")
+    prices: Prices | None = Field(
+        None, description="prices per million tokens, as {prompt: 2.5, completion: 10}; null = cost unknown"
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError(f"expected a URL that begins with http:// or https://, got {value!r}")
+        return value.rstrip("/")
+
+    @field_validator("extra")
+    @classmethod
+    def _has_no_reserved_field(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(_RESERVED & set(value)):
+            is_setting = name in cls.model_fields
+            raise ValueError(f"{name!r} is not allowed here" + (f"; set judge.{name}" if is_setting else ""))
+        return value
