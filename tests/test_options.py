@@ -76,5 +76,5 @@ def test_a_mistyped_run_is_named(tmp_path: Path) -> None:
     file.write_text('{"prompt": "p", "completion": "c"}\n')
     words = ["evaluate", str(file), "--baseline", "a"]
     assert f"{nowhere} is neither a run's folder nor a file" in refused([*words, str(nowhere)])
-    assert f"{folder} is a folder and no run" in refused([*words, str(folder)])
-    assert "none of the systems is a run" in refused(words)
+    assert f"{folder} is a folder, but not a run" in refused([*words, str(folder)])
+    assert "no system is a run" in refused(words)

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Robe
 from meetlm.cli.reward import reward
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.example import Prompt, Turn, as_reply
+from meetlm.data.hh import to_turns
 from meetlm.evaluation.reward import RewardModel, batches_by_length
 from meetlm.evaluation.reward_input import (
     RECORD,
@@ -25,7 +26,6 @@ from meetlm.evaluation.reward_input import (
     choose_form,
     join_text,
     question_of,
-    turns_of,
 )
 from meetlm.evaluation.settings import RewardSettings
 from reward_models import KINDS, SMALL, TOLERANCE, bert, deberta, folder_of, llama, load
@@ -72,7 +72,7 @@ def by_pipeline(
         return [result["score"] for result in judge(inputs, batch_size=batch)]
     if form == "text":
         return [result["score"] for result in judge([p.text() + c for p, c in both], batch_size=batch)]
-    chats = [[turn.to_message() for turn in (*turns_of(p), as_reply(c.strip()))] for p, c in both]
+    chats = [[turn.to_message() for turn in (*to_turns(p), as_reply(c.strip()))] for p, c in both]
     texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in chats]
     return [result["score"] for result in judge(texts, batch_size=batch, add_special_tokens=False)]
 
@@ -200,9 +200,9 @@ def test_what_each_form_reads() -> None:
     text = "\n\nHuman: How are you?\n\nAssistant: Well.\n\nHuman: And rice?\n\nAssistant:"
     hh, turns = Prompt(text), [Turn("user", "How are you?"), as_reply("Well."), Turn("user", "And rice?")]
     chat = Prompt(tuple(turns))
-    assert turns_of(hh) == turns and turns_of(chat) == turns
-    assert turns_of(Prompt(" a post\n\nTL;DR:")) == [Turn("user", "a post\n\nTL;DR:")]
-    assert turns_of(Prompt("Be kind." + text))[0] == Turn("system", "Be kind.")
+    assert list(to_turns(hh)) == list(to_turns(chat)) == turns
+    assert to_turns(Prompt(" a post\n\nTL;DR:")) == (Turn("user", "a post\n\nTL;DR:"),)
+    assert to_turns(Prompt("Be kind." + text))[0] == Turn("system", "Be kind.")
     assert question_of(hh) == question_of(chat) == text.strip()
     assert question_of(Prompt((Turn("user", " rice? "),))) == "rice?"
 

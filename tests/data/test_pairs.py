@@ -124,15 +124,11 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         ),
         (
             {"chosen": {"role": "user"}, "rejected": "c"},
-            "field 'chosen': is an object; expected text, or a list of messages with role and content",
+            "field 'chosen[0].content': is missing; expected a string; fields of this row: role",
         ),
         (
             {"chosen": "b", "rejected": [reply("c")]},
             "field 'rejected': is a conversation; expected text, as in 'chosen'",
-        ),
-        (
-            {"prompt": [user("a")], "chosen": "b", "rejected": "c"},
-            "field 'prompt': is a conversation; expected text, as 'chosen' and 'rejected' are",
         ),
         ({"chosen": [], "rejected": []}, "field 'chosen': is an empty list; expected at least one message"),
         (

@@ -74,11 +74,6 @@ class TestFiles:
         [(fields, _)] = rows(write(tmp_path / "a.csv", "prompt\n" + "x" * 200_000 + "\n"))
         assert len(fields["prompt"]) == 200_000
 
-    def test_csv_conversations_are_json_and_other_brackets_are_text(self, tmp_path: Path) -> None:
-        turn = '[{""role"": ""user"", ""content"": ""hi""}]'
-        [(fields, _)] = rows(write(tmp_path / "a.csv", f'chosen,rejected\n"{turn}","[{{""a"": 1}}]"\n'))
-        assert fields == {"chosen": [{"role": "user", "content": "hi"}], "rejected": '[{"a": 1}]'}
-
     def test_parquet_with_nested_columns(self, tmp_path: Path) -> None:
         data = [
             {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}]},
@@ -92,7 +87,7 @@ class TestBadFiles:
     def test_bad_json(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.jsonl", LINE + '\n{"prompt": "x",}\n')
         assert message(file).startswith(f"{file}:2: bad JSON at column 16: ")
-        assert message(file).endswith("expected one object a line, or a list of objects")
+        assert message(file).endswith("expected one object per line, or a list of objects")
 
     def test_bad_json_in_a_list_names_the_line_of_the_file(self, tmp_path: Path) -> None:
         assert "a.json:3: bad JSON" in message(write(tmp_path / "a.json", '[\n{"a": 1},\n{"a" 1}]'))
@@ -110,10 +105,9 @@ class TestBadFiles:
         line = 3 if name == "a.json" else 2
         assert message(file) == f"{file}:{line}: invalid UTF-8: byte 0xff; expected UTF-8 text"
 
-    def test_truncated_and_false_gzip(self, tmp_path: Path) -> None:
+    def test_truncated_gzip(self, tmp_path: Path) -> None:
         whole = gzip.compress((LINE + "\n").encode() * 9)
         assert "cut.jsonl.gz:10: broken gzip data" in message(write(tmp_path / "cut.jsonl.gz", whole[:-9]))
-        assert "plain.jsonl.gz:1: broken gzip data" in message(write(tmp_path / "plain.jsonl.gz", LINE))
 
     def test_csv_with_too_many_cells(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", "prompt,chosen\na,b\na,b,c\n")
@@ -121,11 +115,6 @@ class TestBadFiles:
 
     def test_csv_with_an_open_quote(self, tmp_path: Path) -> None:
         assert "a.csv:2: bad CSV" in message(write(tmp_path / "a.csv", 'prompt\n"a\nb\n'))
-
-    def test_csv_conversation_written_by_python(self, tmp_path: Path) -> None:
-        file = write(tmp_path / "a.csv", "chosen\n\"[{'role': 'user', 'content': 'x'}]\"\n")
-        assert f"{file}:2: field 'chosen': bad JSON" in message(file)
-        assert "json.dumps" in message(file)
 
     def test_false_parquet(self, tmp_path: Path) -> None:
         assert "a.parquet: cannot be read as Parquet" in message(write(tmp_path / "a.parquet", "no"))
@@ -136,7 +125,7 @@ class TestBadFiles:
         assert message(file) == f"{file}: holds no rows; expected at least one"
 
     def test_unknown_ending_and_missing_file(self, tmp_path: Path) -> None:
-        known = "one of .jsonl, .jsonl.gz, .json, .csv, .parquet"
+        known = "one of .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet"
         assert message(tmp_path / "a.txt") == f"{tmp_path}/a.txt: unknown kind of file; expected {known}"
         assert f"a.jsonl: no such file (looked for {tmp_path}/a.jsonl)" in message(tmp_path / "a.jsonl")
 
@@ -225,7 +214,7 @@ class TestPlaces:
         (tmp_path / "set").mkdir()
         with pytest.raises(DataError) as caught:
             self.read(path=str(tmp_path / "set"))
-        assert f"{tmp_path}/set/train{{.jsonl,.jsonl.gz,.json,.csv,.parquet}}" in str(caught.value)
+        assert f"{tmp_path}/set/train{{.jsonl,.jsonl.gz,.json,.json.gz,.csv,.csv.gz,.parquet}}" in str(caught.value)
 
     @pytest.mark.usefixtures("caches")
     def test_a_hub_out_of_reach(self) -> None:

@@ -166,7 +166,7 @@ def _recipe(names: Sequence[str]) -> str | None:
 def _guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     """Return the format of the training data, and by what the first row decided it without ``data.source``."""
     from meetlm.config.yaml_files import check
-    from meetlm.data.rows import find_rows
+    from meetlm.data.places import find_rows
     from meetlm.diagnostics.locate import guess_source
 
     raw, places = parse_settings(HeldOutData, [o for o in overrides if o.key.startswith("data.")])

@@ -148,7 +148,7 @@ def score(
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
     from meetlm.config.files import write_atomic
-    from meetlm.data.pairs import read_prompt
+    from meetlm.data.messages import read_prompt
     from meetlm.data.rows import read_file
     from meetlm.evaluation.reward import RewardModel
     from meetlm.evaluation.settings import RewardSettings

@@ -124,6 +124,14 @@ def one_hot(level: int, num_levels: int) -> tuple[float, ...]:
     return tuple(1.0 if k == level else 0.0 for k in range(num_levels))
 
 
+def same_tokens(prompt_format: PromptFormat, example: PreferenceExample) -> bool:
+    """Whether both replies of a pair are the same tokens."""
+    chosen, rejected = (
+        prompt_format.completion_ids(example.prompt, side) for side in (example.chosen, example.rejected)
+    )
+    return chosen == rejected
+
+
 def pair_lengths(prompt_format: PromptFormat, example: PreferenceExample) -> tuple[int, int, int]:
     """Return the numbers of tokens of prompt, chosen and rejected, without any control.
 

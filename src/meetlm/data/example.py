@@ -40,6 +40,11 @@ class Turn:
         return cls(message["role"], message["content"], text)
 
     @property
+    def stripped(self) -> Turn:
+        """The turn without white space around its text."""
+        return Turn(self.role, self.content.strip(), self.extra)
+
+    @property
     def is_blank(self) -> bool:
         """Whether the message holds nothing but white space."""
         return not self.content.strip() and not self.extra
@@ -139,6 +144,8 @@ class PreferenceExample:
         group: Its prompt or post: evaluation uses one row per group, bootstraps resample groups.
         origin: Where it was read.
         rejected_prompt: The prompt of the rejected side where it differs from ``prompt``, else ``None``.
+        remarks: What was noticed while reading: names of :data:`~meetlm.data.filters.REASONS` and
+            :data:`~meetlm.data.filters.ODDITIES`.
     """
 
     prompt: Prompt
@@ -147,6 +154,7 @@ class PreferenceExample:
     group: str
     origin: Origin
     rejected_prompt: Prompt | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from meetlm.config.errors import DataError
+from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 Lengths = Callable[[PreferenceExample], tuple[int, int, int]]
 """Token counts of prompt, chosen and rejected reply, without the control."""
 
+Equal = Callable[[PreferenceExample], bool]
+"""Whether both replies of a pair are the same tokens."""
+
 REASONS = {
     "prompts_differ": "the two sides answer different prompts",
+    "human_turn": "a reply goes on with a turn of the human",
     "empty_reply": "a reply is empty",
     "identical_replies": "both replies are the same",
     "duplicate": "the same prompt and replies stood earlier",
@@ -29,6 +36,9 @@ REASONS = {
 ODDITIES = {
     "empty_prompt": "the prompt is empty",
     "contradiction": "the same two replies stood earlier the other way round",
+    "repeated_in_both": "both replies repeated the prompt, which was taken out of them",
+    "repeated_in_one": "one reply repeats the prompt",
+    "prompt_differs": "the text in 'prompt' is not in the conversation, which is used instead",
 }
 """What is worth a look but is kept."""
 
@@ -109,7 +119,12 @@ def _line(what: str, tally: Tally, why: str) -> str:
 
 
 def filter_train(
-    read: Read[PreferenceExample], lengths: Lengths, max_length: int, limit: int | None = None
+    read: Read[PreferenceExample],
+    lengths: Lengths,
+    max_length: int,
+    limit: int | None = None,
+    *,
+    equal: Equal = lambda example: False,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep the pairs that can be trained on, in their order.
 
@@ -121,9 +136,10 @@ def filter_train(
         lengths: Token counts without the control.
         max_length: Most tokens of prompt and longer reply.
         limit: Stop once this many rows are kept; later rows are not looked at.
+        equal: Whether the replies of a pair are the same tokens, though their texts differ.
 
     Raises:
-        DataError: No row is left.
+        DataError: No row is left, or a row cannot be turned into tokens.
     """
     seen: set[tuple[Prompt, Turn, Turn]] = set()
 
@@ -134,8 +150,10 @@ def filter_train(
         if _key(example) in seen:
             return "duplicate"
         seen.add(_key(example))
-        prompt, chosen, rejected = lengths(example)
-        return "too_long" if prompt + max(chosen, rejected) > max_length else None
+        prompt, chosen, rejected = at_row(example.origin, lengths, example)
+        if prompt + max(chosen, rejected) > max_length:
+            return "too_long"
+        return "identical_replies" if chosen == rejected and equal(example) else None
 
     return _filter(read, reason, limit)
 
@@ -146,6 +164,7 @@ def filter_eval(
     max_length: int,
     *,
     limit: int | None = None,
+    equal: Equal = lambda example: False,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
@@ -156,9 +175,10 @@ def filter_eval(
         lengths: Token counts without the control; only the prompt's is used.
         max_length: Most tokens of the prompt alone, as replies are generated.
         limit: Stop once this many rows are kept; later rows are not looked at.
+        equal: As of :func:`filter_train`.
 
     Raises:
-        DataError: No row is left.
+        DataError: No row is left, or a row cannot be turned into tokens.
     """
     seen: set[str] = set()
 
@@ -168,8 +188,11 @@ def filter_eval(
             return unfit
         if example.group in seen:
             return "repeated_prompt"
+        prompt, chosen, rejected = at_row(example.origin, lengths, example)
+        if chosen == rejected and equal(example):
+            return "identical_replies"
         seen.add(example.group)
-        return "too_long" if lengths(example)[0] > max_length else None
+        return "too_long" if prompt > max_length else None
 
     return _filter(read, reason, limit)
 
@@ -199,6 +222,8 @@ def _filter(
         if why:
             report.dropped.setdefault(why, Tally()).add(example.origin)
             continue
+        for remark in example.remarks:
+            report.odd.setdefault(remark, Tally()).add(example.origin)
         if example.prompt.is_blank:
             report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
         if (example.prompt, example.rejected, example.chosen) in pairs:
@@ -215,9 +240,19 @@ def _filter(
 def _unfit_pair(example: PreferenceExample) -> str | None:
     if example.rejected_prompt is not None:
         return "prompts_differ"
+    if "human_turn" in example.remarks:
+        return "human_turn"
     if example.chosen.is_blank or example.rejected.is_blank:
         return "empty_reply"
-    return "identical_replies" if example.chosen == example.rejected else None
+    return "identical_replies" if example.chosen.stripped == example.rejected.stripped else None
+
+
+def at_row(origin: Origin, count: Callable[[T], S], item: T) -> S:
+    """Return ``count(item)``; an error of the prompt format names the row."""
+    try:
+        return count(item)
+    except ConfigError as error:
+        raise DataError(str(error), file=origin.file, line=origin.line) from error
 
 
 def _key(example: PreferenceExample) -> tuple[Prompt, Turn, Turn]:

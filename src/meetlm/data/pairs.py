@@ -1,84 +1,205 @@
-"""TRL's preference format: ``prompt``, ``chosen``, ``rejected``, each plain text or a list of chat messages.
+"""Pairs in the columns ``prompt``, ``chosen`` and ``rejected``: TRL's formats, and those of ShareGPT-like files.
 
 The prompt may be implicit: rows with ``chosen`` and ``rejected`` alone begin alike, and where they part the
-completions start.
+replies start.
 
 * Plain text parts at a border of words: the shared prefix is cut back to before its last white space, so that
-  completions keep their leading space and no word is torn (TRL cuts at the first differing character).
-* Conversations part at the first turn that differs; at least the last turn is completion. Where a user or
-  system turn would land in a completion, the two sides answer different prompts: each side is then split
+  replies keep their leading space and no word is torn (TRL cuts at the first differing character).
+* Conversations part at the first turn that differs; at least the last turn is the reply. Where a user or
+  system turn would land in a reply, the two sides answer different prompts: each side is then split
   before its closing assistant turns and ``rejected_prompt`` is set, as for HH.
 
-A text ``prompt`` beside chat ``chosen`` and ``rejected`` (as in UltraFeedback) is taken as a mere copy of
-their shared turns, as TRL does; chat completions that repeat the whole prompt lose it. Other columns
-(``tools``, ids, scores) are not read.
+A text ``prompt`` beside chat replies is the user's message, or a copy of it where the replies repeat the conversation.
+A prompt whose last turn is the assistant's is the beginning of the reply. ``system`` is the system message of a
+conversation. A column that looks like a part of the prompt and is not used is an error; others (ids, scores) are not
+read.
 """
 
 from __future__ import annotations
 
+import re
 from os.path import commonprefix
 
 from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
-from meetlm.data.rows import Row, kind_of
+from meetlm.data.messages import read_prompt
+from meetlm.data.rows import Row
 
 Turns = tuple[Turn, ...]
-Text = str | Turns
 
 MARKS = ("label", "score", "level")
 """What pointwise rows say of their one completion."""
+
+CHAT_COLUMNS = ("messages", "conversations")
+"""Where rows without ``prompt`` hold the conversation that the replies answer."""
+
+PROMPT_PARTS = re.compile(r"instructions?|inputs?|context|history|system|tools", re.IGNORECASE)
+"""What the name of a column has in it that may hold a part of the prompt, beside ``prompt`` too."""
+
+PROMPTS = re.compile(
+    PROMPT_PARTS.pattern
+    + "|prompts?|questions?|query|conversations?|dialog(ue)?|messages|post|article|document|passage",
+    re.IGNORECASE,
+)
+"""What the name of a column has in it that may hold the prompt of rows without ``prompt``."""
+
+ABOUT_PROMPTS = re.compile(r"id|index|hash|length|source|model|type|name|num|score|category", re.IGNORECASE)
+"""What the name of a column has in it that only says something about a prompt."""
 
 
 def parse(row: Row) -> PreferenceExample:
     """Turn one row into an example, grouped by its prompt.
 
     Raises:
-        DataError: A field is missing or malformed, the row is pointwise, text and conversation are mixed, or a
-            conversation does not end with an assistant turn.
+        DataError: A field is missing or malformed, the row is pointwise, text and conversation are mixed, a column that
+            looks like a part of the prompt would not be used, or a conversation does not end with an assistant turn.
     """
-    _refuse_pointwise(row)
-    chosen, rejected = (read_prompt(row, field).content for field in ("chosen", "rejected"))
-    prompt = read_prompt(row, "prompt").content if row.fields.get("prompt") is not None else None
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return _example(row, *_split_text(row, prompt, chosen, rejected))
-    if isinstance(chosen, str) or isinstance(rejected, str):
+    _refuse_other_formats(row)
+    prompt = read_prompt(row, "prompt") if row.fields.get("prompt") is not None else None
+    chosen, rejected = read_prompt(row, "chosen"), read_prompt(row, "rejected")
+    if chosen.is_chat != rejected.is_chat:
         raise row.error(f"is {_kind(rejected)}", field="rejected", expected=f"{_kind(chosen)}, as in 'chosen'")
-    if isinstance(prompt, tuple):
-        chosen, rejected = _after(row, "chosen", prompt, chosen), _after(row, "rejected", prompt, rejected)
-        return _example(row, prompt, chosen, rejected, None)
-    return _example(row, *_split_turns(_ended(row, "chosen", chosen), _ended(row, "rejected", rejected)))
+    is_reply_only = not chosen.is_chat or all(turn.role == "assistant" for turn in chosen.turns + rejected.turns)
+    if prompt is None and is_reply_only:
+        prompt = _conversation(row)
+    if chosen.is_chat or (prompt is not None and prompt.is_chat):
+        sides = [side.turns if side.is_chat else (as_reply(side.text()),) for side in (chosen, rejected)]
+        example = _chat_pair(row, prompt, *sides)
+    else:
+        example = _text_pair(row, prompt, chosen.text(), rejected.text())
+    refuse_unused(row, example.prompt, example.chosen, example.rejected)
+    return example
 
 
-def _refuse_pointwise(row: Row) -> None:
+def _refuse_other_formats(row: Row) -> None:
     marks = [name for name in MARKS if name in row.fields]
-    if "completion" in row.fields and marks and not {"chosen", "rejected"} & row.fields.keys():
+    has_side = bool({"chosen", "rejected"} & row.fields.keys())
+    if "completion" in row.fields and marks and not has_side:
         raise row.error(
             f"is pointwise: one completion, with a {marks[0]}",
             expected="a pair, which the data formats and DPO compare: 'chosen' and 'rejected'",
         )
+    if isinstance(row.fields.get("output"), list) and not has_side:
+        expected = "the columns 'chosen' and 'rejected', and --data.columns prompt=instruction+input"
+        raise row.error("is a list of replies, as in Alpaca's comparisons", field="output", expected=expected)
 
 
-def _example(row: Row, prompt: Text, chosen: Text, rejected: Text, other: Text | None) -> PreferenceExample:
-    asked, other_asked = Prompt(prompt), None if other is None else Prompt(other)
-    sides = _reply(row, "chosen", chosen), _reply(row, "rejected", rejected)
-    return PreferenceExample(asked, *sides, asked.group, row.origin, other_asked)
+def _conversation(row: Row) -> Prompt | None:
+    """Return the conversation in a column that is not called ``prompt``; ``None`` where there is none."""
+    for name in CHAT_COLUMNS:
+        if row.fields.get(name):
+            prompt = read_prompt(row, name)
+            if prompt.turns[-1].role == "assistant":
+                expected = "a user's turn last; --data.columns prompt=" + name + " continues the assistant's turn"
+                raise row.error("ends with a turn of 'assistant'", field=name, expected=expected)
+            return prompt
+    return None
 
 
-def _reply(row: Row, field: str, said: Text) -> Turn:
-    if isinstance(said, str):
-        return as_reply(said)
-    if len(said) > 1:
-        roles = ", ".join(turn.role for turn in said)
-        raise row.error(f"replies in {len(said)} turns ({roles})", field=field, expected="one assistant message")
-    return said[0]
+def _text_pair(row: Row, prompt: Prompt | None, chosen: str, rejected: str) -> PreferenceExample:
+    """Return a pair of plain texts; replies that both repeat the prompt lose it."""
+    if prompt is None:
+        border = _border(chosen, rejected)
+        prompt, chosen, rejected = Prompt(chosen[:border]), chosen[border:], rejected[border:]
+        return PreferenceExample(prompt, as_reply(chosen), as_reply(rejected), prompt.group, row.origin)
+    asked = prompt.text().rstrip()
+    remarks: tuple[str, ...] = ()
+    if len(asked.split()) > 1:
+        repeated = [side.startswith(asked) for side in (chosen, rejected)]
+        if all(repeated):
+            chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
+        remarks = ("repeated_in_both",) if all(repeated) else ("repeated_in_one",) if any(repeated) else ()
+    sides = as_reply(chosen), as_reply(rejected)
+    return PreferenceExample(prompt, *sides, prompt.group, row.origin, remarks=remarks)
 
 
-def _split_text(row: Row, prompt: Text | None, chosen: str, rejected: str) -> tuple[str, str, str, None]:
-    if isinstance(prompt, tuple):
-        raise row.error("is a conversation", field="prompt", expected="text, as 'chosen' and 'rejected' are")
-    if prompt is not None:
-        return prompt, chosen, rejected, None
-    border = _border(chosen, rejected)
-    return chosen[:border], chosen[border:], rejected[border:], None
+def _chat_pair(row: Row, prompt: Prompt | None, chosen: Turns, rejected: Turns) -> PreferenceExample:
+    remarks: tuple[str, ...] = ()
+    other: Turns | None = None
+    has_question = any(turn.role == "user" for turn in chosen + rejected)
+    if prompt is None or (has_question and not prompt.is_chat):
+        asked, chosen, rejected, other = _split_turns(_ended(row, "chosen", chosen), _ended(row, "rejected", rejected))
+        if prompt is not None and not prompt.is_blank and _squeeze(prompt.text()) not in _squeeze(Prompt(asked).text()):
+            remarks = ("prompt_differs",)
+    else:
+        asked = prompt.turns
+        chosen, rejected = _after(row, "chosen", asked, chosen), _after(row, "rejected", asked, rejected)
+    asked = with_system(row, asked)
+    if not asked:
+        names = ", ".join(sorted(map(str, row.fields)))
+        expected = f"a prompt, since no user's message is in the replies; columns of this row: {names}"
+        raise row.error("is missing", field="prompt", expected=expected)
+    other_prompt = None if other is None else Prompt(with_system(row, other))
+    sides = _single(row, "chosen", chosen), _single(row, "rejected", rejected)
+    return PreferenceExample(Prompt(asked), *sides, Prompt(asked).group, row.origin, other_prompt, remarks)
+
+
+def with_system(row: Row, turns: Turns) -> Turns:
+    """Return a conversation with the system message in the column ``system``."""
+    if not isinstance(row.fields.get("system"), str) or not (text := row.text("system")).strip():
+        return turns
+    if not turns or turns[0].role != "system":
+        return (Turn("system", text), *turns)
+    if turns[0].content.strip() != text.strip():
+        what = "is not the system message of the conversation"
+        raise row.error(what, field="system", expected="the same, or --data.columns system= to leave the column out")
+    return turns
+
+
+def _single(row: Row, field: str, turns: Turns) -> Turn:
+    if len(turns) > 1:
+        roles = ", ".join(turn.role for turn in turns)
+        raise row.error(f"replies in {len(turns)} turns ({roles})", field=field, expected="one assistant message")
+    return turns[0]
+
+
+def refuse_unused(row: Row, prompt: Prompt, *replies: Turn) -> None:
+    """Refuse a row with a column that looks like a part of the prompt and is not used.
+
+    Args:
+        row: The row.
+        prompt: Its prompt.
+        *replies: Its replies.
+
+    Raises:
+        DataError: Names the column, and the option that uses it or leaves it out.
+    """
+    words = PROMPT_PARTS if row.fields.get("prompt") else PROMPTS
+    candidates = [name for name in row.fields if _may_hold_prompt(name, words)]
+    if not candidates:
+        return
+    asked = "".join(turn.content for turn in prompt.turns)
+    used = [_squeeze(asked + reply.content) for reply in (*replies, as_reply(""))]
+    unused = [name for name in candidates if not any(_text_in(row.fields[name]) in text for text in used)]
+    if not unused:
+        return
+    parts = [name for name in ("instruction", "input") if name in unused] or unused[:1]
+    fields = "+".join(["prompt", *parts] if row.fields.get("prompt") else parts)
+    remedy = f"--data.columns prompt={fields} to use it, or --data.columns {parts[0]}= to leave it out"
+    if unused[0] in ("system", "tools"):
+        remedy = f"a system message in the conversation of 'prompt', or --data.columns {unused[0]}= to leave it out"
+    names = ", ".join(sorted(map(str, row.fields)))
+    what = "a part of the prompt" if row.fields.get("prompt") else "the prompt"
+    problem = f"looks like {what} and would not be used; columns of this row: {names}"
+    raise row.error(problem, field=unused[0], expected=remedy)
+
+
+def _may_hold_prompt(name: str, words: re.Pattern[str]) -> bool:
+    parts = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
+    is_used = name in ("prompt", "chosen", "rejected")
+    return not is_used and any(map(words.fullmatch, parts)) and not any(map(ABOUT_PROMPTS.fullmatch, parts))
+
+
+def _text_in(value: object) -> str:
+    """Return all text in a value, without white space; of messages, their contents."""
+    if isinstance(value, dict):
+        value = [value.get("content") or value.get("value") or list(value.values())]
+    if isinstance(value, list):
+        return "".join(map(_text_in, value))
+    return _squeeze(value) if isinstance(value, str) else ""
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
 
 
 def _border(chosen: str, rejected: str) -> int:
@@ -90,7 +211,7 @@ def _border(chosen: str, rejected: str) -> int:
             return len(shared.rstrip())
         if chosen[end].isspace() and rejected[end].isspace():
             return end
-    words = shared.rsplit(None, 1)  # one side ends here or a word goes on: that word belongs to the completions
+    words = shared.rsplit(None, 1)  # one side ends here or a word goes on: that word belongs to the replies
     return len(words[0]) if len(words) == 2 else 0
 
 
@@ -113,10 +234,14 @@ def _reply_start(turns: Turns) -> int:
 
 
 def _after(row: Row, field: str, prompt: Turns, turns: Turns) -> Turns:
-    """Return a completion that stands beside an explicit prompt, without the prompt where it repeats that."""
+    """Return a reply that stands beside an explicit prompt, without the prompt where it repeats that."""
     turns = _ended(row, field, turns)
-    turns = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
-    if any(turn.role in ("user", "system") for turn in turns):
+    *before, begun = prompt
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    elif begun.role == "assistant" and turns[:-1] == tuple(before) and turns[-1].content.startswith(begun.content):
+        turns = (as_reply(turns[-1].content[len(begun.content) :]),)
+    if not turns or any(turn.role in ("user", "system") for turn in turns):
         what = "holds turns of a user or the system that are not the prompt's"
         raise row.error(what, field=field, expected="the reply alone, or the prompt's turns and the reply")
     return turns
@@ -128,31 +253,5 @@ def _ended(row: Row, field: str, turns: Turns) -> Turns:
     return turns
 
 
-def _kind(text: Text) -> str:
-    return "text" if isinstance(text, str) else "a conversation"
-
-
-def read_prompt(row: Row, field: str) -> Prompt:
-    """Return a field that holds text, or a list of messages with role and content.
-
-    Raises:
-        DataError: It is missing or neither, or a message lacks one of the two.
-    """
-    value = row.fields.get(field)
-    if isinstance(value, str):
-        return Prompt(row.text(field))
-    if not isinstance(value, list):
-        expected = "text, or a list of messages with role and content"
-        if field not in row.fields:
-            row.value(field, expected, object)
-        raise row.error(f"is {kind_of(value)}", field=field, expected=expected)
-    if not value:
-        raise row.error("is an empty list", field=field, expected="at least one message")
-    turns = []
-    for at, message in enumerate(value):
-        name = f"{field}[{at}]"
-        if not isinstance(message, dict):
-            raise row.error(f"is {kind_of(message)}", field=name, expected="an object with role and content")
-        inside = row.wrap(name, message)
-        turns.append(Turn(role=inside.text("role"), content=inside.text("content")))
-    return Prompt(tuple(turns))
+def _kind(prompt: Prompt) -> str:
+    return "a conversation" if prompt.is_chat else "text"

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 
 from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
-from meetlm.data.pairs import read_prompt
+from meetlm.data.filters import at_row
+from meetlm.data.messages import read_prompt
+from meetlm.data.pairs import CHAT_COLUMNS, refuse_unused, with_system
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
-from meetlm.data.sources import Source, read_rows
+from meetlm.data.sources import Source, read_rows, to_chat
 from meetlm.data.splits import read_splits
 
-FIELDS = ("prompt", "messages")
+FIELDS = ("prompt", *CHAT_COLUMNS)
 """Where a row that is no pair holds its prompt; the first one that is there counts."""
 
 
@@ -58,9 +60,15 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
         ConfigError: ``settings.source`` is not a known format.
         DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
     """
+    columns: set[str] = set()
+
+    def parse(row: Row, source: Source) -> HeldOutPrompt:
+        columns.update(row.fields)
+        return _read(row, source, settings.as_chat)
+
     if settings.holdout is None:
         whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
-        read = read_rows(settings, "eval", _read, whole=whole)
+        read = read_rows(settings, "eval", parse, whole=whole)
         rows, other_split_rows = read.rows, read.other_split_rows
     else:
         train, held = read_splits(settings)
@@ -68,10 +76,11 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
     kept = [row for row in rows if not row.prompt.is_blank]
     if not kept:
         raise DataError(
-            f"is missing or blank in all {len(rows)} rows",
+            f"is missing or blank in all {len(rows)} rows, whose columns are {', '.join(sorted(columns))}",
             file=rows[0].origin.file,
             field="prompt",
-            expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}",
+            expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}; "
+            "--data.columns prompt=COLUMN uses another column",
         )
     return HeldOutRows(kept, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
 
@@ -110,24 +119,34 @@ def within(
     for one in prompts:
         if len(kept) == limit:
             break
-        (kept if length(one.prompt) <= max_length else longer).append(one)
+        (kept if at_row(one.origin, length, one.prompt) <= max_length else longer).append(one)
     if not kept:
         what = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
         raise DataError(what, file=prompts[0].origin.file, field="data.max_length")
     return kept, longer
 
 
-def _read(row: Row, source: Source) -> HeldOutPrompt:
+def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
     """Return what a row holds; a blank prompt where it has none."""
     if any(row.fields.get(name) is not None for name in ("chosen", *source.fields)):
-        return _of_pair(source.parse(row))
+        example = source.parse(row)
+        return _of_pair(to_chat(example, source) if as_chat else example)
     field = next((name for name in FIELDS if row.fields.get(name)), None)
-    prompt = Prompt("") if field is None else read_prompt(row, field)
-    if prompt.turns[-1].role != "user":
-        what = f"ends with a turn of {prompt.turns[-1].role!r}"
-        raise row.error(what, field=field, expected="a user's turn last, which a completion answers")
+    if field is None:
+        return HeldOutPrompt(Prompt(""), None, row.origin)
+    prompt = read_prompt(row, field)
+    if prompt.is_chat:
+        prompt = Prompt(with_system(row, prompt.turns))
+    refuse_unused(row, prompt)
+    if as_chat:
+        prompt = Prompt(source.to_turns(prompt))
+    role = prompt.turns[-1].role
+    if role != "user" and (field != "prompt" or role != "assistant"):  # an assistant's turn in 'prompt' is continued
+        expected = "a user's turn last, which a completion answers"
+        raise row.error(f"ends with a turn of {role!r}", field=field, expected=expected)
     return HeldOutPrompt(prompt, None, row.origin)
 
 
 def _of_pair(example: PreferenceExample) -> HeldOutPrompt:
-    return HeldOutPrompt(example.prompt, example.chosen, example.origin)
+    chosen = None if "human_turn" in example.remarks else example.chosen
+    return HeldOutPrompt(example.prompt, chosen, example.origin)

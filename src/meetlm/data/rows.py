@@ -1,8 +1,6 @@
-"""Reads raw rows, each with its place: JSON lines (also gzipped), JSON lists, CSV, Parquet, the hub.
+"""Reads the rows of one file, each with its line: JSON lines, JSON lists, CSV and Parquet, also gzipped.
 
-Knows files and how to say what is wrong with one; knows no format of preference data. Files that lie on this
-machine under a name it can tell are read here, so that errors name the line; every other layout, and the hub,
-go through the ``datasets`` library and have row numbers instead.
+Knows no format of preference data. Nothing in a file is dropped: what cannot be read is an error that names the line.
 """
 
 from __future__ import annotations
@@ -11,21 +9,16 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from meetlm.config.errors import DataError, nearest
+from meetlm.config.errors import DataError
 from meetlm.data.example import Origin
-from meetlm.data.settings import DataSettings
 
 T = TypeVar("T")
-
-PARQUET_BRANCH = "refs/convert/parquet"
-"""Where the hub keeps plain copies of data sets whose own loading scripts no longer run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +60,30 @@ class Row:
         """Return ``value``, found under ``field``, as a row of its own."""
         return replace(self, fields=value, prefix=f"{self.prefix}{field}.")
 
+    def rename(self, columns: Mapping[str, str]) -> Row:
+        """Return the row with its columns under other names.
+
+        Args:
+            columns: Name to column. ``a+b`` joins the texts of two columns by a blank line; an empty column removes the
+                name from the row.
+        """
+        fields = dict(self.fields)
+        for name, column in columns.items():
+            parts = [column] if column in self.fields or not column else column.split("+")
+            values = [
+                self.value(part, f"a column, which --data.columns renames to {name!r}", object)
+                for part in parts
+                if part
+            ]
+            if len(values) > 1:
+                texts = [self.text(part) for part, value in zip(parts, values, strict=True) if value is not None]
+                values = ["\n\n".join(text for text in texts if text.strip())]
+            for part in (name, *parts):
+                fields.pop(part, None)
+            if values:
+                fields[name] = values[0]
+        return replace(self, fields=fields)
+
     def value(self, field: str, expected: str, kind: type[T]) -> T:
         """Return a field of one JSON type."""
         if field not in self.fields:
@@ -89,169 +106,136 @@ def kind_of(value: object) -> str:
     return "null" if value is None else names.get(type(value), "an object")
 
 
-class SplitRows(NamedTuple):
-    """The rows of a split, what the split is called, and the file or hub name they come from."""
-
-    rows: Iterator[Row]
-    split: str
-    file: str
-
-
-def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
-    """Find where the rows of a split are, by the settings alone. Reading starts with the iteration.
+def read_file(file: Path) -> Iterator[Row]:
+    """Yield the rows of one file; the ending tells its kind, and its first bytes whether it is gzip or Parquet.
 
     Raises:
-        DataError: Nothing is there; the message lists what was looked for.
+        DataError: There is no such file, it is of no known kind, or it holds no rows.
     """
-    explicit = settings.train_file if split == "train" else settings.eval_file
-    name = settings.train_split if split == "train" else settings.eval_split
-    base = None if settings.path is None else Path(settings.path).expanduser()
-    if explicit is not None:
-        file = Path(explicit).expanduser()
-        file = base / file if base is not None and base.is_dir() else file
-        return SplitRows(read_file(file), name, str(file))
-    alone = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
-    if base is None or base.is_file() or alone:
-        if base is None or split == "eval":
-            at = settings.path or settings.train_file or settings.eval_file or ""
-            remedy = "--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data"
-            raise DataError(
-                f"no {'held-out' if split == 'eval' else 'training'} data",
-                file=at,
-                expected=remedy if split == "eval" else "--data.train_file FILE",
-            )
-        return SplitRows(read_file(base), name, str(base))
-    if base.is_dir():
-        return _in_folder(base, settings.subset, name)
-    if _is_local(str(settings.path)):
-        raise DataError(
-            f"no such file or folder (looked for {base.absolute()})",
-            file=str(base),
-            expected=f"a file ({', '.join(READERS)}), a folder, or a hub name such as Anthropic/hh-rlhf",
-        )
-    return _through_datasets(str(settings.path), settings.subset, name, note="")
-
-
-def read_file(file: Path) -> Iterator[Row]:
-    """Yield the rows of one file, told by its ending; a file without rows is an error."""
-    endings = [ending for ending in READERS if file.name.endswith(ending)]
-    if not endings:
+    ending = next((ending for ending in READERS if file.name.endswith(ending)), None)
+    if ending is None:
         raise DataError("unknown kind of file", file=str(file), expected=f"one of {', '.join(READERS)}")
     if not file.is_file():
         raise DataError(f"no such file (looked for {file.absolute()})", file=str(file))
-    return _some(READERS[endings[0]](file), str(file))
+    with _open(file) as stream:
+        try:
+            start = stream.read(12)
+        except (EOFError, OSError, zlib.error):
+            start = b""  # the reader reports it, with the line
+    for mark, kind, remedy in _OTHER_KINDS:
+        if start.startswith(mark):
+            raise DataError(f"is {kind}", file=str(file), expected=remedy)
+    return non_empty((_parquet if start[:4] == b"PAR1" else READERS[ending])(file), str(file))
 
 
-def _some(rows: Iterator[Row], file: str) -> Iterator[Row]:
-    empty = True
+_OTHER_KINDS = (
+    (b"\xff\xfe", "UTF-16 text", "UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    (b"\xfe\xff", "UTF-16 text", "UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "the file inside it, or the spreadsheet saved as CSV"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "the decompressed file"),
+    (b"version http", "the pointer of a file in Git LFS", "the file itself (git lfs pull)"),
+)
+"""First bytes of files that are not read, what they are, and what to do."""
+
+
+def non_empty(rows: Iterator[Row], file: str) -> Iterator[Row]:
+    """Yield the rows; none at all is an error."""
+    is_empty = True
     for row in rows:
-        empty = False
+        is_empty = False
         yield row
-    if empty:
+    if is_empty:
         raise DataError("holds no rows", file=file, expected="at least one")
 
 
-def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
-    """Look for ``<split>.<ending>`` in the subset's folder, or in the whole one's, then ask ``datasets``."""
-    inner = _subset_folder(folder, subset)
-    place = inner or folder
-    for ending in READERS:
-        file = place / f"{split}{ending}"
-        if file.is_file():
-            return SplitRows(read_file(file), split, str(file))
-    looked = f"{place / split}{{{','.join(READERS)}}}"
-    return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
-
-
-def _subset_folder(folder: Path, subset: str | None) -> Path | None:
-    """Return the subset's folder in ``folder``; ``None`` where all of it is meant, or it is the subset itself.
-
-    A subset that is not there is an error: a misspelt one would silently be every row.
-    """
-    if subset is None or folder.resolve().name == subset and not (folder / subset).is_dir():
-        return None
-    if not (folder / subset).is_dir():
-        there = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        hint = nearest(subset, there) if there else ", nor any other"
-        raise DataError(f"there is no folder {subset!r} in it{hint}", file=str(folder), field="data.subset")
-    return folder / subset
-
-
-def _is_local(path: str) -> bool:
-    """Whether a path that leads nowhere was meant as one of this machine rather than as ``owner/name``."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
-
-
-def _through_datasets(path: str, subset: str | None, split: str, note: str) -> SplitRows:
-    file = f"{path}/{subset} [{split}]" if subset else f"{path} [{split}]"
-
-    def rows() -> Iterator[Row]:
-        for number, fields in enumerate(_load(path, subset, split, file, note), start=1):
-            yield Row(fields, Origin(file, number))
-
-    return SplitRows(_some(rows(), file), split, file)
-
-
-def _load(path: str, subset: str | None, split: str, file: str, note: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset  # takes two seconds to import, and local files do without
-
-    try:
-        try:
-            table = load_dataset(path, data_dir=subset, split=split)
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            table = load_dataset(path, data_dir=subset, split=split, revision=PARQUET_BRANCH)
-    except Exception as error:  # the hub client, its transport and each file format have error classes of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"cannot be loaded{note}: {reason}",
-            file=file,
-            expected="a data set on the hub that this machine can reach, or a local file or folder",
-        ) from error
-    return iter(table)
+def _open(file: Path) -> Any:
+    """Return a file opened for bytes, decompressed where it is gzip, whatever its name."""
+    with file.open("rb") as stream:
+        is_gzip = stream.read(2) == b"\x1f\x8b"
+    return (gzip.open if is_gzip else open)(file, "rb")
 
 
 def _json_lines(file: Path) -> Iterator[Row]:
-    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rb") as stream:
-        number = 0
+    number = 0
+    with _open(file) as stream:
         lines = iter(stream)
         while True:
-            number += 1
             try:
-                raw = next(lines)
+                line = next(lines)
             except StopIteration:
                 return
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise DataError(f"broken gzip data: {error}", file=str(file), line=number) from None
-            text = _decode(raw, file, number)
-            if text.strip():
-                yield _object(_json(text, file, number), file, number)
+                raise DataError(f"broken gzip data: {error}", file=str(file), line=number + 1) from None
+            for raw in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):  # old Macs end lines with CR alone
+                number += 1
+                text = _decode(raw, file, number)
+                if text.strip():
+                    yield _object(_json(text, file, number), file, number)
 
 
-def _json_list(file: Path) -> Iterator[Row]:
-    data = file.read_bytes()
-    if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _json_lines(file)  # many hub files called .json hold JSON lines
+def _json_file(file: Path) -> Iterator[Row]:
+    """Rows of a list of objects, of one object, or of JSON lines, as many files on the hub named ``.json`` hold."""
+    text = _text(file)
+    if text.lstrip().startswith("["):
+        for number, value in enumerate(_json(text, file, 1), start=1):
+            yield _object(value, file, number)
         return
-    for number, value in enumerate(_json(_decode(data, file, 1), file, 1), start=1):
-        yield _object(value, file, number)
+    try:
+        value, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        end = 0
+    if not end or text.lstrip()[end:].strip():
+        yield from _json_lines(file)
+        return
+    row = _object(_json(text, file, 1), file, 1)
+    lists = [name for name, value in row.fields.items() if isinstance(value, list) and len(value) > 1]
+    if lists and not {"prompt", "chosen", "messages", "summaries"} & row.fields.keys():
+        what = f"is one object, with a list in {lists[0]!r}"
+        raise DataError(what, file=str(file), expected="the list of rows alone, or one row per line")
+    yield row
 
 
 def _json(text: str, file: Path, line: int) -> Any:
+    def error(what: str, expected: str, at: int = line) -> DataError:
+        return DataError(what, file=str(file), line=at, expected=expected)
+
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = line + error.lineno - 1
-        what = f"bad JSON at column {error.colno}: {error.msg}"
-        raise DataError(what, file=str(file), line=at, expected="one object a line, or a list of objects") from None
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as bad:
+        what = f"bad JSON at column {bad.colno}: {bad.msg}"
+        raise error(what, "one object per line, or a list of objects", line + bad.lineno - 1) from None
+    except _DuplicateKey as key:
+        raise error(f"has the key {key} twice in one object", "every key once") from None
+    except RecursionError:
+        raise error("bad JSON: too many brackets inside each other", "messages and fields of a few levels") from None
+    except ValueError:
+        raise error("bad JSON: a number of thousands of digits", "numbers that fit, or strings") from None
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
+    return fields
 
 
 def _object(value: object, file: Path, line: int) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"is {kind_of(value)}", file=str(file), line=line, expected="an object")
     return Row(value, Origin(str(file), line))
+
+
+def _text(file: Path) -> str:
+    with _open(file) as stream:
+        try:
+            return _decode(stream.read(), file, 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"broken gzip data: {error}", file=str(file)) from None
 
 
 def _decode(raw: bytes, file: Path, line: int) -> str:
@@ -264,17 +248,19 @@ def _decode(raw: bytes, file: Path, line: int) -> str:
         raise DataError(what, file=str(file), line=at, expected="UTF-8 text") from None
 
 
-CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
-
-
 def _csv(file: Path) -> Iterator[Row]:
     """Rows of a CSV with a header; ``line`` is where the record starts, as an editor shows it."""
     csv.field_size_limit(2**31 - 1)  # articles are longer than the 128 KiB allowed by default
-    text = _decode(file.read_bytes(), file, 1)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    stream = io.StringIO(_text(file), newline="")
+    first = stream.readline()
+    declared = first.strip()[4:] if first[:4].lower() == "sep=" else ""  # Excel's own line
+    skipped = 1 if declared else 0
+    if not declared:
+        stream.seek(0)
+    reader = csv.reader(stream, delimiter=declared or _delimiter(first), strict=True)
     header: list[str] | None = None
     while True:
-        start = reader.line_num + 1
+        start = reader.line_num + skipped + 1
         try:
             cells = next(reader)
         except StopIteration:
@@ -283,23 +269,19 @@ def _csv(file: Path) -> Iterator[Row]:
             raise DataError(f"bad CSV: {error}", file=str(file), line=start) from None
         if header is None:
             header = cells
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                what = f"the header has {twice[0]!r} twice"
+                raise DataError(what, file=str(file), line=start, expected="every column once")
         elif cells:
             if len(cells) != len(header):
                 what = f"has {len(cells)} cells"
                 raise DataError(what, file=str(file), line=start, expected=f"{len(header)}, as in the header")
-            yield _cells(Row(dict(zip(header, cells, strict=True)), Origin(str(file), start)))
+            yield Row(dict(zip(header, cells, strict=True)), Origin(str(file), start))
 
 
-def _cells(row: Row) -> Row:
-    """Turn the cells that hold a conversation, which a CSV can only hold as JSON text, into lists."""
-    fields: dict[str, Any] = {}
-    for name, cell in row.fields.items():
-        try:
-            fields[name] = json.loads(cell) if CONVERSATION.match(cell) else cell
-        except json.JSONDecodeError as error:
-            hint = "a conversation as JSON text (json.dumps, not Python's str)"
-            raise row.error(f"bad JSON: {error.msg}", field=name, expected=hint) from None
-    return replace(row, fields=fields)
+def _delimiter(header: str) -> str:
+    """Return the character that parts a header into the most columns: a comma, if no other does."""
+    return max(",;\t|", key=lambda character: (header.count(character), character == ","))
 
 
 def _parquet(file: Path) -> Iterator[Row]:
@@ -320,7 +302,10 @@ def _parquet(file: Path) -> Iterator[Row]:
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
-    ".json": _json_list,
+    ".json": _json_file,
+    ".json.gz": _json_file,
     ".csv": _csv,
+    ".csv.gz": _csv,
     ".parquet": _parquet,
 }
+"""By the ending of a file's name."""

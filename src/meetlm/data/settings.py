@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from meetlm.config.settings import Settings
 
@@ -36,6 +36,17 @@ class DataSettings(Settings):
     eval_file: str | None = Field(
         default=None, description="Explicit evaluation file; relative to path where path is a folder."
     )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Columns of the data under other names than meetlm's, such as "
+        "prompt=question,chosen=answer_good. prompt=instruction+input joins two columns by a blank line; system= "
+        "leaves a column out.",
+    )
+    as_chat: bool = Field(
+        default=False,
+        description="Render text prompts with the model's chat template: HH transcripts as their turns, other text as "
+        "one user message.",
+    )
     max_length: int = Field(
         default=512,
         ge=1,
@@ -54,6 +65,16 @@ class DataSettings(Settings):
         description="Evaluate on the pairs of this many prompts of the training split, which are then not trained on, "
         "instead of the evaluation split: for choosing settings, or where there is one file.",
     )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _parse_columns(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return {} if value is None else value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if not all(name.strip() and equals for name, equals, _ in pairs):
+            raise ValueError(f"expected NAME=COLUMN,NAME=COLUMN, such as prompt=question, not {value!r}")
+        return {name.strip(): column.strip() for name, _, column in pairs}
 
     @model_validator(mode="after")
     def _some_place(self) -> Self:

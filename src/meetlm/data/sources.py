@@ -7,14 +7,15 @@ A new format is one new file and one line here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import PreferenceExample, Prompt, Read
-from meetlm.data.rows import Row, find_rows
+from meetlm.data.example import PreferenceExample, Prompt, Read, Turn
+from meetlm.data.places import find_rows
+from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 
 T = TypeVar("T")
@@ -28,6 +29,10 @@ def _as_given(prompt: Prompt) -> Prompt:
     return prompt
 
 
+def _one_message(prompt: Prompt) -> tuple[Turn, ...]:
+    return prompt.turns if prompt.is_chat else (Turn("user", prompt.text().strip()),)
+
+
 @dataclass(frozen=True)
 class Source:
     """A format of preference data.
@@ -38,6 +43,7 @@ class Source:
         stop: Strings at which a generated completion ends, besides the end-of-text token.
         belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
         ask: Puts a user's own prompt as the prompts of this format are put.
+        to_turns: Turns text prompts of this format into conversations.
         task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` where the format does not say.
     """
 
@@ -46,11 +52,12 @@ class Source:
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
     ask: Callable[[Prompt], Prompt] = _as_given
+    to_turns: Callable[[Prompt], tuple[Turn, ...]] = _one_message
     task: Literal["dialogue", "summary"] | None = None
 
 
 SOURCES: Registry[Source] = Registry("data source")
-SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, task="dialogue"))
+SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, to_turns=hh.to_turns, task="dialogue"))
 SOURCES.register("summarize")(
     Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")
 )
@@ -87,4 +94,23 @@ def read_rows(
 
 def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[PreferenceExample]:
     """Read every pair of a split; raises what :func:`read_rows` does."""
-    return read_rows(settings, split, lambda row, source: source.parse(row))
+
+    def parse(row: Row, source: Source) -> PreferenceExample:
+        example = source.parse(row)
+        return to_chat(example, source) if settings.as_chat else example
+
+    return read_rows(settings, split, parse)
+
+
+def to_chat(example: PreferenceExample, source: Source) -> PreferenceExample:
+    """Return an example whose text prompt is a conversation and whose replies have no white space around them."""
+    if example.prompt.is_chat:
+        return example
+    other = example.rejected_prompt
+    return replace(
+        example,
+        prompt=Prompt(source.to_turns(example.prompt)),
+        rejected_prompt=None if other is None else Prompt(source.to_turns(other)),
+        chosen=example.chosen.stripped,
+        rejected=example.rejected.stripped,
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import Encoded, Placement, pair_lengths
+from meetlm.data.encoding import Encoded, Placement, pair_lengths, same_tokens
 from meetlm.data.example import PreferenceExample, Read
 from meetlm.data.filters import FilterReport, Tally, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import PromptFormat
@@ -35,6 +35,10 @@ class TokenCounts:
         if place not in self.counts:
             self.counts[place] = pair_lengths(self.format, example)
         return self.counts[place]
+
+    def equal(self, example: PreferenceExample) -> bool:
+        """Whether both replies are the same tokens."""
+        return same_tokens(self.format, example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,9 @@ def report_data(
         DataError: Data that cannot be read, or of which no row is usable.
     """
     count = TokenCounts(prompt_format)
-    kept, report = filter_train(_first(read_examples(settings, "train"), limit), count, settings.max_length)
+    kept, report = filter_train(
+        _first(read_examples(settings, "train"), limit), count, settings.max_length, equal=count.equal
+    )
     measured = np.array(list(count.counts.values()))
     columns = {
         "prompt": measured[:, 0],
@@ -143,7 +149,7 @@ def report_data(
     of_test, overlap = None, None
     if with_eval:
         held_out = _first(read_examples(settings, "eval"), limit)
-        test, of_test = filter_eval(held_out, count, settings.max_length)
+        test, of_test = filter_eval(held_out, count, settings.max_length, equal=count.equal)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
             overlap.add(example.origin)

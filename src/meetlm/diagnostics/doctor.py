@@ -82,11 +82,13 @@ def diagnose(
         return Diagnosis((*model, Check("data", "problem", finding, advice="Set the chat template first.", rows=0)))
     reporter.message("checking the data")
     count = TokenCounts(prompt_format)
-    train, train_report = filter_train(read, count, settings.max_length, settings.limit_train)
+    train, train_report = filter_train(read, count, settings.max_length, settings.limit_train, equal=count.equal)
     test: list[PreferenceExample] = []
     test_report = None
     if with_eval:
-        test, test_report = filter_eval(held_out, count, settings.max_length, limit=settings.limit_eval)
+        test, test_report = filter_eval(
+            held_out, count, settings.max_length, limit=settings.limit_eval, equal=count.equal
+        )
     steps = steps_for(len(train))
     return Diagnosis(
         (

@@ -10,12 +10,13 @@ from typing import Any
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.config.overrides import KeyPath
 from meetlm.config.yaml_files import check
-from meetlm.data.hh import HUMAN
-from meetlm.data.rows import Row, find_rows
+from meetlm.data.hh import HUMAN, is_transcript
+from meetlm.data.places import find_rows
+from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES
 
-HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns")
+HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns", "as_chat")
 """Settings of data that say where held-out prompts are."""
 TEST_SPLITS = ("test", "validation")
 
@@ -98,7 +99,7 @@ def held_out_settings(data: Mapping[str, Any], places: Mapping[KeyPath, str]) ->
 def guess_source(row: Row) -> tuple[str, str]:
     """Return the format that a row seems to have, and by what it was told."""
     sides = [row.fields.get(name) for name in ("chosen", "rejected")]
-    if all(isinstance(side, str) and side.startswith(HUMAN) for side in sides):
+    if all(isinstance(side, str) and is_transcript(side[:20]) for side in sides):
         return "hh", f"chosen and rejected begin with {HUMAN!r}"
     if "info" in row.fields and "summaries" in row.fields:
         return "summarize", "it has the fields info and summaries"

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from meetlm.config.errors import ConfigError
+from meetlm.config.extras import require_extra
 from meetlm.evaluation.settings import JudgeSettings
 
 if TYPE_CHECKING:
@@ -162,10 +163,9 @@ class _Endpoint:
                 self.on_response(call, response)
 
     def _client(self) -> openai.AsyncOpenAI:
-        try:
-            import openai
-        except ImportError as error:
-            raise ConfigError("--judge requires the package openai: pip install 'meetlm[judge]'") from error
+        require_extra("openai", "judge", "an LLM judge")
+        import openai
+
         name = self.settings.key_env
         if name is not None and not os.environ.get(name):
             raise ConfigError(missing_key(self.settings))

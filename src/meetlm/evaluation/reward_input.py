@@ -6,7 +6,6 @@ White space around a completion, which data sources keep and `meet generate` doe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import Prompt, Turn, as_reply
-from meetlm.data.hh import ASSISTANT, HUMAN
+from meetlm.data.hh import ASSISTANT, to_turns
 
 Form = Literal["pair", "chat", "text"]
 """Two sequences (question, answer); the chat template's conversation; prompt and completion as one text."""
@@ -24,9 +23,6 @@ Form = Literal["pair", "chat", "text"]
 FORMS: tuple[Form, ...] = ("pair", "chat", "text")
 RECORD = "reward_input"
 """Key of the form in a checkpoint's ``config.json``, where ``meet reward train`` writes it."""
-
-_MARKS = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +124,7 @@ class RewardInput:
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
-            turns = _merge_begun_reply([*turns_of(prompt), as_reply(completion)])
+            turns = _merge_begun_reply([*to_turns(prompt), as_reply(completion)])
             return str(self.tokenizer.apply_chat_template([turn.to_message() for turn in turns], tokenize=False))
         before = prompt.content if isinstance(prompt.content, str) else f"\n\n{transcript(prompt)}"
         return join_text(before, completion) + self._end
@@ -186,21 +182,6 @@ def transcript(prompt: Prompt) -> str:
     Roles that HH does not have keep their names: ``System: …``.
     """
     return prompt.dialogue() + ASSISTANT
-
-
-def turns_of(prompt: Prompt) -> list[Turn]:
-    """Return a prompt as turns: an HH transcript split into its turns, other text as one user message."""
-    if prompt.is_chat:
-        return list(prompt.turns)
-    if HUMAN not in prompt.text():
-        return [Turn("user", prompt.text().strip())]
-    before, *parts = _MARKS.split(prompt.text())
-    turns = [Turn("system", before.strip())] if before.strip() else []
-    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        turns.append(Turn(_ROLES[speaker], text.strip()))
-    if turns[-1] == as_reply(""):
-        turns.pop()  # it only opens the reply
-    return turns
 
 
 def _merge_begun_reply(turns: list[Turn]) -> list[Turn]:

@@ -16,7 +16,7 @@ from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
 from meetlm.data.example import Message, Origin, Prompt
-from meetlm.data.pairs import read_prompt
+from meetlm.data.messages import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import pair_lengths
+from meetlm.data.encoding import pair_lengths, same_tokens
 from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
@@ -55,9 +55,12 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
     def lengths(example: PreferenceExample) -> tuple[int, int, int]:
         return pair_lengths(prompt_format, example)
 
+    def equal(example: PreferenceExample) -> bool:
+        return same_tokens(prompt_format, example)
+
     read, held = read_splits(settings)
-    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
-    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
+    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train, equal=equal)
+    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval, equal=equal)
     return PreparedData(train, test, (of_train, of_test), prompt_format.spec)
 
 

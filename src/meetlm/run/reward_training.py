@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.extras import require_extra
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Progress, Reporter
 from meetlm.config.settings import Settings
@@ -116,8 +116,7 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         DataError: The data cannot be read.
         RunError: ``out`` holds another training, or training has diverged.
     """
-    if find_spec("trl") is None:
-        raise ConfigError("training a reward model requires TRL: pip install 'meetlm[reward]'")
+    require_extra("trl", "reward", "training a reward model")
     source = str(embedded_lm()) if settings.model == EMBEDDED else settings.model
     tokenizer = load_tokenizer(source)
     if tokenizer.pad_token is None:
@@ -212,8 +211,13 @@ class RewardPairs:
         def lengths(example: PreferenceExample) -> tuple[int, int, int]:
             return max(len(row.ids) for row in sides(example)), 0, 0
 
-        kept, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
-        test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
+        def equal(example: PreferenceExample) -> bool:
+            first, second = sides(example)
+            return first.ids == second.ids
+
+        longest, limits = settings.max_length, (settings.limit_train, settings.limit_eval)
+        kept, train_report = filter_train(train, lengths, longest, limits[0], equal=equal)
+        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1], equal=equal)
         seen = {example.group for example in prompt_overlap(kept, test)}
         fresh = [example for example in test if example.group not in seen]
         if not fresh:
@@ -343,8 +347,7 @@ def _lora(settings: RewardTraining) -> Any:
     """Return PEFT's settings; ``None`` where all weights are trained."""
     if not settings.lora_rank:
         return None
-    if find_spec("peft") is None:
-        raise ConfigError("lora_rank requires PEFT: pip install 'meetlm[reward]', or set lora_rank to 0")
+    require_extra("peft", "reward", "--lora-rank above 0")
     from peft import LoraConfig, TaskType
 
     return LoraConfig(

@@ -1,0 +1,108 @@
+"""Reads prompts and replies out of rows: plain text, or messages as OpenAI, ShareGPT and TRL write them.
+
+Nothing of a message is dropped: a field that is not ``role`` or ``content`` goes to the chat template with it, and
+what cannot be represented is an error that names line and field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from meetlm.data.example import Prompt, Turn
+from meetlm.data.rows import Row, kind_of
+
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+}
+"""Roles by the names that data sets give them, in lower case."""
+
+EXPECTED = "text, or a list of messages with role and content"
+_JSON = re.compile(r"\s*\[?\s*\{")
+_MESSAGES = re.compile(_JSON.pattern + r"""\s*["'](role|content|from|value)["']\s*:""")
+"""How text begins that is meant as messages in JSON (or, by mistake, written with Python's ``str``)."""
+
+
+def read_prompt(row: Row, field: str) -> Prompt:
+    """Return a field that holds text or messages; messages may be written as JSON text.
+
+    Raises:
+        DataError: The field is missing or neither, or a message cannot be represented.
+    """
+    value = row.fields.get(field)
+    if isinstance(value, str):
+        text = row.text(field)
+        value = _json_messages(row, field, text)
+        if value is None:
+            return Prompt(text)
+    if isinstance(value, Mapping) and not {"role", "from"}.isdisjoint(value):
+        value = [value]
+    if not isinstance(value, list):
+        if field not in row.fields:
+            row.value(field, EXPECTED, object)
+        raise row.error(f"is {kind_of(value)}", field=field, expected=EXPECTED)
+    if not value:
+        raise row.error("is an empty list", field=field, expected="at least one message")
+    return Prompt(tuple(_turn(row, f"{field}[{at}]", message) for at, message in enumerate(value)))
+
+
+def _json_messages(row: Row, field: str, text: str) -> Any:
+    """Return the messages that ``text`` holds as JSON; ``None`` where it is plain text."""
+    if not _JSON.match(text):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not _MESSAGES.match(text):
+            return None
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        hint = "messages as JSON text (json.dumps, not Python's str)"
+        raise row.error(f"bad JSON: {reason}", field=field, expected=hint) from None
+    messages = value if isinstance(value, list) else [value]
+    is_chat = all(isinstance(message, dict) and not {"role", "from"}.isdisjoint(message) for message in messages)
+    return value if is_chat else None
+
+
+def _turn(row: Row, name: str, message: object) -> Turn:
+    if not isinstance(message, Mapping):
+        raise row.error(f"is {kind_of(message)}", field=name, expected="an object with role and content")
+    given = {key: value for key, value in message.items() if value is not None}
+    if "role" not in given and {"from", "value"} <= given.keys():  # ShareGPT
+        given = {"role": given.pop("from"), "content": given.pop("value"), **given}
+    inside = row.wrap(name, given if given.keys() >= {"role", "content"} else message)
+    role = inside.text("role")
+    if role.lower() not in ROLES:
+        expected = f"one of {', '.join(ROLES)}"
+        raise inside.error(f"is {role!r}", field="role", expected=expected)
+    extra = {key: value for key, value in given.items() if key not in ("role", "content") and value not in ("", [], {})}
+    content = "" if given.get("content") is None and "tool_calls" in extra else _content(inside)
+    return Turn.from_message({"role": ROLES[role.lower()], "content": content, **extra})
+
+
+def _content(message: Row) -> str:
+    """Return the text of a message, which may be a list of parts ``{"type": "text", "text": …}``."""
+    parts = message.fields.get("content")
+    if not isinstance(parts, list):
+        return message.text("content")
+    texts = []
+    for at, part in enumerate(parts):
+        name = f"content[{at}]"
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = repr(part["type"]) if isinstance(part, Mapping) and "type" in part else kind_of(part)
+            raise message.error(f"is {kind}", field=name, expected="parts of type text: only text can be trained")
+        texts.append(message.wrap(name, part).text("text"))
+    return "".join(texts)

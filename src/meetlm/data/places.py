@@ -1,0 +1,171 @@
+"""Finds the rows of a split: in a file, in a folder in the hub's layout or on the hub."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from meetlm.config.errors import DataError, nearest
+from meetlm.data.example import Origin
+from meetlm.data.rows import READERS, Row, non_empty, read_file
+from meetlm.data.settings import DataSettings
+
+PARQUET_BRANCH = "refs/convert/parquet"
+"""Where the hub keeps plain copies of data sets whose own loading scripts no longer run."""
+
+
+class SplitRows(NamedTuple):
+    """The rows of a split, what the split is called, and the file or hub name they come from."""
+
+    rows: Iterator[Row]
+    split: str
+    file: str
+
+
+def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
+    """Return the rows of a split, its columns named as ``settings.columns`` says. Reading starts with the iteration.
+
+    Raises:
+        DataError: There is no such place; the message lists what was looked for.
+    """
+    part = _locate(settings, split)
+    return part._replace(rows=(row.rename(settings.columns) for row in part.rows)) if settings.columns else part
+
+
+def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
+    explicit = settings.train_file if split == "train" else settings.eval_file
+    name = settings.train_split if split == "train" else settings.eval_split
+    base = None if settings.path is None else Path(settings.path).expanduser()
+    if explicit is not None:
+        file = Path(explicit).expanduser()
+        file = base / file if base is not None and base.is_dir() else file
+        return SplitRows(read_file(file), name, str(file))
+    alone = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
+    if base is None or base.is_file() or alone:
+        if base is None or split == "eval":
+            at = settings.path or settings.train_file or settings.eval_file or ""
+            remedy = "--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data"
+            raise DataError(
+                f"no {'held-out' if split == 'eval' else 'training'} data",
+                file=at,
+                expected=remedy if split == "eval" else "--data.train_file FILE",
+            )
+        return SplitRows(read_file(base), name, str(base))
+    if base.is_dir():
+        return _in_folder(base, settings.subset, name)
+    if _is_local(str(settings.path)):
+        raise DataError(
+            f"no such file or folder (looked for {base.absolute()})",
+            file=str(base),
+            expected=f"a file ({', '.join(READERS)}), a folder, or a hub name such as Anthropic/hh-rlhf",
+        )
+    return _through_datasets(str(settings.path), settings.subset, name, note="")
+
+
+def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
+    """Look for ``<split>.<ending>`` in the subset's folder, or in the whole one's, then ask ``datasets``."""
+    inner = _subset_folder(folder, subset)
+    place = inner or folder
+    if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
+        return _from_rows(str(place), None, split, lambda: _saved(place, split))
+    for ending in READERS:
+        file = place / f"{split}{ending}"
+        if file.is_file():
+            return SplitRows(read_file(file), split, str(file))
+    looked = f"{place / split}{{{','.join(READERS)}}}"
+    return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
+
+
+def _subset_folder(folder: Path, subset: str | None) -> Path | None:
+    """Return the subset's folder in ``folder``; ``None`` where all of it is meant, or it is the subset itself.
+
+    A subset that is not there is an error: a misspelt one would silently be every row.
+    """
+    if subset is None or folder.resolve().name == subset and not (folder / subset).is_dir():
+        return None
+    if not (folder / subset).is_dir():
+        there = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        hint = nearest(subset, there) if there else ", nor any other"
+        raise DataError(f"there is no folder {subset!r} in it{hint}", file=str(folder), field="data.subset")
+    return folder / subset
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path that leads nowhere was meant as one of this machine rather than as ``owner/name``."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
+
+
+def _through_datasets(path: str, subset: str | None, split: str, note: str) -> SplitRows:
+    return _from_rows(path, subset, split, lambda: _load(path, subset, split, note))
+
+
+def _from_rows(path: str, subset: str | None, split: str, load: Callable[[], Any]) -> SplitRows:
+    """Return rows of the ``datasets`` library; they have numbers in place of lines."""
+    file = f"{path}/{subset} [{split}]" if subset else f"{path} [{split}]"
+
+    def rows() -> Iterator[Row]:
+        try:
+            table = load()
+        except DataError as error:
+            raise DataError(error.problem, file=file, expected=error.expected) from error.__cause__
+        for number, fields in enumerate(table, start=1):
+            yield Row(fields, Origin(file, number))
+
+    return SplitRows(non_empty(rows(), file), split, file)
+
+
+def _saved(folder: Path, split: str) -> Any:
+    """Return a split of what ``datasets`` wrote with ``save_to_disk``."""
+    from datasets import DatasetDict, load_from_disk
+
+    table = load_from_disk(str(folder))
+    if not isinstance(table, DatasetDict):
+        return table
+    if split not in table:
+        raise DataError(f"has no split {split!r}{nearest(split, table)}", file=str(folder))
+    return table[split]
+
+
+def _load(path: str, subset: str | None, split: str, note: str) -> Any:
+    import datasets  # takes two seconds to import, and local files do without
+    import huggingface_hub.constants
+
+    is_local = Path(path).expanduser().is_dir()
+    is_offline = not is_local and not hub_is_reachable()
+    if is_offline:
+        # What is cached is read, and nothing waits for the network.
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        try:
+            return datasets.load_dataset(path, data_dir=subset, split=split)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            return datasets.load_dataset(path, data_dir=subset, split=split, revision=PARQUET_BRANCH)
+    except Exception as error:  # the hub client, its transport and each file format have error classes of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_offline:
+            reason = "no such file or folder on this machine, and the hub cannot be reached"
+        raise DataError(
+            f"cannot be loaded{note}: {reason}",
+            file=path,
+            expected="a data set on the hub that this machine can reach, or a local file or folder",
+        ) from error
+
+
+def hub_is_reachable() -> bool:
+    """Whether a connection to the hub can be opened at all; a proxy is taken to reach it."""
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 5).close()
+    except OSError:
+        return False
+    return True
