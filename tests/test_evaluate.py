@@ -21,6 +21,7 @@ from judge_server import JudgeServer, longer, says
 from meetlm.cli import main
 from meetlm.config import versions as versions_module
 from meetlm.config.versions import git_hash
+from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import CachedRewardModel
@@ -177,7 +178,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     found = evaluated(half, *words)
     model = RewardModel.load(RewardSettings(model=str(reward)))
-    distinct = {row for name in "abc" for row in model.tokenize(PROMPTS, expected.completions[name])}
+    distinct = {row for name in "abc" for row in model.tokenize(list(map(Prompt, PROMPTS)), expected.completions[name])}
     assert sum(scored) + sum(calls) == len(distinct)
     assert [(one.evaluator, one.outcomes) for one in found.comparisons] == [
         (one.evaluator, one.outcomes) for one in expected.comparisons
