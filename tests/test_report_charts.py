@@ -60,7 +60,7 @@ def test_a_long_name_is_whole_in_the_alternative_text(tmp_path: Path) -> None:
     charts = [chart for section in sections_of(conditions) for chart in section.charts]
     assert len(charts) == 12
     for chart in charts:
-        for start in re.findall(r"(hh-\S+)…", "".join(texts_of(chart))):
+        for start in re.findall(r"(hh-[^…\n]*)…", "\n".join(texts_of(chart))):
             (name,) = (name for name in names.values() if name.startswith(start))
             assert name in chart.alt, chart.title
     assert all("…" in "".join(texts_of(chart)) for chart in charts)
