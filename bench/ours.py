@@ -14,8 +14,8 @@ from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
 from meetlm.data.encoding import one_hot
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy

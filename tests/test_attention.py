@@ -76,26 +76,26 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CPUs."""
 
 
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on devices for which there is no kernel."""
-    monkeypatch.setattr(attention, "in_blocks", attention.at_once)
+    monkeypatch.setattr(attention, "attend_in_blocks", attention.attend_by_sequence)
 
 
 def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA."""
     monkeypatch.setattr(attention, "has_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "GROUPS", True)
+    monkeypatch.setattr(attention, "KERNEL_GROUPS_HEADS", True)
 
 
 def by_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA with torch 2.11, to which groups of heads cannot be told."""
+    """As on CUDA with torch 2.11, whose kernel does not support groups of heads."""
     by_kernel(monkeypatch)
-    monkeypatch.setattr(attention, "GROUPS", False)
+    monkeypatch.setattr(attention, "KERNEL_GROUPS_HEADS", False)
 
 
 @each_pair(
-    way=(blocks, at_once, by_kernel, by_older_kernel),
+    way=(blocks, by_sequence, by_kernel, by_older_kernel),
     kv_heads=(1, 2, 6),
     window=(None, 1, 40, BLOCK + 70),
     scale=(None, 0.3),
@@ -121,7 +121,9 @@ def test_mixed_precision_takes_the_kernel(architecture: str, monkeypatch: pytest
         dtypes.extend(one.dtype for one in given[:3])
         return kernel(*given, **more)
 
-    monkeypatch.setattr(attention, "has_kernel", lambda *given: all(one.dtype in attention.HALVES for one in given))
+    monkeypatch.setattr(
+        attention, "has_kernel", lambda *given: all(one.dtype in attention.HALF_DTYPES for one in given)
+    )
     monkeypatch.setattr(attention, "varlen_attn", counted)
     policy = tiny_policy(architecture, "lora", dtype=torch.float32)
     batch = collate(sequences(policy, LENGTHS), "packed")
@@ -163,7 +165,7 @@ def compare(
         *tensors,
         None,
         scaling=scale,
-        meet_packed=PackedLayout(borders, shared),
+        meet_layout=PackedLayout(borders, shared),
         sliding_window=window,
     )
     assert weights is None
@@ -187,10 +189,10 @@ def compare(
 
 def test_masks_are_made_once_for_all_layers() -> None:
     packed, query = PackedLayout([0, 100, 130], [0, 20]), torch.zeros(1, 2, 3 * 10, 8)
-    first = packed.mask(query, 10, 20, None)
+    first = packed.block_mask(query, 10, 20, None)
     assert first.shape == (30, 20)
-    assert packed.mask(query, 10, 15, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-    assert packed.mask(query, 10, 20, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+    assert packed.block_mask(query, 10, 15, None).untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    assert packed.block_mask(query, 10, 20, 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
     # Ten keys are before the first query's own.
     assert first[0].isfinite().tolist() == [True] * 11 + [False] * 9
     assert first[2].equal(first[0]) and first[-1].isfinite().all()

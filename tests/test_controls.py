@@ -11,9 +11,9 @@ from torch import nn
 
 from combinations import each_pair, each_value
 from meetlm.config.errors import ConfigError
-from meetlm.controls import lora
 from meetlm.controls.base import CONTROLS as registered
 from meetlm.controls.build import parse_control
+from meetlm.controls.kernels import low_rank
 from meetlm.controls.lora import LoRA, target_layers
 from meetlm.data.batch import collate
 from meetlm.data.encoding import Encoded
@@ -92,12 +92,12 @@ def test_mixed_gradients_are_the_sum_of_single_levels(
 
 
 @pytest.mark.parametrize("layout", [None, "padded"])
-@pytest.mark.parametrize("most", [lora.WIDE, 1])
+@pytest.mark.parametrize("max_dense_rows", [low_rank.MAX_DENSE_ROWS, 1])
 def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
-    most: int, layout: str | None, monkeypatch: pytest.MonkeyPatch
+    max_dense_rows: int, layout: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As OPT's MLP does: [R·T, D] in the place of [R, T, D]."""
-    monkeypatch.setattr(lora, "WIDE", most)
+    monkeypatch.setattr(low_rank, "MAX_DENSE_ROWS", max_dense_rows)
     policy = tiny_policy("opt", "lora", layout=layout)
     batch = sequences(policy, [(20, 15), (30, 9), (24, 16), (3, 1)], [0, 1, 0, 1])
     summed = backward(policy, batch[::2])
@@ -111,8 +111,11 @@ def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
 def test_a_layer_that_reads_some_of_the_tokens_is_refused() -> None:
     control = tiny_policy("opt", "lora").control
     control.set_level_weights(torch.ones(2, 5, 2))
-    with pytest.raises(ConfigError, match="a layer read 7 tokens of a batch of 2 x 5, such as an expert does"):
-        control.reach(torch.zeros(7, 24))
+    with pytest.raises(
+        ConfigError,
+        match=r"see only some of the tokens, such as MoE experts \(a layer got 7 tokens of a batch of 2 x 5\)",
+    ):
+        control.routing.check_tokens(torch.zeros(7, 24))
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -127,35 +130,34 @@ def test_checkpointed_gradients_of_an_architecture_that_is_padded(kind: str) -> 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-def test_runs_of_one_level_are_the_wide_product(
+def test_segmented_routing_equals_dense_routing(
     checkpointing: bool, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past ``WIDE`` each level has its own product: the same gradients, to the levels that no token has too."""
+    """Past ``MAX_DENSE_ROWS`` each level has its own product: equal gradients, also of a level that no token has."""
     names = ("q0", "q1", "q2", "q3")
-    wide = backward(tiny_policy("llama", "lora", levels=names, layout=layout), long_runs(names))
-    monkeypatch.setattr(lora, "WIDE", 1)
+    wide = backward(tiny_policy("llama", "lora", levels=names, layout=layout), long_segments(names))
+    monkeypatch.setattr(low_rank, "MAX_DENSE_ROWS", 1)
     policy = checkpointed("llama", "lora", layout, levels=names) if checkpointing else None
     policy = policy or tiny_policy("llama", "lora", levels=names, layout=layout)
-    assert gap(wide, backward(policy, long_runs(names))) < 1e-6
-    assert policy.control._runs is not None
+    assert gap(wide, backward(policy, long_segments(names))) < 1e-6
+    assert isinstance(policy.control.routing.router, low_rank.SegmentedRouting)
     assert not bool(wide["control.a.model/layers/0/mlp/up_proj"][3].any())
 
 
-def long_runs(names: Sequence[str]) -> list[Encoded]:
-    """Three sequences under other levels, the last level of ``names`` under none."""
+def long_segments(names: Sequence[str]) -> list[Encoded]:
+    """Return three sequences of different levels; none has the last level of ``names``."""
     policy = tiny_policy("llama", "lora", levels=names)
     return sequences(policy, [(20, 15), (30, 9), (24, 16)], [2, 0, 1])
 
 
-def test_a_mix_and_short_runs_stay_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "WIDE", 1)
+def test_mixed_levels_and_short_segments_stay_dense() -> None:
     mixed, alternating = torch.zeros(1, 64, 3), torch.zeros(1, 64, 3)
     mixed[..., 0], mixed[0, 40, 1] = 1.0, -0.5
     alternating[0, torch.arange(64), torch.arange(64) % 3] = 1.0
-    for weights in (mixed, alternating, torch.ones(64, 1, 3)):
-        assert lora._runs(weights) is None
-    runs = lora._runs(mixed[:, :40])
-    assert runs is not None and (runs.levels, runs.lengths) == ([0], [40])
+    for weights in (mixed, alternating):
+        assert low_rank.segments_of(weights.flatten(0, 1)) is None
+    segments = low_rank.segments_of(mixed[0, :40])
+    assert segments is not None and (segments.levels, segments.lengths) == ([0], [40])
 
 
 def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
@@ -208,7 +210,7 @@ def test_a_mix_is_linear_in_the_weights(kind: str) -> None:
     assert float((by_hand - by_weights).abs()) < 1e-4
 
 
-def test_text_control_needs_a_text_a_level() -> None:
+def test_text_control_requires_a_text_per_level() -> None:
     lm = tiny_lm("llama")
     control = tiny_control(lm, "text")
     assert [text_format().text(slot) for slot in control.slots] == [
@@ -220,7 +222,7 @@ def test_text_control_needs_a_text_a_level() -> None:
         tiny_control(lm, "text", levels=("q0", "good"))
 
 
-def test_soft_prompt_starts_from_its_words() -> None:
+def test_soft_prompt_starts_from_its_text() -> None:
     """Their embeddings, scaled where the model scales (Gemma), repeated to the length."""
     lm = tiny_lm("gemma")
     control = tiny_control(lm, "soft-prompt", length=7)
@@ -228,7 +230,7 @@ def test_soft_prompt_starts_from_its_words() -> None:
         ids = text_format().words(word)
         expected = lm.get_input_embeddings()(torch.tensor((ids * 7)[:7]))
         assert torch.allclose(control.prompt[level], expected.detach(), atol=1e-6)
-    with pytest.raises(ConfigError, match="no initial words for level 'bad'"):
+    with pytest.raises(ConfigError, match="no initial text for level 'bad'"):
         tiny_control(lm, "soft-prompt", words={"good": "good"})
 
 
@@ -239,7 +241,7 @@ def test_lora_targets() -> None:
     assert sorted(target_layers(lm, ("q_proj", "self_attn.v_proj"))) == [
         f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "v_proj")
     ]
-    with pytest.raises(ConfigError, match="'proj'; there are .*q_proj"):
+    with pytest.raises(ConfigError, match="'proj'; use .*q_proj"):
         target_layers(lm, "proj")  # whole parts of a name, no substring
 
 
@@ -247,12 +249,12 @@ def test_fresh_lora_changes_nothing() -> None:
     lm = tiny_lm("gpt2")
     ids = torch.arange(4, 20)[None]
     before = lm(ids).logits
-    tiny_policy("gpt2", "lora", lm=lm, move=0.0).control.set_level_weights(torch.ones(1, 1, 2, dtype=torch.float64))
+    tiny_policy("gpt2", "lora", lm=lm, move=0.0).control.set_level_weights(torch.ones(1, 16, 2, dtype=torch.float64))
     assert torch.equal(lm(ids).logits, before)
 
 
 @pytest.mark.parametrize(
-    ("kind", "move", "silent"),
+    ("kind", "move", "is_identity"),
     [
         ("lora", 0.0, True),
         ("lora", 0.1, False),
@@ -262,8 +264,8 @@ def test_fresh_lora_changes_nothing() -> None:
         ("special-token", 0.0, False),
     ],
 )
-def test_silent_is_what_changes_nothing(kind: str, move: float, silent: bool) -> None:
-    assert tiny_policy("llama", kind, move=move).control.is_identity() == silent
+def test_identity_is_what_changes_nothing(kind: str, move: float, is_identity: bool) -> None:
+    assert tiny_policy("llama", kind, move=move).control.is_identity() == is_identity
 
 
 def test_head_and_vocabulary_do_not_grow() -> None:

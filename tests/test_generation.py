@@ -10,10 +10,10 @@ import torch
 
 from combinations import each_value
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
+from meetlm.generation import decoding
 from meetlm.generation import engine as engines
-from meetlm.generation import rows as rows_module
+from meetlm.generation.decoding import PackedDecoder, PaddedDecoder, Request, decoding_failure_reason
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import PackedRows, PaddedRows, Request, decoding_failure_reason
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
@@ -230,12 +230,12 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     """On CUDA prompts are read and continued under autocast: keys are kept in bf16. Here by that of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
-    assert engine_of(policy)._rows is PackedRows
+    assert engine_of(policy)._decoder is PackedDecoder
 
     @torch.no_grad()
     def logits() -> torch.Tensor:
-        rows = PackedRows(policy, requests_of(policy), 3)
-        read, order = [rows.start()], rows.order
+        rows = PackedDecoder(policy, requests_of(policy), 3)
+        read, order = [rows.prefill()], rows.order
         read += [rows.step(torch.full([len(order)], token)) for token in (20, 21)]
         assert rows.order == order
         return torch.stack(read)
@@ -253,17 +253,17 @@ def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.Mo
     policy = tiny_policy(architecture, "lora")
     engine, sizes = engine_of(policy), []
     monkeypatch.setattr(engines, "sample_tokens", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
-    rows = engine._rows
+    rows = engine._decoder
     right = rows.step
     monkeypatch.setattr(rows, "step", lambda self, tokens: (sizes.append(len(tokens)), right(self, tokens))[1])
     engine.generate(requests_of(policy, (3, 4, 5)), GREEDY)
     assert sizes == [3, 2, 1, 1]
 
 
-def test_only_what_packs_exactly_is_packed() -> None:
+def test_only_architectures_that_pack_use_the_packed_decoder() -> None:
     for architecture in ARCHITECTURES:
-        made = engine_of(tiny_policy(architecture, "lora"))._rows
-        assert made is (PackedRows if architecture in PACKING else PaddedRows)
+        made = engine_of(tiny_policy(architecture, "lora"))._decoder
+        assert made is (PackedDecoder if architecture in PACKING else PaddedDecoder)
 
 
 def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVCache, "attend", lambda self, *args: right(self, *args) * 1.01)
     why = decoding_failure_reason(policy)
     assert why is not None and "differ" in why
-    assert engine_of(policy)._rows is PaddedRows
+    assert engine_of(policy)._decoder is PaddedDecoder
 
 
 @each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
@@ -290,18 +290,18 @@ def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypat
             requests.append(Request((*policy.control.slots[level], *start, *own), weights, len(requests)))
         requests.append(requests[-3])
     tokens: list[int] = []
-    right = PackedRows._forward
+    right = PackedDecoder._forward
     monkeypatch.setattr(
-        PackedRows,
+        PackedDecoder,
         "_forward",
         lambda self, ids, *rest, **more: (tokens.append(ids.numel()), right(self, ids, *rest, **more))[1],
     )
     mixed = [requests[row] for row in (9, 0, 5, 1, 6, 2, 7, 3, 8, 4)]
-    packed, padded = (kind(policy, mixed, 3) for kind in (PackedRows, PaddedRows))
+    packed, padded = (kind(policy, mixed, 3) for kind in (PackedDecoder, PaddedDecoder))
     slot = len(policy.control.slots[0])
     for step in range(3):
         if step == 0:
-            one, other = packed.start(), padded.start()
+            one, other = packed.prefill(), padded.prefill()
             assert tokens == [2 * (slot + 30 + 4 + 11 + 4 + 1)]
         else:
             chosen = torch.arange(20, 30)
@@ -314,8 +314,8 @@ def test_long_prompts_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = requests_of(policy, (60, 50, 40, 30, 20, 10))
     engine = engine_of(policy)
     whole = engine.first_logits(requests)
-    monkeypatch.setattr(rows_module, "MAX_TOKENS", 64)
-    assert len(list(rows_module._chunks(requests))) > 3
+    monkeypatch.setattr(decoding, "MAX_TOKENS", 64)
+    assert len(list(decoding._chunks(requests))) > 3
     assert float((engine.first_logits(requests) - whole).abs().max()) < 1e-4
 
 

@@ -23,19 +23,19 @@ def plain(hidden: Tensor, layer: nn.Module, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("keep", [False, True], ids=["made again", "kept"])
+@pytest.mark.parametrize("store", [False, True], ids=["recomputed", "stored"])
 @pytest.mark.parametrize("count", [1, 4, 11])
-def test_some_words_at_a_time_give_the_log_probs_and_gradients_of_whole_logits(
-    count: int, keep: bool, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+def test_chunks_of_the_vocabulary_give_the_log_probs_and_gradients_of_whole_logits(
+    count: int, store: bool, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "ROOM", {"cpu": 12})  # at most 12, 3 and 2 words
-    monkeypatch.setattr(head, "LEAST", 2)
+    monkeypatch.setattr(head, "NUM_LOGITS", {"cpu": 12})  # chunks of at most 12, 3 and 2
+    monkeypatch.setattr(head, "MIN_CHUNK", 2)
     torch.manual_seed(0)
     layer = nn.Linear(6, 17, bias=bias).requires_grad_(trained)
     hidden, targets = torch.randn(count, 6, requires_grad=True), torch.randint(0, 17, (count,))
     outer = torch.randn(count)
     found = []
-    for way in (plain, partial(token_logps, keep=keep)):
+    for way in (plain, partial(token_logps, store_probabilities=store)):
         values = way(hidden, layer, targets)
         values.backward(outer)
         gradient, hidden.grad = hidden.grad, None
@@ -47,8 +47,8 @@ def test_some_words_at_a_time_give_the_log_probs_and_gradients_of_whole_logits(
 
 
 def test_logits_past_what_exp_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "ROOM", {"cpu": 15})
-    monkeypatch.setattr(head, "LEAST", 2)
+    monkeypatch.setattr(head, "NUM_LOGITS", {"cpu": 15})
+    monkeypatch.setattr(head, "MIN_CHUNK", 2)
     torch.manual_seed(0)
     layer = nn.Linear(6, 17, bias=False).requires_grad_(False)
     hidden, targets = (2000 * torch.randn(5, 6)).requires_grad_(), torch.arange(5)
@@ -77,9 +77,9 @@ def test_nothing_is_kept_where_nothing_is_trained() -> None:
     """A trained model scores too: its log-probs keep no probability of any word."""
     layer, hidden, targets = nn.Linear(8, 5000, bias=False), torch.randn(2000, 8), torch.zeros(2000, dtype=torch.int64)
 
-    def most(keep: bool) -> int:
+    def most(store: bool) -> int:
         with PeakMemory() as memory:
-            found = token_logps(hidden, layer, targets, keep=keep)
+            found = token_logps(hidden, layer, targets, store_probabilities=store)
         del found
         return memory.peak
 
@@ -135,7 +135,8 @@ def test_logits_that_are_capped_are_not_plain() -> None:
     assert not policy.has_linear_head
     (row,) = sequences(policy, [(5, 4)])
     with torch.no_grad():
-        policy.control.set_level_weights(torch.tensor([row.spans[0].weights], dtype=torch.float64)[:, None])
+        weights = torch.tensor(row.spans[0].weights, dtype=torch.float64)
+        policy.control.set_level_weights(weights.expand(1, len(row.ids), -1))
         logits = lm(torch.tensor([row.ids])).logits[0].float()
     own = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
     assert float((policy.score([row])[0] - own).abs()) < 1e-4

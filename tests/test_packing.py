@@ -132,12 +132,12 @@ def test_check_accepts(architecture: str) -> None:
 
 
 def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
-    packed = kwargs["meet_packed"]
+    packed = kwargs["meet_layout"]
     if wrong == "leaks":
-        kwargs["meet_packed"] = PackedLayout([0, sum(packed.lengths)])
+        kwargs["meet_layout"] = PackedLayout([0, sum(packed.lengths)])
     elif wrong == "branch":
         shared = [skip and skip - 1 for skip in packed.shared]
-        kwargs["meet_packed"] = PackedLayout([0, *accumulate(packed.lengths)], shared)
+        kwargs["meet_layout"] = PackedLayout([0, *accumulate(packed.lengths)], shared)
     elif wrong == "window":
         kwargs["sliding_window"] = 20
     elif wrong == "scaling":
@@ -148,7 +148,7 @@ def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("wrong", ["leaks", "branch", "window", "scaling"])
 def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*args: Any, **kwargs: Any) -> Any:
-        return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_packed") is not None else kwargs))
+        return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_layout") is not None else kwargs))
 
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attention)
     monkeypatch.setattr(gpt_neo, "varlen_attention", attention)
@@ -161,8 +161,8 @@ def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch
         assert not any("_attn" in vars(module) for module in lm.modules())
 
 
-def test_a_gpt_neo_that_is_told_nothing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed sequences that saw each other would be a silent mistake."""
+def test_a_gpt_neo_without_its_arguments_gives_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If packed sequences saw each other, nothing would raise."""
     policy = tiny_policy("gpt-neo", "lora")
     batch = collate(sequences(policy, LENGTHS), "packed")
     assert policy(batch["blocks"], batch["num_completions"]).values.isfinite().all()
@@ -227,7 +227,7 @@ def test_budget() -> None:
 
 def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("meet_packed") is not None:
+        if kwargs.get("meet_layout") is not None:
             raise RuntimeError("no kernel")
         return sdpa_attention_forward(*args, **kwargs)
 

@@ -18,8 +18,8 @@ from combinations import each_value
 from meetlm.config.errors import RunError
 from meetlm.data.example import Prompt
 from meetlm.export.peft import export_levels, peft_failure_reason
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.run.aligned import Aligned
 from run_folders import finished
 from tiny import ARCHITECTURES, TRAINED

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from combinations import each_value
-from meetlm.controls import linear, products
-from meetlm.controls.products import add_product, onednn_is_faster, product
+from meetlm.controls.kernels import fused_linear, products
+from meetlm.controls.kernels.products import add_product, onednn_is_faster, product
 from meetlm.data.batch import collate
 from tiny import ARCHITECTURES, LENGTHS, gap, gradients, sequences, tiny_policy
 
@@ -28,7 +28,7 @@ def by(monkeypatch: pytest.MonkeyPatch) -> By:
     """Return what makes oneDNN be taken, or not."""
 
     def choose(onednn: bool) -> None:
-        for module in (linear, products):
+        for module in (fused_linear, products):
             monkeypatch.setattr(module, "onednn_is_faster", lambda: onednn)
 
     return choose
@@ -78,7 +78,7 @@ def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) ->
     for onednn in (False, True):
         by(onednn)
         policy = tiny_policy(architecture, kind, dtype=torch.float32)
-        plain = [layer for layer in policy.lm.modules() if type(layer) in linear.KINDS]
+        plain = [layer for layer in policy.lm.modules() if type(layer) in fused_linear.LINEAR_LAYERS]
         assert plain and all("forward" in vars(layer) for layer in plain) or not onednn
         policy.lm.requires_grad_(True)
         batch = collate(sequences(policy, LENGTHS), policy.layout)

@@ -127,10 +127,10 @@ def test_checkpoints_hold_what_is_trained_and_nothing_pickled_for_weights(tmp_pa
 
     assert list(load_file(saved / "model.safetensors")) == ["control.prompt"]
     other = tiny_policy("llama", "lora", dtype=torch.float32)
-    with pytest.raises(RunError, match="not of this stage: .* tensors differ, such as control"):
+    with pytest.raises(RunError, match="belongs to another stage: .* tensors are missing or unknown, such as control"):
         load_trained(other, saved)
     policy.lm.requires_grad_(True)  # a checkpoint that lacks what the stage trains would leave it fresh
-    with pytest.raises(RunError, match="not of this stage"):
+    with pytest.raises(RunError, match="belongs to another stage"):
         load_trained(policy, saved)
 
 

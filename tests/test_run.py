@@ -19,8 +19,8 @@ from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
 from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy

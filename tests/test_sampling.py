@@ -58,7 +58,7 @@ def test_the_short_cut_is_taken_and_left(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not sorts
     sample_tokens(torch.zeros(4, 700), settings, streams(4))
     assert sorts
-    assert sampling._HEAD == 256
+    assert sampling._NUM_TOP_TOKENS == 256
 
 
 def test_greedy() -> None:

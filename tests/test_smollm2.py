@@ -16,8 +16,8 @@ from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.attention import VARLEN
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm

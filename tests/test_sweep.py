@@ -302,7 +302,7 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
     trials = search.run(tmp_path / "search", reporter=reporter)
     assert [one.stage.lr for one in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
     assert [one for one in reporter.messages if "diverged" in one] == [
-        "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; a lower rate may help "
+        "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; use a lower learning rate "
         "(it is 6e-05)"
     ]
     assert not list((tmp_path / "search").rglob("*.safetensors"))

@@ -92,7 +92,7 @@ def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(StageTrainer, "train", train)
     settings, batch = stage(["control"], steps=1), BatchSettings(pairs=4)
-    with pytest.raises(AssertionError, match="moved"):
+    with pytest.raises(AssertionError, match="changed the language model"):
         run_stage(policy, items_of(policy), settings, OptimSettings(), batch, tmp_path, seed=0)
 
 
@@ -292,21 +292,21 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
 
 def test_few_steps_are_warned_of() -> None:
     short = stage(["control"], steps=1)
-    assert "1 optimizer steps for 8 pairs; under 50" in (short.few_steps_warning(8, 8) or "")
+    assert "1 optimizer steps for 8 pairs; fewer than 50" in (short.few_steps_warning(8, 8) or "")
     assert stage(["control"], steps=50).few_steps_warning(8, 8) is None
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"name": "model"}, "cannot have a folder"),
-        ({"name": "../x"}, "cannot have a folder"),
+        ({"name": "model"}, "a stage cannot have the name"),
+        ({"name": "../x"}, "a stage cannot have the name"),
         ({"objective": {"kind": "nil"}}, "unknown objective 'nil'; did you mean 'nll'"),
         ({"objective": "nll"}, "objective: expected a mapping with 'kind', one of dpo, nll"),
-        ({"control_lr": 1.0}, "control_lr is for a stage that trains control and lm"),
+        ({"control_lr": 1.0}, "control_lr requires train"),
         ({"format": "chosn"}, "unknown data format 'chosn'; did you mean 'chosen'"),
         ({"objective": {"kind": "dpo"}}, "compares two replies .* format: pairwise"),
-        ({"format": "pairwise"}, "would learn both alike"),
+        ({"format": "pairwise"}, "train the rejected reply like the chosen one"),
         ({"train": []}, "at least 1 item"),
     ],
 )

@@ -121,11 +121,11 @@ MUTATIONS = (
         ("test_reference.py",),
     ),
     Mutation(
-        "lora-runs-unscaled",
-        "With many levels times rank, packed passes scale LoRA by 1 instead of alpha / rank.",
-        "controls/lora.py",
-        "        self._runs = _runs(self._weights) if",
-        "        self._runs = _runs(weights) if",
+        "lora-segments-unscaled",
+        "With many levels times rank, LoRA is scaled by 1 instead of alpha / rank.",
+        "controls/kernels/low_rank.py",
+        "lengths.tolist(), weights.sum(dim=1, keepdim=True))",
+        "lengths.tolist(), weights.sign().sum(dim=1, keepdim=True))",
         ("test_controls.py", "test_products.py"),
     ),
     Mutation(

@@ -1,8 +1,10 @@
 """The interface of a control, and the registry of kinds.
 
-All levels of a control live in stacked parameters; a weight per token and level says how much of each level a token
-sees (one-hot in training, any mix at inference). A control may put ids into the control slot, act inside the model,
-or both.
+All levels of a control live in stacked parameters. A weight per token and level says how much of each level a token
+gets: one-hot weights in training, any mix at inference. A control may put ids into the control slot, act inside the
+model, or both.
+
+R rows, T tokens per row, K levels, D size of the hidden states.
 """
 
 from __future__ import annotations
@@ -22,18 +24,20 @@ from meetlm.data.encoding import Placement
 
 
 class ControlSettings(Settings):
-    """What every control's settings share; a subclass fixes ``kind`` and adds its own."""
+    """Settings that all controls share; a subclass fixes ``kind`` and adds its own."""
 
-    kind: str = Field(description="which control")
-    levels: tuple[str, ...] = Field(("bad", "good"), description="names, worst first: bad and good, or good alone")
-    placement: Placement = Field("first", description="where the control slot stands: first, or before_response")
+    kind: str = Field(description="kind of control")
+    levels: tuple[str, ...] = Field(("bad", "good"), description="names of the levels, worst first")
+    placement: Placement = Field("first", description="place of the control slot: first, or before_response")
 
     @field_validator("levels")
     @classmethod
-    def _apart(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({name for name in levels if levels.count(name) > 1})
-        if not levels or twice:
-            raise ValueError(f"two controls are called {twice[0]!r}" if twice else "a control has at least one level")
+    def _check_levels(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
+        if not levels:
+            raise ValueError("a control needs at least one level")
+        for name in levels:
+            if levels.count(name) > 1:
+                raise ValueError(f"two levels have the name {name!r}")
         return levels
 
 
@@ -44,8 +48,10 @@ class Control(nn.Module, ABC):
         settings: The control's settings.
 
     Attributes:
-        slots: For each level, the ids of its control slot (K lists, empty where the control puts nothing there).
-        can_mix_levels: Whether level weights other than one-hot mean anything to it.
+        slots: For each level, the ids of its control slot: K lists, empty for a control without a slot.
+        can_mix_levels: Whether it supports level weights that are not one-hot.
+        routing: Level weights as the control's layers read them during a forward pass; ``None`` for controls that
+            change no layer. It must be the same when gradient checkpointing computes a layer again in backward.
     """
 
     can_mix_levels: ClassVar[bool] = True
@@ -54,6 +60,7 @@ class Control(nn.Module, ABC):
     def __init__(self, settings: ControlSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.routing: Any = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -61,38 +68,38 @@ class Control(nn.Module, ABC):
         return self.settings.levels
 
     def is_identity(self) -> bool:
-        """Whether the model computes what it does without a control, whatever the levels: no control, a fresh LoRA."""
+        """Return whether every level gives the base model, such as no control or an untrained LoRA."""
         return False
 
-    @abstractmethod
     def attach(self, lm: PreTrainedModel) -> None:
-        """Hook ``lm`` so that it follows the weights of :meth:`set_level_weights`. Called once."""
+        """Replace the forward methods of layers of ``lm``, where the control acts inside the model. Called once."""
 
-    @abstractmethod
     def set_level_weights(self, weights: Tensor) -> None:
-        """Set the level weights of the coming forward pass.
+        """Set the level weights [R, T, K] of the coming forward pass, for a control that acts inside the model."""
 
-        They stay in force until the next call: gradient checkpointing runs parts of the forward again in backward.
+    def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
+        """Return the input embeddings [R, T, D] of a sequence.
 
         Args:
-            weights: [R, T, K], or [R, 1, K] for rows of one level each.
+            input_ids: Ids [R, T], among them the virtual ids of the control slot where there is one.
+            weights: Level weights [R, T, K].
+            embedding: The model's own embedding of plain ids.
         """
-
-    @abstractmethod
-    def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
-        """Return input embeddings [R, T, D] of ids [R, T] in which virtual ids may stand."""
+        del weights
+        embeddings: Tensor = embedding(input_ids)
+        return embeddings
 
     @abstractmethod
     def level_state(self, level: int) -> dict[str, Tensor]:
-        """Return the tensors of one level as PEFT names them; empty for a control with no parameters."""
+        """Return the tensors of one level as PEFT names them; empty for a control without parameters."""
 
     @abstractmethod
     def peft_config(self) -> dict[str, Any] | None:
-        """Return the control's part of PEFT's ``adapter_config.json``, or ``None`` where PEFT cannot express it."""
+        """Return the control's part of PEFT's ``adapter_config.json``; ``None`` where PEFT cannot express it."""
 
 
 Build = Callable[[Any, PreTrainedModel, Callable[[str], list[int]], torch.Generator], Control]
-"""Makes a control from its settings, the model it will hook, a tokenizer of plain words, and a seeded generator."""
+"""Builds a control from its settings, the language model, a tokenizer of plain text, and a seeded generator."""
 
 
 class ControlKind:
@@ -100,9 +107,9 @@ class ControlKind:
 
     Args:
         settings: The class of its settings.
-        build: Makes it.
-        has_parameters: Whether it has parameters.
-        has_slot: Whether it has a control slot, so that it can speak more than once in a sequence.
+        build: Builds the control.
+        has_parameters: Whether it has parameters to train.
+        has_slot: Whether it has a control slot, and so can appear more than once in a sequence.
     """
 
     def __init__(

@@ -19,10 +19,10 @@ from meetlm.controls.base import CONTROLS, Control, ControlSettings
 
 
 def parse_control(value: Any) -> ControlSettings:
-    """Return checked settings of the kind that ``value['kind']`` names.
+    """Return the settings of a control, checked by the class of the kind that ``value['kind']`` names.
 
     Raises:
-        ConfigError: There is no kind, it is unknown, or a setting is wrong.
+        ConfigError: The kind is missing or unknown, or a setting is wrong.
     """
     settings: ControlSettings = parse_kind(CONTROLS, ControlSettings, value)
     return settings
@@ -35,16 +35,16 @@ AnyControlSettings = Annotated[
 
 
 def build_control(
-    settings: ControlSettings, lm: PreTrainedModel, words: Callable[[str], list[int]], seed: int
+    settings: ControlSettings, lm: PreTrainedModel, tokenize: Callable[[str], list[int]], seed: int
 ) -> Control:
-    """Return a fresh control, not yet attached.
+    """Return an untrained control, not yet attached.
 
     Args:
-        settings: Of a registered kind.
-        lm: The model it is for.
-        words: Tokenises plain words, with no BOS or EOS.
-        seed: Of its initial values.
+        settings: Settings of a registered kind.
+        lm: The language model it is for.
+        tokenize: Returns the ids of plain text, without BOS and EOS.
+        seed: Seed of the initial values.
     """
     generator = torch.Generator().manual_seed(seed)
-    control = CONTROLS[settings.kind].build(settings, lm, words, generator)
+    control = CONTROLS[settings.kind].build(settings, lm, tokenize, generator)
     return control.to(lm.device)

@@ -1,4 +1,4 @@
-"""No control: the language model as it is (SFT, DPO, the untouched model)."""
+"""No control: the plain language model (SFT, DPO, the base model)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class NoneSettings(ControlSettings):
     """Settings of no control."""
 
     kind: Literal["none"] = "none"
-    levels: tuple[str, ...] = Field(("good",), description="one name, for what the model does without any control")
+    levels: tuple[str, ...] = Field(("good",), description="name of the only level: the model without a control")
 
 
 def _build(
     settings: NoneSettings,
     lm: PreTrainedModel,
-    words: Callable[[str], list[int]],
+    tokenize: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> SlotText:
-    del lm, words, generator
+    del lm, tokenize, generator
     return SlotText(settings, [[] for _ in settings.levels])
 
 

@@ -1,8 +1,10 @@
 """Soft prompts and special tokens: trained vectors in the control slot (paper section 3.3.1; Lester et al., 2021).
 
-P is [K, n, D]. Virtual id V + j (V: size of the embedding table) stands for vector j of the slot; the level weights
-of its token say which level's, or which mix. The vocabulary itself does not grow, so a tied head gains no outputs.
-A special token (Quark, LETI) is a soft prompt of length 1.
+The parameter is P [K, n, D]. Virtual id V + j (V: rows of the embedding table) stands for vector j of the slot; the
+level weights of the token choose its level or mix of levels. The vocabulary does not grow, so a tied LM head gains no
+outputs. A special token (Quark, LETI) is a soft prompt of length 1.
+
+R rows, T tokens per row, K levels, n vectors per level, D size of an embedding, M virtual tokens in a batch.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ class SpecialTokenSettings(ControlSettings):
     """Settings of the special-token control."""
 
     kind: Literal["special-token"] = "special-token"
-    words: dict[str, str] | None = Field(None, description="initial words by level; the level's name by default")
+    words: dict[str, str] | None = Field(
+        None, description="text of each level whose embeddings are the initial values; by default the level's name"
+    )
 
 
 class SoftPromptSettings(ControlSettings):
     """Settings of the soft-prompt control."""
 
     kind: Literal["soft-prompt"] = "soft-prompt"
-    length: int = Field(50, ge=1, description="n, virtual tokens per level; the paper uses 1, 20, 50, 100")
-    words: dict[str, str] | None = Field(None, description="initial words by level; the level's name by default")
+    length: int = Field(50, ge=1, description="virtual tokens per level; the paper uses 1, 20, 50, 100")
+    words: dict[str, str] | None = Field(
+        None, description="text of each level whose embeddings are the initial values; by default the level's name"
+    )
 
 
 class SoftPrompt(Control):
@@ -39,13 +45,13 @@ class SoftPrompt(Control):
 
     Args:
         settings: Levels and placement.
-        length: n.
-        words: Initial words of each level, repeated to the length.
-        lm: The model, for its embeddings.
-        tokenize: Plain words to ids, with no BOS among them.
+        length: Vectors per level, n.
+        words: Text of each level; its embeddings, repeated to the length, are the initial vectors.
+        lm: The language model, for its embeddings.
+        tokenize: Returns the ids of plain text, without BOS.
 
     Raises:
-        ConfigError: Words are missing for a level or empty.
+        ConfigError: A level has no text, or an empty one.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class SoftPrompt(Control):
     ) -> None:
         super().__init__(settings)
         embedding = lm.get_input_embeddings()
-        self.length, self.words = length, words
+        self.length = length
         table = embedding.weight
         assert isinstance(table, Tensor)
         self.first_id = table.shape[0]
@@ -67,48 +73,43 @@ class SoftPrompt(Control):
         for level in settings.levels:
             ids = tokenize(words.get(level, ""))
             if not ids:
-                raise ConfigError(f"control.words: no initial words for level {level!r}")
+                raise ConfigError(f"control.words: no initial text for level {level!r}")
             repeated = torch.tensor([ids[j % len(ids)] for j in range(length)], device=table.device)
-            with torch.no_grad():  # through the module: some (Gemma) scale in it
+            with torch.no_grad():  # calls the module, since some models (Gemma) scale in it
                 rows.append(embedding(repeated).detach().float())
         self.prompt = nn.Parameter(torch.stack(rows))
         self._lm_shape = _shape(lm)
 
-    def attach(self, lm: PreTrainedModel) -> None:
-        """Do nothing: the vectors enter by :meth:`embed`."""
-
-    def set_level_weights(self, weights: Tensor) -> None:
-        """Do nothing: :meth:`embed` takes the weights."""
-
     def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
-        """Return embeddings in which each virtual id has its level-weighted vector."""
-        virtual = input_ids >= self.first_id  # [R, T]
-        embedded: Tensor = embedding(torch.where(virtual, 0, input_ids))
-        if not virtual.any():
-            return embedded
-        chosen = weights.expand(*input_ids.shape, -1)[virtual]  # [M, K]
-        vectors = self.prompt[:, input_ids[virtual] - self.first_id]  # [K, M, D]
-        mixed = torch.einsum("mk,kmd->md", chosen.to(vectors.dtype), vectors)
-        return embedded.masked_scatter(virtual[..., None], mixed.to(embedded.dtype))
+        """Return embeddings [R, T, D] in which each virtual id has its level-weighted vector."""
+        is_virtual = input_ids >= self.first_id  # [R, T]
+        embeddings: Tensor = embedding(torch.where(is_virtual, 0, input_ids))
+        if not is_virtual.any():
+            return embeddings
+        virtual_weights = weights.expand(*input_ids.shape, -1)[is_virtual]  # [M, K]
+        vectors = self.prompt[:, input_ids[is_virtual] - self.first_id]  # [K, M, D]
+        mixed = torch.einsum("mk,kmd->md", virtual_weights.to(vectors.dtype), vectors)
+        return embeddings.masked_scatter(is_virtual[..., None], mixed.to(embeddings.dtype))
 
     def level_state(self, level: int) -> dict[str, Tensor]:
         """Return ``prompt_embeddings`` [n, D]."""
         return {"prompt_embeddings": self.prompt[level].detach().clone()}
 
     def peft_config(self) -> dict[str, Any] | None:
-        """Return PEFT's prompt-tuning fields, or ``None`` for ``before_response``, which it has no word for."""
+        """Return PEFT's prompt-tuning fields; ``None`` for ``before_response``, which PEFT cannot express."""
         if self.settings.placement != "first":
             return None
         return {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": self.length,
             "num_transformer_submodules": 1,
-            "prompt_tuning_init": "RANDOM",  # TEXT would make loaders ask for the tokenizer
+            "prompt_tuning_init": "RANDOM",  # TEXT would make loaders require the tokenizer
             **self._lm_shape,
         }
 
 
 def _shape(lm: PreTrainedModel) -> dict[str, int]:
+    """Return the sizes of ``lm`` that PEFT's prompt-tuning config states."""
     config = lm.config.get_text_config()
     return {
         "token_dim": lm.get_input_embeddings().embedding_dim,
@@ -120,12 +121,12 @@ def _shape(lm: PreTrainedModel) -> dict[str, int]:
 def _build(
     settings: SoftPromptSettings | SpecialTokenSettings,
     lm: PreTrainedModel,
-    words: Callable[[str], list[int]],
+    tokenize: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> SoftPrompt:
-    del generator  # words, not chance, are the start
+    del generator  # the initial values are embeddings of text
     length = settings.length if isinstance(settings, SoftPromptSettings) else 1
-    return SoftPrompt(settings, length, settings.words or {level: level for level in settings.levels}, lm, words)
+    return SoftPrompt(settings, length, settings.words or {level: level for level in settings.levels}, lm, tokenize)
 
 
 CONTROLS.register("soft-prompt")(ControlKind(SoftPromptSettings, _build))

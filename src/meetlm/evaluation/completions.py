@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from meetlm.data.example import Origin, Prompt
-from meetlm.data.messages import read_prompt
+from meetlm.data.pairs import read_prompt
 from meetlm.data.rows import Row, kind_of, read_file
 from meetlm.evaluation.record import Problem, System
 

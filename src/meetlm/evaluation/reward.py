@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.controls.linear import use_fast_products
+from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward_input import RECORD, RewardInput, TokenizedRow, choose_form

@@ -1,4 +1,4 @@
-"""How a next token is chosen. Each row has its own random stream, so its draws do not depend on its neighbours."""
+"""How the next token is sampled. Each row has its own random stream, so its draws do not depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from torch import Tensor
 
 from meetlm.config.settings import Settings
 
-_HEAD = 256
-"""Nuclei are looked for among this many tokens first: sorting a vocabulary costs as much as a small model."""
+_NUM_TOP_TOKENS = 256
+"""Nuclei are first searched for among this many tokens: sorting a vocabulary costs as much as a small model."""
 
 
 class Sampling(Settings):
-    """Settings of a generation; stored with every completion."""
+    """Settings of sampling; stored with every completion."""
 
-    max_new_tokens: int = Field(128, ge=1, description="most new tokens (128 in the paper)")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 takes the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set of this much probability")
+    max_new_tokens: int = Field(128, ge=1, description="largest number of new tokens; the paper uses 128")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="sampling temperature; 0 = greedy decoding")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling: smallest set of tokens with this probability",
+    )
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
@@ -31,31 +36,31 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generators: list[torch.Gen
     Args:
         logits: [R, V], f32.
         sampling: Temperature and nucleus.
-        generators: One a row.
+        generators: One per row.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    probs = (logits / sampling.temperature).softmax(dim=-1)
+    probabilities = (logits / sampling.temperature).softmax(dim=-1)
     draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits.device)
     if sampling.top_p == 1:
-        return _inverse(probs.double().cumsum(dim=-1), draws)
-    top, tokens = probs.topk(min(_HEAD, probs.shape[-1]), dim=-1)
-    chosen = tokens.gather(-1, _nucleus(top, draws, sampling.top_p)[:, None])[:, 0]
-    wide = top.sum(dim=-1) < sampling.top_p
-    if bool(wide.any()):  # nuclei wider than the head: sort these rows whole
-        top, tokens = probs[wide].sort(dim=-1, descending=True)
-        chosen[wide] = tokens.gather(-1, _nucleus(top, draws[wide], sampling.top_p)[:, None])[:, 0]
-    return chosen
+        return _invert_cumulative(probabilities.double().cumsum(dim=-1), draws)
+    top, tokens = probabilities.topk(min(_NUM_TOP_TOKENS, probabilities.shape[-1]), dim=-1)
+    sampled = tokens.gather(-1, _sample_nucleus(top, draws, sampling.top_p)[:, None])[:, 0]
+    is_wide = top.sum(dim=-1) < sampling.top_p
+    if bool(is_wide.any()):  # the nucleus needs more than the top tokens: sort the whole rows
+        top, tokens = probabilities[is_wide].sort(dim=-1, descending=True)
+        sampled[is_wide] = tokens.gather(-1, _sample_nucleus(top, draws[is_wide], sampling.top_p)[:, None])[:, 0]
+    return sampled
 
 
-def _nucleus(sorted_probs: Tensor, draws: Tensor, top_p: float) -> Tensor:
-    """Return for each row an index into its sorted probabilities, drawn from the smallest set of mass ``top_p``."""
-    mass = sorted_probs.double().cumsum(dim=-1)
-    inside = mass - sorted_probs < top_p  # up to and with the token that reaches top_p
-    return _inverse((sorted_probs * inside).double().cumsum(dim=-1), draws)
+def _sample_nucleus(sorted_probabilities: Tensor, draws: Tensor, top_p: float) -> Tensor:
+    """Return an index into each row of sorted probabilities, drawn from the fewest whose sum reaches ``top_p``."""
+    cumulative = sorted_probabilities.double().cumsum(dim=-1)
+    is_inside = cumulative - sorted_probabilities < top_p  # up to and with the token that reaches top_p
+    return _invert_cumulative((sorted_probabilities * is_inside).double().cumsum(dim=-1), draws)
 
 
-def _inverse(cumulative: Tensor, draws: Tensor) -> Tensor:
-    """Return for each row the first index whose cumulative mass exceeds draw × total."""
+def _invert_cumulative(cumulative: Tensor, draws: Tensor) -> Tensor:
+    """Return for each row the first index whose cumulative probability exceeds draw × total."""
     index = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
     return index.clamp(max=cumulative.shape[-1] - 1)

@@ -1,12 +1,12 @@
-"""Attention over packed sequences: each token sees its own sequence's tokens before it, and those that it shares.
+"""Attention over packed sequences: each token sees the tokens before it in its own sequence, and those that it shares.
 
-``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with borders it attends within each sequence
-of a packed row; without, it is ``sdpa``. There are three ways:
+``meet_varlen`` is an attention for transformers' ``AttentionInterface``: with a packed layout it attends within each
+sequence of a packed row; without one, it is ``sdpa``. There are three ways:
 
-* in half precision on CUDA, flash attention's kernel for sequences of any length, which comes with torch;
-* on CPUs, some queries at a time to the keys up to the last of them, so that little is computed only to be masked. The
-  queries that share a key head (grouped-query attention) stand as rows of one matrix, which makes products larger;
-* else sequence by sequence, each by one call of ``sdpa``.
+* in half precision on CUDA, flash attention's kernel for sequences of any length, which is part of torch;
+* on CPUs, blocks of queries that attend to the keys up to the last of them, so that little is computed only to be
+  masked. Queries that share a key head (grouped-query attention) are rows of one matrix, which makes larger products;
+* elsewhere sequence by sequence, each with one call of ``sdpa``.
 
 T tokens, H heads, H_kv key heads, G = H / H_kv, d size of a head.
 """
@@ -29,10 +29,10 @@ from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.packed_layout import PackedLayout
 
 VARLEN = "meet_varlen"
-GROUPS = "enable_gqa" in signature(varlen_attn).parameters
-"""Whether the kernel can be told that several query heads have one key head: from torch 2.12 on."""
-HALVES = (torch.bfloat16, torch.float16)
-"""What a kernel for sequences of any length computes in."""
+KERNEL_GROUPS_HEADS = "enable_gqa" in signature(varlen_attn).parameters
+"""Whether the kernel supports several query heads per key head: from torch 2.12 on."""
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+"""Dtypes that the kernel for sequences of any length supports."""
 
 
 def varlen_attention(
@@ -49,49 +49,49 @@ def varlen_attention(
 
     Args:
         module: The attention layer.
-        query: [1, H, T, d]; key and value [1, H_kv, T, d], H a multiple of H_kv.
+        query: [1, H, T, d]; key and value are [1, H_kv, T, d], and H is a multiple of H_kv.
         key: See ``query``.
         value: See ``query``.
         attention_mask: Used only where nothing is packed.
-        dropout: On attention weights.
-        scaling: Of the scores; 1/sqrt(d) by default.
-        kwargs: ``meet_packed``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, lists the packed
-            sequences. ``meet_past`` takes in the keys of each, for the rows that ``meet_rows`` names; where nothing is
-            packed, each token is the next one of a row of it. ``sliding_window`` is obeyed; the rest is for sdpa.
+        dropout: Dropout of attention weights.
+        scaling: Factor of the scores; 1/sqrt(d) by default.
+        kwargs: ``meet_layout``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, says where the sequences are.
+            ``meet_kv_cache`` stores the keys and values of each, for the rows in ``meet_rows``; without a layout, each
+            token is the next one of a row of the cache. ``sliding_window`` is supported; the rest is for sdpa.
 
     Returns:
-        [1, T, H, d], and no weights.
+        [1, T, H, d], and ``None`` in the place of attention weights.
     """
-    packed: PackedLayout | None = kwargs.get("meet_packed")
-    past: KVCache | None = kwargs.get("meet_past")
+    layout: PackedLayout | None = kwargs.get("meet_layout")
+    cache: KVCache | None = kwargs.get("meet_kv_cache")
     window: int | None = kwargs.get("sliding_window")
-    if packed is None and past is not None:
-        return past.attend(_layer(module), query, key, value, scaling, window), None
-    if packed is None:
+    if layout is None and cache is not None:
+        return cache.attend(_layer_index(module), query, key, value, scaling, window), None
+    if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    kind = query.device.type
-    mixed = torch.is_autocast_enabled(kind)
-    if mixed:  # rotary positions are f32, and made queries and keys f32 as well
-        query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
-    kernel = not dropout and has_kernel(query, key, value)
-    whole = [] if kernel and past is None else whole_keys(key, value, packed)
-    if past is not None:
-        kept = [(k[0], v[0]) for k, v in whole]
-        past.keep(_layer(module), list(zip(kwargs["meet_rows"], kept, strict=True)))
-    if kernel:
-        return by_kernel(query, key, value, packed, window, scaling), None
-    way = in_blocks if kind == "cpu" else at_once
-    outputs = way(query, whole, packed, window, {"dropout_p": dropout, "scale": scaling})
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):  # rotary positions are f32, which makes queries and keys f32 as well
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    uses_kernel = not dropout and has_kernel(query, key, value)
+    keys_values = [] if uses_kernel and cache is None else keys_and_values(key, value, layout)
+    if cache is not None:
+        prompts = [(sequence_key[0], sequence_value[0]) for sequence_key, sequence_value in keys_values]
+        cache.prefill(_layer_index(module), list(zip(kwargs["meet_rows"], prompts, strict=True)))
+    if uses_kernel:
+        return attend_with_kernel(query, key, value, layout, window, scaling), None
+    attend = attend_in_blocks if device_type == "cpu" else attend_by_sequence
+    outputs = attend(query, keys_values, layout, window, {"dropout_p": dropout, "scale": scaling})
     return torch.cat(outputs, dim=1).view(1, query.shape[2], query.shape[1], -1), None
 
 
 def has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether flash attention's kernel takes these: half precision on CUDA of the Ampere generation or a later one."""
+    """Whether flash attention's kernel supports these: half precision on CUDA devices since the Ampere generation."""
     return (
         query.is_cuda
-        and query.dtype in HALVES
+        and query.dtype in HALF_DTYPES
         and query.dtype == key.dtype == value.dtype
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
@@ -99,89 +99,90 @@ def has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
-def by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, packed: PackedLayout, window: int | None, scaling: float | None
+def attend_with_kernel(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, window: int | None, scaling: float | None
 ) -> Tensor:
-    """Return what all tokens attend to, [1, T, H, d]."""
-    places = packed.places(query.device)
+    """Return the attention output of all tokens, [1, T, H, d], with flash attention's kernel."""
+    metadata = layout.metadata(query.device)
     repeat = query.shape[1] // key.shape[1]
-    queries, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))  # [T, heads, d]
-    if places.gathered is not None:
-        keys, values = keys[places.gathered], values[places.gathered]
-    if repeat > 1 and not GROUPS:
-        keys, values = (one.repeat_interleave(repeat, dim=1) for one in (keys, values))
-    told: dict[str, Any] = {"enable_gqa": repeat > 1} if GROUPS else {}
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, d]
+    if metadata.key_tokens is not None:
+        keys, values = keys[metadata.key_tokens], values[metadata.key_tokens]
+    if repeat > 1 and not KERNEL_GROUPS_HEADS:
+        keys, values = keys.repeat_interleave(repeat, dim=1), values.repeat_interleave(repeat, dim=1)
+    grouping: dict[str, Any] = {"enable_gqa": repeat > 1} if KERNEL_GROUPS_HEADS else {}
     output = varlen_attn(
         queries,
         keys,
         values,
-        places.queries,
-        places.keys,
-        places.longest_queries,
-        places.longest_keys,
+        metadata.queries,
+        metadata.keys,
+        metadata.longest_queries,
+        metadata.longest_keys,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
-        **told,
+        **grouping,
     )
     assert isinstance(output, Tensor)
     return output[None]
 
 
-def whole_keys(key: Tensor, value: Tensor, packed: PackedLayout) -> list[tuple[Tensor, Tensor]]:
-    """Return the keys and values of each sequence, [1, H_kv, shared + length, d]."""
-    found: list[tuple[Tensor, Tensor]] = []
-    root = key, value
-    # A slice's backward fills a whole tensor; that of a split does not.
-    own_keys, own_values = torch.split(key, packed.lengths, 2), torch.split(value, packed.lengths, 2)
-    for skip, *own in zip(packed.shared, own_keys, own_values, strict=True):
+def keys_and_values(key: Tensor, value: Tensor, layout: PackedLayout) -> list[tuple[Tensor, Tensor]]:
+    """Return the keys and values of each sequence, shared ones included, [1, H_kv, shared + length, d]."""
+    sequences: list[tuple[Tensor, Tensor]] = []
+    root_key, root_value = key, value
+    # Slices would fill a whole tensor each in backward; a split does not.
+    own_keys, own_values = torch.split(key, layout.lengths, 2), torch.split(value, layout.lengths, 2)
+    for skip, own_key, own_value in zip(layout.shared, own_keys, own_values, strict=True):
         if skip:
-            k, v = (torch.cat([of_root[:, :, :skip], one], dim=2) for of_root, one in zip(root, own, strict=True))
+            whole_key = torch.cat([root_key[:, :, :skip], own_key], dim=2)
+            whole_value = torch.cat([root_value[:, :, :skip], own_value], dim=2)
         else:
-            root = k, v = own[0], own[1]
-        found.append((k, v))
-    return found
+            root_key, root_value = whole_key, whole_value = own_key, own_value
+        sequences.append((whole_key, whole_value))
+    return sequences
 
 
-def in_blocks(
+def attend_in_blocks(
     query: Tensor,
-    whole: Sequence[tuple[Tensor, Tensor]],
-    packed: PackedLayout,
+    keys_values: Sequence[tuple[Tensor, Tensor]],
+    layout: PackedLayout,
     window: int | None,
-    more: dict[str, Any],
+    options: dict[str, Any],
 ) -> list[Tensor]:
-    """Return what some tokens at a time attend to, [1, tokens, H_kv, G, d]."""
-    kv_heads = whole[0][0].shape[1]
+    """Return the attention outputs of blocks of tokens, [1, tokens, H_kv, G, d] each."""
+    kv_heads = keys_values[0][0].shape[1]
     repeat = query.shape[1] // kv_heads
     rows = query.view(1, kv_heads, repeat, *query.shape[2:]).transpose(2, 3).flatten(2, 3)  # [1, H_kv, T·G, d]
-    parts = iter(torch.split(rows, [repeat * size for sizes in packed.blocks for size in sizes], dim=2))
+    blocks = iter(torch.split(rows, [repeat * size for sizes in layout.blocks for size in sizes], dim=2))
     outputs = []
-    for (key, value), sizes in zip(whole, packed.blocks, strict=True):
+    for (key, value), sizes in zip(keys_values, layout.blocks, strict=True):
         last = key.shape[2] - sum(sizes)
         for size in sizes:
             first, last = max(0, last + 1 - window) if window else 0, last + size
-            part = next(parts)
-            mask = packed.mask(part, size, last - first, window)
+            block = next(blocks)
+            mask = layout.block_mask(block, size, last - first, window)
             output = functional.scaled_dot_product_attention(
-                part, key[:, :, first:last], value[:, :, first:last], attn_mask=mask, **more
+                block, key[:, :, first:last], value[:, :, first:last], attn_mask=mask, **options
             )
             outputs.append(output.view(1, kv_heads, size, repeat, -1).transpose(1, 2))
     return outputs
 
 
-def at_once(
+def attend_by_sequence(
     query: Tensor,
-    whole: Sequence[tuple[Tensor, Tensor]],
-    packed: PackedLayout,
+    keys_values: Sequence[tuple[Tensor, Tensor]],
+    layout: PackedLayout,
     window: int | None,
-    more: dict[str, Any],
+    options: dict[str, Any],
 ) -> list[Tensor]:
-    """Return what each sequence's tokens attend to, [1, length, H, d]: one kernel, and no mask where it needs none."""
+    """Return the attention outputs of sequences, [1, length, H, d] each, without a mask where none is needed."""
     outputs = []
-    for part, (key, value) in zip(torch.split(query, packed.lengths, dim=2), whole, strict=True):
-        length, total = part.shape[2], key.shape[2]
+    for part, (key, value) in zip(torch.split(query, layout.lengths, dim=2), keys_values, strict=True):
+        length, num_keys = part.shape[2], key.shape[2]
         mask = None
-        if total > length or (window is not None and length > window):
-            mask = packed.seen(length, total, window, query.device)
+        if num_keys > length or (window is not None and length > window):
+            mask = layout.sequence_mask(length, num_keys, window, query.device)
         output = functional.scaled_dot_product_attention(
             part,
             key,
@@ -189,16 +190,16 @@ def at_once(
             attn_mask=mask,
             is_causal=mask is None,
             enable_gqa=query.shape[1] != key.shape[1],
-            **more,
+            **options,
         )
         outputs.append(output.transpose(1, 2))
     return outputs
 
 
-def _layer(module: nn.Module) -> int:
-    number = module.layer_idx
-    assert isinstance(number, int), "an attention layer knows its number"
-    return number
+def _layer_index(module: nn.Module) -> int:
+    index = module.layer_idx
+    assert isinstance(index, int), "an attention layer has an index"
+    return index
 
 
 AttentionInterface.register(VARLEN, varlen_attention)

@@ -1,59 +1,60 @@
-"""Log-probs of tokens from the last hidden states, some words of the vocabulary at a time.
+"""Log-probs of tokens from the last hidden states, computed for a chunk of the vocabulary at a time.
 
-Vocabularies are wide: the logits of a batch, their log-softmax and its gradient would be the largest tensors of a
-step. Here the logits of some words are made, added to the sums of the softmax (rescaled as a larger logit comes:
-Milakov and Gimelshein, 2018) and dropped. The gradient of log p(t) by its hidden state h is W_t − Σ_v p_v W_v, whatever
-the loss: it is found in forward, while the probabilities are there. Only a head that is trained itself needs them in
-backward: they are kept, or their logits are made again.
+Vocabularies are large: the logits of a batch, their log-softmax and its gradient would be the largest tensors of a
+step. Here the logits of a chunk are computed, added to the sums of the softmax (rescaled whenever a larger logit
+appears: Milakov and Gimelshein, 2018) and dropped. The gradient of log p(t) with respect to its hidden state h is
+W_t − Σ_v p_v W_v, whatever the loss: it is computed in forward, while the probabilities exist. Only a head that is
+trained itself needs them in backward: they are stored, or their logits are computed again.
 
-N tokens, D hidden, V words.
+N tokens, D size of the hidden states, V vocabulary size.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from meetlm.controls.products import product
+from meetlm.controls.kernels.products import product
+from meetlm.policy.even_parts import even_parts
 
-ROOM = {"cpu": 2**22, "cuda": 2**25}
-"""About how many logits live at a time; more are hardly faster (LOG.md, 2026-11-26)."""
-LEAST = 1024
-"""Words at a time where there are so many tokens that there would be room for fewer."""
+NUM_LOGITS = {"cpu": 2**22, "cuda": 2**25}
+"""About how many logits exist at a time; more are hardly faster (LOG.md, 2026-11-26)."""
+MIN_CHUNK = 1024
+"""Smallest chunk of the vocabulary, where so many tokens would leave room for fewer."""
 
 
-def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, keep: bool = True) -> Tensor:
-    """Return log p(target) of each token under softmax(head(h)), [N] f32, differentiable.
+def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, store_probabilities: bool = True) -> Tensor:
+    """Return log p(target) of each token under softmax(head(h)), in nats, [N] f32, differentiable.
 
     Args:
         hidden: [N, D].
-        head: A linear layer with a weight [V, D], and a bias [V] or none.
+        head: A linear layer with a weight [V, D], and a bias [V] or ``None``.
         targets: [N] int64.
-        keep: Keep the probabilities for the gradient of ``head``, N·V numbers, where it is trained: a product less.
+        store_probabilities: Store the probabilities, N·V numbers, for the gradient of ``head`` where it is trained:
+            saves one matrix product.
     """
-    kind = hidden.device.type
-    mixed = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if mixed else hidden.dtype
-    blocks = _blocks(len(hidden), len(cast(Tensor, head.weight)), ROOM[kind])
-    keep = keep and torch.is_grad_enabled()
-    weight, bias = (None if one is None else one.to(dtype) for one in (head.weight, getattr(head, "bias", None)))
-    with torch.autocast(kind, enabled=False):
+    device_type = hidden.device.type
+    has_autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if has_autocast else hidden.dtype
+    chunks = _vocab_chunks(len(hidden), len(cast(Tensor, head.weight)), NUM_LOGITS[device_type])
+    store_probabilities = store_probabilities and torch.is_grad_enabled()
+    weight, bias = cast(Tensor, head.weight).to(dtype), cast(Tensor | None, getattr(head, "bias", None))
+    with torch.autocast(device_type, enabled=False):
         values: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
-            hidden.to(dtype), weight, bias, targets, blocks, keep
+            hidden.to(dtype), weight, None if bias is None else bias.to(dtype), targets, chunks, store_probabilities
         )
     return values
 
 
 @torch.no_grad()
 def is_linear_head(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
-    """Whether the logits of ``lm`` are its head's output for its last hidden states: some models cap or scale them.
+    """Return whether the logits of ``lm`` are its linear head's output; some models cap or scale them.
 
     Args:
-        lm: In eval mode.
+        lm: A model in eval mode.
         tolerance: Largest difference of a logit, relative to the largest one where that is above 1.
     """
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -61,8 +62,9 @@ def is_linear_head(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
     if not isinstance(head, nn.Linear) or lm.base_model is lm:
         return False
     logits = lm(ids, use_cache=False).logits.float()
-    own = head(lm.base_model(ids, use_cache=False).last_hidden_state).float()
-    return own.shape == logits.shape and bool((own - logits).abs().max() <= tolerance * logits.abs().max().clamp(min=1))
+    linear = head(lm.base_model(ids, use_cache=False).last_hidden_state).float()
+    bound = tolerance * logits.abs().max().clamp(min=1)
+    return linear.shape == logits.shape and bool((linear - logits).abs().max() <= bound)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -75,74 +77,73 @@ class _TokenLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        blocks: list[slice],
-        keep: bool,
+        chunks: list[slice],
+        store_probabilities: bool,
     ) -> Tensor:
         total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
-        of_target, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
-        expected = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        keep = keep and any(ctx.needs_input_grad[1:3])
-        kept: list[Tensor] = []
-        for words in blocks:
-            logits = _logits(hidden, weight, bias, words)
-            place, inside = _places(targets, words)
-            of_target += logits.gather(1, place).where(inside, 0.0)
-            before, largest = largest, torch.maximum(largest, logits.amax(dim=1, keepdim=True))
-            shrinks = (before - largest).exp_()
-            weighs = logits.sub_(largest).exp_()  # probabilities times the row's total, as far as it is known
-            total.mul_(shrinks).add_(weighs.sum(dim=1, keepdim=True))
-            weighs = weighs.to(weight.dtype)
-            if expected is not None:
-                expected.mul_(shrinks).add_(product(weighs, weight[words].T))
-            if keep:
-                kept += (weighs, largest)
-            del logits, weighs  # before the next ones are made
+        target_logits, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
+        expected_weight = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        store_probabilities = store_probabilities and any(ctx.needs_input_grad[1:3])
+        stored: list[Tensor] = []
+        for chunk in chunks:
+            logits = _logits(hidden, weight, bias, chunk)
+            index, is_inside = _index_in_chunk(targets, chunk)
+            target_logits += logits.gather(1, index).where(is_inside, 0.0)
+            previous, largest = largest, torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+            rescale = (previous - largest).exp_()
+            terms = logits.sub_(largest).exp_()  # probabilities times the total, as far as it is known
+            total.mul_(rescale).add_(terms.sum(dim=1, keepdim=True))
+            terms = terms.to(weight.dtype)
+            if expected_weight is not None:
+                expected_weight.mul_(rescale).add_(product(terms, weight[chunk].T))
+            if store_probabilities:
+                stored += (terms, largest)
+            del logits, terms  # before the next chunk is computed
         normalizer = largest + total.log()
         slopes = None
-        if expected is not None:
-            slopes = expected.div_(total).neg_().add_(weight[targets]).to(hidden.dtype)
-        ctx.blocks = blocks
-        ctx.save_for_backward(hidden, weight, bias, targets, slopes, normalizer, *kept)
-        return (of_target - normalizer)[:, 0]
+        if expected_weight is not None:
+            slopes = expected_weight.div_(total).neg_().add_(weight[targets]).to(hidden.dtype)
+        ctx.chunks = chunks
+        ctx.save_for_backward(hidden, weight, bias, targets, slopes, normalizer, *stored)
+        return (target_logits - normalizer)[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, slopes, normalizer, *kept = ctx.saved_tensors
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        outer = outer[:, None]
-        dh = slopes * outer.to(slopes.dtype) if of_hidden else None
-        dw = torch.empty_like(weight) if of_weight else None
-        db = torch.empty_like(bias) if of_bias else None
-        for number, words in enumerate(ctx.blocks if of_weight or of_bias else ()):
-            if kept:
-                weighs, largest = kept[2 * number : 2 * number + 2]
-                gradient = weighs.float() * ((largest - normalizer).exp_() * -outer)
+    def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, slopes, normalizer, *stored = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dvalues = dvalues[:, None]
+        dhidden = slopes * dvalues.to(slopes.dtype) if needs_hidden else None
+        dweight = torch.empty_like(weight) if needs_weight else None
+        dbias = torch.empty_like(bias) if needs_bias else None
+        for number, chunk in enumerate(ctx.chunks if needs_weight or needs_bias else ()):
+            if stored:
+                terms, largest = stored[2 * number : 2 * number + 2]
+                dlogits = terms.float() * ((largest - normalizer).exp_() * -dvalues)
             else:
-                gradient = _logits(hidden, weight, bias, words).sub_(normalizer).exp_().mul_(-outer)
-            place, inside = _places(targets, words)
-            gradient.scatter_add_(1, place, outer * inside)
-            if dw is not None:
-                dw[words] = product(gradient.to(weight.dtype).T, hidden.T)
-            if db is not None:
-                db[words] = gradient.sum(dim=0)
-            del gradient
-        return dh, dw, db, None, None, None
+                dlogits = _logits(hidden, weight, bias, chunk).sub_(normalizer).exp_().mul_(-dvalues)
+            index, is_inside = _index_in_chunk(targets, chunk)
+            dlogits.scatter_add_(1, index, dvalues * is_inside)
+            if dweight is not None:
+                dweight[chunk] = product(dlogits.to(weight.dtype).T, hidden.T)
+            if dbias is not None:
+                dbias[chunk] = dlogits.sum(dim=0)
+            del dlogits
+        return dhidden, dweight, dbias, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
-    """Return logits [N, words] f32."""
-    return product(hidden, weight[words], None if bias is None else bias[words]).float()
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: slice) -> Tensor:
+    """Return the logits of a chunk of the vocabulary, [N, chunk] f32."""
+    return product(hidden, weight[chunk], None if bias is None else bias[chunk]).float()
 
 
-def _places(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Return where among ``words`` each target stands, and whether it is one of them, both [N, 1]."""
-    place = targets[:, None] - words.start
-    most = words.stop - words.start - 1
-    return place.clamp(0, most), (place >= 0) & (place <= most)
+def _index_in_chunk(targets: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Return the index of each target in the chunk, and whether it is in the chunk, both [N, 1]."""
+    index = targets[:, None] - chunk.start
+    last = chunk.stop - chunk.start - 1
+    return index.clamp(0, last), (index >= 0) & (index <= last)
 
 
-def _blocks(tokens: int, words: int, room: int) -> list[slice]:
-    """Return the words that are gone through at a time, about equal numbers."""
-    count = -(-words // max(LEAST, room // max(1, tokens)))
-    borders = [words * number // count for number in range(count + 1)]
-    return [slice(start, end) for start, end in pairwise(borders)]
+def _vocab_chunks(num_tokens: int, vocab_size: int, room: int) -> list[slice]:
+    """Return the chunks of the vocabulary, of about equal sizes."""
+    largest_chunk = max(MIN_CHUNK, room // max(1, num_tokens))
+    return even_parts(vocab_size, -(-vocab_size // largest_chunk))

@@ -1,8 +1,8 @@
-"""What the attention layers of one forward pass over packed sequences have in common: borders, masks, places of keys.
+"""Where the sequences of a packed row begin and end, and the masks that follow from it.
 
-All of it is made once, by the first layer that asks, and used by every other.
+All attention layers of a forward pass share one layout. A mask is made by the first layer that needs it.
 
-T tokens, Q sequences, G query heads to a key head, H_kv key heads of size d.
+T tokens, Q sequences, G query heads per key head, H_kv key heads of size d.
 """
 
 from __future__ import annotations
@@ -14,101 +14,105 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from meetlm.policy.even_parts import even_parts
+
 BLOCK = 64
-"""About how many tokens' queries attend at a time on CPUs (LOG.md, 2026-11-25)."""
+"""About how many tokens attend at a time on CPUs (LOG.md, 2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True)
 class VarlenMetadata:
-    """Where the queries and keys of each sequence stand, as a kernel for sequences of any length is told.
+    """Where the queries and keys of each sequence are, in the form that a variable-length kernel requires.
 
     Attributes:
         queries: [Q + 1] int32, borders of the sequences.
-        keys: [Q + 1] int32, the same with the keys that a sequence shares before its own.
-        longest_queries: Most tokens of a sequence.
-        longest_keys: Most keys of one.
-        gathered: [keys] int64, which token each key is of; ``None`` where nothing is shared, and each is its own.
+        keys: [Q + 1] int32, borders of their keys; the keys that a sequence shares come before its own.
+        longest_queries: Largest number of tokens in a sequence.
+        longest_keys: Largest number of keys in a sequence.
+        key_tokens: [keys] int64, the token of each key; ``None`` where nothing is shared.
     """
 
     queries: Tensor
     keys: Tensor
     longest_queries: int
     longest_keys: int
-    gathered: Tensor | None
+    key_tokens: Tensor | None
 
 
 class PackedLayout:
     """The sequences of a packed row.
 
     Args:
-        borders: Q + 1 numbers, where they begin and end.
-        shared: How many tokens each takes from the last one before it that shares none; nothing is shared by default.
+        borders: Q + 1 numbers: where the sequences begin and end.
+        shared: For each sequence, how many first tokens it takes from the last sequence before it that shares none;
+            0 for all by default.
 
     Attributes:
-        lengths: Own tokens of each.
-        shared: As given.
-        longest: Most keys of a sequence, shared ones counted.
-        blocks: Of each sequence, the sizes of the blocks of queries that attend at a time on CPUs.
+        lengths: Number of tokens of each sequence in the row.
+        shared: As passed.
+        longest: Largest number of keys of a sequence, shared ones included.
+        blocks: For each sequence, the sizes of the blocks of tokens that attend at a time on CPUs.
     """
 
     def __init__(self, borders: Sequence[int], shared: Sequence[int] | None = None) -> None:
         self.lengths = [end - start for start, end in pairwise(borders)]
         self.shared = list(shared) if shared else [0] * len(self.lengths)
         self.longest = max(map(sum, zip(self.lengths, self.shared, strict=True)))
-        self.blocks = [_sizes(length) for length in self.lengths]
-        self._masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
-        self._seen: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
-        self._places: dict[torch.device, VarlenMetadata] = {}
+        self.blocks = [_block_sizes(length) for length in self.lengths]
+        self._block_masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
+        self._sequence_masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+        self._metadata: dict[torch.device, VarlenMetadata] = {}
 
-    def mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
-        """Return what is added to scores: 0 where a query sees a key and -inf elsewhere, [tokens·G, keys].
+    def block_mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
+        """Return what is added to the scores of a block: 0 where a query sees a key, else -inf, [tokens·G, keys].
 
         Args:
-            query: [1, H_kv, tokens·G, d], G rows for each token.
-            tokens: How many; the last of them stands where the last key does.
-            keys: How many.
-            window: Keys that a token sees, its own included; all before it where ``None``.
+            query: [1, H_kv, tokens·G, d], G rows per token.
+            tokens: Number of tokens; the last one is at the position of the last key.
+            keys: Number of keys.
+            window: Keys that a token sees, its own included; ``None`` = all keys up to its own.
         """
         repeat, longest = query.shape[2] // tokens, self.longest
         kind = repeat, window, query.device
-        if kind not in self._masks:
+        if kind not in self._block_masks:
             row = torch.arange(2 * BLOCK, device=query.device)[:, None]
-            behind = row - torch.arange(-longest, 2 * BLOCK, device=query.device)
-            unseen = (behind < 0) | (behind >= (window or longest + 2 * BLOCK))
-            mask = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill(unseen, float("-inf"))
-            self._masks[kind] = mask.repeat_interleave(repeat, dim=0)
+            distance = row - torch.arange(-longest, 2 * BLOCK, device=query.device)
+            is_hidden = (distance < 0) | (distance >= (window or longest + 2 * BLOCK))
+            zeros = torch.zeros(is_hidden.shape, dtype=query.dtype, device=query.device)
+            mask = zeros.masked_fill(is_hidden, float("-inf"))
+            self._block_masks[kind] = mask.repeat_interleave(repeat, dim=0)
         end = longest + tokens
-        return self._masks[kind][: tokens * repeat, end - keys : end]
+        return self._block_masks[kind][: tokens * repeat, end - keys : end]
 
-    def seen(self, length: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    def sequence_mask(self, length: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """Return which keys the last ``length`` tokens of a sequence see, [length, keys] bool.
 
         Args:
-            length: Of the queries.
-            keys: Of the whole sequence, shared ones before its own.
-            window: As for :meth:`mask`.
-            device: Where it is wanted.
+            length: Number of queries.
+            keys: Number of keys of the whole sequence, shared ones included.
+            window: As in :meth:`block_mask`.
+            device: Device of the mask.
         """
         kind = length, keys, window, device
-        if kind not in self._seen:
+        if kind not in self._sequence_masks:
             position = torch.arange(keys, device=device)
             distance = position[keys - length :, None] - position[None, :]
-            self._seen[kind] = (distance >= 0) & (distance < (window or keys))
-        return self._seen[kind]
+            self._sequence_masks[kind] = (distance >= 0) & (distance < (window or keys))
+        return self._sequence_masks[kind]
 
-    def places(self, device: torch.device) -> VarlenMetadata:
-        """Return where queries and keys stand, on ``device``."""
-        if device not in self._places:
-            whole = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
+    def metadata(self, device: torch.device) -> VarlenMetadata:
+        """Return where queries and keys are, as tensors on ``device``."""
+        if device not in self._metadata:
+            num_keys = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
             queries, keys = (
-                torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (self.lengths, whole)
+                torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (self.lengths, num_keys)
             )
-            gathered = self._gathered().to(device) if any(self.shared) else None
-            self._places[device] = VarlenMetadata(queries, keys, max(self.lengths), self.longest, gathered)
-        return self._places[device]
+            key_tokens = self._key_tokens().to(device) if any(self.shared) else None
+            self._metadata[device] = VarlenMetadata(queries, keys, max(self.lengths), self.longest, key_tokens)
+        return self._metadata[device]
 
-    def _gathered(self) -> Tensor:
-        """Return which token each key is of, shared ones before a sequence's own."""
+    def _key_tokens(self) -> Tensor:
+        """Return the token of each key, the shared ones before a sequence's own."""
         parts, start, root = [], 0, 0
         for length, skip in zip(self.lengths, self.shared, strict=True):
             if not skip:
@@ -118,8 +122,6 @@ class PackedLayout:
         return torch.cat(parts)
 
 
-def _sizes(length: int) -> list[int]:
-    """Return the sizes of a sequence's blocks, about equal and below 2·BLOCK."""
-    count = max(1, round(length / BLOCK))
-    borders = [length * number // count for number in range(count + 1)]
-    return [end - start for start, end in pairwise(borders)]
+def _block_sizes(length: int) -> list[int]:
+    """Return the sizes of a sequence's blocks: about equal and below 2·BLOCK."""
+    return [part.stop - part.start for part in even_parts(length, max(1, round(length / BLOCK)))]

@@ -1,20 +1,22 @@
-"""Packed sequences in a forward pass of any architecture, and the check that they may be used.
+"""Packed sequences in a forward pass of any architecture, and the check that packing changes no logit.
 
-They need :mod:`~meetlm.policy.attention`. Not every architecture goes through transformers' ``AttentionInterface``
-(:mod:`~meetlm.policy.gpt_neo` is for one that does not), and some have windows of their own, so
+Not every architecture uses transformers' ``AttentionInterface``, and some have attention windows of their own, so
 :func:`packing_failure_reason` compares logits before a model is packed.
+
+T tokens, Q sequences, V vocabulary size.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN
+from meetlm.policy.gpt_neo import GPTNeoAttention
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.packed_layout import PackedLayout
 
@@ -22,47 +24,72 @@ HALF_TOLERANCE = 5e-2
 """Largest relative difference of a logit in bf16."""
 
 
+class InterfaceAttention:
+    """The attention of a model that uses transformers' ``AttentionInterface``.
+
+    Args:
+        lm: The model.
+    """
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        self._lm = lm
+
+    @property
+    def name(self) -> str:
+        """Transformers' name of the attention in use."""
+        return str(self._lm.config._attn_implementation)
+
+    def failure_reason(self) -> str | None:
+        """Return why it cannot be replaced; ``None`` if it can."""
+        if not getattr(self._lm, "_supports_attention_backend", False):
+            return f"{type(self._lm).__name__} does not go through transformers' AttentionInterface"
+        if self.name not in ("sdpa", VARLEN):
+            return f"its own attention is {self.name!r}, and packing is written for 'sdpa'"
+        return None
+
+    def switch(self, name: str) -> None:
+        """Switch to the attention ``name``."""
+        self._lm.set_attn_implementation(name)
+
+    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass that carry ``values`` to its layers.
+
+        A 4-D mask, which nothing reads, keeps transformers from building a dense one.
+        """
+        return {**values, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._lm.device)}
+
+
+def _attention_of(lm: PreTrainedModel) -> InterfaceAttention | GPTNeoAttention:
+    return GPTNeoAttention(lm) if GPTNeoAttention.matches(lm) else InterfaceAttention(lm)
+
+
 def packed_arguments(
     lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Return what a packed forward of ``lm`` passes beside ids and positions; ``more`` is for its attention."""
-    return _told(lm, meet_packed=PackedLayout(cu_seq_lens.tolist(), shared), **more)
+    """Return the arguments of a packed forward pass of ``lm``, beside ids and positions.
+
+    Args:
+        lm: The model, with packed attention.
+        cu_seq_lens: Borders of the sequences, [Q + 1].
+        shared: For each sequence, how many first tokens it takes from the last one before it that shares none.
+        more: Further arguments of :func:`~meetlm.policy.attention.varlen_attention`.
+    """
+    return _attention_of(lm).arguments({"meet_layout": PackedLayout(cu_seq_lens.tolist(), shared), **more})
 
 
-def step_arguments(lm: PreTrainedModel, past: KVCache) -> dict[str, Any]:
-    """Return what a forward of ``lm`` over the next token of each row of ``past`` passes beside ids and positions."""
-    return _told(lm, meet_past=past)
+def decoding_arguments(lm: PreTrainedModel, cache: KVCache) -> dict[str, Any]:
+    """Return the arguments of a forward pass over the next token of each row of ``cache``, beside ids and positions."""
+    return _attention_of(lm).arguments({"meet_kv_cache": cache})
 
 
-def replace_attention(lm: PreTrainedModel, attention: str = VARLEN) -> None:
-    """Switch ``lm`` to packed attention, or to another by name."""
-    if not gpt_neo.is_gpt_neo(lm):
-        lm.set_attn_implementation(attention)
-    elif attention == VARLEN:
-        gpt_neo.replace_attention(lm)
-    else:
-        gpt_neo.restore_attention(lm)
-
-
-def _told(lm: PreTrainedModel, **told: Any) -> dict[str, Any]:
-    if gpt_neo.is_gpt_neo(lm):
-        return {"attention_mask": gpt_neo.telling(lm, told)}
-    return {**told, "attention_mask": _nothing(lm)}
-
-
-def _nothing(lm: PreTrainedModel) -> Tensor:
-    """Return a 4-D mask that nothing looks at: it keeps transformers from building a dense one."""
-    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device)
+def replace_attention(lm: PreTrainedModel) -> None:
+    """Switch ``lm`` to packed attention."""
+    _attention_of(lm).switch(VARLEN)
 
 
 def attention_failure_reason(lm: PreTrainedModel) -> str | None:
-    """Return why the attention of ``lm`` cannot be replaced, as far as its class says; ``None`` where it can."""
-    if gpt_neo.is_gpt_neo(lm):
-        return None
-    if not getattr(lm, "_supports_attention_backend", False):
-        return f"{type(lm).__name__} does not go through transformers' AttentionInterface"
-    own = lm.config._attn_implementation
-    return None if own in ("sdpa", VARLEN) else f"its own attention is {own!r}, and packing is written for 'sdpa'"
+    """Return why the attention of ``lm`` cannot be replaced, judged by its class; ``None`` if it can."""
+    return _attention_of(lm).failure_reason()
 
 
 @torch.no_grad()
@@ -70,17 +97,18 @@ def packing_failure_reason(lm: PreTrainedModel, longest: int = 512, tolerance: f
     """Switch ``lm`` to packed attention if packed logits equal those of sequences one by one.
 
     Args:
-        lm: In eval mode. Left with the packed attention on success, with its own otherwise.
-        longest: Tokens of the longest sequence to check (a window shorter than this shows).
-        tolerance: Largest difference of a logit, for f32, relative to the largest logit where that is above 1.
+        lm: A model in eval mode. It keeps the packed attention on success and has its own otherwise.
+        longest: Tokens of the longest sequence to check (a shorter attention window is noticed).
+        tolerance: Largest difference of a logit in f32, relative to the largest logit where that is above 1.
 
     Returns:
-        ``None`` if it packs, else why not.
+        ``None`` if packing changes no logit, else the reason against it.
     """
-    obstacle = attention_failure_reason(lm)
+    attention = _attention_of(lm)
+    obstacle = attention.failure_reason()
     if obstacle:
         return obstacle
-    own = VARLEN if gpt_neo.is_gpt_neo(lm) and gpt_neo.is_replaced(lm) else lm.config._attn_implementation
+    own_attention = attention.name
     longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
     lengths = [min(7, longest), longest, longest, min(5, longest)]
     generator = torch.Generator().manual_seed(0)
@@ -90,58 +118,59 @@ def packing_failure_reason(lm: PreTrainedModel, longest: int = 512, tolerance: f
     half = longest // 2
     rows[2][:, :half] = rows[1][:, :half]  # half of it can be shared
     shared = [0, 0, half, 0]
-    alone = _alone(lm, rows)
-    replace_attention(lm)
-    why = _difference(lm, rows, shared, alone, tolerance)
-    if why is None and lm.device.type == "cuda":  # what training there runs in has a kernel of its own
+    expected = _logits_one_by_one(lm, rows)
+    attention.switch(VARLEN)
+    reason = _difference(lm, rows, shared, expected, tolerance)
+    if reason is None and lm.device.type == "cuda":  # training there runs under autocast, with a kernel of its own
         with torch.autocast("cuda", torch.bfloat16):
-            why = _difference(lm, rows, shared, alone, HALF_TOLERANCE)
-            if why is not None:  # of a model that turns on a rounding, packing may do what bf16 does alone
-                replace_attention(lm, own)
-                alone = _alone(lm, rows)
-                replace_attention(lm)
-                why = _difference(lm, rows, shared, alone, HALF_TOLERANCE)
-    if why is not None:
-        replace_attention(lm, own)
-    return why
+            reason = _difference(lm, rows, shared, expected, HALF_TOLERANCE)
+            if reason is not None:  # bf16 alone may change this model as much: compare within bf16
+                attention.switch(own_attention)
+                expected = _logits_one_by_one(lm, rows)
+                attention.switch(VARLEN)
+                reason = _difference(lm, rows, shared, expected, HALF_TOLERANCE)
+    if reason is not None:
+        attention.switch(own_attention)
+    return reason
 
 
-def _alone(lm: PreTrainedModel, rows: list[Tensor]) -> list[Tensor]:
-    """Return the last logits [V] of each sequence by itself."""
+def _logits_one_by_one(lm: PreTrainedModel, rows: list[Tensor]) -> list[Tensor]:
+    """Return the last logits [V] of each sequence, computed alone."""
     return [lm(row, use_cache=False, logits_to_keep=1).logits[0, -1].float() for row in rows]
 
 
 def _difference(
-    lm: PreTrainedModel, rows: list[Tensor], shared: list[int], alone: list[Tensor], bound: float
+    lm: PreTrainedModel, rows: list[Tensor], shared: list[int], expected: list[Tensor], tolerance: float
 ) -> str | None:
-    """Return how logits of packed sequences differ from those alone; ``None`` where all are within ``bound``."""
+    """Return how packed logits differ from the expected ones; ``None`` where all are within ``tolerance``."""
     try:
-        packed = _last_logits(lm, rows, shared)
+        packed = _packed_logits(lm, rows, shared)
     except (RuntimeError, ValueError, TypeError) as error:
         return f"{VARLEN} failed: {error}"
-    gaps = [
-        float((one - row).abs().max() / one.abs().max().clamp(min=1)) for one, row in zip(alone, packed, strict=True)
+    differences = [
+        float((right - logits).abs().max() / right.abs().max().clamp(min=1))
+        for right, logits in zip(expected, packed, strict=True)
     ]
-    worst = max(range(len(gaps)), key=lambda n: gaps[n] if gaps[n] == gaps[n] else float("inf"))
-    if gaps[worst] <= bound:
+    worst = max(range(len(rows)), key=lambda n: math.inf if math.isnan(differences[n]) else differences[n])
+    if differences[worst] <= tolerance:
         return None
     tokens = rows[worst].shape[1]
-    return f"packed logits of {tokens} tokens differ from those alone by {gaps[worst]:.2g} (bound {bound:g})"
+    return f"packed logits of {tokens} tokens differ from those alone by {differences[worst]:.2g} (bound {tolerance:g})"
 
 
-def _last_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> Tensor:
+def _packed_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> Tensor:
     """Return the last logits [Q, V] of sequences packed into one row.
 
     Args:
         lm: The model.
-        rows: Ids [1, T] of each.
-        shared: How many of its first tokens each takes from the last row that shares none.
+        rows: Ids [1, T] of each sequence.
+        shared: For each sequence, how many first tokens it takes from the last one before it that shares none.
     """
-    starts = [(skip, row.shape[1]) for skip, row in zip(shared, rows, strict=True)]
-    borders = torch.tensor([0, *(end - start for start, end in starts)], device=lm.device).cumsum(0).to(torch.int32)
+    spans = [(skip, row.shape[1]) for skip, row in zip(shared, rows, strict=True)]
+    borders = torch.tensor([0, *(end - start for start, end in spans)], device=lm.device).cumsum(0).to(torch.int32)
     packed: Tensor = lm(
         torch.cat([row[:, skip:] for skip, row in zip(shared, rows, strict=True)], dim=1),
-        position_ids=torch.cat([torch.arange(start, end, device=lm.device) for start, end in starts])[None],
+        position_ids=torch.cat([torch.arange(start, end, device=lm.device) for start, end in spans])[None],
         use_cache=False,
         logits_to_keep=(borders[1:] - 1).long(),
         **packed_arguments(lm, borders, shared),

@@ -1,7 +1,9 @@
-"""The policy: one forward from a batch to the log-probs of its trained tokens.
+"""The policy: one forward pass from a batch to the log-probs of its trained tokens.
 
-Shapes: R rows, T tokens of a row, K levels, N trained tokens, S completions (one a sequence but in chains). The head
-runs only where a token is trained. Knows no loss: objectives are functions of what comes out here.
+It knows no loss: objectives are functions of these log-probs. The LM head runs only at positions that predict a trained
+token.
+
+R rows, T tokens per row, K levels, N trained tokens, S completions (one per sequence, several in chains).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from transformers import PreTrainedModel
 
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.base import Control
-from meetlm.controls.linear import use_fast_products
+from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.head import is_linear_head, token_logps
@@ -26,7 +28,7 @@ from meetlm.policy.loading import checkpoint_activations, checkpoints_activation
 from meetlm.policy.packing import packed_arguments, packing_failure_reason, replace_attention
 
 SCORED_TOKENS = 2048
-"""Most tokens that are scored in one forward pass."""
+"""Largest number of tokens in one forward pass of :meth:`Policy.score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class TokenLogps:
     """Log-probs of trained tokens.
 
     Attributes:
-        values: [N] f32, natural log.
-        completion: [N] int64, the completion of each.
+        values: [N] f32, natural logarithm.
+        completion: [N] int64, index of the completion of each token.
         num_completions: S.
     """
 
@@ -44,7 +46,7 @@ class TokenLogps:
     num_completions: int
 
     def sums(self) -> Tensor:
-        """Return log p(y|x, level) of each completion, [S]."""
+        """Return log p(y|x, level) of each completion in nats, [S]."""
         return self.values.new_zeros(self.num_completions).index_add(0, self.completion, self.values)
 
     def counts(self) -> Tensor:
@@ -53,20 +55,21 @@ class TokenLogps:
 
 
 class Policy(nn.Module):
-    """A language model that obeys a control.
+    """A language model with a control.
 
     Args:
         lm: Any causal language model of transformers, in eval mode.
-        control: Built for ``lm``; attached here.
-        longest: Tokens of the longest sequence to come, for the packing check.
-        layout: Known already, where ``lm`` has no weights to check it with.
+        control: A control built for ``lm``; it is attached here.
+        longest: Tokens of the longest sequence to come, for the check of packing.
+        layout: The layout, where ``lm`` has no weights to check it with.
 
     Attributes:
-        layout: ``packed`` where the architecture was shown to pack exactly, else ``padded``.
-        padding_reason: The reason, for reports; ``None`` when packed.
+        layout: ``packed`` if the check showed that packing changes no logit, else ``padded``.
+        padding_reason: Why batches are padded; ``None`` when they are packed.
         shares_prompts: Whether neighbours in a packed batch may share their prompt.
         has_linear_head: Whether the logits are the output of a linear head for the last hidden states.
-        stores_probabilities: Whether a head that is trained keeps them for backward; not under gradient checkpointing.
+        stores_probabilities: Whether a trained head keeps its probabilities for backward; not under gradient
+            checkpointing.
     """
 
     def __init__(
@@ -80,27 +83,27 @@ class Policy(nn.Module):
         self.shares_prompts = self.layout == "packed"
         self.has_linear_head = layout is not None or is_linear_head(lm)
         self.lm, self.control = lm, control
-        self._weights: Tensor | None = None
         control.attach(lm)
         use_fast_products(lm)
         self.stores_probabilities = not checkpoints_activations(lm)
         if not self.stores_probabilities:
-            checkpoint_activations(lm, self._contexts)
+            checkpoint_activations(lm, self._checkpoint_contexts)
 
     @property
     def device(self) -> torch.device:
-        """Where the language model is."""
+        """The device of the language model."""
         return self.lm.device
 
     def forward(self, blocks: Sequence[Block], num_completions: int) -> TokenLogps:
         """Return the log-probs of every trained token of a batch (:class:`Batch`), differentiable."""
-        values = torch.cat([self._block(block) for block in blocks])
+        values = torch.cat([self._block_logps(block) for block in blocks])
         return TokenLogps(values, torch.cat([block["completion"] for block in blocks]), num_completions)
 
-    def _block(self, block: Block) -> Tensor:
+    def _block_logps(self, block: Block) -> Tensor:
+        """Return the log-probs [N] of the trained tokens of a block."""
         ids, weights, targets = block["input_ids"], block["level_weights"], block["targets"]
-        keep = targets != IGNORE
-        self._set_level_weights(weights)
+        is_trained = targets != IGNORE
+        self.control.set_level_weights(weights)
         arguments = (
             packed_arguments(self.lm, block["cu_seq_lens"], block.get("shared"))
             if "cu_seq_lens" in block
@@ -109,35 +112,30 @@ class Policy(nn.Module):
         arguments |= {
             "inputs_embeds": self.control.embed(ids, weights, self.lm.get_input_embeddings()),
             "position_ids": block["position_ids"],
-            "use_cache": False,  # the default would silently let packed sequences see each other
+            "use_cache": False,  # with the default, packed sequences would see each other without an error
         }
         if self.has_linear_head:
-            hidden = self.lm.base_model(**arguments).last_hidden_state[keep]
+            hidden = self.lm.base_model(**arguments).last_hidden_state[is_trained]
             head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            return token_logps(hidden, head, targets[keep], keep=self.stores_probabilities)
-        logits = self.lm(logits_to_keep=keep, **arguments).logits
-        return -functional.cross_entropy(logits.float(), targets[keep], reduction="none")
+            return token_logps(hidden, head, targets[is_trained], store_probabilities=self.stores_probabilities)
+        logits = self.lm(logits_to_keep=is_trained, **arguments).logits
+        return -functional.cross_entropy(logits.float(), targets[is_trained], reduction="none")
 
-    def _set_level_weights(self, weights: Tensor | None) -> None:
-        self._weights = weights
-        if weights is not None:
-            self.control.set_level_weights(weights)
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of a checkpointed part's forward pass and of its recomputation in backward.
 
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of a checkpointed part's forward and of its recomputation in backward.
-
-        By then other blocks have gone forward: their levels would be used, silently where shapes are equal.
+        Other blocks have gone forward by the time of the recomputation. Without its own routing, the part would be
+        computed with their levels; where shapes are equal, nothing would raise.
         """
-        return nullcontext(), self._weighed(self._weights)
+        return nullcontext(), self._with_routing(self.control.routing)
 
     @contextmanager
-    def _weighed(self, weights: Tensor | None) -> Iterator[None]:
-        now = self._weights
-        self._set_level_weights(weights)
+    def _with_routing(self, routing: Any) -> Iterator[None]:
+        current, self.control.routing = self.control.routing, routing
         try:
             yield
         finally:
-            self._set_level_weights(now)
+            self.control.routing = current
 
     @torch.no_grad()
     def score(
@@ -147,15 +145,18 @@ class Policy(nn.Module):
         *,
         reporter: Reporter = SILENT,
     ) -> tuple[Tensor, Tensor]:
-        """Return (log p(y|x, level) [S] f64, trained tokens [S]) of sequences in the order given, on the CPU.
+        """Return log p(y|x, level) in nats and the number of trained tokens of each sequence.
 
         Args:
-            sequences: Any number, of one completion each; they are batched by length. Where neighbours have one prompt
-                under one level, it is computed once.
-            max_tokens: Most tokens in one forward pass.
-            reporter: Shows the number of sequences that are scored.
+            sequences: Sequences of one completion each, batched by length here. Neighbours with the same prompt at the
+                same level share its computation.
+            max_tokens: Largest number of tokens in one forward pass.
+            reporter: Shows the progress.
+
+        Returns:
+            ([S] f64, [S] int64) in the order of ``sequences``, on the CPU.
         """
-        assert all(len(s.spans) == 1 for s in sequences), "chains are not scored"
+        assert all(len(sequence.spans) == 1 for sequence in sequences), "chains are not scored"
         was_training = self.training
         self.eval()
         sums = torch.zeros(len(sequences), dtype=torch.float64)
@@ -167,12 +168,12 @@ class Policy(nn.Module):
                 sums[indices] = logps.sums().double().cpu()
                 progress.advance(len(indices))
         self.train(was_training)
-        return sums, torch.tensor([s.num_trained for s in sequences])
+        return sums, torch.tensor([sequence.num_trained for sequence in sequences])
 
 
 def to_device(blocks: Sequence[Block], device: torch.device) -> list[Block]:
     """Return ``blocks`` with their tensors on ``device``."""
     return [
-        cast(Block, {name: t.to(device) if isinstance(t, Tensor) else t for name, t in block.items()})
+        cast(Block, {name: value.to(device) if isinstance(value, Tensor) else value for name, value in block.items()})
         for block in blocks
     ]

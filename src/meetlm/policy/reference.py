@@ -1,6 +1,7 @@
-"""Log-probs under a reference: computed once, before anything moves, and kept by a hash of model and data.
+"""Log-probs under a reference policy: computed once, before training changes anything, and cached on disk.
 
-No second model is in memory: the reference is the policy itself as it is now.
+The reference is the policy as it is at that time, so no second model is in memory. The cache key is a hash of the
+model and the data.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ def reference_logps(
     *,
     reporter: Reporter = SILENT,
 ) -> Tensor:
-    """Return log p(y|x, level) [S] f64 of sequences under ``policy`` as it is, from the cache where it is there.
+    """Return log p(y|x, level) [S] f64, in nats, of sequences under ``policy`` as it is, cached.
 
     Args:
-        policy: The reference; left as it was.
-        sequences: Of one completion each.
-        folder: The cache; ``reference`` in :func:`cache_dir` by default.
-        reporter: Shows the number of sequences that are scored.
+        policy: The reference; it is not changed.
+        sequences: Sequences of one completion each.
+        folder: Folder of the cache; by default ``reference`` in :func:`cache_dir`.
+        reporter: Shows the progress.
     """
     file = (folder or cache_dir() / "reference") / f"{_key(policy, sequences)}.safetensors"
     if file.is_file():
@@ -47,12 +48,15 @@ def reference_logps(
 
 
 def _key(policy: Policy, sequences: Sequence[Encoded]) -> str:
-    """Hash of weights, device (rounding differs) and every token; of the control only where a token obeys it."""
-    controlled = any(any(span.weights) for sequence in sequences for span in sequence.spans)
+    """Return a hash of weights, device (rounding differs), layout and all tokens.
+
+    The control is included only where a token has level weights that are not zero.
+    """
+    uses_control = any(any(span.weights) for sequence in sequences for span in sequence.spans)
     parts = [sha256_of(policy.lm), policy.device.type, policy.layout]
-    if controlled:
+    if uses_control:
         parts += [sha256_of(policy.control), policy.control.settings.model_dump_json()]
     for sequence in sequences:
         (span,) = sequence.spans
-        parts.append(repr((sequence.ids, span.start, span.weights if controlled else ())))
+        parts.append(repr((sequence.ids, span.start, span.weights if uses_control else ())))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

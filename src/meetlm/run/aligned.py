@@ -20,8 +20,8 @@ from meetlm.data.messages import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
+from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.rows import Request
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm

@@ -1,4 +1,4 @@
-"""What watches the loop: ``metrics.jsonl`` on disk and progress."""
+"""Trainer callbacks: ``metrics.jsonl`` on disk and the progress that a reporter shows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from meetlm.config.reporter import Progress
 
 
 class UseCurrentIntervals(TrainerCallback):
-    """Logs and saves as often as this call says: a resumed Trainer takes over what its checkpoint's call said."""
+    """Logs and saves at the intervals of the current call; a resumed Trainer would use those of its checkpoint."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set it."""
+        """Set the intervals."""
         state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends a line to ``metrics.jsonl`` for each logged step: loss, loss per level, rate, tokens per second."""
+    """Appends a line to ``metrics.jsonl`` per logged step: loss, loss per level, learning rate, tokens per second."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._since = path, time.perf_counter()
@@ -31,10 +31,10 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock; drop lines after the step that training resumes from."""
+        """Start the clock; remove lines after the step that training resumes from."""
         self._since = time.perf_counter()
-        kept = _until(self.path, state.global_step)
-        self.path.write_text("".join(line + "\n" for line in kept))
+        lines = _lines_until(self.path, state.global_step)
+        self.path.write_text("".join(line + "\n" for line in lines))
 
     def on_log(
         self,
@@ -50,42 +50,42 @@ class MetricsWriter(TrainerCallback):
         now = time.perf_counter()
         logs["tokens_per_second"] = logs["input_tokens"] / (now - self._since)
         self._since = now
-        with self.path.open("a") as out:
-            out.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def logged_seconds(metrics: Path, step: int) -> float:
-    """Return the seconds that the logged steps up to ``step`` took, as ``metrics.jsonl`` has them."""
-    lines = (json.loads(line) for line in _until(metrics, step))
-    return float(sum(line["input_tokens"] / line["tokens_per_second"] for line in lines))
+    """Return the seconds that the logged steps up to ``step`` took, from ``metrics.jsonl``."""
+    entries = (json.loads(line) for line in _lines_until(metrics, step))
+    return float(sum(entry["input_tokens"] / entry["tokens_per_second"] for entry in entries))
 
 
-def _until(metrics: Path, step: int) -> list[str]:
-    """The whole lines of the steps up to ``step``; none where there is no file."""
+def _lines_until(metrics: Path, step: int) -> list[str]:
+    """Return the complete lines of the steps up to ``step``; none where there is no file."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return [line for line in lines if _step(line) <= step]
+    return [line for line in lines if _step_of(line) <= step]
 
 
-def _step(line: str) -> float:
-    """The step of a line; one that was cut off by a kill belongs to no step that is kept."""
+def _step_of(line: str) -> float:
+    """Return the step of a line; infinity for a line that is incomplete because the process was killed."""
     try:
         return float(json.loads(line)["step"])
     except json.JSONDecodeError:
         return float("inf")
 
 
-class ProgressCallback(TrainerCallback):
-    """Reports steps, loss per level and tokens per second.
+class ShowProgress(TrainerCallback):
+    """Shows optimizer steps, loss per level and tokens per second.
 
     Args:
-        progress: Of the stage.
+        progress: Progress of the stage, in optimizer steps; those before a resumed step are counted already.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance."""
+        """Advance by one step."""
         self._progress.advance()
 
     def on_log(
@@ -98,6 +98,6 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Show the losses."""
         if logs and "loss" in logs:
-            parts = {key: v for key, v in logs.items() if key.startswith(("loss/", "rewards/m", "rewards/a"))}
-            values = {key.split("/")[1]: f"{v:.3f}" for key, v in parts.items()}
+            prefixes = ("loss/", "rewards/margins", "rewards/accuracies")
+            values = {key.split("/")[1]: f"{value:.3f}" for key, value in logs.items() if key.startswith(prefixes)}
             self._progress.show(**values, **{"tok/s": f"{logs.get('tokens_per_second', 0):.0f}"})

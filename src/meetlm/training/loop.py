@@ -1,9 +1,9 @@
-"""The loop: one thin subclass of ``transformers.Trainer`` that every stage of every method goes through.
+"""The training loop: one thin subclass of ``transformers.Trainer`` for every stage of every method.
 
 An item of the training set is what the format makes of a pair, so both replies are always in the same optimizer step.
-The loss is the objective's sum over the whole accumulated batch divided by its units: trained tokens, or pairs.
-A checkpoint holds what is trained (and optimizer, scheduler, generators, position), is written beside its place and
-then renamed.
+The loss is the objective's sum over the whole accumulated batch divided by the number of its units: trained tokens, or
+pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states and position. It is written under
+a temporary name and then renamed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 WEIGHTS = "model.safetensors"
 
 
-class Items(Dataset[tuple[Item, Tensor | None]]):
-    """Items, each with the reference's log-probs of its completions where there is a reference."""
+class ItemDataset(Dataset[tuple[Item, Tensor | None]]):
+    """Items, each with the log-probs of its completions under the reference, or ``None``."""
 
     def __init__(self, items: Sequence[Item], reference: Tensor | None = None) -> None:
         self.items, self.reference = items, reference
@@ -47,12 +47,12 @@ class Items(Dataset[tuple[Item, Tensor | None]]):
 
 
 class Collator:
-    """Items to a batch: the sequences of the first item, of the second, ….
+    """Makes a batch of items: the sequences of the first item, then of the second, ….
 
     Args:
-        layout: Of the batch.
-        is_pairwise: Whether the loss is normalised by pairs rather than by trained tokens.
-        share: Whether an item's sequences share their prompt where it is the same.
+        layout: Layout of the batch.
+        is_pairwise: Whether the loss is divided by the number of pairs rather than of trained tokens.
+        share: Whether sequences of an item with the same prompt share its computation.
     """
 
     def __init__(self, layout: Layout, *, is_pairwise: bool = False, share: bool = False) -> None:
@@ -71,15 +71,15 @@ class StageTrainer(Trainer):
     """Trains a policy for one stage.
 
     Args:
-        policy: With ``requires_grad`` set as the stage wants it.
+        policy: A policy whose ``requires_grad`` is set as the stage says.
         items: The training set.
-        stage: Rates and length.
-        optim: The optimizer's other settings.
-        batch: Sizes, logging, checkpoints.
-        folder: Where checkpoints go.
-        seed: Of the data order and of dropout.
+        stage: Learning rates and length.
+        optim: Further settings of the optimizer.
+        batch: Batch sizes, intervals of logs and checkpoints.
+        folder: Folder for checkpoints.
+        seed: Seed of the data order and of dropout.
         callbacks: Progress, metrics.
-        reference: Log-probs [items, 2] under the reference, for an objective that compares.
+        reference: Log-probs [items, 2] under the reference, for a pairwise objective only.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class StageTrainer(Trainer):
         self._policy = policy
         kind = OBJECTIVES[stage.objective.kind]
         self._objective, self._is_pairwise = kind.build(stage.objective), kind.is_pairwise
-        assert kind.is_pairwise == (reference is not None), "an objective that compares has a reference, no other has"
+        assert kind.is_pairwise == (reference is not None), "pairwise objectives have a reference, others have none"
         steps = stage.num_steps(len(items), batch.pairs)
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -111,7 +111,7 @@ class StageTrainer(Trainer):
             max_grad_norm=optim.max_grad_norm,
             seed=seed,
             data_seed=data_seed(seed),
-            bf16=_autocasts(policy.device),  # weights, optimizer and controls stay f32
+            bf16=_supports_bf16(policy.device),  # weights, optimizer and controls stay f32
             use_cpu=policy.device.type == "cpu",
             report_to=list(batch.report_to) or "none",
             logging_steps=batch.log_steps,
@@ -123,17 +123,17 @@ class StageTrainer(Trainer):
             dataloader_pin_memory=False,
             optim="adamw_torch",
         )
-        arguments._n_gpu = 1  # Trainer would split a packed row among all the GPUs it sees
+        arguments._n_gpu = 1  # otherwise Trainer splits a packed row among all visible GPUs
         collator = Collator(policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts)
         super().__init__(
             model=policy,
             args=arguments,
-            train_dataset=Items(items, reference),
+            train_dataset=ItemDataset(items, reference),
             data_collator=collator,  # type: ignore[arg-type]  # a TypedDict is a dict
             callbacks=[UseCurrentIntervals(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # Trainer then counts the labels of the whole accumulated batch
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of the whole accumulated batch
         self._loss_shifts_labels = False
         levels = len(policy.control.levels)
         self._level_nll = torch.zeros(levels, dtype=torch.float64)
@@ -149,7 +149,7 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the objective's sum over this part of the batch, divided by the whole batch's units."""
+        """Return the objective's sum over this part of the batch, divided by the number of units of the whole batch."""
         assert not return_outputs and num_items_in_batch is not None
         logps = model(inputs["blocks"], inputs["num_completions"])
         sums = logps.sums()
@@ -165,7 +165,7 @@ class StageTrainer(Trainer):
         return loss.total / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss per level (nats per token), what the objective says, and the tokens read since the last line."""
+        """Add the loss per level (nats per token), the objective's values, and the input tokens since the last log."""
         if "loss" in logs:
             for k, name in enumerate(self._policy.control.levels):
                 if self._level_tokens[k] > 0 and not self._is_pairwise:  # both replies of a pair have one level
@@ -185,21 +185,21 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the norm of the gradients of a step, before any of them moves a weight.
+        """Return the norm of the gradients of a step, before any weight changes.
 
         Raises:
-            DivergedError: It is not finite. The step is not taken, and nothing of it is saved.
+            DivergedError: The norm is not finite. The step is not applied, and nothing of it is saved.
         """
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(norm):
             raise DivergedError(
                 f"stage {self.stage.name!r} has diverged: the gradients of step {self.state.global_step + 1} have norm "
-                f"{float(norm)}; a lower rate may help (it is {self.stage.lr:g})"
+                f"{float(norm)}; use a lower learning rate (it is {self.stage.lr:g})"
             )
         return norm
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what is trained, under its own names."""
+        """Write the trained parameters, under their own names."""
         assert output_dir is not None
         state = self._policy.state_dict() if state_dict is None else state_dict
         trained = {name: state[name].contiguous() for name, p in self._policy.named_parameters() if p.requires_grad}
@@ -207,12 +207,12 @@ class StageTrainer(Trainer):
         save_file(trained, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load what :meth:`_save` wrote; every trained tensor must be there."""
+        """Load what :meth:`_save` wrote; every trained parameter must be there."""
         del model
         load_trained(self._policy, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint beside its place, then rename it and drop the one before."""
+        """Write the checkpoint under a temporary name, rename it, and remove the one before."""
         partial = self.folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         self.args.output_dir = str(partial)
@@ -220,13 +220,13 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(self.folder)
-        done = partial / f"checkpoint-{self.state.global_step}"
-        target = self.folder / done.name
-        sync(done)
+        written = partial / f"checkpoint-{self.state.global_step}"
+        target = self.folder / written.name
+        sync(written)
         shutil.rmtree(target, ignore_errors=True)
-        done.rename(target)
+        written.rename(target)
         partial.rmdir()
-        sync(self.folder, deep=False)  # the one before goes only when this one is on the disk
+        sync(self.folder, deep=False)  # the one before is removed only when this one is on disk
         for old in checkpoints(self.folder)[:-1]:
             shutil.rmtree(old)
 
@@ -235,37 +235,39 @@ def adamw(policy: Policy, stage: StageSettings, optim: OptimSettings) -> torch.o
     """Return AdamW with a group for the language model and one for the control (no weight decay)."""
     groups = []
     for name, module in (("lm", policy.lm), ("control", policy.control)):
-        rate = stage.control_lr if name == "control" and stage.control_lr else stage.lr
-        trained = [p for p in module.parameters() if p.requires_grad]
-        decay = optim.weight_decay if name == "lm" else 0.0
+        lr = stage.control_lr if name == "control" and stage.control_lr else stage.lr
+        weight_decay = optim.weight_decay if name == "lm" else 0.0
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if trained:
-            groups.append({"params": trained, "lr": rate, "weight_decay": decay})
+            groups.append({"params": trained, "lr": lr, "weight_decay": weight_decay})
     return torch.optim.AdamW(groups, fused=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a stage, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
-    return sorted(found, key=checkpoint_step)
+    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=checkpoint_step)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a stage; its metrics and record stay."""
+    """Remove all checkpoints of a stage; its metrics and its record stay."""
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 
 def load_trained(policy: Policy, checkpoint: Path) -> None:
-    """Load the trained tensors of a checkpoint into ``policy``, whose ``requires_grad`` says which they are.
+    """Load the trained parameters of a checkpoint into ``policy``, whose ``requires_grad`` selects them.
 
     Raises:
-        RunError: The checkpoint holds other tensors than those.
+        RunError: The checkpoint holds other tensors.
     """
     state = load_file(checkpoint / WEIGHTS)
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    odd = sorted(trained.symmetric_difference(state))
-    if odd:
-        raise RunError(f"{checkpoint} is not of this stage: {len(odd)} tensors differ, such as {odd[0]}")
+    differing = sorted(trained.symmetric_difference(state))
+    if differing:
+        raise RunError(
+            f"{checkpoint}: the checkpoint belongs to another stage: {len(differing)} tensors are missing or unknown, "
+            f"such as {differing[0]}"
+        )
     policy.load_state_dict(state, strict=False)
 
 
@@ -274,6 +276,6 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _autocasts(device: torch.device) -> bool:
-    """Whether training runs under bf16 autocast: on CUDA, where the card has it."""
+def _supports_bf16(device: torch.device) -> bool:
+    """Whether training runs under bf16 autocast: on CUDA devices that support it."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported()

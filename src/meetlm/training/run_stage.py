@@ -1,4 +1,4 @@
-"""Runs one stage: selects what is trained, trains it, and proves that the rest did not move."""
+"""Runs one stage: selects the parameters to train, trains them, and checks that the others did not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
-from transformers import TrainerCallback
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
@@ -17,23 +16,24 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.formats import Item
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.training.callbacks import MetricsWriter, ProgressCallback, logged_seconds
+from meetlm.training.callbacks import MetricsWriter, ShowProgress, logged_seconds
 from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
+"""File in a stage's folder that says the stage is finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage did; ``stage.json`` in its folder.
+    """The result of a stage; ``stage.json`` in its folder.
 
     Attributes:
-        steps: Optimizer steps.
-        seconds: Wall time, the model's loading not counted; of what earlier calls did and this one went on from, as
-            ``metrics.jsonl`` has it.
-        trained_parameters: How many numbers the optimizer moved.
-        lm_sha256: Of the language model after the stage.
+        steps: Number of optimizer steps.
+        seconds: Wall time without loading the model. After a resume it includes the time of the earlier steps, from
+            ``metrics.jsonl``.
+        trained_parameters: Number of trained parameters.
+        lm_sha256: Hash of the language model after the stage.
     """
 
     steps: int
@@ -54,18 +54,18 @@ def run_stage(
     reference: Tensor | None = None,
     reporter: Reporter = SILENT,
 ) -> StageResult:
-    """Train ``policy`` in place; a finished stage is loaded, an interrupted one continues from its last checkpoint.
+    """Train ``policy`` in place. A finished stage is loaded; an interrupted one resumes at its last checkpoint.
 
     Args:
-        policy: To train.
+        policy: The policy to train.
         items: What the stage's format makes of each pair.
-        stage: What to train, rates, length.
-        optim: The optimizer's other settings.
-        batch: Sizes.
-        folder: The stage's folder; created.
-        seed: Of order and dropout.
-        reference: Log-probs [items, 2] of the completions before the stage, for an objective that compares.
-        reporter: Shows the steps and their losses.
+        stage: Trained parameters, learning rates, length.
+        optim: Further settings of the optimizer.
+        batch: Batch sizes.
+        folder: Folder of the stage; created here.
+        seed: Seed of the data order and of dropout.
+        reference: Log-probs [items, 2] of the completions before the stage, for a pairwise objective.
+        reporter: Shows the progress.
 
     Raises:
         ConfigError: The stage would train nothing.
@@ -73,40 +73,40 @@ def run_stage(
     set_trainable(policy, stage)
     folder.mkdir(parents=True, exist_ok=True)
     earlier = checkpoints(folder)
-    if (folder / DONE).is_file() and earlier:
-        load_trained(policy, earlier[-1])
+    last = earlier[-1] if earlier else None
+    if (folder / DONE).is_file() and last:
+        load_trained(policy, last)
         return StageResult(**json.loads((folder / DONE).read_text()))
-    before = None if "lm" in stage.train else sha256_of(policy.lm)
+    lm_before = None if "lm" in stage.train else sha256_of(policy.lm)
     started = time.perf_counter()
-    steps = stage.num_steps(len(items), batch.pairs)
-    steps_before = checkpoint_step(earlier[-1]) if earlier else 0
-    seconds_before = logged_seconds(folder / "metrics.jsonl", steps_before) if earlier else 0.0
-    if steps_before >= steps:  # stopped between the last checkpoint and the stage's record
-        load_trained(policy, earlier[-1])
+    steps, steps_done = stage.num_steps(len(items), batch.pairs), checkpoint_step(last) if last else 0
+    earlier_seconds = logged_seconds(folder / "metrics.jsonl", steps_done) if last else 0.0
+    if last and steps_done >= steps:  # interrupted between the last checkpoint and the stage's record
+        load_trained(policy, last)
     else:
-        with reporter.progress(stage.name, total=steps, unit="step", initial=steps_before) as progress:
-            callbacks: list[TrainerCallback] = [MetricsWriter(folder / "metrics.jsonl"), ProgressCallback(progress)]
+        with reporter.progress(stage.name, total=steps, unit="step", initial=steps_done) as progress:
+            callbacks = [MetricsWriter(folder / "metrics.jsonl"), ShowProgress(progress)]
             trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
-            trainer.train(resume_from_checkpoint=str(earlier[-1]) if earlier else None)
-            steps = trainer.state.global_step
-    seconds = seconds_before + time.perf_counter() - started
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        steps = trainer.state.global_step
+    seconds = earlier_seconds + time.perf_counter() - started
     policy.eval()
-    after = sha256_of(policy.lm)
-    assert before is None or before == after, "a stage that trains the control alone moved the language model"
-    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    result = StageResult(steps, round(seconds, 1), trained, after)
+    lm_after = sha256_of(policy.lm)
+    assert lm_before in (None, lm_after), "a stage that trains only the control changed the language model"
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    result = StageResult(steps, round(seconds, 1), trained, lm_after)
     write_atomic(folder / DONE, json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
 def set_trainable(policy: Policy, stage: StageSettings) -> None:
-    """Set ``requires_grad`` as the stage wants it.
+    """Set ``requires_grad`` of all parameters as the stage says.
 
     Raises:
         ConfigError: Nothing would be trained.
     """
     policy.lm.requires_grad_("lm" in stage.train)
     policy.control.requires_grad_("control" in stage.train)
-    if not any(p.requires_grad for p in policy.parameters()):
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
         kind = policy.control.settings.kind
         raise ConfigError(f"stage {stage.name!r} trains nothing: train is {list(stage.train)}, control is {kind!r}")

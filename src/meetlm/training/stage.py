@@ -1,4 +1,4 @@
-"""Stage settings: what one pass over the data trains, at which rates, for how long. Knows no method by name."""
+"""Stage settings: what a stage trains, at which learning rates, for how long. Knows no method by name."""
 
 from __future__ import annotations
 
@@ -17,61 +17,68 @@ from meetlm.objectives.base import OBJECTIVES, AnyObjectiveSettings
 from meetlm.objectives.nll import NLLSettings
 
 RESERVED = frozenset({"model", "controls", "completions", "evaluation"})
-"""Names in a run's folder that are not stages."""
+"""Names in a run's folder that a stage cannot have."""
 
 MIN_STEPS = 50
-"""A stage of fewer optimizer steps than this gives a warning: AdamW at these rates has hardly moved by then."""
+"""A stage of fewer optimizer steps gives a warning: they change little at the usual learning rates."""
 
 
 class StageSettings(Settings):
-    """One stage: independent choices (the control is the run's) and their rates."""
+    """One stage: independent choices and their learning rates. The control belongs to the run."""
 
     name: str = Field(description="name of the stage's folder in the run")
     format: str = Field(
         "conditional",
-        description="what sequences a pair gives: conditional (both replies, each at its level), chosen, pairwise "
+        description="sequences made of a pair: conditional (both replies, each at its level), chosen, pairwise "
         "(both at one level, compared) or chain (both in one sequence)",
     )
-    objective: AnyObjectiveSettings = Field(NLLSettings(), description="what is made of the log-probs: nll or dpo")
-    train: tuple[Literal["control", "lm"], ...] = Field(min_length=1, description="what the optimizer moves")
-    lr: float = Field(gt=0, description="AdamW's rate, of everything trained")
-    control_lr: float | None = Field(None, gt=0, description="another rate for the control, where both are trained")
-    epochs: float = Field(5, gt=0, allow_inf_nan=False, description="passes over the training pairs")
-    min_steps: int = Field(0, ge=0, description="more epochs than asked for where they give fewer steps than this")
+    objective: AnyObjectiveSettings = Field(NLLSettings(), description="loss: nll or dpo")
+    train: tuple[Literal["control", "lm"], ...] = Field(
+        min_length=1, description="what the optimizer trains: control, lm or both"
+    )
+    lr: float = Field(gt=0, description="learning rate of AdamW")
+    control_lr: float | None = Field(
+        None, gt=0, description="learning rate of the control, where both are trained; by default lr"
+    )
+    epochs: float = Field(5, gt=0, allow_inf_nan=False, description="epochs over the training pairs")
+    min_steps: int = Field(0, ge=0, description="least number of optimizer steps; adds epochs where they give fewer")
 
     @field_validator("name")
     @classmethod
-    def _a_folder(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in RESERVED:
-            raise ValueError(f"a stage called {name!r} cannot have a folder of its own in the run")
+            raise ValueError(
+                f"a stage cannot have the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
+                f"{', '.join(sorted(RESERVED))}"
+            )
         return name
 
     @field_validator("format")
     @classmethod
-    def _a_format(cls, name: str) -> str:
+    def _check_format(cls, name: str) -> str:
         if name not in FORMATS:
             raise ValueError(f"unknown data format {name!r}{nearest(name, FORMATS)}")
         return name
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.control_lr is not None and set(self.train) != {"control", "lm"}:
-            raise ValueError("control_lr is for a stage that trains control and lm; this one's rate is lr")
+            raise ValueError("control_lr requires train: [control, lm]; set lr instead")
         is_pairwise = OBJECTIVES[self.objective.kind].is_pairwise
         if is_pairwise and not FORMATS[self.format].compares:
             raise ValueError(
-                f"objective {self.objective.kind!r} compares two replies to one prompt, and the format "
-                f"{self.format!r} does not give it both: format: pairwise"
+                f"objective {self.objective.kind!r} compares two replies to one prompt at one level; "
+                f"set format: pairwise (it is {self.format!r})"
             )
         if not is_pairwise and FORMATS[self.format].compares:
             raise ValueError(
-                f"format {self.format!r} puts the rejected reply beside the chosen one at the same level, and the "
-                f"objective {self.objective.kind!r} would learn both alike: format: conditional, or chosen"
+                f"format {self.format!r} puts both replies at the same level; objective {self.objective.kind!r} would "
+                "train the rejected reply like the chosen one; set format: conditional or format: chosen"
             )
         return self
 
     def few_steps_warning(self, num_pairs: int, pairs_per_step: int) -> str | None:
-        """Return a warning where the stage would have under ``MIN_STEPS`` steps."""
+        """Return a warning if the stage would have fewer than ``MIN_STEPS`` steps."""
         steps = self.num_steps(num_pairs, pairs_per_step)
         if steps >= MIN_STEPS:
             return None
@@ -86,7 +93,7 @@ class StageSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """AdamW and its schedule: what the paper leaves open, the same for every stage and method."""
+    """AdamW and its schedule, the same for every stage and method. The paper does not state these settings."""
 
     lr: float | None = Field(
         None, gt=0, allow_inf_nan=False, strict=True, description="learning rate of every stage, instead of its lr"
@@ -98,37 +105,37 @@ class OptimSettings(Settings):
         strict=True,
         description="epochs of every stage, instead of its epochs and min_steps (twice as many in 2x recipes)",
     )
-    weight_decay: float = Field(0.0, ge=0, description="on the language model; the control has none")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
-    schedule: str = Field("linear", description="a transformers scheduler: the rate's way down after the warm-up")
-    max_grad_norm: float = Field(1.0, gt=0, description="clipping of the gradient's norm")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the language model; the control has none")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
+    schedule: str = Field("linear", description="learning-rate schedule after the warm-up, a name from transformers")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
 
     @field_validator("schedule")
     @classmethod
-    def _a_scheduler(cls, name: str) -> str:
-        known = [one.value for one in SchedulerType]
+    def _check_schedule(cls, name: str) -> str:
+        known = [scheduler.value for scheduler in SchedulerType]
         if name not in known:
             raise ValueError(f"unknown scheduler {name!r}{nearest(name, known)}")
         return name
 
 
 class BatchSettings(Settings):
-    """How many pairs make an optimizer step; the same pairs in the same order for every method."""
+    """Batch sizes, in pairs, so that every method trains on the same pairs in the same order."""
 
-    pairs: int = Field(64, ge=1, description="pairs in one optimizer step (64 pairs = 128 sequences, appendix A)")
-    micro_pairs: int = Field(8, ge=1, description="most pairs in one forward pass; the gradient is the same")
-    save_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps; by default every epoch")
+    pairs: int = Field(64, ge=1, description="pairs per optimizer step (64 pairs = 128 sequences, appendix A)")
+    micro_pairs: int = Field(8, ge=1, description="largest number of pairs per forward pass; the gradient is the same")
+    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; by default one epoch")
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     report_to: tuple[str, ...] = Field(
-        (), description="trackers that transformers.Trainer knows: wandb, tensorboard, …"
+        (), description="trackers that transformers.Trainer supports: wandb, tensorboard, …"
     )
 
     @property
     def accumulation(self) -> int:
-        """Forward passes in one optimizer step."""
+        """Forward passes per optimizer step."""
         return math.ceil(self.pairs / self.micro)
 
     @property
     def micro(self) -> int:
-        """Pairs in one forward pass: the largest divisor of ``pairs`` that ``micro_pairs`` allows."""
+        """Pairs per forward pass: the largest divisor of ``pairs`` that ``micro_pairs`` allows."""
         return max(n for n in range(1, min(self.pairs, self.micro_pairs) + 1) if self.pairs % n == 0)
