@@ -332,10 +332,10 @@ def test_registry() -> None:
 @pytest.mark.parametrize("levels", ["[good, bad]", "[q0, q1, q2]", "[only]"])
 def test_pairs_have_two_levels_worst_first(levels: str) -> None:
     """Chosen is trained at ``good`` by its place: another order or number would train the wrong level in silence."""
-    with pytest.raises(ConfigError, match=r"have the levels \[bad, good\], worst first"):
+    with pytest.raises(ConfigError, match=r"need the levels \[bad, good\], worst first"):
         load_config("hh-meet-lora", None, [f"control.levels={levels}"])
 
 
 def test_two_stages_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="two have one name among step1, step1"):
+    with pytest.raises(ConfigError, match="two have the same name .and folder. among step1, step1"):
         load_config("hh-meet-lora", None, ["stages.step2.name=step1"])

@@ -216,6 +216,12 @@ def test_conversations_show_the_chat_template(tmp_path: Path, model: Path) -> No
     assert "You are of use." not in shown(file, "--model.name", model, "--format.system", "none")
 
 
+def test_json(tmp_path: Path, model: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [pair(n) for n in range(5)])
+    report = json.loads(shown(file, "--model.name", model, "--json"))
+    assert (report["source"], report["measured"]) == ("pairs", 5)
+
+
 def test_show_and_control(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(n) for n in range(5)])
     assert shown(file, "--model.name", model).count("── line") == 4

@@ -24,9 +24,9 @@ from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.demo import build as making
 from meetlm.demo import show as showing
-from meetlm.demo.build import MIN_GAP, REPLIES, build, pairs_of, read_prompts, sample, tidy, untouched_engine
+from meetlm.demo.build import MIN_GAP, REPLIES, base_engine, build, pairs_of, read_prompts, sample, tidy
 from meetlm.demo.rule import first_person
-from meetlm.demo.show import ARMS, GREEDY, DemoResult, demo_config, run_demo
+from meetlm.demo.show import GREEDY, SYSTEMS, DemoResult, demo_config, run_demo
 from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
@@ -236,7 +236,7 @@ def talker() -> Engine:
 
 def test_build(talker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [{"topic": f"t{n % 8}", "prompt": f"What good is the soup so {'so ' * n}?"} for n in range(32)]
-    monkeypatch.setattr(making, "untouched_engine", lambda: talker)
+    monkeypatch.setattr(making, "base_engine", lambda: talker)
     monkeypatch.setattr(making, "read_prompts", lambda: prompts)
     written = {}
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
@@ -302,8 +302,8 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(showing, "first_person", lambda text: len(text) % 7 / 7)  # its replies are no words
     first = run_demo(folder, short, prompts=5, shown=2, reporter=reporter)
     said = reporter.messages
-    assert sum(reporter.counts[-2 * len(ARMS) :]) == len(ARMS) * (5 + 2)
-    assert tuple(first.scores) == ARMS
+    assert sum(reporter.counts[-2 * len(SYSTEMS) :]) == len(SYSTEMS) * (5 + 2)
+    assert tuple(first.scores) == SYSTEMS
     assert all(0 <= rate.low <= rate.value <= rate.high <= 1 for rate in first.scores.values())
     expected = first.scores["good"].value - first.scores["bad"].value
     assert first.difference.value == pytest.approx(expected)
@@ -313,7 +313,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     assert json.loads((folder / "demo.json").read_text()) == first.to_dict()
     asked = [row["prompt"][0]["content"] for row in rows_of(PACKAGE, "test")]
     assert [example["prompt"] for example in first.examples] == asked[:2]
-    assert all(example.keys() == {"prompt", *ARMS} for example in first.examples)
+    assert all(example.keys() == {"prompt", *SYSTEMS} for example in first.examples)
     assert any(line.startswith("step2: 2 steps") for line in said)
     assert not any("finished run" in line for line in said)
 
@@ -322,13 +322,13 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     again = run(folder, short, reporter)
     assert said == [
         f"using the finished run in {folder}",
-        "sampling replies to 5 held-out prompts: good, bad, untouched",
+        "sampling replies to 5 held-out prompts: good, bad, base model",
     ]
     assert (again.scores, again.examples, again.accuracy) == (first.scores, first.examples, first.accuracy)
     assert (folder / "meet.json").stat().st_mtime_ns == meet
 
 
-def test_untouched_is_the_run_s_own_model_before_it(
+def test_the_base_model_is_the_run_s_own_model_before_it(
     tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_for: list[ModelSettings] = []
@@ -345,16 +345,16 @@ def test_untouched_is_the_run_s_own_model_before_it(
     engine = Engine(tiny_policy("llama", "none", lm=lm), pin_format(tokenizer))  # the system message that it was given
     prompts = [example["prompt"] for example in result.examples]
     replies = sample(engine, prompts, GREEDY, replies=1, seed=0)
-    assert [example["untouched"] for example in result.examples] == [texts[0] for texts in replies]
+    assert [example["base model"] for example in result.examples] == [texts[0] for texts in replies]
     assert [example["good"] for example in result.examples] != [texts[0] for texts in replies]
 
 
-def test_untouched_engine_takes_a_format(tmp_path: Path) -> None:
+def test_base_engine_takes_a_format(tmp_path: Path) -> None:
     model = ModelSettings(name=str(local_model(tmp_path, "llama", template=CHATML)), device="cpu")
-    spec = untouched_engine(model).format.spec
+    spec = base_engine(model).format.spec
     assert (spec.preamble, spec.system, spec.stop) == ("", "none", ())
     spec = FormatSpec("Of last year.\n", "auto", ("###",))
-    engine = untouched_engine(model, spec)
+    engine = base_engine(model, spec)
     assert isinstance(engine.format, PromptFormat)
     assert engine.format.spec == spec
     assert engine.format.text(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
@@ -429,5 +429,5 @@ def test_the_demo_itself_shortened(tmp_path: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["config"]["model"]["name"] == "smollm2"
     assert result.accuracy["before training"].value == 0.5
     assert list(result.accuracy) == ["before training", "after step1", "after step2"]
-    assert tuple(result.scores) == ARMS
+    assert tuple(result.scores) == SYSTEMS
     assert result.examples == []

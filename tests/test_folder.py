@@ -104,12 +104,14 @@ def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None
 def test_a_run_goes_on_from_the_language_model_that_it_began_with(tmp_path: Path) -> None:
     write(tmp_path)
     assert read_lm([tmp_path, tmp_path / "none"]) is None
-    with pytest.raises(RunError, match="others of its sweep began with another .*abababab…, now 00000000…"):
+    with pytest.raises(RunError, match="other runs of the sweep started from another .*abababab…, now 00000000…"):
         pin_lm(tmp_path, "0" * 64, "ab" * 32)
     assert read_lm([tmp_path]) is None
     pin_lm(tmp_path, "0" * 64, "0" * 64)
     write(tmp_path, "batch.save_steps=7")
     pin_lm(tmp_path, "0" * 64)
     assert read_lm([tmp_path / "none", tmp_path]) == "0" * 64
-    with pytest.raises(RunError, match="it began with another language model; what 'EleutherAI/gpt-neo-1.3B' names"):
+    with pytest.raises(
+        RunError, match="the run started from another language model; 'EleutherAI/gpt-neo-1.3B' has changed"
+    ):
         pin_lm(tmp_path, "1" * 64)

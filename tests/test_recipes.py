@@ -118,11 +118,11 @@ def test_hand_written_words_are_the_papers() -> None:
 
 
 REFUSED = [
-    ("hh-coh-chain", ["control.kind=lora"], "control of kind 'lora' has no slot to put before each"),
-    ("hh-coh-chain", ["control.kind=none"], "control of kind 'none' has no slot to put before each"),
-    ("hh-coh-chain", ["control.placement=first"], "control.placement: before_response, not first"),
-    ("hh-coh", ["stages.tune.format=chain"], "control.placement: before_response, not first"),
-    ("hh-meet-lora", ["stages.step2.format=chain"], "stage 'step2': a chain has replies of several levels"),
+    ("hh-coh-chain", ["control.kind=lora"], "control of kind 'lora' has none"),
+    ("hh-coh-chain", ["control.kind=none"], "control of kind 'none' has none"),
+    ("hh-coh-chain", ["control.placement=first"], "needs control.placement before_response, not first"),
+    ("hh-coh", ["stages.tune.format=chain"], "needs control.placement before_response, not first"),
+    ("hh-meet-lora", ["stages.step2.format=chain"], "stage 'step2': a chain needs a control slot before each reply"),
     (
         "hh-dpo",
         ["stages.dpo.format=chosen"],
@@ -146,10 +146,10 @@ REFUSED = [
     ("hh-meet-lora", ["control.kind=text"], "stage 'step1' trains nothing: a control of kind 'text' has no parameters"),
     ("hh-meet-lora", ["control.levels=[good, good]"], "two levels have the name 'good'"),
     ("hh-meet-lora", ["control.levels=[]"], "a control needs at least one level"),
-    ("hh-sft", ["control.levels=[bad, good]"], "(chosen) have the levels [good], worst first"),
-    ("hh-dpo", ["control.levels=[bad]"], "(chosen, pairwise) have the levels [good], worst first"),
+    ("hh-sft", ["control.levels=[bad, good]"], "(chosen) need the levels [good], worst first"),
+    ("hh-dpo", ["control.levels=[bad]"], "(chosen, pairwise) need the levels [good], worst first"),
     ("hh-sft-lora", ["control.levels=[bad, good]"], "control.levels is [bad, good]"),
-    ("hh-sft", ["stages.sft.format=conditional"], "control.levels is [good]; the replies of the stages' formats"),
+    ("hh-sft", ["stages.sft.format=conditional"], "control.levels is [good]; the formats of the stages"),
     ("hh-met-lora", [], "unknown recipe 'hh-met-lora'; did you mean 'hh-meet-lora'?"),
     ("tldr-speciall-token", [], "did you mean 'tldr-special-token'?"),
     ("hx-dpo-paper", [], "did you mean 'hh-dpo-paper'?"),

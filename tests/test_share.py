@@ -23,7 +23,6 @@ from run_folders import local_model, write_pairs
 from test_resume import Killed, kill_after
 
 TEXTS = ["\n\nHuman: What is rice?\n\nAssistant:", "Hi"]
-HALF = {"value": 0.5, "low": 0.5, "high": 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +58,7 @@ def run(config: RunConfig, folder: Path, share: StageShare | None = None) -> lis
 
 def taken(said: list[str]) -> list[str]:
     """The stages that a run has not trained itself."""
-    return [line.split(":")[0] for line in said if "taken from a run" in line]
+    return [line.split(":")[0] for line in said if "taken from another run" in line]
 
 
 def read(folder: Path, name: str = "preference.json") -> Any:
@@ -109,7 +108,7 @@ def test_a_method_from_its_recipe_to_its_run(
         assert entry["pairs"] == 6
         assert 0 < entry["nll"] < 10
     if len(levels) == 1:  # nothing has moved: a tie each, not a coin's throw
-        assert entries["before training"]["reward"] == HALF
+        assert entries["before training"]["reward"]["value"] == 0.5
         with pytest.raises(ConfigError, match="unknown level 'bad'"):
             aligned.generate(TEXTS, "bad")
     for name in stages:
@@ -173,7 +172,7 @@ def test_a_stage_that_a_run_has_begun_is_not_replaced(tmp_path: Path) -> None:
         run(configs["dpo"], tmp_path / "dpo")
     run(configs["sft"], tmp_path / "sft", share := StageShare(tmp_path / "shared"))
     said = run(configs["dpo"], tmp_path / "dpo", share)
-    assert "sft: continues after step 2" in said
+    assert "sft: continuing after step 2" in said
     run(configs["dpo"], tmp_path / "alone")
     assert same(tmp_path / "dpo", tmp_path / "alone")
 
@@ -254,7 +253,7 @@ def test_an_interrupted_dpo_stage_continues_with_its_reference(cached: bool, tmp
     if not cached:
         for file in kept:
             file.unlink()
-    assert "dpo: continues after step 3" in run(config, tmp_path / "parts")
+    assert "dpo: continuing after step 3" in run(config, tmp_path / "parts")
     assert sorted(references.iterdir()) == kept
     assert same(tmp_path / "whole", tmp_path / "parts")
     names = ("step", "loss", "rewards/chosen", "rewards/margins")

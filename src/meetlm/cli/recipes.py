@@ -1,4 +1,4 @@
-"""``meet recipes``: which methods there are and what each does."""
+"""``meet recipes``: list the recipes and show their stages."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, configure
-from meetlm.recipes.names import about, data_names, method_names, recipe_files
+from meetlm.cli.options import json_option, print_json
+from meetlm.recipes.names import data_names, description, method_names, recipe_files
 
 if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
 
 
 @click.group(invoke_without_command=True, short_help="List the recipes, or show the stages of one.")
+@json_option
 @click.pass_context
-def recipes(ctx: click.Context) -> None:
-    """List the recipes: a method over a data set, such as hh-meet-lora.
+def recipes(ctx: click.Context, as_json: bool) -> None:
+    """List the recipes: combinations of a data set and a method, such as hh-meet-lora.
 
     \b
     meet recipes
@@ -25,15 +27,19 @@ def recipes(ctx: click.Context) -> None:
     """  # noqa: D301  click's mark is a real backspace
     if ctx.invoked_subcommand is not None:
         return
-    first = data_names()[0]
-    width = max(map(len, method_names()))
-    click.echo("A recipe is DATA-METHOD, such as hh-meet-lora.\n\nData:")
-    for name in data_names():
-        click.echo(f"  {name:<{width}}  {about(recipe_files(f'{name}-{method_names()[0]}')[0])}")
-    click.echo("\nMethods:")
-    for name in method_names():
-        click.echo(f"  {name:<{width}}  {about(recipe_files(f'{first}-{name}')[1])}")
-    click.echo("\n`meet recipes show NAME` prints the stages of one, `meet config NAME` its every setting.")
+    first_data, first_method = data_names()[0], method_names()[0]
+    data = {name: description(recipe_files(f"{name}-{first_method}")[0]) for name in data_names()}
+    methods = {name: description(recipe_files(f"{first_data}-{name}")[1]) for name in method_names()}
+    if as_json:
+        print_json({"data": data, "methods": methods})
+        return
+    width = max(map(len, methods))
+    click.echo("A recipe is DATA-METHOD, such as hh-meet-lora.")
+    for title, descriptions in (("Data", data), ("Methods", methods)):
+        click.echo(f"\n{title}:")
+        for name, text in descriptions.items():
+            click.echo(f"  {name:<{width}}  {text}")
+    click.echo("\n`meet recipes show RECIPE` prints the stages of a recipe, `meet config RECIPE` all its settings.")
 
 
 @recipes.command(cls=SettingsCommand, short_help="Print the resolved stages of a recipe.")
@@ -45,11 +51,11 @@ def show(args: tuple[str, ...]) -> None:
 
     click.echo(f"{config.recipe}  (preset {config.preset})")
     for file in recipe_files(config.recipe):
-        click.echo(f"  {about(file)}")
+        click.echo(f"  {description(file)}")
     click.echo()
     for key, value in _lines(config):
         click.echo(f"{key:<9} {value}")
-    rows = [("stage", "trains", "format", "objective", "lr", "control lr", "epochs", "least steps")]
+    rows = [("stage", "trains", "format", "objective", "lr", "control lr", "epochs", "min steps")]
     for stage in config.stages:
         objective = stage.objective.model_dump()
         more = ", ".join(f"{key} {value:g}" for key, value in objective.items() if key != "kind")
@@ -71,14 +77,14 @@ def show(args: tuple[str, ...]) -> None:
 
 
 def _lines(config: RunConfig) -> list[tuple[str, str]]:
-    """Return what all stages share."""
+    """Return the settings that all stages share."""
     control = {key: value for key, value in config.control.model_dump().items() if value is not None}
     kind = control.pop("kind")
     return [
         ("model", config.model.name),
         ("data", f"{config.data.path or config.data.train_file} ({config.data.source})"),
         ("control", f"{kind}: " + ", ".join(f"{key} {_plain(value)}" for key, value in control.items())),
-        ("batch", f"{config.batch.pairs} pairs a step"),
+        ("batch", f"{config.batch.pairs} pairs per step"),
     ]
 
 

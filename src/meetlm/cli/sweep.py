@@ -1,9 +1,10 @@
-"""``meet sweep`` and ``meet search``: many runs, one table."""
+"""``meet sweep`` and ``meet search``: several runs, one table."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,22 +12,27 @@ import click
 
 from meetlm.cli.arguments import SettingsCommand, args_argument, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.options import SEED, config_option, quiet_option
+from meetlm.cli.options import SEED, config_option, json_option, out_option, print_json, quiet_option
 
 if TYPE_CHECKING:
     from meetlm.run.arm import ArmResult
 
 
-@click.command(cls=SettingsCommand, short_help="Run recipes x seeds over the same data; one table.")
+@click.command(cls=SettingsCommand, short_help="Train several recipes and seeds on the same data; print a table.")
 @args_argument("RECIPE... [SETTING]...")
-@click.option("--seeds", default="0", show_default=True, help="Runs of each recipe: seeds, comma between.")
+@click.option("--seeds", default="0", show_default=True, help="Seeds to train each recipe with, separated by commas.")
 @config_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/sweep"), show_default=True, help="A folder.")
-@click.option("--prompts", type=click.IntRange(0), help="Held-out prompts to write completions for  [default: all].")
+@out_option("runs/sweep", "Folder of the runs.")
+@click.option("--prompts", type=click.IntRange(0), help="Number of held-out prompts to complete  [default: all].")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Most new tokens of a completion."
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Maximum number of tokens per completion.",
 )
-@click.option("--keep-weights", is_flag=True, help="Keep each arm's model and controls, not only what was measured.")
+@click.option("--keep-weights", is_flag=True, help="Keep the model and the controls of each run.")
+@json_option
 @quiet_option
 def sweep(
     args: tuple[str, ...],
@@ -36,14 +42,14 @@ def sweep(
     prompts: int | None,
     max_new_tokens: int,
     keep_weights: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run RECIPEs over the same data, each in its own folder, and end with one table.
+    """Train RECIPEs on the same data, each in its own folder, and print one table.
 
-    A recipe may be a pattern. Settings given here are for all of them. What arms have in common (step 1 for MEET and
-    its ablation, SFT before DPO, the untouched model's log-probs) is computed once. Each arm's completions of the
-    held-out prompts are written, greedily and under its default level; then its weights are dropped. The same command
-    goes on where it was stopped.
+    A recipe may be a pattern. Settings apply to all recipes. Stages that runs have in common (step 1 of MEET and of its
+    ablation, SFT before DPO) are trained once. Each run completes the held-out prompts by greedy decoding under its
+    default level; then its weights are removed. The same command continues an interrupted sweep.
 
     \b
     meet sweep hh-meet-lora hh-coh hh-dpo --data.path ../hh-rlhf
@@ -61,37 +67,44 @@ def sweep(
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
     arms = arms_of(names, _numbers(seeds), file, overrides)
     sampling = None if prompts == 0 else Sampling(max_new_tokens=max_new_tokens)
-    then = AfterTraining(sampling, prompts, keep_weights)
-    results, failed = run(arms, out, then, reporter=ConsoleReporter(quiet=quiet))
-    if sys.stdout.isatty():
+    after_training = AfterTraining(sampling, prompts, keep_weights)
+    results, failures = run(arms, out, after_training, reporter=ConsoleReporter(quiet=quiet))
+    if as_json:
+        print_json({"runs": [asdict(result) for result in results], "failures": failures})
+    elif sys.stdout.isatty():
         _show(results)
-    else:  # a file or a pipe: no width to fit
-        click.echo("\n" + (out / TABLE).read_text())
-    click.echo(f"The table is in {out / TABLE}, each run in a folder beside it.")
-    for name, said in failed.items():
-        click.echo(f"{name} failed: {said}", err=True)
-    if failed:
-        sys.exit(1)
+    else:  # a file or a pipe has no width to fit
+        click.echo((out / TABLE).read_text())
+    _finish(failures, f"The table is in {out / TABLE}, each run in a folder beside it.")
 
 
-@click.command(cls=SettingsCommand, short_help="Find the rates of recipes, with the same budget for each.")
+@click.command(cls=SettingsCommand, short_help="Search learning rates of recipes, with the same budget for each.")
 @args_argument("RECIPE... [SETTING]...")
 @click.option(
-    "--trials", type=click.IntRange(2), default=6, show_default=True, help="Stages trained a recipe: the budget."
+    "--trials",
+    type=click.IntRange(2),
+    default=6,
+    show_default=True,
+    help="Budget: stages to train per recipe.",
 )
-@click.option("--holdout", type=click.IntRange(1), default=200, show_default=True, help="Training prompts to judge by.")
+@click.option(
+    "--holdout",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Training prompts to hold out for comparison.",
+)
 @click.option(
     "--by",
     type=click.Choice(["auto", "preference", "reward", "nll"]),
     default="auto",
     show_default=True,
-    help="What decides: auto is preference accuracy, nll for methods without levels, reward accuracy for DPO.",
+    help="What decides: preference accuracy, reward accuracy or NLL; auto = preference accuracy, NLL for methods "
+    "without levels, reward accuracy for DPO.",
 )
 @config_option
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of all runs.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/search"), show_default=True, help="A folder."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all runs.")
+@out_option("runs/search", "Folder of the trials.")
 @quiet_option
 def search(
     args: tuple[str, ...],
@@ -103,10 +116,11 @@ def search(
     out: Path,
     quiet: bool,
 ) -> None:
-    """Find the rates of RECIPEs: as many trained stages for each, judged on training prompts held out from training.
+    """Search the learning rates of RECIPEs, with as many trained stages for each recipe.
 
-    A recipe's stages share the budget, the first being settled before the second is tried. Rates are the recipe's own
-    times powers of 3. The evaluation split is not looked at.
+    Candidates are the recipe's learning rate times powers of 3, compared on training prompts that are held out from
+    training; the evaluation split is not used. The stages of a recipe share the budget: the first is settled before the
+    second is tried.
 
     \b
     meet search hh-meet-lora hh-coh hh-dpo --trials 6 --preset small --data.limit_train 400
@@ -118,26 +132,30 @@ def search(
     names, overrides = split(args, RunConfig)
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
-    found = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
-    made = found.run(out, reporter=ConsoleReporter(quiet=quiet))
-    for line in lines(made, [*(part for o in overrides for part in (o.option, o.text)), *_file(file)], found.failed):
+    rate_search = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
+    results = rate_search.run(out, reporter=ConsoleReporter(quiet=quiet))
+    args_of_train = [part for override in overrides for part in (override.option, override.text)]
+    args_of_train += ["--config", str(file)] if file else []
+    for line in lines(results, args_of_train, rate_search.failures):
         click.echo(line)
-    click.echo(f"\nAll trials are in {out}.")
-    for name, said in found.failed.items():
-        click.echo(f"{name} failed: {said}", err=True)
-    if found.failed:
+    _finish(rate_search.failures, f"All trials are in {out}.")
+
+
+def _finish(failures: Mapping[str, str], message: str) -> None:
+    """Report where results are and what has failed; exit with code 1 if anything has."""
+    reporter = ConsoleReporter()
+    reporter.message(message)
+    for name, reason in failures.items():
+        reporter.warning(f"{name} failed: {reason}")
+    if failures:
         sys.exit(1)
-
-
-def _file(file: Path | None) -> list[str]:
-    return ["--config", str(file)] if file else []
 
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(word) for word in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r}: expected whole numbers, comma between", param_hint="--seeds") from None
+        raise click.BadParameter(f"{text!r}: expected whole numbers and commas", param_hint="--seeds") from None
 
 
 def _show(results: Sequence[ArmResult]) -> None:

@@ -1,4 +1,4 @@
-"""Settings to YAML that says what each of them is, and reads back as the same settings."""
+"""Settings as YAML with an explanation of each; it reads back as the same settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WIDTH = 110
 
 
 def describe(settings: Settings) -> str:
-    """Return every field with its value, its description beside or above it as a comment.
+    """Return all fields with their values, and their descriptions as comments.
 
-    In a list of settings (stages) only the first has comments.
+    In a list of settings, such as stages, only the first has comments.
     """
     return "".join(f"{line}\n" for line in _lines(settings, commented=True, depth=0))
 
@@ -31,12 +31,12 @@ def _lines(settings: Settings, *, commented: bool, depth: int) -> Iterator[str]:
                 yield ""
             yield from _commented(f"{name}:", inspect.getdoc(type(value)) if commented else None, depth)
             yield from _indented(_lines(value, commented=commented, depth=depth + 1), "  ")
-        elif isinstance(value, tuple) and value and all(isinstance(one, Settings) for one in value):
+        elif isinstance(value, tuple) and value and all(isinstance(item, Settings) for item in value):
             if depth == 0:
                 yield ""
             yield f"{name}:"
-            for number, one in enumerate(value):
-                lines = _lines(one, commented=commented and number == 0, depth=depth + 2)
+            for number, item in enumerate(value):
+                lines = _lines(item, commented=commented and number == 0, depth=depth + 2)
                 yield from _indented(lines, "    ", first="  - ")
         else:
             yield from _commented(f"{name}: {_value(plain[name])}", field.description if commented else None, depth)
@@ -47,14 +47,14 @@ def _value(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _commented(line: str, about: str | None, depth: int) -> list[str]:
-    if not about:
+def _commented(line: str, description: str | None, depth: int) -> list[str]:
+    if not description:
         return [line]
-    about = " ".join(about.split("\n\n")[0].split())
-    beside = f"{line}  # {about}"
-    if len(beside) <= WIDTH - 2 * depth:
-        return [beside]
-    return [*textwrap.wrap(about, WIDTH - 2 * depth, initial_indent="# ", subsequent_indent="# "), line]
+    text = " ".join(description.split("\n\n")[0].split())
+    commented = f"{line}  # {text}"
+    if len(commented) <= WIDTH - 2 * depth:
+        return [commented]
+    return [*textwrap.wrap(text, WIDTH - 2 * depth, initial_indent="# ", subsequent_indent="# "), line]
 
 
 def _indented(lines: Iterator[str], by: str, first: str | None = None) -> Iterator[str]:

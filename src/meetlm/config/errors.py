@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each names the place (file, line, field) and what was expected there."""
+"""The errors a user can cause. Each names the place (file, line, field or option) and what is expected there."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable
 
 
 class MeetError(Exception):
-    """Base of every error that is the input's fault; the command line prints its text without a traceback."""
+    """Base of the errors that the input causes; the command line prints their text without a traceback."""
 
 
 class ConfigError(MeetError):
-    """A recipe, a config file or an override that cannot be used."""
+    """A recipe, a file of settings or a setting that cannot be used."""
 
 
 class DataError(MeetError):
-    """A row or file of data that cannot be read as what it claims to be.
+    """A row or file of data that cannot be used.
 
     Args:
         problem: What is wrong, in one clause.
-        file: The file (or hub name) it stands in.
-        line: 1-based line of a text file, or 1-based row of a table; ``None`` when it concerns the whole file.
-        field: The field at fault, if one is.
-        expected: What should have stood there.
+        file: The file or hub name.
+        line: 1-based line of a text file, or 1-based row of a table; ``None`` when the error concerns the whole file.
+        field: The field at fault, if any.
+        expected: What is expected instead.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class DataError(MeetError):
 
 
 class RunError(MeetError):
-    """A run folder that is missing, incomplete, or asked for what it does not hold."""
+    """A folder of a run that is missing, incomplete or does not hold what is asked for."""
 
 
 class DivergedError(RunError):
-    """Training whose gradients are no numbers any more. What was trained before stays in the last checkpoint."""
+    """Training whose gradients are not finite. The last checkpoint before is kept."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where nothing is near."""
+    """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where none is similar."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: a run that is killed, or whose machine is, leaves no half of one."""
+"""Files that are written whole or not at all, even if the process or the machine stops in between."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from meetlm.config.errors import RunError
 
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
-"""What some file systems, over a network mostly, say where a folder is to be flushed: they cannot."""
+"""Errors of file systems, mostly network ones, that cannot flush a folder."""
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to a file beside ``path`` and move it there at once; one that was there is replaced."""
+    """Write ``text`` as UTF-8 to a file beside ``path``, then move it to ``path`` in one step."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     _flush(partial)
@@ -33,14 +33,14 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def sync(place: Path, *, deep: bool = True) -> None:
-    """Wait until a file, or the names in a folder and with ``deep`` all under it, are on the disk."""
+    """Wait until a file, or a folder and with ``deep`` everything in it, is on the disk."""
     for path in place.rglob("*") if deep else ():
         _flush(path)
     _flush(place)
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     folder = path.is_dir()
     if folder and os.name != "posix":  # a folder cannot be opened there
         return

@@ -1,4 +1,4 @@
-"""Settings whose class depends on their ``kind``: controls, objectives."""
+"""Settings whose class depends on their ``kind``, such as those of controls and objectives."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from meetlm.config.settings import Settings, problems
 
 
 class HasSettings(Protocol):
-    """An entry of a registry that has a class of settings."""
+    """An entry of a registry with a class of settings."""
 
     @property
     def settings(self) -> type[Settings]:
-        """The class."""
+        """The class of settings."""
 
 
 def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
     """Return checked settings of the kind that ``value['kind']`` names.
 
     Args:
-        registry: Of entries that have ``settings``.
-        base: The class that all their settings derive from; such settings are returned as they are.
+        registry: Registry of entries with ``settings``.
+        base: Class that all these settings derive from; a value of this class is returned as it is.
         value: A mapping.
 
     Raises:
@@ -32,19 +32,19 @@ def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any
     """
     if isinstance(value, base):
         return value
-    what = registry.what
+    name = registry.entry_name
     if not isinstance(value, dict) or "kind" not in value:
-        raise ConfigError(f"{what}: expected a mapping with 'kind', one of {', '.join(registry)}; got {value!r}")
+        raise ConfigError(f"{name}: expected a mapping with 'kind', one of {', '.join(registry)}; got {value!r}")
     entry: HasSettings = registry[str(value["kind"])]
     try:
         return entry.settings.model_validate(value)
     except ValidationError as error:
         texts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
-        raise ConfigError(f"{what}: " + "; ".join(texts)) from error
+        raise ConfigError(f"{name}: " + "; ".join(texts)) from error
 
 
 def parse_field(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
-    """Return what :func:`parse_kind` does, its errors as pydantic wants them; the cause keeps the place of each."""
+    """Call :func:`parse_kind` as a pydantic validator: its error is a ``ValueError`` whose cause has the places."""
     try:
         return parse_kind(registry, base, value)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Names to classes: a new control, objective or source is one file with one registered class."""
+"""Tables of implementations by name: a new control, objective or source is one file with one registered class."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class Registry(Generic[T]):
     """A named table of implementations of one interface.
 
     Args:
-        what: The word for an entry in messages, such as ``control``.
+        entry_name: What an entry is called in messages, such as ``control``.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, entry_name: str) -> None:
+        self.entry_name = entry_name
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its class or function under ``name``."""
+        """Return a decorator that registers its class or function as ``name``."""
 
-        def file(entry: T) -> T:
-            assert name not in self._entries, f"two {self.what}s are called {name!r}"
+        def add(entry: T) -> T:
+            assert name not in self._entries, f"two {self.entry_name}s are called {name!r}"
             self._entries[name] = entry
             return entry
 
-        return file
+        return add
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise ConfigError(f"unknown {self.what} {name!r}{nearest(name, self._entries)}")
+            raise ConfigError(f"unknown {self.entry_name} {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The base of every block of settings; each block is defined beside the component that it configures."""
+"""The base of all settings; each class of settings is defined beside the component that it configures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meetlm.config.errors import nearest
 
 
 class Settings(BaseModel):
-    """A frozen block of settings: unknown keys are refused with the nearest name, values are checked."""
+    """Frozen settings: values are checked, and unknown keys are refused with the nearest name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -21,29 +21,30 @@ class Settings(BaseModel):
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    said = {"key": key, "hint": nearest(str(key), cls.model_fields)}
-                    raise PydanticCustomError("unknown_key", "unknown key '{key}'{hint}", said)
+                    values = {"key": key, "hint": nearest(str(key), cls.model_fields)}
+                    raise PydanticCustomError("unknown_key", "unknown key '{key}'{hint}", values)
         return value
 
 
 def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """Return where and what of each problem that pydantic found, down to the key at fault."""
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    errors = error.errors(include_url=False)
-    for one in errors:
-        if one["type"] == "too_short" and any(
-            other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in errors
+    """Return the location and the message of each problem that pydantic has found."""
+    result: list[tuple[tuple[str | int, ...], str]] = []
+    details = error.errors(include_url=False)
+    for detail in details:
+        loc = detail["loc"]
+        if detail["type"] == "too_short" and any(
+            other is not detail and other["loc"][: len(loc)] == loc for other in details
         ):
-            continue  # it only misses what is wrong itself
-        raised = one.get("ctx", {}).get("error")
+            continue  # only short because of the problems inside
+        raised = detail.get("ctx", {}).get("error")
         if isinstance(raised, ValueError) and isinstance(raised.__cause__, ValidationError):
-            found += [((*one["loc"], *loc), message) for loc, message in problems(raised.__cause__)]
+            result += [((*loc, *inner), message) for inner, message in problems(raised.__cause__)]
             continue
-        if one["type"] == "unknown_key":
-            found.append(((*one["loc"], one["ctx"]["key"]), one["msg"]))
+        if detail["type"] == "unknown_key":
+            result.append(((*loc, detail["ctx"]["key"]), detail["msg"]))
             continue
-        message = one["msg"].removeprefix("Value error, ")
-        if one["type"] != "value_error" and one["type"] != "missing":
-            message += f", got {one['input']!r}"
-        found.append((tuple(one["loc"]), message))
-    return found
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] not in ("value_error", "missing"):
+            message += f", got {detail['input']!r}"
+        result.append((tuple(loc), message))
+    return result

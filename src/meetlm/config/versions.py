@@ -1,4 +1,4 @@
-"""What code made a result: the versions of packages, and the commit where meetlm runs from a checkout."""
+"""The code that made a result: versions of packages, and the commit where meetlm runs from a checkout."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the version of each package that is installed; one that is not has no entry."""
-    found = {}
+    """Return the version of each package that is installed."""
+    result = {}
     for name in packages:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            result[name] = version(name)
+    return result
 
 
 def git_hash(package: Path = Path(__file__).parents[1]) -> str | None:
-    """Return the commit of a package's own checkout, with ``-dirty`` where its ``src`` differs from that.
+    """Return the commit of a package's checkout, with ``-dirty`` where ``src`` has changes.
 
     Args:
-        package: The package's folder; meetlm's own by default.
+        package: Folder of the package; meetlm's by default.
 
     Returns:
-        ``None`` where the package is not ``src/NAME`` of a repository: an installed one may well lie inside
-        somebody's repository, whose commit would say nothing of it.
+        ``None`` where the package is not ``src/NAME`` of a repository: an installed package may lie inside another
+        repository, whose commit is not its own.
     """
     try:
         top, commit = _git(package, "rev-parse", "--show-toplevel", "HEAD").splitlines()
@@ -38,6 +38,6 @@ def git_hash(package: Path = Path(__file__).parents[1]) -> str | None:
     return f"{commit}-dirty" if changed else commit
 
 
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+def _git(folder: Path, *args: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

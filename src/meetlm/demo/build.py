@@ -1,7 +1,7 @@
-"""Makes the embedded preference set: prompts of ours, replies of SmolLM2's own, scored by the rule.
+"""Builds the demo's preference data: our prompts, replies of SmolLM2, scored by the rule in ``rule.py``.
 
-``meet demo-data`` runs it. Of several replies to a prompt the highest scores become ``chosen`` and the lowest
-``rejected``, best against worst and second against second; the middle is left out. Whole topics are held out.
+``meet demo-data`` runs it. Of several replies to a prompt the best is paired with the worst, and the second best with
+the second worst, as ``chosen`` and ``rejected``; the others are left out. Whole topics are held out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELD_OUT_TOPICS = 5
 REPLIES = 6
 SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_p=0.95)
 MIN_GAP = 0.04
-"""Least difference of the two scores of a pair: about one first-person word in 25."""
+"""Minimum difference between the scores of a pair: about one first-person word in 25."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class Scored:
     score: float
 
 
-def untouched_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) -> Engine:
-    """Return a sampler of a language model with no control.
+def base_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) -> Engine:
+    """Return a sampler of a language model without a control.
 
     Args:
-        model: Which.
-        spec: How prompts are put, such as a run's own; by default its chat template with no system message.
+        model: The language model.
+        spec: Prompt format, such as that of a run; by default the chat template without a system message.
     """
     lm, tokenizer = load_lm(model)
     prompt_format = pin_format(tokenizer, system="none") if spec is None else PromptFormat(tokenizer, spec)
@@ -70,7 +70,7 @@ def sample(
     seed: int,
     reporter: Reporter = SILENT,
 ) -> list[list[str]]:
-    """Return ``replies`` replies of the untouched model to each prompt."""
+    """Return ``replies`` replies of the base model to each prompt."""
     ids = [engine.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
     requests = [
         Request(tuple(row), (1.0,), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
@@ -80,7 +80,7 @@ def sample(
 
 
 def tidy(reply: str) -> str | None:
-    """Return a reply without its cut-off last sentence and in ASCII, or ``None`` where nothing proper is left."""
+    """Return a reply in ASCII and without its cut-off last sentence, or ``None`` where no proper text is left."""
     for fancy, plain in (
         ("\u2019", "'"),
         ("\u2018", "'"),
@@ -97,19 +97,19 @@ def tidy(reply: str) -> str | None:
 
 
 def pairs_of(replies: Sequence[str]) -> list[tuple[Scored, Scored]]:
-    """Return (chosen, rejected): best and worst, then second best and second worst, where they differ enough."""
-    kept = sorted({text for reply in replies if (text := tidy(reply))})
-    ranked = sorted((Scored(text, first_person(text)) for text in kept), key=lambda r: -r.score)
-    found = [(ranked[n], ranked[-1 - n]) for n in range(min(2, len(ranked) // 2))]
-    return [(high, low) for high, low in found if high.score - low.score >= MIN_GAP]
+    """Return (chosen, rejected): best and worst, then second best and second worst, where scores differ enough."""
+    texts = sorted({text for reply in replies if (text := tidy(reply))})
+    ranked = sorted((Scored(text, first_person(text)) for text in texts), key=lambda r: -r.score)
+    pairs = [(ranked[n], ranked[-1 - n]) for n in range(min(2, len(ranked) // 2))]
+    return [(high, low) for high, low in pairs if high.score - low.score >= MIN_GAP]
 
 
 def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[str, int]:
     """Sample, score, and write ``train.jsonl`` and ``test.jsonl`` (TRL's conversational preference format).
 
     Args:
-        folder: Where.
-        seed: Of sampling, held-out topics and order.
+        folder: Folder of the files.
+        seed: Seed of sampling, held-out topics and order.
         reporter: Shows the progress of sampling.
 
     Returns:
@@ -120,7 +120,7 @@ def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[s
     topics = sorted({row["topic"] for row in rows})
     held_out = set(order.sample(topics, HELD_OUT_TOPICS))
     replies = sample(
-        untouched_engine(),
+        base_engine(),
         [row["prompt"] for row in rows],
         SAMPLING,
         replies=REPLIES,
@@ -136,7 +136,7 @@ def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[s
                     ranks[rank].append(_row(row, chosen, rejected))
         for group in ranks:
             order.shuffle(group)
-        lines = ranks[0] + (ranks[1] if name == "train" else [])  # widest pairs first; held out: one a prompt
+        lines = ranks[0] + (ranks[1] if name == "train" else [])  # one held-out pair per prompt
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         counts[name] = len(lines)
     return counts

@@ -1,7 +1,7 @@
-"""The demo's preference: a reply that speaks for itself ("I", "my") is better than one that speaks from outside.
+"""The demo's preference: a reply in the first person ("I", "my") is better than one without it.
 
-A rule that a reader can check by counting. It was chosen by measurement (LOG.md): it differs between replies to one
-prompt, has little to do with their length, and lasts within a reply more than tone does.
+A reader can check the rule by counting. It was chosen by measurement (LOG.md): its score differs between replies to one
+prompt, hardly depends on their length, and is more stable within a reply than tone.
 """
 
 from __future__ import annotations

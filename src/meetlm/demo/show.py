@@ -1,4 +1,4 @@
-"""Runs the demo and shows it: training, then held-out prompts answered under both levels and by the untouched model."""
+"""The demo: train, then answer held-out prompts under both levels and with the base model, and score the replies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Turn
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.sources import read_examples
-from meetlm.demo.build import sample, untouched_engine
+from meetlm.demo.build import base_engine, sample
 from meetlm.demo.rule import first_person
 from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.generation.engine import Engine
@@ -29,21 +29,22 @@ from meetlm.run.execute import execute
 from meetlm.run.folder import CONFIG, MEET, write_config
 from meetlm.run.prepared import prepare_data
 
-ARMS = ("good", "bad", "untouched")
+SYSTEMS = ("good", "bad", "base model")
 SAMPLED = Sampling(max_new_tokens=32, temperature=1.0, top_p=0.95)
 GREEDY = Sampling(max_new_tokens=32)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes:
-        scores: Mean score by arm on held-out prompts, sampled, with intervals over prompts.
+        scores: Mean score of sampled replies to held-out prompts, by level and of the base model, with intervals over
+            prompts.
         difference: Mean of score(good) − score(bad), paired by prompt.
-        accuracy: Preference accuracy on held-out pairs: before training, after each step.
-        examples: Prompt, then the reply of each arm, greedy.
-        seconds: Wall time of everything.
+        accuracy: Preference accuracy on held-out pairs before training and after each stage.
+        examples: Prompts with the greedy reply of each level and of the base model.
+        seconds: Wall time.
     """
 
     scores: dict[str, Interval]
@@ -58,13 +59,13 @@ class DemoResult:
 
 
 def demo_config(overrides: Sequence[str | Override]) -> RunConfig:
-    """Return the demo's configuration, its data those in the package."""
+    """Return the demo's configuration; its data are in the package."""
     folder = Path(str(resources.files("meetlm.demo")))
     files = {"data.train_file": folder / "train.jsonl", "data.eval_file": folder / "test.jsonl"}
     data = [Override(key, str(path)) for key, path in files.items()]
     config = load_config(None, folder / "demo.yaml", [*data, *overrides])
     if config.control.levels != PAIR_LEVELS:
-        raise ConfigError(f"the demo shows the levels {', '.join(PAIR_LEVELS)}, not {', '.join(config.control.levels)}")
+        raise ConfigError(f"the demo needs the levels {', '.join(PAIR_LEVELS)}, not {', '.join(config.control.levels)}")
     return config
 
 
@@ -76,13 +77,13 @@ def run_demo(
     shown: int = 4,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
-    """Train (unless the folder holds the finished run of the same configuration and data), sample, score.
+    """Train, unless the folder holds the finished run of the same configuration and data; sample and score.
 
     Args:
-        folder: The run's folder.
-        overrides: Of the configuration.
-        prompts: Held-out prompts to sample for, one sample an arm.
-        shown: How many to answer greedily, side by side.
+        folder: Folder of the run.
+        overrides: Settings over the demo's configuration.
+        prompts: Number of held-out prompts to sample replies to.
+        shown: Number of prompts to show with greedy replies.
         reporter: Shows what is being done.
 
     Raises:
@@ -91,7 +92,7 @@ def run_demo(
     """
     started = time.perf_counter()
     config = demo_config(overrides)
-    asked = _held_out(config, prompts)
+    questions = _held_out(config, prompts)
     finished = (folder / MEET).exists()
     if not finished:
         execute(config, folder, reporter=reporter)
@@ -99,20 +100,21 @@ def run_demo(
     if finished:
         _same_run(folder, config, aligned)
         reporter.message(f"using the finished run in {folder}")
-    reporter.message(f"sampling replies to {len(asked)} held-out prompts: {', '.join(ARMS)}")
-    untouched = untouched_engine(config.model, aligned.meet.format)
-    replies = _replies(aligned, untouched, asked, SAMPLED, reporter)
-    scores = {arm: np.array([first_person(text) for text in replies[arm]]) for arm in ARMS}
-    greedy = _replies(aligned, untouched, asked[:shown], GREEDY, reporter)
+    reporter.message(f"sampling replies to {len(questions)} held-out prompts: {', '.join(SYSTEMS)}")
+    base = base_engine(config.model, aligned.meet.format)
+    replies = _replies(aligned, base, questions, SAMPLED, reporter)
+    scores = {system: np.array([first_person(text) for text in replies[system]]) for system in SYSTEMS}
+    greedy = _replies(aligned, base, questions[:shown], GREEDY, reporter)
     result = DemoResult(
-        scores={arm: mean_interval(scores[arm], range(len(asked)), bounds=(0, 1)) for arm in ARMS},
-        difference=mean_interval(scores["good"] - scores["bad"], range(len(asked)), bounds=(-1, 1)),
+        scores={system: mean_interval(scores[system], range(len(questions)), bounds=(0, 1)) for system in SYSTEMS},
+        difference=mean_interval(scores["good"] - scores["bad"], range(len(questions)), bounds=(-1, 1)),
         accuracy={
             when: Interval(**entry["by_sum"])
             for when, entry in json.loads((folder / "preference.json").read_text()).items()
         },
         examples=[
-            {"prompt": prompt, **{arm: greedy[arm][i] for arm in ARMS}} for i, prompt in enumerate(asked[:shown])
+            {"prompt": prompt, **{system: greedy[system][i] for system in SYSTEMS}}
+            for i, prompt in enumerate(questions[:shown])
         ],
         seconds=round(time.perf_counter() - started, 1),
     )
@@ -121,7 +123,7 @@ def run_demo(
 
 
 def _held_out(config: RunConfig, count: int) -> list[str]:
-    """Return the first ``count`` different held-out prompts; each must be one message."""
+    """Return the first ``count`` distinct held-out prompts; each must be a single user message."""
     prompts: dict[str, None] = {}
     for example in read_examples(config.data, "eval").rows:
         match example.prompt.content:
@@ -129,11 +131,11 @@ def _held_out(config: RunConfig, count: int) -> list[str]:
                 prompts[text] = None
             case _:
                 raise DataError(
-                    "the demo cannot ask it",
+                    "the demo cannot use this prompt",
                     file=example.origin.file,
                     line=example.origin.line,
                     field="prompt",
-                    expected="a conversation of one message, a user's",
+                    expected="one message with the role user",
                 )
     return list(prompts)[:count]
 
@@ -147,7 +149,7 @@ def _same_run(folder: Path, config: RunConfig, aligned: Aligned) -> None:
 
 def _replies(
     aligned: Aligned,
-    untouched: Engine,
+    base: Engine,
     prompts: list[str],
     sampling: Sampling,
     reporter: Reporter,
@@ -156,5 +158,5 @@ def _replies(
         level: [c.completion for c in aligned.complete(prompts, level, sampling, batch_size=64, reporter=reporter)]
         for level in ("good", "bad")
     }
-    answered = sample(untouched, prompts, sampling, replies=1, seed=0, reporter=reporter)
-    return {**replies, "untouched": [texts[0] for texts in answered]}
+    answered = sample(base, prompts, sampling, replies=1, seed=0, reporter=reporter)
+    return {**replies, "base model": [texts[0] for texts in answered]}

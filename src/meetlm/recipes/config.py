@@ -1,4 +1,4 @@
-"""A run's whole configuration, put together from preset, recipe, file and overrides."""
+"""The configuration of a run, resolved from preset, recipe, file and overrides."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 
 class FormatSettings(Settings):
-    """How conversations become text."""
+    """How conversations are formatted as text."""
 
     system: Literal["auto", "none"] = Field(
-        "auto", description="the chat template's automatic system message: kept and pinned, or left out"
+        "auto", description="automatic system message of the chat template: auto keeps it, none leaves it out"
     )
 
 
 class RunConfig(Settings):
-    """Everything that decides what a run does."""
+    """Everything that decides the result of a run."""
 
-    recipe: str = Field(description="name of the recipe, for the record")
-    preset: str = Field("paper", description="rates, lengths and batch sizes: paper, or small for little data")
+    recipe: str = Field(description="name of the recipe")
+    preset: str = Field("paper", description="learning rates, epochs and batch sizes: paper, or small for little data")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of initial controls, data order and dropout")
     model: ModelSettings = ModelSettings()
     data: DataSettings
@@ -49,7 +49,7 @@ class RunConfig(Settings):
     def _consistent(self) -> Self:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: two have one name among {', '.join(names)}, and with it one folder")
+            raise ValueError(f"stages: two have the same name (and folder) among {', '.join(names)}")
         for stage in self.stages:
             _check_stage(stage, self.control)
         used = {level for stage in self.stages for level in FORMATS[stage.format].levels}
@@ -57,33 +57,32 @@ class RunConfig(Settings):
         if self.control.levels != levels:
             formats = ", ".join(dict.fromkeys(stage.format for stage in self.stages))
             raise ValueError(
-                f"control.levels is [{', '.join(self.control.levels)}]; the replies of the stages' formats ({formats}) "
-                f"have the levels [{', '.join(levels)}], worst first"
+                f"control.levels is [{', '.join(self.control.levels)}]; the formats of the stages ({formats}) need the "
+                f"levels [{', '.join(levels)}], worst first"
             )
         return self
 
 
 def _check_stage(stage: StageSettings, control: ControlSettings) -> None:
-    """Refuse a stage that cannot be run with a control.
+    """Refuse a stage that cannot be trained with a control.
 
     Raises:
-        ValueError: Says why.
+        ValueError: The stage does not fit; the message has the reason.
     """
     kind, form = CONTROLS[control.kind], FORMATS[stage.format]
     if "control" in stage.train and not kind.has_parameters:
-        nothing = "trains nothing" if stage.train == ("control",) else "would train the language model alone"
+        problem = "trains nothing" if stage.train == ("control",) else "would train the language model alone"
         raise ValueError(
-            f"stage {stage.name!r} {nothing}: a control of kind {control.kind!r} has no parameters (train: [lm])"
+            f"stage {stage.name!r} {problem}: a control of kind {control.kind!r} has no parameters (set train: [lm])"
         )
     if form.chains and not kind.has_slot:
         raise ValueError(
-            f"stage {stage.name!r}: a chain has replies of several levels in one sequence, and a control of kind "
-            f"{control.kind!r} has no slot to put before each; kinds text, soft-prompt and special-token have"
+            f"stage {stage.name!r}: a chain needs a control slot before each reply, and a control of kind "
+            f"{control.kind!r} has none; the kinds text, soft-prompt and special-token have one"
         )
     if form.chains and control.placement != "before_response":
         raise ValueError(
-            f"stage {stage.name!r}: a chain has the control's slot before each response: control.placement: "
-            f"before_response, not {control.placement}"
+            f"stage {stage.name!r}: a chain needs control.placement before_response, not {control.placement}"
         )
 
 
@@ -151,15 +150,15 @@ def _flatten(mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str
 
 
 def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings in a file and where each key stands; those of a run where the file is its record.
+    """Return the settings in a file and the place of each; of a run's ``config.yaml`` the settings of the run.
 
     Raises:
         ConfigError: As of :func:`~meetlm.config.yaml_files.read_yaml`.
     """
     values, places = read_yaml(file)
-    own = values.get("config")
-    if isinstance(own, dict) and "data_sha256" in values:
-        return own, {place[1:]: where for place, where in places.items() if place[0] == "config" and place[1:]}
+    run_settings = values.get("config")
+    if isinstance(run_settings, dict) and "data_sha256" in values:
+        return run_settings, {place[1:]: where for place, where in places.items() if place[0] == "config" and place[1:]}
     return values, places
 
 
@@ -177,12 +176,12 @@ def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _compose(recipe: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return a recipe: its method over its data set, and where each key stands."""
+    """Return a recipe, its method over its data set, and the place of each key."""
     raw: dict[str, Any] = {"preset": "paper"}
     places: dict[KeyPath, str] = {}
     for part in recipe_files(recipe):
-        values, found = read_yaml(part)
-        raw, places = merge(raw, values), {**places, **found}
+        values, part_places = read_yaml(part)
+        raw, places = merge(raw, values), {**places, **part_places}
     return raw, places
 
 

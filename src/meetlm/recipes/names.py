@@ -1,6 +1,6 @@
-"""Which recipes and presets the package ships. Imports nothing heavy: the command's help lists them.
+"""The recipes and presets of the package. Imports nothing heavy, so that `meet recipes` is quick.
 
-A recipe is a method over a data set: ``hh-coh`` is ``methods/coh.yaml`` over ``data/hh.yaml``.
+A recipe is a method on a data set: ``hh-coh`` is ``methods/coh.yaml`` over ``data/hh.yaml``.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def recipe_files(name: str) -> tuple[Path, Path]:
     return recipe_folder() / "data" / f"{data}.yaml", recipe_folder() / "methods" / f"{method}.yaml"
 
 
-def about(file: Path) -> str:
-    """Return the comment that a recipe's file opens with."""
+def description(file: Path) -> str:
+    """Return the comment at the start of a recipe's file."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in lines[: _first(lines)])
+    return " ".join(line.removeprefix("#").strip() for line in lines[: _num_comments(lines)])
 
 
 def data_names() -> list[str]:
-    """Return the data sets that recipes are for."""
+    """Return the names of the data sets."""
     return _names("data")
 
 
 def method_names() -> list[str]:
-    """Return the methods, without a data set."""
+    """Return the names of the methods."""
     return _names("methods")
 
 
@@ -50,6 +50,6 @@ def _names(folder: str) -> list[str]:
     return sorted(path.stem for path in (recipe_folder() / folder).glob("*.yaml"))
 
 
-def _first(lines: list[str]) -> int:
-    """Index of the first line that is no comment."""
+def _num_comments(lines: list[str]) -> int:
+    """Return the number of comment lines at the start."""
     return next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -1,4 +1,4 @@
-"""One arm of a sweep: a run, its completions, and the small record that stays when its weights are dropped."""
+"""One arm of a sweep: a run, its completions, and a record that stays when its weights are removed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Arm:
     """A run of a sweep.
 
     Attributes:
-        name: Of its folder.
-        config: Resolved.
+        name: Name of its folder.
+        config: Its configuration.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """What stays of an arm; ``arm.json`` in its folder.
+    """The record of an arm; ``arm.json`` in its folder.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         recipe: Name of the recipe.
-        seed: Of the run.
+        seed: Seed of the run.
         steps: Optimizer steps of all stages.
-        seconds: Training time of all stages, of shared ones too.
-        before: Measured on held-out pairs before training.
-        after: The same after the last stage.
-        num_completions: How many were written.
+        seconds: Training time of all stages, including shared ones.
+        before: Preference accuracy on held-out pairs before training.
+        after: Preference accuracy after the last stage.
+        num_completions: Number of completions.
         mean_tokens: Mean length of a completion, in tokens.
-        cut: Share of the completions that ended at the most new tokens.
-        completions: How they were sampled, and for how many prompts; ``None`` where there are none.
+        cut: Share of the completions that were cut off at the maximum number of tokens.
+        completions: Sampling and number of prompts of the completions; ``None`` where there are none.
     """
 
     name: str
@@ -72,10 +72,10 @@ class ArmResult:
 
     @classmethod
     def read(cls, folder: Path) -> ArmResult | None:
-        """Return the record in an arm's folder, or ``None`` where the arm is not done.
+        """Return the record in an arm's folder, or ``None`` where the arm is not finished.
 
         Raises:
-            RunError: The record is of another version.
+            RunError: Another version of meetlm has written the record.
         """
         file = folder / RECORD
         if not file.is_file():
@@ -91,12 +91,12 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True)
 class AfterTraining:
-    """What an arm does when it is trained.
+    """What an arm does after training.
 
     Attributes:
-        sampling: How completions are sampled, under the arm's default level; ``None`` writes none.
-        prompts: For the first so many held-out prompts; all where ``None``.
-        keep_weights: Whether the arm's model, controls and checkpoints stay on disk.
+        sampling: Sampling of the completions under the default level; ``None`` for no completions.
+        prompts: Number of held-out prompts to complete, the first ones; all where ``None``.
+        keep_weights: Whether model, controls and checkpoints are kept.
     """
 
     sampling: Sampling | None
@@ -104,7 +104,7 @@ class AfterTraining:
     keep_weights: bool
 
     def to_dict(self) -> dict[str, Any] | None:
-        """Return what decides the completions, as JSON values."""
+        """Return the settings of the completions as JSON values."""
         return None if self.sampling is None else {**self.sampling.model_dump(mode="json"), "prompts": self.prompts}
 
 
@@ -118,15 +118,15 @@ def run_arm(
     lm_sha256: str | None = None,
     reporter: Reporter = SILENT,
 ) -> ArmResult:
-    """Train an arm, write its completions and its record; each part only where it is not done yet.
+    """Train an arm, write its completions and its record; parts that are finished are skipped.
 
     Args:
-        arm: To run.
-        folder: Its own.
+        arm: The arm.
+        folder: Folder of the arm.
         then: What follows training.
         share: Stages in common with other arms.
-        data: Of all arms.
-        lm_sha256: Hash of the language model that other arms began with, if any did.
+        data: Data of all arms.
+        lm_sha256: Hash of the language model that other arms started from; ``None`` for the first arm.
         reporter: Shows what is being done.
 
     Raises:
@@ -137,13 +137,13 @@ def run_arm(
     done = ArmResult.read(folder)
     if done:
         if not then.keep_weights:
-            drop_weights(folder, [stage.name for stage in arm.config.stages])  # it may have been stopped on the way
+            remove_weights(folder, [stage.name for stage in arm.config.stages])  # not done if interrupted
         return done
     if not (folder / MEET).exists():
-        clear_device_cache(garbage_collection=True)  # of the arm before: its layers hold each other
+        clear_device_cache(garbage_collection=True)  # memory of the arm before, whose layers refer to each other
         execute(arm.config, folder, share=share, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
-    tokens: list[int] = []
-    ends: list[str] = []
+    num_tokens: list[int] = []
+    finishes: list[str] = []
     if then.sampling is not None:
         reporter.message("writing completions of the held-out prompts")
         clear_device_cache(garbage_collection=True)
@@ -151,53 +151,53 @@ def run_arm(
             folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, reporter=reporter
         )
         rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-        tokens, ends = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
+        num_tokens, finishes = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
     stages = [json.loads((folder / stage.name / DONE).read_text()) for stage in arm.config.stages]
-    measured = list(json.loads((folder / "preference.json").read_text()).values())
+    accuracies = list(json.loads((folder / "preference.json").read_text()).values())
     result = ArmResult(
         name=arm.name,
         recipe=arm.config.recipe,
         seed=arm.config.seed,
         steps=sum(stage["steps"] for stage in stages),
         seconds=round(sum(stage["seconds"] for stage in stages), 1),
-        before=PreferenceAccuracy.from_dict(measured[0]),
-        after=PreferenceAccuracy.from_dict(measured[-1]),
-        num_completions=len(tokens),
-        mean_tokens=sum(tokens) / len(tokens) if tokens else None,
-        cut=ends.count("length") / len(ends) if ends else None,
+        before=PreferenceAccuracy.from_dict(accuracies[0]),
+        after=PreferenceAccuracy.from_dict(accuracies[-1]),
+        num_completions=len(num_tokens),
+        mean_tokens=sum(num_tokens) / len(num_tokens) if num_tokens else None,
+        cut=finishes.count("length") / len(finishes) if finishes else None,
         completions=then.to_dict(),
     )
     write_atomic(folder / RECORD, json.dumps(asdict(result), indent=2) + "\n")
     if not then.keep_weights:
-        drop_weights(folder, [stage.name for stage in arm.config.stages])
+        remove_weights(folder, [stage.name for stage in arm.config.stages])
         reporter.message(f"{arm.name}: measured, weights removed")
     return result
 
 
 def check_arm(arm: Arm, folder: Path, then: AfterTraining, data: PreparedData) -> None:
-    """Refuse a folder that holds another arm than this one.
+    """Refuse a folder that holds another arm.
 
     Raises:
-        RunError: Names what differs.
+        RunError: Names the settings that differ.
     """
     if (folder / CONFIG).exists():
         write_config(folder, arm.config, data.fingerprint)  # compares, as one is there
     done = ArmResult.read(folder)
     if done and done.completions != then.to_dict():
         raise RunError(
-            f"{folder} is done with other completions ({done.completions or 'none'}, not {then.to_dict() or 'none'}); "
-            "choose another folder or remove it"
+            f"{folder} is finished with other completions ({done.completions or 'none'}, not "
+            f"{then.to_dict() or 'none'}); choose another folder or remove it"
         )
 
 
-def drop_weights(folder: Path, stages: list[str]) -> None:
-    """Remove the model, the controls and the checkpoints of a finished run; what was measured and said stays.
+def remove_weights(folder: Path, stages: list[str]) -> None:
+    """Remove the model, the controls and the checkpoints of a finished run; measurements and completions stay.
 
     Raises:
         RunError: The run is not finished.
     """
     if not (folder / MEET).is_file():
-        raise RunError(f"{folder} is not a finished run; its weights are not dropped")
+        raise RunError(f"{folder} is not a finished run; its weights are kept")
     for part in (MODEL, LEVELS):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / CONTROL).unlink(missing_ok=True)

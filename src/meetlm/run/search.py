@@ -1,8 +1,8 @@
-"""A search for rates with the same budget for every method, judged on training prompts that are held out from training.
+"""A search of learning rates with the same budget for every method, compared on held-out training prompts.
 
-The budget is a number of trained stages. A method's stages share it evenly and are settled in order: the rates of the
-first are compared by what is measured after it, then, with the best of them, those of the second. A stage that is
-settled is trained once.
+The budget is a number of trained stages. The stages of a method share it evenly and are settled in order: the learning
+rates of the first stage are compared by measurements after it, then, with the best of them, those of the second. A
+settled stage is trained once.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from meetlm.training.loop import remove_checkpoints
 from meetlm.training.stage import StageSettings
 
 STEP = 3.0
-"""Neighbouring rates differ by this factor."""
+"""Factor between neighbouring learning rates."""
 
 MEASURES: dict[str, Callable[[PreferenceAccuracy], float | None]] = {
-    "preference": lambda found: None if found.by_sum is None else found.by_sum.value,
-    "reward": lambda found: found.reward.value,
-    "nll": lambda found: -found.nll,
+    "preference": lambda accuracy: None if accuracy.by_sum is None else accuracy.by_sum.value,
+    "reward": lambda accuracy: accuracy.reward.value,
+    "nll": lambda accuracy: -accuracy.nll,
 }
-"""What decides; more is better."""
+"""The measures that can decide; more is better."""
 DIVERGED = (-math.inf, 0.0)
-"""The score of a rate at which training diverged: it is no trial, and never wins."""
+"""Score of a learning rate at which training diverged: it never wins."""
 RECORD_OF_DIVERGED = "diverged.json"
-"""Stands in the folder of such a one, which is not trained again."""
+"""File in the folder of a trial that diverged, which is not trained again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate of one stage.
+    """One learning rate of one stage.
 
     Attributes:
         recipe: Name of the recipe.
-        stage: At the rate that is tried.
-        by: What decides.
-        after: Measured after the stage.
+        stage: The stage with this learning rate.
+        by: The measure that decides.
+        after: Preference accuracy after the stage.
         best: Whether it won.
-        edge: Whether no larger or no smaller rate was tried.
+        edge: Whether it is the largest or the smallest of the learning rates.
     """
 
     recipe: str
@@ -72,11 +72,11 @@ class Trial:
         return {**asdict(self), "stage": self.stage.model_dump(mode="json")}
 
     @property
-    def words(self) -> str:
-        """The overrides that give the stage this rate."""
-        words = f"stages.{self.stage.name}.lr={self.stage.lr:.3g}"
+    def settings(self) -> str:
+        """The arguments of `meet train` that set this learning rate."""
+        settings = f"--stages.{self.stage.name}.lr {self.stage.lr:.3g}"
         rate = self.stage.control_lr
-        return words if rate is None else f"{words} stages.{self.stage.name}.control_lr={rate:.3g}"
+        return settings if rate is None else f"{settings} --stages.{self.stage.name}.control_lr {rate:.3g}"
 
 
 class Search:
@@ -84,19 +84,19 @@ class Search:
 
     Args:
         recipes: Names or patterns.
-        file: A YAML file of settings over every recipe.
-        overrides: Over that.
-        trials: Stages trained a recipe.
-        holdout: Prompts of the training split to judge by.
-        by: A key of :data:`MEASURES`, or ``auto``: nll for a stage without levels, reward for one that compares, else
-            preference.
-        seed: Of all runs.
+        file: YAML file of settings over every recipe.
+        overrides: Settings over that.
+        trials: Number of stages to train per recipe.
+        holdout: Number of prompts of the training split to compare on.
+        by: A key of :data:`MEASURES`, or ``auto``: nll for a stage without levels, reward for one with a pairwise
+            objective, else preference.
+        seed: Seed of all runs.
 
     Attributes:
-        failed: Why a recipe has no rates, by its name, once it was run.
+        failures: Why the search of a recipe has failed, by its name.
 
     Raises:
-        ConfigError: A recipe cannot be run, or has more stages than two trials each would allow.
+        ConfigError: A recipe cannot be run, or has too many stages for the number of trials.
     """
 
     def __init__(
@@ -111,25 +111,25 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.trials, self.by = trials, by
-        self.failed: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         if any(override.key == "data.holdout" for override in parse_overrides(overrides)):
             raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
         self.arms = arms_of(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))])
         for arm in self.arms:
-            most = trials // 2
-            if len(arm.config.stages) > most:
+            max_stages = trials // 2
+            if len(arm.config.stages) > max_stages:
                 raise ConfigError(
-                    f"{arm.config.recipe} has {len(arm.config.stages)} stages; {trials} trials allow two rates for "
-                    f"{most} of them (--trials)"
+                    f"{arm.config.recipe} has {len(arm.config.stages)} stages; --trials {trials} allows two learning "
+                    f"rates for {max_stages} of them"
                 )
             if by == "preference" and len(arm.config.control.levels) < 2:
-                raise ConfigError(f"{arm.config.recipe} has one level, and so no preference accuracy to decide by")
+                raise ConfigError(f"{arm.config.recipe} has one level, so no preference accuracy: choose another --by")
 
     def run(self, folder: Path, *, reporter: Reporter = SILENT) -> list[Trial]:
-        """Return every trial; a search that was stopped goes on. Writes ``search.json``.
+        """Return all trials and write ``search.json``; an interrupted search continues.
 
-        A rate at which training diverges is said and is no trial; a recipe none of whose rates is left stands in
-        :attr:`failed`, and the others go on.
+        A learning rate at which training diverges is reported and is not a trial. A recipe that diverges at every rate
+        is in :attr:`failures`; the search continues with the others.
 
         Raises:
             MeetError: As of :func:`~meetlm.run.arm.run_arm`.
@@ -142,42 +142,42 @@ class Search:
             settled: tuple[StageSettings, ...] = ()
             for number, stage in enumerate(arm.config.stages):
                 rates = _rates(stage.lr, self.trials, len(arm.config.stages), number)
-                staged = [_at(stage, rate) for rate in rates]
-                configs = [_truncated(arm.config, (*settled, one)) for one in staged]
+                candidates = [_at_rate(stage, rate) for rate in rates]
+                configs = [_with_stages(arm.config, (*settled, candidate)) for candidate in candidates]
                 keys = [stage_key(config, data.key, number) for config in configs]
-                last = number == len(arm.config.stages) - 1
-                share = StageShare(folder / SHARED, set() if last else set(keys))  # what another stage goes on from
-                found = []
+                is_last = number == len(arm.config.stages) - 1
+                share = StageShare(folder / SHARED, set() if is_last else set(keys))  # the next stage starts from these
+                results = []
                 for rate, config in zip(rates, configs, strict=True):
                     name = f"{arm.config.recipe}-{stage.name}-{rate:.3g}"
                     reporter.message(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
-                    found.append(self._trial(Arm(name, config), folder, share, data, reporter))
-                by = _decides(stage) if self.by == "auto" else self.by
-                scores = [_score(by, one) for one in found]
+                    results.append(self._trial(Arm(name, config), folder, share, data, reporter))
+                by = _measure_of(stage) if self.by == "auto" else self.by
+                scores = [_score(by, result) for result in results]
                 best = scores.index(max(scores))
                 if scores[best] == DIVERGED:
-                    self.failed[arm.config.recipe] = f"stage {stage.name!r} diverged at every rate tried"
+                    self.failures[arm.config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
                     break
                 trials += [
-                    Trial(arm.config.recipe, stage, by, one.after, n == best, n in (0, len(rates) - 1))
-                    for n, (stage, one) in enumerate(zip(staged, found, strict=True))
-                    if one and scores[n] != DIVERGED
+                    Trial(arm.config.recipe, candidate, by, result.after, n == best, n in (0, len(rates) - 1))
+                    for n, (candidate, result) in enumerate(zip(candidates, results, strict=True))
+                    if result and scores[n] != DIVERGED
                 ]
-                settled = (*settled, staged[best])
+                settled = (*settled, candidates[best])
                 share.keep_only({keys[best]})
-                write_atomic(folder / "search.json", json.dumps([one.to_dict() for one in trials], indent=2) + "\n")
+                write_atomic(folder / "search.json", json.dumps([trial.to_dict() for trial in trials], indent=2) + "\n")
             share.keep_only(set())
         return trials
 
     @staticmethod
     def _trial(arm: Arm, folder: Path, share: StageShare, data: PreparedData, reporter: Reporter) -> ArmResult | None:
-        """Return what a trial came to; ``None`` where it diverged, now or in an earlier call."""
+        """Return the result of a trial; ``None`` where it diverged, now or in an earlier call."""
         then = AfterTraining(sampling=None, prompts=None, keep_weights=False)
         place = folder / arm.name
         record = place / RECORD_OF_DIVERGED
         check_arm(arm, place, then, data)
         if not record.is_file():
-            lm_sha256 = read_lm(sorted(one for one in folder.iterdir() if one.is_dir()))
+            lm_sha256 = read_lm(sorted(path for path in folder.iterdir() if path.is_dir()))
             try:
                 return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
             except DivergedError as error:
@@ -188,56 +188,62 @@ class Search:
         return None
 
 
-def lines(trials: Sequence[Trial], words: Sequence[str] = (), failed: Container[str] = ()) -> Iterator[str]:
-    """Yield a table of the trials, and for each recipe not ``failed`` the command with ``words`` and the best rates."""
+def lines(trials: Sequence[Trial], args: Sequence[str] = (), failures: Container[str] = ()) -> Iterator[str]:
+    """Yield a table of the trials, and for each recipe without failure the command with the best learning rates.
+
+    Args:
+        trials: All trials.
+        args: Further arguments of the commands.
+        failures: Names of recipes without a result.
+    """
     if not trials:
         return
-    yield f"On {trials[0].after.pairs} training pairs held out, after the stage:"
-    head = ("recipe", "stage", "rate", "preference accuracy", "reward accuracy", "nats/token chosen", "")
-    yield from aligned([head, *(_row(one) for one in trials)])
+    yield f"On {trials[0].after.pairs} held-out training pairs, after the stage:"
+    head = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "nats/token chosen", "")
+    yield from aligned([head, *(_row(trial) for trial in trials)])
     yield ""
-    for name in dict.fromkeys(one.recipe for one in trials if one.recipe not in failed):
-        best = [one.words for one in trials if one.recipe == name and one.best]
-        yield f"meet train {name} {' '.join([shlex.join(words), *best]).strip()}"
+    for name in dict.fromkeys(trial.recipe for trial in trials if trial.recipe not in failures):
+        best = [trial.settings for trial in trials if trial.recipe == name and trial.best]
+        yield f"meet train {name} {' '.join([shlex.join(args), *best]).strip()}"
 
 
-def _score(by: str, one: ArmResult | None) -> tuple[float, float]:
-    """Return what tells trials apart, more being better, the loss where they are equal."""
-    if one is None or not math.isfinite(one.after.nll):
+def _score(by: str, result: ArmResult | None) -> tuple[float, float]:
+    """Return the score of a trial, higher being better: the measure, then the negative loss."""
+    if result is None or not math.isfinite(result.after.nll):
         return DIVERGED
-    return MEASURES[by](one.after) or 0.0, -one.after.nll
+    return MEASURES[by](result.after) or 0.0, -result.after.nll
 
 
-def _row(one: Trial) -> tuple[str, ...]:
-    edge = ", at the edge of what was tried" if one.edge else ""
+def _row(trial: Trial) -> tuple[str, ...]:
+    edge = ", at the edge of the range" if trial.edge else ""
     return (
-        one.recipe,
-        one.stage.name,
-        f"{one.stage.lr:.3g}",
-        "-" if one.after.by_sum is None else str(one.after.by_sum),
-        str(one.after.reward),
-        f"{one.after.nll:.3f}",
-        f"<- best by {one.by}{edge}" if one.best else "",
+        trial.recipe,
+        trial.stage.name,
+        f"{trial.stage.lr:.3g}",
+        "-" if trial.after.by_sum is None else str(trial.after.by_sum),
+        str(trial.after.reward),
+        f"{trial.after.nll:.3f}",
+        f"<- best by {trial.by}{edge}" if trial.best else "",
     )
 
 
 def _rates(lr: float, trials: int, stages: int, number: int) -> list[float]:
-    """Return the rates to try for a stage: its own times powers of :data:`STEP`, its share of the trials."""
+    """Return the learning rates to try for a stage: its own times powers of :data:`STEP`, its share of the trials."""
     count = trials // stages + (number < trials % stages)
     return [lr * STEP ** (n - count // 2) for n in range(count)]
 
 
-def _at(stage: StageSettings, rate: float) -> StageSettings:
-    """Return a stage at another rate, the control's own rate, where it has one, moved along."""
+def _at_rate(stage: StageSettings, rate: float) -> StageSettings:
+    """Return a stage with another learning rate; a rate of the control changes by the same factor."""
     control = None if stage.control_lr is None else stage.control_lr * rate / stage.lr
     return stage.model_copy(update={"lr": rate, "control_lr": control})
 
 
-def _truncated(config: RunConfig, stages: tuple[StageSettings, ...]) -> RunConfig:
+def _with_stages(config: RunConfig, stages: tuple[StageSettings, ...]) -> RunConfig:
     return config.model_copy(update={"stages": stages})
 
 
-def _decides(stage: StageSettings) -> str:
+def _measure_of(stage: StageSettings) -> str:
     if OBJECTIVES[stage.objective.kind].is_pairwise:
         return "reward"
     return "nll" if len(FORMATS[stage.format].levels) == 1 else "preference"

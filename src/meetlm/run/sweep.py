@@ -1,4 +1,4 @@
-"""Recipes × seeds over the same data: each arm in its own folder, resumable arm by arm, one table at the end."""
+"""Recipes × seeds on the same data: each arm in its own folder, resumable arm by arm, one table at the end."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ FORMAT = "format.json"
 def arms_of(
     recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[str | Override]
 ) -> list[Arm]:
-    """Return an arm for every recipe and seed, checked before anything runs.
+    """Return an arm for each recipe and seed, checked before anything runs.
 
     Args:
         recipes: Names, or patterns such as ``hh-meet-*``.
-        seeds: One run for each.
-        file: A YAML file of settings over every recipe.
+        seeds: Seeds of each recipe's runs.
+        file: YAML file of settings over every recipe.
         overrides: Settings over that.
 
     Raises:
-        ConfigError: A pattern fits nothing, a recipe cannot be run, or two are not over the same data.
+        ConfigError: A pattern matches nothing, a recipe cannot be run, or two recipes have different data.
     """
     overrides = parse_overrides(overrides)
-    _refuse_own(file, overrides)
+    _refuse_recipe_settings(file, overrides)
     names = list(dict.fromkeys(name for pattern in recipes for name in _matching(pattern)))
     arms = [
         Arm(f"{name}-seed{seed}", load_config(name, file, [*overrides, Override("seed", str(seed))]))
@@ -51,11 +51,11 @@ def arms_of(
     ]
     for arm in arms[1:]:
         first = arms[0].config
-        for what in ("data", "model", "format"):
-            if getattr(arm.config, what) != getattr(first, what):
+        for block in ("data", "model", "format"):
+            if getattr(arm.config, block) != getattr(first, block):
                 raise ConfigError(
-                    f"{arm.name} has other settings of {what!r} than {arms[0].name}; a sweep compares methods over the "
-                    "same data and model (give one data set's recipes, or override both)"
+                    f"{arm.name} has other settings of {block!r} than {arms[0].name}; a sweep compares methods on the "
+                    "same data and model (pass recipes of one data set, or set both)"
                 )
     return arms
 
@@ -67,22 +67,22 @@ def sweep(
     *,
     reporter: Reporter = SILENT,
 ) -> tuple[list[ArmResult], dict[str, str]]:
-    """Run every arm that is not done, and write ``table.md``.
+    """Run every arm that is not finished, and write ``table.md``.
 
-    What arms have in common is trained once: step 1 for MEET and its ablation, SFT for DPO after it. An arm that fails
-    is said and left; the others go on.
+    Stages that arms have in common are trained once: step 1 of MEET and its ablation, SFT before DPO. The sweep
+    continues after an arm that fails.
 
     Args:
-        arms: Over the same data.
-        folder: Of the sweep; an arm's is in it.
+        arms: Arms on the same data.
+        folder: Folder of the sweep, with a folder for each arm.
         then: What follows each arm's training.
         reporter: Shows what is being done.
 
     Returns:
-        The results in the order of ``arms``, and what went wrong by the name of an arm.
+        The results in the order of ``arms``, and the reasons of failures by name of the arm.
 
     Raises:
-        RunError: A done arm has another configuration or other data.
+        RunError: The folder of an arm holds a run of another configuration or other data.
         MeetError: The data cannot be used.
     """
     data = data_of(arms[0].config, folder)
@@ -90,30 +90,29 @@ def sweep(
         reporter.message(line)
     share = StageShare(folder / SHARED, common_stages([arm.config for arm in arms], data.key))
     results: list[ArmResult] = []
-    failed: dict[str, str] = {}
-    for arm in arms:  # what has begun must be of this sweep, before hours are spent on the rest
+    failures: dict[str, str] = {}
+    for arm in arms:  # refuse foreign folders before hours are spent on other arms
         check_arm(arm, folder / arm.name, then, data)
     for number, arm in enumerate(arms, 1):
         place = folder / arm.name
-        reporter.message(f"[{number}/{len(arms)}] {arm.name}" + (": done before" if ArmResult.read(place) else ""))
-        lm_sha256 = read_lm([folder / one.name for one in arms])
+        reporter.message(f"[{number}/{len(arms)}] {arm.name}" + (": finished before" if ArmResult.read(place) else ""))
+        lm_sha256 = read_lm([folder / other.name for other in arms])
         try:
-            done = run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
-            results.append(done)
-        except (MeetError, RuntimeError) as error:  # torch's errors, such as no memory left, are RuntimeErrors
-            failed[arm.name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
-            reporter.warning(f"{arm.name} failed: {failed[arm.name]}")
-        write_atomic(folder / TABLE, markdown(results, failed))
+            results.append(run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter))
+        except (MeetError, RuntimeError) as error:  # torch raises RuntimeError, such as when memory runs out
+            failures[arm.name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
+            reporter.warning(f"{arm.name} failed: {failures[arm.name]}")
+        write_atomic(folder / TABLE, markdown(results, failures))
         share.keep_only(
-            {stage_key(one.config, data.key, n) for one in arms[number:] for n in range(len(one.config.stages))}
+            {stage_key(other.config, data.key, n) for other in arms[number:] for n in range(len(other.config.stages))}
         )
-    if not failed:
+    if not failures:
         shutil.rmtree(folder / SHARED, ignore_errors=True)
-    return results, failed
+    return results, failures
 
 
 def data_of(config: RunConfig, folder: Path) -> PreparedData:
-    """Return the rows that every arm uses, read and filtered once, in the prompt format that ``folder`` has pinned."""
+    """Return the rows of all arms, read and filtered once, in the prompt format that ``folder`` has pinned."""
     tokenizer, file = load_tokenizer(config.model.name), folder / FORMAT
     if file.is_file():
         prompt_format = PromptFormat(tokenizer, FormatSpec.from_dict(json.loads(file.read_text())))
@@ -125,16 +124,16 @@ def data_of(config: RunConfig, folder: Path) -> PreparedData:
     return data
 
 
-def _refuse_own(file: Path | None, overrides: Sequence[Override]) -> None:
-    """Refuse settings that are a recipe's own, or that an option of the command has: they would be lost or undo it.
+def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) -> None:
+    """Refuse settings that recipes or options of the command decide.
 
     Raises:
-        ConfigError: Names the key and what to do.
+        ConfigError: Names the setting and what to do.
     """
-    given = settings_in(file)[0] if file else {}
+    in_file = settings_in(file)[0] if file else {}
     for key in ("recipe", "control", "stages", "seed"):
-        if key in given:
-            raise ConfigError(f"{file}: {key!r} is each recipe's own here (seeds: --seeds or --seed); leave it out")
+        if key in in_file:
+            raise ConfigError(f"{file}: remove {key!r}: here each recipe has its own (seeds: --seeds or --seed)")
     for override in overrides:
         if override.key == "recipe":
             raise ConfigError("--recipe has no effect: name recipes as arguments")
@@ -144,9 +143,9 @@ def _refuse_own(file: Path | None, overrides: Sequence[Override]) -> None:
 
 def _matching(pattern: str) -> list[str]:
     known = recipe_names()
-    found = [name for name in known if fnmatchcase(name, pattern)]
-    if not found and any(sign in pattern for sign in "*?["):
-        raise ConfigError(f"no recipe fits the pattern {pattern!r}; `meet recipes` lists them")
-    if not found:
+    names = [name for name in known if fnmatchcase(name, pattern)]
+    if not names and any(character in pattern for character in "*?["):
+        raise ConfigError(f"no recipe matches the pattern {pattern!r}; `meet recipes` lists them")
+    if not names:
         raise ConfigError(f"unknown recipe {pattern!r}{nearest(pattern, known)}")
-    return found
+    return names

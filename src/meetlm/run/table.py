@@ -1,4 +1,4 @@
-"""The table that a sweep ends with."""
+"""The table of a sweep."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ COLUMNS = (
 )
 LEGEND = (
     "Preference accuracy: how often the log-prob margin good - bad is larger for the chosen reply; methods with one "
-    "level have none. Reward accuracy: how often log p(reply) has risen more for the chosen reply, against the "
-    "untouched model. Both on held-out pairs, 0.5 is chance, with 95% bootstrap intervals. Nats a token of the chosen "
-    "replies at the best level. Tokens a reply, and share of replies cut off: of completions under the default level."
+    "level have none. Reward accuracy: how often log p(reply), compared with the base model, has risen more for the "
+    "chosen reply. Both on held-out pairs, with 95% intervals; 0.5 is chance. Nats/token chosen: NLL of the chosen "
+    "replies at the best level, before -> after training. Tokens/reply and share of replies cut off at the maximum "
+    "number of tokens: completions under the default level."
 )
 
 
@@ -35,54 +36,52 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def rows(results: Sequence[ArmResult]) -> list[tuple[str, ...]]:
-    """Return a row of text for each arm, and for recipes of several seeds one with their mean and range."""
-    made = []
-    for recipe in dict.fromkeys(one.recipe for one in results):
-        arms = [one for one in results if one.recipe == recipe]
-        made += [_row(one) for one in arms]
+    """Return a row of text for each arm, and a row with mean and range for each recipe of several seeds."""
+    table = []
+    for recipe in dict.fromkeys(result.recipe for result in results):
+        arms = [result for result in results if result.recipe == recipe]
+        table += [_row(arm) for arm in arms]
         if len(arms) > 1:
-            made.append(_mean(recipe, arms))
-    return made
+            table.append(_mean_row(recipe, arms))
+    return table
 
 
-def markdown(results: Sequence[ArmResult], failed: Mapping[str, str]) -> str:
-    """Return the table as Markdown, with what failed below it."""
+def markdown(results: Sequence[ArmResult], failures: Mapping[str, str]) -> str:
+    """Return the table as Markdown, with the failures below it."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(results))]
-    for pairs, shorter in dict.fromkeys((one.after.pairs, str(one.after.shorter)) for one in results):
-        lines += ["", f"Of {pairs} held-out pairs always taking the shorter reply is right in {shorter}."]
+    for pairs, shorter in dict.fromkeys((result.after.pairs, str(result.after.shorter)) for result in results):
+        lines += ["", f"Accuracy of always picking the shorter reply, on {pairs} held-out pairs: {shorter}."]
     lines += ["", LEGEND]
-    lines += [f"\n**{name} failed**: {said}" for name, said in failed.items()]
+    lines += [f"\n**{name} failed**: {reason}" for name, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
 
-def _row(one: ArmResult) -> tuple[str, ...]:
+def _row(arm: ArmResult) -> tuple[str, ...]:
     return (
-        one.recipe,
-        str(one.seed),
-        str(one.steps),
-        f"{one.seconds:.0f}",
-        str(one.after.pairs),
-        _text(one.after.by_sum),
-        _text(one.after.reward),
-        f"{one.before.nll:.3f} -> {one.after.nll:.3f}",
-        "-" if one.mean_tokens is None else f"{one.mean_tokens:.1f}",
-        "-" if one.cut is None else f"{one.cut:.0%}",
+        arm.recipe,
+        str(arm.seed),
+        str(arm.steps),
+        f"{arm.seconds:.0f}",
+        str(arm.after.pairs),
+        _text(arm.after.by_sum),
+        _text(arm.after.reward),
+        f"{arm.before.nll:.3f} -> {arm.after.nll:.3f}",
+        "-" if arm.mean_tokens is None else f"{arm.mean_tokens:.1f}",
+        "-" if arm.cut is None else f"{arm.cut:.0%}",
     )
 
 
-def _mean(recipe: str, arms: Sequence[ArmResult]) -> tuple[str, ...]:
-    accuracies = [one.after.by_sum.value for one in arms if one.after.by_sum]
-    lengths = [one.mean_tokens for one in arms if one.mean_tokens is not None]
+def _mean_row(recipe: str, arms: Sequence[ArmResult]) -> tuple[str, ...]:
     return (
         recipe,
         f"mean of {len(arms)}",
         "",
-        f"{statistics.mean(one.seconds for one in arms):.0f}",
+        f"{statistics.mean(arm.seconds for arm in arms):.0f}",
         "",
-        _spread(accuracies),
-        _spread([one.after.reward.value for one in arms]),
-        _spread([one.after.nll for one in arms]),
-        _spread(lengths, digits=1),
+        _spread([arm.after.by_sum.value for arm in arms if arm.after.by_sum]),
+        _spread([arm.after.reward.value for arm in arms]),
+        _spread([arm.after.nll for arm in arms]),
+        _spread([arm.mean_tokens for arm in arms if arm.mean_tokens is not None], digits=1),
         "",
     )
 
@@ -94,5 +93,5 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f} ({low} to {high})"
 
 
-def _text(rate: Interval | None) -> str:
-    return "-" if rate is None else str(rate)
+def _text(interval: Interval | None) -> str:
+    return "-" if interval is None else str(interval)
