@@ -14,7 +14,8 @@ from meetlm.cli.options import config_option
 
 if TYPE_CHECKING:
     from meetlm.run.measure import TimeEstimate
-    from meetlm.run.plan import GpuPlan, Plan
+    from meetlm.run.plan import Plan
+    from meetlm.run.plan_gpus import GpuPlan
 
 GIB, MIB = 2**30, 2**20
 
@@ -128,7 +129,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _gpus(plans: tuple[GpuPlan, ...]) -> list[str]:
-    from meetlm.run.plan import PAPER_PAIRS, PAPER_TOKENS
+    from meetlm.run.plan_gpus import PAPER_PAIRS, PAPER_TOKENS
     from meetlm.run.table import aligned
 
     sizes = list(plans[0].gpus)

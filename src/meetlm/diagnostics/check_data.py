@@ -48,15 +48,15 @@ def check_data(train: Sequence[PreferenceExample], report: FilterReport, lengths
     opening, words = shortcuts.opening_features, shortcuts.word_features
     return [
         _training_pairs(report).on(groups),
-        _too_long("too long", report, "Shorter prompts and replies only are trained on. Raise data.max_length.").on(
+        _too_long("too long", report, "Only short prompts and replies are trained on. Raise data.max_length.").on(
             groups
         ),
         _unusable(report).on(groups),
         _differing_prompts(report).on(groups),
         _length(train, lengths),
         _repeated(train),
-        _surface("opening words", "the first three words of a reply", first, opening),
-        _surface("words", "a bag of words (the least that a control should reach)", first, words),
+        _surface("opening words", "the first three words of the replies", first, opening),
+        _surface("words", "all words of the replies (a control should do better)", first, words),
     ]
 
 
@@ -86,7 +86,7 @@ def check_test(
 def _training_pairs(report: FilterReport) -> Check:
     empty = report.odd.get("empty_prompt")
     num_empty = empty.count if empty else 0
-    finding = f"{report.kept} pairs are trained on, with {report.groups} distinct prompts"
+    finding = f"{report.kept} pairs are used for training, with {report.groups} distinct prompts"
     if num_empty:
         finding += f"; the prompt of {num_empty} is empty"
     few, many_empty = report.groups < FEW_PROMPTS, num_empty > UNUSABLE_WARNING * report.kept
@@ -172,7 +172,7 @@ def _surface(
     chosen, rejected = [features(e.chosen) for e in train], [features(e.rejected) for e in train]
     groups = [example.group for example in train]
     share, for_chosen, for_rejected = shortcuts.surface_accuracy(chosen, rejected, groups)
-    finding = f"{features_name}, fitted on four fifths, finds the chosen reply in {share} of the other pairs"
+    finding = f"predicting from {features_name}, cross-validated, finds the chosen one in {share} of the pairs"
     if for_chosen and for_rejected:
         shown = [", ".join(map(repr, names)) for names in (for_chosen, for_rejected)]
         finding += f" (for chosen: {shown[0]}; for rejected: {shown[1]})"

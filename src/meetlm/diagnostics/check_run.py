@@ -164,6 +164,8 @@ def _head(lm: PreTrainedModel) -> Check:
         return Check("head", "problem", "the model has no LM head", advice="Use a causal language model.")
     is_tied = head.weight is lm.get_input_embeddings().weight
     finding = (
-        "tied to the input embeddings: training the model changes both" if is_tied else "separate from the embeddings"
+        "the head is tied to the input embeddings: training changes both"
+        if is_tied
+        else "the head is separate from the input embeddings"
     )
     return Check("head", "ok", finding, int(is_tied))

@@ -43,7 +43,7 @@ class Check:
     @property
     def basis(self) -> str:
         """Numbers of rows and prompts, in words; empty for checks of the model."""
-        return "" if self.rows is None else f"({self.rows:,} rows, {self.prompts or 0:,} distinct prompts)"
+        return "" if self.rows is None else f"({self.rows:,} rows, {self.prompts or 0:,} prompts)"
 
     def on(self, groups: Iterable[str]) -> Check:
         """Return the check with its numbers of rows and prompts, given the prompt of each row."""

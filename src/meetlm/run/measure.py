@@ -13,15 +13,21 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from meetlm.config.reporter import Reporter
+from meetlm.controls.build import build_control
 from meetlm.data.batch import Layout, budget, size_of
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
+from meetlm.policy.loading import checkpoint_activations, device_of, load_lm, load_skeleton
 from meetlm.policy.policy import SCORED_TOKENS, Policy, to_device
 from meetlm.recipes.config import RunConfig
+from meetlm.run.plan_inputs import PlanInputs
 from meetlm.run.planned_batches import ForwardPass, StageBatches
 from meetlm.training.loop import Collator, adamw
 from meetlm.training.run_stage import set_trainable
@@ -74,6 +80,71 @@ class Cost:
             at(self.per_step, deeper.per_step),
             at(self.activations, deeper.activations),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RunCost:
+    """Measured cost of a run.
+
+    Attributes:
+        layout: Layout of the batches, as the model with its weights decides it.
+        starts_as_identity: Whether the untrained control leaves the base model's outputs as they are.
+        stages: Cost of each stage.
+        scoring: Cost of scoring.
+    """
+
+    layout: Layout
+    starts_as_identity: bool
+    stages: list[Cost]
+    scoring: Cost
+
+    def scoring_time(self, sequences: Sequence[Encoded]) -> TimeEstimate:
+        """Return the time of scoring ``sequences``."""
+        return self.scoring.time(scored_positions(self.layout, sequences))
+
+
+def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -> RunCost:
+    """Return the cost of a run.
+
+    Args:
+        inputs: Inputs of the plan.
+        depths: Numbers of layers to measure: that of the model, or two smaller ones, which are extrapolated linearly.
+        reporter: Receives messages.
+    """
+    config, layers = inputs.config, inputs.num_layers
+    costs = []
+    for depth in depths:
+        reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
+        lm = load_lm(config.model)[0] if depth == layers else _random_model(config, depth)
+        policy = Policy(lm, build_control(config.control, lm, inputs.tokenize, config.seed), inputs.longest)
+        is_identity = policy.control.is_identity()
+        stages = [
+            measure_stage(policy, inputs.items[stage.format], batches, stage, config)
+            for stage, batches in zip(config.stages, inputs.batches(policy.layout), strict=True)
+        ]
+        costs.append(RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.pairs.bare)))
+        del lm, policy
+    few, more = costs[0], costs[-1]
+    factor = (layers - depths[0]) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
+    stages = [cost.extrapolate(deeper, factor) for cost, deeper in zip(few.stages, more.stages, strict=True)]
+    return RunCost(few.layout, few.starts_as_identity, stages, few.scoring.extrapolate(more.scoring, factor))
+
+
+def _random_model(config: RunConfig, depth: int) -> PreTrainedModel:
+    """Return the run's model with fewer layers and random weights."""
+    shape = load_skeleton(config.model.name).config
+    text = shape.get_text_config()
+    layers = text.num_hidden_layers
+    for name, value in vars(text).items():  # such as the kind of each layer
+        if isinstance(value, list) and len(value) == layers:
+            setattr(text, name, value[:depth])
+    text.num_hidden_layers = depth
+    lm: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    lm.train(False)
+    if config.model.gradient_checkpointing:
+        checkpoint_activations(lm)
+    nn.Module.to(lm, device_of(config.model))
+    return lm
 
 
 def measure_stage(

@@ -1,0 +1,112 @@
+"""The inputs of a plan: the run's data as sequences, and its model and control as shapes without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from meetlm.config.reporter import Reporter
+from meetlm.controls.base import Control
+from meetlm.controls.build import build_control
+from meetlm.data.batch import Layout
+from meetlm.data.encoding import Encoder
+from meetlm.data.formats import FORMATS, Item
+from meetlm.diagnostics.memory import BatchShape, TrainingStates, training_states
+from meetlm.diagnostics.preference import HeldOutPairs
+from meetlm.policy.loading import check_positions, embedding_rows, load_skeleton, load_tokenizer, num_positions
+from meetlm.policy.packing import attention_failure_reason
+from meetlm.recipes.config import RunConfig
+from meetlm.run.planned_batches import StageBatches
+from meetlm.run.prepared import pinned_format, prepare_data
+from meetlm.training.stage import StageSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInputs:
+    """The inputs of a plan.
+
+    Attributes:
+        config: Configuration of the run.
+        tokenize: Tokenizes plain text for the control.
+        skeleton: The model without weights.
+        control: The control without weights.
+        items: Training sequences of each pair, by data format.
+        pairs: Held-out pairs.
+        longest: Tokens of the longest training sequence.
+    """
+
+    config: RunConfig
+    tokenize: Callable[[str], list[int]]
+    skeleton: PreTrainedModel
+    control: Control
+    items: dict[str, list[Item]]
+    pairs: HeldOutPairs
+    longest: int
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the model."""
+        return int(self.skeleton.config.get_text_config().num_hidden_layers)
+
+    @property
+    def expected_layout(self) -> Layout:
+        """Layout of the batches as far as the architecture shows it; the model with its weights decides."""
+        return "packed" if attention_failure_reason(self.skeleton) is None else "padded"
+
+    def batches(self, layout: Layout) -> list[StageBatches]:
+        """Return the forward passes of each stage."""
+        config, share = self.config, layout == "packed"
+        return [
+            StageBatches(self.items[stage.format], stage, config.batch, config.seed, layout, share=share)
+            for stage in config.stages
+        ]
+
+    def largest_pass(self, stage: StageSettings, batches: StageBatches) -> BatchShape:
+        """Return the size of the largest forward pass of a stage."""
+        size = batches.by_positions(1).size
+        return BatchShape(size.positions, size.trained, "lm" in stage.train, self.config.model.gradient_checkpointing)
+
+
+def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
+    """Return the inputs of a plan; loads no weights.
+
+    Raises:
+        MeetError: Data, model or configuration cannot be used.
+    """
+    prompt_format = pinned_format(config, load_tokenizer(config.model.name))
+    data = prepare_data(config.data, prompt_format)
+    for line in data.lines():
+        reporter.message(line)
+    for stage in config.stages:
+        warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
+        if warning:
+            reporter.warning(warning)
+    skeleton = load_skeleton(config.model.name)
+    control = skeleton_control(config, skeleton, prompt_format.words)
+    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(skeleton))
+    items = {
+        name: [FORMATS[name].item(encoder, example) for example in data.train]
+        for name in dict.fromkeys(stage.format for stage in config.stages)
+    }
+    longest = max(len(sequence.ids) for form in items.values() for item in form for sequence in item)
+    check_positions(skeleton, longest, "the longest training sequence")
+    pairs = HeldOutPairs(encoder, data.test)
+    positions = num_positions(skeleton)
+    if positions is not None:
+        pairs.drop_longer(positions)
+    return PlanInputs(config, prompt_format.words, skeleton, control, items, pairs, longest)
+
+
+def skeleton_control(config: RunConfig, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]) -> Control:
+    """Return the control of ``config`` for a model without weights, without weights itself."""
+    with torch.device("meta"):
+        return build_control(config.control, lm, tokenize, config.seed)
+
+
+def states_of(lm: PreTrainedModel, control: Control, stage: StageSettings) -> TrainingStates:
+    """Return weights, gradients and optimizer states of a stage, in bytes."""
+    parts = {"lm": lm, "control": control}
+    return training_states(parts.values(), [parts[name] for name in stage.train])
