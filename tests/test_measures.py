@@ -116,6 +116,49 @@ def test_columns_of_different_lengths_are_refused() -> None:
         text_measures([Prompt("p")], ["a", "b"], ["c", "d"])
 
 
+@pytest.mark.parametrize(
+    ("chosen", "wrong", "right"),
+    [
+        ("我喜欢吃苹果。", "他明天去北京。", "我喜欢吃苹果。"),
+        ("私はりんごが好きです。", "明日は雨が降ります。", "私はりんごが好きです。"),
+        ("Ich möchte später Äpfel", "Ich könnte früher über", "Ich möchte später Äpfel"),
+        ("मुझे सेब पसंद है", "वह कल जाएगा", "मुझे सेब पसंद है"),
+        ("ฉันชอบกินแอปเปิล", "พรุ่งนี้ฝนจะตก", "ฉันชอบกินแอปเปิล"),
+        ("cafe\u0301 cre\u0300me", "caf creme", "café crème"),
+    ],
+)
+def test_rouge_in_other_scripts(chosen: str, wrong: str, right: str) -> None:
+    """A right reply gets 1, a wrong one little: neither digits alone nor fragments around accents decide."""
+    columns = rouge([right, wrong], [chosen] * 2)
+    assert columns["rouge-avg"][0] == 1
+    assert all(column[1] is not None and column[1] <= 0.5 for column in columns.values())
+
+
+def test_a_wrong_chinese_reply_that_shares_a_number_gets_little() -> None:
+    assert (rouge(["明天下雨 2024"], ["我喜欢吃苹果 2024"])["rouge-l"][0] or 0) < 0.3
+
+
+def test_lengths_in_scripts_without_spaces() -> None:
+    columns = text_measures(
+        [Prompt("我喜欢苹果")] * 3, ["我喜欢苹果。", "I like 苹果 a lot.", "cafe\u0301"], ["我喜欢", None, None]
+    )
+    assert columns["words"] == [5, 6, 1]
+    assert columns["characters"] == [6, 16, 4]
+    assert columns["length-ratio"][0] == pytest.approx(5 / 3)
+    assert columns["coverage"][0] == 1 and columns["density"][0] == 5
+    assert columns["names-absent"] == [None, 0, 0]
+
+
+@pytest.mark.parametrize("stemmer", [False, True])
+def test_words_of_english_are_those_of_rouge_score(stemmer: bool) -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    texts = [text for example in EXAMPLES for text in (example["chosen"], *example["outputs"].values())]
+    texts += ["It's 40,000 “quoted” — snake_case, e.g. U.S.A.", "don’t stop…"]
+    theirs, ours = DefaultTokenizer(stemmer), measures._Tokenizer(stemmer)
+    assert [ours.tokenize(text) for text in texts] == [theirs.tokenize(text) for text in texts]
+
+
 # Copying
 
 
