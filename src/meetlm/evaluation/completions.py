@@ -1,4 +1,4 @@
-"""Reads completions: JSON lines with ``prompt`` and ``completion``, written by ``meet generate`` or anything else.
+"""Reads completions: JSON lines with ``prompt`` and ``completion``, written by ``meet generate`` or another program.
 
 What a file does not state is ``None``, and the report says so. What is wrong with a row is an error that names it, or a
 :class:`Problem` where the other rows can still be compared.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from meetlm.data.example import Origin, Prompt
-from meetlm.data.pairs import read_prompt
+from meetlm.data.messages import read_prompt
 from meetlm.data.rows import Row, kind_of, read_file
 from meetlm.evaluation.record import Problem, System
 

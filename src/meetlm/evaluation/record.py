@@ -1,7 +1,7 @@
-"""What an evaluation found, and every row behind it: the one thing that the report reads, ``evaluation.json``.
+"""The record of an evaluation, ``evaluation.json``: every figure and every row behind it, all that the report reads.
 
-Everything is by column. A *cell* is one prompt under one seed, and every list of completions, values and outcomes has
-one entry a cell, in the order of ``cells``; prompts are what is drawn when intervals are made (paper sections 4.3-4.6).
+A *cell* is one prompt under one seed. Every list of completions, values and outcomes has one entry per cell, in the
+order of ``cells``. Intervals are over prompts (paper sections 4.3-4.6).
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
+from meetlm.config.settings import problems
 from meetlm.data.example import Message
 from meetlm.diagnostics.intervals import Interval
 
 Outcome = Literal["win", "tie", "lose"]
-"""Of a system against the baseline, in one cell."""
+"""The outcome of a system against the baseline, in one cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class PromptRow:
     """One held-out prompt.
 
     Attributes:
-        id: Names it: a hash of its text.
+        id: A hash of its text.
         prompt: Text, or messages with ``role`` and ``content``.
         chosen: The preferred reply in the data; ``None`` where the data have none.
     """
@@ -36,14 +40,14 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Where completions came from.
+    """Where the completions of a system come from.
 
     Attributes:
-        name: In tables.
-        files: Their files, one or more a seed.
-        run: The run that wrote them; ``None`` for a file from elsewhere.
-        level: Of the control; ``None`` where it is not stated.
-        sampling: Temperature, top_p, max_new_tokens, stop; ``None`` where they are not stated.
+        name: Name in tables.
+        files: Files of the completions, one or more per seed.
+        run: The run that wrote them; ``None`` for other files.
+        level: Level of the control; ``None`` where it is not stated.
+        sampling: Temperature, top_p, max_new_tokens and stop; ``None`` where they are not stated.
     """
 
     name: str
@@ -55,13 +59,13 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Replicate:
-    """Which run and seed the number of a replicate stands for, in one system.
+    """The run and seed behind the number of a replicate, in one system.
 
     Attributes:
-        system: Its name.
-        seed: The number in ``cells``.
-        run: Which of the system's training runs wrote it, counted from 0.
-        source: That run as its rows state it; where they state none, the file.
+        system: Name of the system.
+        seed: Number of the replicate in ``cells``.
+        run: Index of the training run that wrote it, among the runs of the system.
+        source: The run that its rows state; the file where they state none.
         sampling_seed: The seed that its rows state; 0 where they state none.
     """
 
@@ -77,9 +81,9 @@ class Difference:
     """A measure of a system minus the baseline's, cell by cell.
 
     Attributes:
-        mean: Over prompts.
+        mean: Mean over prompts.
         sign_p: Two-sided p of a sign test over prompts, equal ones left out.
-        ratio: For lengths, the mean divided by the baseline's over the same cells; else ``None``.
+        ratio: For lengths, the mean divided by the baseline's mean over the same cells; else ``None``.
     """
 
     mean: Interval
@@ -92,12 +96,12 @@ class Measure:
     """A number for each completion.
 
     Attributes:
-        name: Such as ``rouge-l``, ``reward``, ``words``.
-        description: One line for readers: what it is, in which unit.
-        higher: Whether more is better; ``None`` where neither is.
-        values: For each system, one a cell; ``None`` where it has none (an empty completion, a scorer's NaN).
-        means: For each system, over prompts, with its bootstrap interval.
-        differences: For each system but the baseline, where a cell has both values.
+        name: ``rouge-l``, ``reward``, ``words``, …
+        description: What it is, with its unit, in one line.
+        higher: Whether higher is better; ``None`` where neither is.
+        values: For each system, one value per cell; ``None`` where it is not defined.
+        means: For each system, the mean over prompts.
+        differences: For each system but the baseline, over the cells where both have a value.
     """
 
     name: str
@@ -110,7 +114,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Win, lose and tie rates as the paper's tables have them, shares in [0, 1].
+    """Win, lose and tie rates as in the paper's tables, shares in [0, 1].
 
     Each is a mean over prompts of the share of a prompt's cells.
 
@@ -120,9 +124,9 @@ class Rates:
         tie: Share tied.
         delta: win - lose (Δ in the paper).
         sign_p: Two-sided p of a sign test over prompts, ties left out.
-        num_prompts: Prompts counted.
-        num_cells: Cells counted.
-        num_left_out: Cells without an outcome, each named among the problems.
+        num_prompts: Number of prompts counted.
+        num_cells: Number of cells counted.
+        num_left_out: Number of cells without an outcome; the problems name each.
     """
 
     win: Interval
@@ -140,9 +144,9 @@ class SeedDelta:
     """Δ of one replicate.
 
     Attributes:
-        seed: Its number in ``cells``; :class:`Replicate` says which run and seed that is.
-        delta: Over its prompts alone.
-        num_prompts: Prompts counted.
+        seed: Number of the replicate in ``cells``; :class:`Replicate` has its run and seed.
+        delta: Δ, with its interval over prompts.
+        num_prompts: Number of prompts counted.
     """
 
     seed: int
@@ -155,17 +159,17 @@ class Comparison:
     """A system against the baseline by one evaluator.
 
     Attributes:
-        system: Its name.
-        baseline: Name of the other.
-        evaluator: Such as ``reward``, ``judge``, ``rouge-l``.
-        outcomes: One a cell; ``None`` where there is none.
-        margins: One a cell: how clear it was (a difference of rewards; for a judge, the mean of both orders in
-            {-1, …, 1}), for sorting examples; ``None`` where there is none.
-        rates: Over all cells.
+        system: Name of the system.
+        baseline: Name of the baseline.
+        evaluator: ``reward``, ``judge``, ``rouge-avg`` or the name of a scorer.
+        outcomes: One per cell; ``None`` where there is none.
+        margins: How clear each outcome was (a difference of rewards; for a judge, the mean of both orders in -1 … 1),
+            for sorting examples; ``None`` where there is none.
+        rates: Rates over all cells.
         controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
-        by_seed: Each replicate's own Δ, where there are several.
-        asked: One a cell: whether the evaluator was asked about it; ``None`` where it was about all. A cell that it was
-            asked about may still have no outcome.
+        by_seed: Δ of each replicate alone, where there are several.
+        asked: Whether the evaluator was asked about each cell; ``None`` where it was asked about all. A cell that it
+            was asked about may still have no outcome.
     """
 
     system: str
@@ -179,7 +183,7 @@ class Comparison:
     asked: list[bool] | None = None
 
     def was_asked(self, cell: int) -> bool:
-        """Whether the evaluator was asked about a cell."""
+        """Return whether the evaluator was asked about a cell."""
         return self.asked is None or self.asked[cell]
 
 
@@ -188,11 +192,11 @@ class Agreement:
     """How far two evaluators agree on a system's outcomes.
 
     Attributes:
-        system: Its name.
-        evaluators: Both.
+        system: Name of the system.
+        evaluators: Names of both.
         kappa: Cohen's κ over win, tie and lose; ``None`` where it is not defined (both are constant).
         observed: Share of cells with the same outcome.
-        num_cells: Cells that both have an outcome for.
+        num_cells: Number of cells with an outcome by both.
     """
 
     system: str
@@ -204,13 +208,13 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What some answers of a judge cost.
+    """What some responses of a judge cost.
 
     Attributes:
-        num_answers: All that came, also those that were empty, or whose call was asked again.
-        prompt_tokens: In all, as the endpoint told; ``None`` where it did not tell them of each answer.
-        completion_tokens: As ``prompt_tokens``.
-        cost: In the currency of the prices given; ``None`` without prices, or where tokens are not known.
+        num_answers: Number of responses, empty and repeated ones too.
+        prompt_tokens: Total, as the endpoint reports; ``None`` where a response has no count.
+        completion_tokens: Likewise.
+        cost: In the currency of the prices; ``None`` without prices or token counts.
     """
 
     num_answers: int
@@ -224,12 +228,12 @@ class Consistency:
     """How far both orders of a judge agree, over all systems or on one.
 
     Attributes:
-        num_calls: Judgements needed, both orders.
-        num_unparsable: Answers without a verdict, empty ones too.
-        num_failed: Calls that failed after all retries.
-        consistency: Share of pairs with the same verdict in both orders, of those with two verdicts.
-        chance: What an order-blind coin with this judge's verdicts would reach.
-        conclusive: Whether consistency is above chance beyond doubt; if not, no conclusion can be drawn.
+        num_calls: Number of judgements in both orders.
+        num_unparsable: Number of responses without a verdict, empty ones too.
+        num_failed: Number of calls that failed after all retries.
+        consistency: Share of the pairs with two verdicts that have the same verdict in both orders.
+        chance: The consistency of a judge with the same verdicts that cannot see the replies.
+        conclusive: Whether the interval of the consistency is above chance; if not, no conclusion can be drawn.
     """
 
     num_calls: int
@@ -245,18 +249,18 @@ class JudgeAccount:
     """What a judge was asked and how it answered.
 
     Attributes:
-        model: Its name at the endpoint.
+        model: Name of the model at the endpoint.
         base_url: The endpoint.
         prompt: Name or file of the judge prompt.
-        prompt_text: The prompt itself: system message and template.
+        prompt_text: The judge prompt: system message and template.
         overall: How far both orders agree, over all systems.
-        num_cached: Of the judgements needed, those found on disk.
-        this_run: What the answers cost that came while this evaluation was made.
-        kept: What all answers to its calls cost, those of earlier runs too.
-        num_same: Pairs whose replies are the same: a tie without asking, in no other count.
-        prompt_reason: Why this prompt was asked, in a clause.
-        finish_reasons: Of answers without a verdict, as the endpoint told, and how many have each.
-        by_system: How far both orders agree, for each system that it was asked about.
+        num_cached: Number of judgements whose response was stored before.
+        this_run: What the responses of this evaluation cost.
+        kept: What all stored responses to its calls cost, those of earlier evaluations too.
+        num_same: Number of pairs with equal replies: a tie without a call, in no other count.
+        prompt_reason: Why the judge has this prompt, in a clause.
+        finish_reasons: Finish reasons of responses without a verdict, with their number.
+        by_system: How far both orders agree, for each system.
     """
 
     model: str
@@ -275,13 +279,13 @@ class JudgeAccount:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Rows that are not as they should be, and what else has to be known: never dropped in silence.
+    """Rows that were left out or are unusual, and anything else that a reader has to know.
 
     Attributes:
-        what: One line: which problem, in which system or measure.
-        count: How many rows, or what else ``what`` says.
+        what: The problem, with its system or measure, in one line.
+        count: Number of rows, or of whatever ``what`` names.
         examples: All of them, where they have names: file and line, or prompt id.
-        of_rows: Whether rows are counted: not where settings, estimates or a judge's answers are.
+        of_rows: Whether rows are counted, not settings, estimates or a judge's responses.
     """
 
     what: str
@@ -291,7 +295,7 @@ class Problem:
 
     @property
     def shown(self) -> str:
-        """The first five examples, for a line of text; ``…`` stands for more."""
+        """The first five examples, as text; ``…`` stands for more."""
         return ", ".join([*self.examples[:5], *(["…"] if len(self.examples) > 5 else [])])
 
 
@@ -302,16 +306,16 @@ class Evaluation:
     Attributes:
         settings: Every setting, resolved, with versions.
         baseline: Name of the system that the others are compared with.
-        systems: In the order given, the baseline too.
+        systems: All systems in the order of the tables, the baseline too.
         prompts: Held-out prompts.
         cells: [index into ``prompts``, seed].
-        completions: For each system, one a cell.
-        measures: Of completions.
+        completions: For each system, one completion per cell.
+        measures: Measures of completions.
         comparisons: By evaluator and system.
-        agreements: Between evaluators.
-        judge: Its account, where one was asked.
+        agreements: Agreement between evaluators.
+        judge: The judge's account; ``None`` without a judge.
         problems: Named and counted.
-        replicates: What each seed in ``cells`` stands for, for each system.
+        replicates: The run and seed behind each seed in ``cells``, for each system.
     """
 
     settings: dict[str, Any]
@@ -328,60 +332,26 @@ class Evaluation:
     replicates: list[Replicate] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
-        """Write it as JSON, beside its place and then renamed; its folder is made."""
+        """Write the evaluation as JSON, atomically; the folder is created."""
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps(asdict(self), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Evaluation:
-        """Return what :meth:`save` wrote."""
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return cls(
-            settings=found["settings"],
-            baseline=found["baseline"],
-            systems=[System(**one) for one in found["systems"]],
-            prompts=[PromptRow(**one) for one in found["prompts"]],
-            cells=[(prompt, seed) for prompt, seed in found["cells"]],
-            completions=found["completions"],
-            measures=[_measure(one) for one in found["measures"]],
-            comparisons=[_comparison(one) for one in found["comparisons"]],
-            agreements=[
-                Agreement(**{**one, "evaluators": tuple(one["evaluators"]), "kappa": _interval(one["kappa"])})
-                for one in found["agreements"]
-            ],
-            judge=found["judge"] and _account(found["judge"]),
-            problems=[Problem(**one) for one in found["problems"]],
-            replicates=[Replicate(**one) for one in found.get("replicates", [])],
-        )
+        """Return what :meth:`save` wrote.
 
-
-def _measure(found: dict[str, Any]) -> Measure:
-    means = {name: Interval(**mean) for name, mean in found["means"].items()}
-    differences = {
-        name: Difference(Interval(**one["mean"]), one["sign_p"], _interval(one["ratio"]))
-        for name, one in found.get("differences", {}).items()
-    }
-    return Measure(**{**found, "means": means, "differences": differences})
-
-
-def _comparison(found: dict[str, Any]) -> Comparison:
-    rates: dict[str, Any] = {
-        name: Interval(**one) if isinstance(one, dict) else one for name, one in found["rates"].items()
-    }
-    by_seed = [SeedDelta(one["seed"], Interval(**one["delta"]), one["num_prompts"]) for one in found.get("by_seed", [])]
-    controlled = _interval(found["controlled_win"])
-    return Comparison(**{**found, "rates": Rates(**rates), "controlled_win": controlled, "by_seed": by_seed})
-
-
-def _account(found: dict[str, Any]) -> JudgeAccount:
-    costs = {name: Usage(**found[name]) for name in ("this_run", "kept")}
-    by_system = {name: _consistency(one) for name, one in found["by_system"].items()}
-    return JudgeAccount(**{**found, **costs, "overall": _consistency(found["overall"]), "by_system": by_system})
-
-
-def _consistency(found: dict[str, Any]) -> Consistency:
-    return Consistency(**{**found, "consistency": _interval(found["consistency"])})
-
-
-def _interval(found: dict[str, float] | None) -> Interval | None:
-    return None if found is None else Interval(**found)
+        Raises:
+            ConfigError: The file cannot be read, or another version wrote it in a form that this one does not read.
+        """
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return TypeAdapter(cls).validate_python(record)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValidationError):
+                version = record.get("settings", {}).get("versions", {}).get("meetlm", "an unknown version")
+                field, message = problems(error)[0]
+                where = ".".join(map(str, field))
+                reason = f"written by meetlm {version} in a form that this version cannot read ({where}: {message})"
+            else:
+                reason = f"not an evaluation: {error}"
+            raise ConfigError(f"{file}: {reason}; run `meet evaluate` again") from error
