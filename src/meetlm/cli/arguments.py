@@ -115,9 +115,10 @@ def configure(args: Sequence[str], file: Path | None) -> RunConfig:
 
 
 def configure_for_data(args: Sequence[str], file: Path | None, *more: Override) -> tuple[RunConfig, str | None]:
-    """Return what :func:`configure` does; without a recipe, one for the data's format, with SmolLM2 as the model.
+    """Return the configuration as :func:`configure` does, and why the data have their format.
 
-    Also returns by what the first row decided the format; ``None`` where it did not.
+    Without a recipe, the first row decides the format, and with it the recipe; the model is SmolLM2. With a recipe or
+    ``data.source`` the reason is ``None``.
 
     Args:
         args: As of the command.

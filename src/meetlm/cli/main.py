@@ -55,20 +55,20 @@ def _how_to_continue(ctx: click.Context) -> str:
     command = ctx.invoked_subcommand
     if command not in RESUMABLE:
         return "."
-    return f"; {RESUMABLE[command]} saved. Run the same command again to continue."
+    return f": {RESUMABLE[command]}. Run the same command again to continue."
 
 
 RESUMABLE = {
-    "train": "the run is, up to its last checkpoint,",
-    "demo": "the run is, up to its last checkpoint,",
-    "sweep": "finished runs are, and the present one up to its last checkpoint,",
-    "search": "finished trials are, and the present one up to its last checkpoint,",
-    "generate": "the completions so far are",
-    "sweep-temperature": "the completions and scores so far are",
-    "evaluate": "the scores and the judge's answers so far are",
-    "reward": "training is, up to its last checkpoint,",
+    "train": "the run is saved up to its last checkpoint",
+    "demo": "the run is saved up to its last checkpoint",
+    "sweep": "finished runs are saved, the current one up to its last checkpoint",
+    "search": "finished trials are saved, the current one up to its last checkpoint",
+    "generate": "the completions so far are saved",
+    "sweep-temperature": "the completions and scores so far are saved",
+    "evaluate": "the scores and the judge's answers so far are saved",
+    "reward": "training is saved up to its last checkpoint",
 }
-"""What each command that can be continued has saved when it is interrupted."""
+"""What a command has saved when it is interrupted."""
 
 
 def _settings_problems(error: ValueError) -> str:

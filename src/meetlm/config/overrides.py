@@ -1,4 +1,4 @@
-"""Settings given on the command line: ``--data.path X``, ``--data.path=X`` and ``data.path=X`` mean the same."""
+"""Settings on the command line: ``--data.path X``, ``--data.path=X`` and ``data.path=X`` mean the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A setting given on the command line.
+    """A setting on the command line.
 
     Attributes:
         key: Dotted key, such as ``data.path``.
@@ -119,7 +119,7 @@ def parse_value(override: Override, settings: type[BaseModel]) -> Any:
 
 
 def takes_text(settings: type[BaseModel], keys: Sequence[str]) -> bool:
-    """Whether the setting at ``keys`` holds text; ``False`` where its class depends on a ``kind``."""
+    """Return whether the setting at ``keys`` holds text; ``False`` where its class depends on a ``kind``."""
     field = settings.model_fields.get(keys[0].replace("-", "_"))
     if field is None:
         return False

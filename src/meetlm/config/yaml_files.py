@@ -58,14 +58,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check(settings: type[S], value: Any, places: Mapping[KeyPath, str], what: str) -> S:
+def check(settings: type[S], value: Any, places: Mapping[KeyPath, str], name: str) -> S:
     """Return ``value`` as checked settings.
 
     Args:
         settings: The class.
         value: A mapping.
         places: The file and line, or the option, that each key comes from.
-        what: Name of what is checked, for values that come from neither a file nor an option.
+        name: What the settings are called, for values that come from neither a file nor an option.
 
     Raises:
         ConfigError: Lists every problem with its place.
@@ -75,7 +75,7 @@ def check(settings: type[S], value: Any, places: Mapping[KeyPath, str], what: st
     except ValidationError as error:
         lines = []
         for loc, message in problems(error):
-            place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), what)
+            place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), name)
             key = ".".join(map(str, loc))
             is_named = not key or (loc in places and place.startswith("--"))
             lines.append(f"{place}: {'' if is_named else key + ': '}{message}")

@@ -195,7 +195,7 @@ def load_prompt(name: str) -> JudgePrompt:
             f"--judge.prompt {name}: neither a prompt of meetlm ({', '.join(prompt_names())}) nor a file"
             f"{nearest(name, prompt_names())}"
         )
-    return check(JudgePrompt, *read_yaml(file), what=str(file))
+    return check(JudgePrompt, *read_yaml(file), name=str(file))
 
 
 def _folder() -> Path:

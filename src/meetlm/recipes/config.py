@@ -119,11 +119,11 @@ def load_config(
     for key, value in changes.items():
         places[set_value(raw, key, value)] = f"--{key}"
     _refuse_double_rates(raw.get("optim"), changes)
-    what = str(file) if file else f"recipe {recipe}"
+    origin = str(file) if file else f"recipe {recipe}"
     raw = _with_text_prompts(raw)
-    config = check(RunConfig, _with_preset(raw, places, what), places, what)
+    config = check(RunConfig, _with_preset(raw, places, origin), places, origin)
     if preset_in_file in preset_names() and config.preset != preset_in_file:
-        same = check(RunConfig, _with_preset({**raw, "preset": preset_in_file}, places, what), places, what)
+        same = check(RunConfig, _with_preset({**raw, "preset": preset_in_file}, places, origin), places, origin)
         if same == config.model_copy(update={"preset": preset_in_file}):
             raise ConfigError(
                 f"--preset {config.preset} would change nothing: {file} is of preset {preset_in_file} and sets every "
@@ -195,14 +195,14 @@ def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "control": merge({"prompts": prompts}, control)} if prompts else raw
 
 
-def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], what: str) -> dict[str, Any]:
+def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], origin: str) -> dict[str, Any]:
     """Put the preset's values below the ones in ``raw``: batch sizes, learning rates, epochs and least steps.
 
     A value of a wrong type is left as it is: checking the settings names it.
     """
     name = str(raw.get("preset", "paper"))
     if name not in preset_names():
-        place = places.get(("preset",), what)
+        place = places.get(("preset",), origin)
         raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, preset_names())}")
     preset, _ = read_yaml(recipe_folder() / "presets" / f"{name}.yaml")
     raw = merge({"batch": preset["batch"]}, raw)
@@ -248,7 +248,7 @@ def _stage_with_preset(
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether a value is a positive number, or text that stands for one: YAML reads ``1e-4`` as text."""
+    """Return whether a value is a positive number, or text that stands for one: YAML reads ``1e-4`` as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False
     try:

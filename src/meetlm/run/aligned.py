@@ -207,10 +207,10 @@ class Aligned:
     def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
         """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""
         try:
-            asked = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
+            parsed = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
         except DataError as error:
             raise ConfigError(str(error)) from error
-        return Prompt(asked.turns) if self.meet.conversational else SOURCES[self.meet.source].ask(asked)
+        return Prompt(parsed.turns) if self.meet.conversational else SOURCES[self.meet.source].ask(parsed)
 
 
 def _as_json(prompt: PromptLike) -> Any:

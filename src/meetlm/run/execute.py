@@ -46,16 +46,15 @@ def execute(
     """Run every stage of ``config`` in ``folder``; an interrupted run continues.
 
     Args:
-        config: Resolved.
-        folder: The run's; created.
+        config: The configuration.
+        folder: Folder of the run; created.
         share: Finished stages that this run has in common with others.
-        prepared: The data of ``config.data``, where they have been read for another run; read again where this run has
-            pinned another prompt format.
-        lm_sha256: Hash that the language model has to have, that of the runs that this one is compared with.
+        prepared: The data, if another run has read them; read again if this run has pinned another prompt format.
+        lm_sha256: Hash that the language model must have: that of the other runs of a sweep.
         reporter: Shows what is being done and measured.
 
     Raises:
-        RunError: The folder holds a finished run, or one of another configuration or another language model.
+        RunError: The folder holds a finished run, a run of another configuration, or other files.
         MeetError: Data, model or configuration cannot be used.
     """
     if not (folder / CONFIG).exists():
@@ -63,7 +62,7 @@ def execute(
     if (folder / MEET).exists():
         raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a run is one process on one device; it was started as several (WORLD_SIZE is above 1)")
+        raise ConfigError("training runs in one process on one device, but WORLD_SIZE is above 1: start one process")
     device_of(config.model)  # before the data are read, which may take minutes
     tokenizer = load_tokenizer(config.model.name)
     prompt_format = _format(folder, config, tokenizer, prepared)
@@ -84,7 +83,7 @@ def execute(
         name: [FORMATS[name].item(encoder, example) for example in data.train]
         for name in dict.fromkeys(stage.format for stage in config.stages)
     }
-    longest = max(len(one.ids) for made in items.values() for item in made for one in item)
+    longest = max(len(sequence.ids) for of_format in items.values() for item in of_format for sequence in item)
     check_positions(lm, longest, "the longest training sequence")
     pairs = _within_positions(lm, HeldOutPairs(encoder, data.test), reporter)
     policy = Policy(lm, control, longest=max(longest, pairs.longest))

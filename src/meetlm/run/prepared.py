@@ -46,7 +46,7 @@ class PreparedData:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all rows that are used, in order."""
-        return fingerprint((one.prompt, one.chosen, one.rejected) for one in (*self.train, *self.test))
+        return fingerprint((pair.prompt, pair.chosen, pair.rejected) for pair in (*self.train, *self.test))
 
 
 def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:

@@ -65,20 +65,20 @@ class StageShare:
 
     def place(self, key: str, stage: Path) -> bool:
         """Place the finished stage ``key`` at ``stage``, unless there is a folder; return whether it was placed."""
-        kept = self.folder / key
-        if not (kept / DONE).is_file() or stage.exists():
+        stored = self.folder / key
+        if not (stored / DONE).is_file() or stage.exists():
             return False
         partial = stage.with_name(f"{stage.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(kept, partial, copy_function=_link)
+        shutil.copytree(stored, partial, copy_function=_link)
         partial.rename(stage)
         return True
 
     def keep(self, key: str, stage: Path) -> None:
         """Keep a finished stage for later runs: weights, metrics and record, without the optimizer's state."""
-        kept = self.folder / key
+        stored = self.folder / key
         is_wanted = self._wanted is None or key in self._wanted
-        if not is_wanted or (kept / DONE).is_file():
+        if not is_wanted or (stored / DONE).is_file():
             return
         last = checkpoints(stage)[-1]
         partial = self.folder / f"{key}.partial"
@@ -88,8 +88,8 @@ class StageShare:
         for name in ("metrics.jsonl", DONE):
             shutil.copy2(stage / name, partial / name)
         sync(partial)
-        shutil.rmtree(kept, ignore_errors=True)
-        partial.rename(kept)
+        shutil.rmtree(stored, ignore_errors=True)
+        partial.rename(stored)
 
     def measured(self, key: str) -> Path:
         """Return the file of the preference accuracy after stage ``key``, written by the run that measured it first."""
@@ -97,9 +97,9 @@ class StageShare:
 
     def keep_only(self, keys: set[str]) -> None:
         """Remove the weights of all stages but these."""
-        for kept in self.folder.glob("*/"):
-            if kept.name not in keys:
-                shutil.rmtree(kept)
+        for stored in self.folder.glob("*/"):
+            if stored.name not in keys:
+                shutil.rmtree(stored)
 
 
 def _link(source: str, target: str) -> None:
