@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from meetlm.cli import main
 from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.settings import RewardTraining
 from meetlm.generation.sampling import Sampling
-from meetlm.run.reward_training import RewardTraining
 
 HERE = str(Path(__file__))
 
@@ -29,8 +29,6 @@ def refused(words: list[str]) -> str:
         ["evaluate", "a.jsonl", "--baseline", "a", "--temperature"],
         ["generate", "run", "--temperature"],
         ["sweep-temperature", "a", "b", "--baseline", "b", "--temperatures"],
-        ["reward", "train", "--data", "a.jsonl", "--out", "rm", "--lr"],
-        ["reward", "train", "--data", "a.jsonl", "--out", "rm", "--epochs"],
     ],
 )
 def test_numbers_that_are_none(words: list[str], number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +39,10 @@ def test_numbers_that_are_none(words: list[str], number: str, tmp_path: Path, mo
 
 
 def test_a_rate_of_zero_is_not_the_default(tmp_path: Path) -> None:
-    words = ["reward", "train", "--data", "a.jsonl", "--out", str(tmp_path / "rm"), "--lr", "0"]
-    assert "'--lr': 0.0 is not in the range x>0" in refused(words)
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"prompt": "Hi", "chosen": "Good", "rejected": "Bad"}\n')
+    words = ["reward", "train", "--data.path", str(data), "--out", str(tmp_path / "rm"), "--lr", "0"]
+    assert "--lr: Input should be greater than 0" in refused(words)
 
 
 def test_settings_take_no_infinity() -> None:
@@ -62,7 +62,7 @@ def test_settings_take_no_infinity() -> None:
         (["--data.path", HERE, "--data.eval_split", "x"], f"--data.eval_split has no effect: --data.path {HERE} is a"),
         (["--data.path", HERE, "--data.holdout", "3"], "--data.holdout has no effect on held-out prompts"),
         (["--data.path", "-"], "--data.path -: data cannot be read from standard input; pass a file"),
-        (["--tie-band", "0.45", "0.55"], "--tie-band is given, and no --reward that it is of"),
+        (["--tie-band", "0.45", "0.55"], "--tie-band requires --reward"),
     ],
 )
 def test_options_in_vain(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:

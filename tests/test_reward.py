@@ -264,7 +264,7 @@ def test_score_command(tmp_path: Path) -> None:
     lines = [{"prompt": p.text(), "completion": c} for p, c in zip(prompts, completions, strict=True)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "rewards.jsonl"
-    result = CliRunner().invoke(reward, ["score", str(file), "--model", str(folder), "--out", str(out), "--quiet"])
+    result = CliRunner().invoke(reward, ["score", str(file), "--reward", str(folder), "--out", str(out), "--quiet"])
     assert result.exit_code == 0, result.output
     written = [json.loads(line) for line in out.read_text().splitlines()]
     expected = row_by_row(load(folder), prompts, completions)
@@ -275,4 +275,4 @@ def test_score_command(tmp_path: Path) -> None:
     assert "pair (" in result.stderr and "pair (" not in result.stdout
     file.write_text(json.dumps({"prompt": "Hi"}) + "\n")
     with pytest.raises(DataError, match=r"good\.jsonl:1: field 'completion'"):
-        CliRunner().invoke(reward, ["score", str(file), "--model", str(folder)], catch_exceptions=False)
+        CliRunner().invoke(reward, ["score", str(file), "--reward", str(folder)], catch_exceptions=False)

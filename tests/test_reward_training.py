@@ -24,7 +24,8 @@ from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
 from meetlm.evaluation.reward_input import RewardInput
-from meetlm.run.reward_training import CHECKPOINTS, RESULT, RewardPairs, RewardTraining, train_reward
+from meetlm.evaluation.settings import RewardTraining
+from meetlm.run.reward_training import CHECKPOINTS, RESULT, RewardPairs, train_reward
 from reward_models import KINDS, TOLERANCE, folder_of, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
@@ -185,10 +186,10 @@ def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("trl")
 def test_train_command(tmp_path: Path) -> None:
     lm, data = _lm(tmp_path / "lm"), _write_pairs(tmp_path / "pairs.jsonl", 120, 0)
-    words = ["train", "--data", str(data), "--model", str(lm), "--out", str(tmp_path / "rm"), "--quiet"]
+    words = ["train", "--data.path", str(data), "--model", str(lm), "--out", str(tmp_path / "rm"), "--quiet"]
     done = CliRunner().invoke(reward, words)
-    assert done.exit_code == 2 and "--holdout" in done.output
-    done = CliRunner().invoke(reward, [*words, "--holdout", "40", "--device", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 2 and "--data.holdout" in done.output
+    done = CliRunner().invoke(reward, [*words, "--data.holdout", "40", "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "held-out accuracy" in done.output and "on 40 pairs" in done.output
     assert "80 of 80 rows kept" in done.output

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic.fields import FieldInfo
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override, parse_settings, split_args
@@ -39,12 +40,16 @@ class SettingsCommand(click.Command):
     """A command that takes settings among its arguments.
 
     Args:
-        blocks: The settings that the command's help lists, by the first part of their keys.
+        blocks: The settings that the command's help lists, by the first part of their keys; empty for keys of one part.
+        trains: Whether the command reads training data, so that its help lists all settings of ``data``.
         **kwargs: As for ``click.Command``.
     """
 
-    def __init__(self, *args: Any, blocks: Mapping[str, type[Settings]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, blocks: Mapping[str, type[Settings]] | None = None, trains: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.trains = trains
         self.context_settings = {**self.context_settings, "ignore_unknown_options": True}
         self.blocks = blocks or {}
 
@@ -55,18 +60,27 @@ class SettingsCommand(click.Command):
 
         options = {parameter.name for parameter in self.params}  # --judge MODEL stands for judge.model
         rows = [
-            (f"--{block}.{name}", HELD_OUT_HELP.get(f"{block}.{name}") or _first_sentence(field.description))
+            (
+                f"--{block}.{name}" if block else f"--{name}",
+                (not self.trains and HELD_OUT_HELP.get(f"{block}.{name}")) or _field_help(field),
+            )
             for block, settings in self.blocks.items()
             for name, field in settings.model_fields.items()
-            if (block != "data" or name in HELD_OUT_KEYS) and not (name == "model" and block in options)
+            if name not in self.blocks
+            and (block != "data" or self.trains or name in HELD_OUT_KEYS)
+            and not (name == "model" and block in options)
         ]
         if rows:
             with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):
                 formatter.write_dl(rows)
 
 
-def _first_sentence(description: str | None) -> str:
-    return (description or "").split(". ")[0].rstrip(".") + "."
+def _field_help(field: FieldInfo) -> str:
+    """Return the first sentence of a setting's description, and its default."""
+    text = (field.description or "").split(". ")[0].rstrip(".")
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"{text[:1].upper()}{text[1:]}." + (f"  [default: {shown}]" if default not in (None, {}) else "")
 
 
 def args_argument(metavar: str) -> Callable[[Any], Any]:
@@ -138,7 +152,7 @@ def configure_for_data(args: Sequence[str], file: Path | None, *more: Override) 
     if recipe is None and file is None:
         if not keys & {"data.path", "data.train_file"}:
             raise click.UsageError("pass the data (--data.path FILE, FOLDER or HUB_NAME) or name a recipe")
-        source, reason = _guess_train_source(overrides)
+        source, reason = guess_train_source(overrides)
         recipe = {"hh": "hh", "summarize": "tldr"}.get(source, "pairs") + "-meet-lora"
         defaults = {"model.name": "smollm2", "data.source": source, "data.subset": "null", "data.eval_split": "test"}
         overrides = [*(Override(key, text) for key, text in defaults.items() if key not in keys), *overrides]
@@ -177,7 +191,7 @@ def _recipe(names: Sequence[str]) -> str | None:
     return names[0] if names else None
 
 
-def _guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
+def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     """Return the format of the training data, and by what the first row decided it without ``data.source``."""
     from meetlm.config.yaml_files import check
     from meetlm.data.places import find_rows

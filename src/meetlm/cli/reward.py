@@ -7,14 +7,20 @@ from pathlib import Path
 
 import click
 
+from meetlm.cli.arguments import SettingsCommand, args_argument, guess_train_source, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.options import SEED, finite
+from meetlm.cli.options import PATH, quiet_option
+from meetlm.config.overrides import parse_settings
+from meetlm.config.settings import Settings
+from meetlm.config.yaml_files import check
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.settings import RewardSettings, RewardTraining
 
-_INPUT = click.Choice(["auto", "pair", "chat", "text"])
-_POSITIVE = click.FloatRange(0, min_open=True)
-_DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to run on."
-)
+
+class _ScoreSettings(Settings):
+    """The settings of ``meet reward score``."""
+
+    reward: RewardSettings
 
 
 @click.group(short_help="Train a reward model, or score completions with one.")
@@ -22,144 +28,78 @@ def reward() -> None:
     """Train a reward model from preference pairs, or score completions with one."""
 
 
-@reward.command(short_help="Train a reward model from preference pairs.")
-@click.option("--data", "place", required=True, help="Preference pairs: a file, a folder or a hub name.")
-@click.option("--source", help="Format of the rows: hh, summarize or pairs  [default: from the first row].")
-@click.option("--subset", help="Folder inside the data set, such as harmless-base.")
-@click.option("--split", default="train", show_default=True, help="Split of a folder or hub data set.")
-@click.option(
-    "--test", type=click.Path(), help="File of held-out rows  [default: the test or validation split, if any]."
+@reward.command(
+    cls=SettingsCommand,
+    blocks={"": RewardTraining, "data": DataSettings},
+    trains=True,
+    short_help="Train a reward model from preference pairs.",
 )
-@click.option("--holdout", type=click.IntRange(1), help="Hold out the pairs of N training prompts instead.")
-@click.option("--model", default="smollm2", show_default=True, help="Model to start from: a hub name or a folder.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the reward model to.")
-@click.option(
-    "--input",
-    "form",
-    type=_INPUT,
-    default="auto",
-    show_default=True,
-    help="Form of the input.",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(8),
-    default=256,
-    show_default=True,
-    help="Maximum tokens per side.",
-)
-@click.option("--limit", type=click.IntRange(1), help="Train on the first N usable pairs.")
-@click.option("--limit-test", type=click.IntRange(1), help="Measure on the first N usable held-out pairs.")
-@click.option("--epochs", type=_POSITIVE, default=1.0, show_default=True, callback=finite, help="Number of epochs.")
-@click.option("--lr", type=_POSITIVE, callback=finite, help="Learning rate  [default: 5e-4; 2e-5 with --lora-rank 0].")
-@click.option("--pairs", type=click.IntRange(1), default=8, show_default=True, help="Pairs per optimizer step.")
-@click.option(
-    "--lora-rank",
-    type=click.IntRange(0),
-    default=16,
-    show_default=True,
-    help="Rank of the LoRA that is trained and merged; 0 = train all weights.",
-)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the new head, LoRA and data order.")
-@_DEVICE
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(
-    place: str,
-    source: str | None,
-    subset: str | None,
-    split: str,
-    test: str | None,
-    holdout: int | None,
-    model: str,
-    out: Path,
-    form: str,
-    max_length: int,
-    limit: int | None,
-    limit_test: int | None,
-    epochs: float,
-    lr: float | None,
-    pairs: int,
-    lora_rank: int,
-    seed: int,
-    device: str,
-    quiet: bool,
-) -> None:
-    """Train a reward model from the preference pairs in --data with TRL, and measure it on held-out pairs.
+@args_argument("[SETTING]...")
+@click.option("--out", type=PATH, required=True, help="Folder to write the reward model to.")
+@quiet_option
+def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
+    """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
 
     The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
-    command to continue an interrupted training.
+    command to continue an interrupted training. Pairs with a side of more than 256 tokens are left out unless
+    --data.max_length is passed.
 
     \b
-    meet reward train --data ../hh-rlhf --subset harmless-base --out rm
-    meet reward train --data pairs.jsonl --holdout 200 --model microsoft/deberta-v3-base --out rm
+    meet reward train --data.path ../hh-rlhf --data.subset harmless-base --out rm
+    meet reward train --data.path pairs.jsonl --data.holdout 200 --model microsoft/deberta-v3-base --out rm
     """  # noqa: D301  click's mark is a real backspace
+    names, overrides = split(args, RewardTraining)
+    if names:
+        raise click.UsageError(f"unexpected argument {names[0]!r}: pass data as --data.path {names[0]}")
+    if not any(override.key in ("data.path", "data.train_file") for override in overrides):
+        raise click.UsageError("pass the preference pairs: --data.path FILE, FOLDER or HUB_NAME")
     quiet_libraries()
-    from meetlm.diagnostics.locate import locate, with_test
-    from meetlm.run.reward_training import RewardTraining, train_reward
+    from meetlm.diagnostics.locate import with_test
+    from meetlm.run.reward_training import train_reward
 
     reporter = ConsoleReporter(quiet=quiet)
-    located, told_by = locate(place, source=source, subset=subset, split=split, test=test, max_length=max_length)
-    if told_by is not None:
-        reporter.message(f"data format: {located.source}, from the first row: {told_by} (--source overrides)")
-    found = with_test(located.model_copy(update={"holdout": holdout}))
-    if found is None:
-        raise click.UsageError("no held-out rows to measure on: pass --test FILE or --holdout NUMBER")
-    settings = RewardTraining.model_validate(
-        {
-            "model": model,
-            "data": {**found.model_dump(), "limit_train": limit, "limit_eval": limit_test},
-            "input": form,
-            "lora_rank": lora_rank,
-            "lr": (5e-4 if lora_rank else 2e-5) if lr is None else lr,
-            "epochs": epochs,
-            "pairs": pairs,
-            "seed": seed,
-            "device": device,
-        }
-    )
-    trained = train_reward(settings, out, reporter=reporter)
+    source, reason = guess_train_source(overrides)
+    if reason is not None:
+        reporter.message(f"data format: {source}, from the first row: {reason} (--data.source overrides)")
+    raw, places = parse_settings(RewardTraining, overrides, {"data": {"max_length": 256, "source": source}})
+    settings = check(RewardTraining, raw, places, "reward train")
+    data = with_test(settings.data)
+    if data is None:
+        raise click.UsageError("no held-out rows to measure on: pass --data.eval_file FILE or --data.holdout NUMBER")
+    trained = train_reward(settings.model_copy(update={"data": data}), out, reporter=reporter)
     click.echo(str(trained))
     click.echo(f"The reward model is in {trained.folder}")
 
 
-@reward.command(short_help="Score the completions in files.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE...")
-@click.option("--model", required=True, help="The reward model: a hub name or a folder.")
-@click.option(
-    "--input",
-    "form",
-    type=_INPUT,
-    default="auto",
-    show_default=True,
-    help="Form of the input.",
-)
-@click.option("--max-length", type=click.IntRange(8), help="Maximum tokens per row  [default: the model's maximum].")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the reward of each row to this JSONL file.")
-@_DEVICE
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def score(
-    files: tuple[Path, ...], model: str, form: str, max_length: int | None, out: Path | None, device: str, quiet: bool
-) -> None:
+@reward.command(cls=SettingsCommand, blocks={"reward": RewardSettings}, short_help="Score the completions in files.")
+@args_argument("FILE... [SETTING]...")
+@click.option("--reward", "model", metavar="MODEL", required=True, help="Reward model: a hub name or a folder.")
+@click.option("--out", type=PATH, help="Write the reward of each row to this JSONL file.")
+@quiet_option
+def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> None:
     """Score the completions in FILEs, rows with ``prompt`` and ``completion``, and print each file's mean reward.
 
     \b
     meet generate runs/lora --level good
-    meet reward score runs/lora/completions/*.jsonl --model rm --out rewards.jsonl
+    meet reward score runs/lora/completions/*.jsonl --reward rm --out rewards.jsonl
     """  # noqa: D301  click's mark is a real backspace
+    names, overrides = split(args, _ScoreSettings, only_dotted=True)
+    if not names:
+        raise click.UsageError("pass at least one file of completions")
+    files = [Path(name) for name in names]
+    raw, places = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
+    settings = check(_ScoreSettings, raw, places, "reward score").reward
     quiet_libraries()
     from meetlm.config.files import write_atomic
     from meetlm.data.messages import read_prompt
     from meetlm.data.rows import read_file
     from meetlm.evaluation.reward import RewardModel
-    from meetlm.evaluation.settings import RewardSettings
 
     reporter = ConsoleReporter(quiet=quiet)
     rows = [(file, row) for file in files for row in read_file(file)]
     prompts = [read_prompt(row, "prompt") for _, row in rows]
     completions = [row.text("completion") for _, row in rows]
-    reward_model = RewardModel.load(
-        RewardSettings.model_validate({"model": model, "input": form, "max_length": max_length, "device": device})
-    )
+    reward_model = RewardModel.load(settings)
     reporter.message(f"input form of {model}: {reward_model.form} ({reward_model.form_reason})")
     tokenized = reward_model.tokenize(prompts, completions)
     rewards = reward_model.score(tokenized, reporter=reporter)

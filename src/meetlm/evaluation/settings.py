@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from meetlm.config.settings import Settings
+from meetlm.data.settings import DataSettings
 from meetlm.evaluation.outcomes import PAPER_BAND
 
 _RESERVED = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
@@ -37,6 +38,37 @@ class RewardSettings(Settings):
     )
     batch_tokens: int = Field(4096, ge=1, description="maximum number of tokens per forward pass, padding included")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+
+
+class RewardTraining(Settings):
+    """What a reward model is trained from, and how."""
+
+    model: str = Field("smollm2", description="language model or classifier to start from: hub name, folder or smollm2")
+    data: DataSettings = Field(description="preference pairs")
+    input: Literal["auto", "pair", "chat", "text"] = Field(
+        "auto",
+        description="form of the input; auto: two sequences if the tokenizer has tokens for them, else the chat "
+        "template for conversations and one text for texts",
+    )
+    lora_rank: int = Field(
+        16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 = train all weights"
+    )
+    lr: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="learning rate of AdamW; null = 5e-4, or 2e-5 with lora_rank 0"
+    )
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="number of epochs")
+    pairs: int = Field(8, ge=1, description="pairs per optimizer step")
+    micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
+    seed: int = Field(0, ge=0, description="seed of the new head, of LoRA and of the data order")
+    save_steps: int = Field(20, ge=1, description="optimizer steps between checkpoints")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
+
+    @property
+    def learning_rate(self) -> float:
+        """Return ``lr``, or its default for this ``lora_rank``."""
+        return self.lr or (5e-4 if self.lora_rank else 2e-5)
 
 
 class Prices(Settings):

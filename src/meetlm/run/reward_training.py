@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -26,7 +25,6 @@ from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.extras import require_extra
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Progress, Reporter
-from meetlm.config.settings import Settings
 from meetlm.config.versions import versions
 from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
@@ -36,7 +34,7 @@ from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.preference import share_of_pairs, wins
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form
-from meetlm.evaluation.settings import RewardSettings
+from meetlm.evaluation.settings import RewardSettings, RewardTraining
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 
 RESULT = "reward.json"
@@ -45,34 +43,6 @@ CHECKPOINTS = "checkpoints"
 EXECUTION_ONLY = ("device", "micro_pairs", "save_steps", "gradient_checkpointing")
 """Settings that may change when an interrupted training continues."""
 VERSIONS = ("meetlm", "torch", "transformers", "trl", "peft")
-
-
-class RewardTraining(Settings):
-    """What a reward model is trained from, and how."""
-
-    model: str = Field(
-        EMBEDDED, description=f"language model or classifier to start from: hub name, folder or {EMBEDDED!r}"
-    )
-    data: DataSettings = Field(description="preference pairs")
-    input: Literal["auto", "pair", "chat", "text"] = Field(
-        "auto",
-        description="form of the input; auto: two sequences if the tokenizer has tokens for them, else the chat "
-        "template for conversations and one text for texts",
-    )
-    lora_rank: int = Field(
-        16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 = train all weights"
-    )
-    lr: float = Field(
-        5e-4, gt=0, allow_inf_nan=False, description="learning rate of AdamW; 2e-5 is usual with lora_rank 0"
-    )
-    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="epochs")
-    pairs: int = Field(8, ge=1, description="pairs per optimizer step")
-    micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
-    seed: int = Field(0, ge=0, description="seed of the new head, of LoRA and of the data order")
-    save_steps: int = Field(20, ge=1, description="optimizer steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +259,7 @@ def _train(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.pairs // micro,
         num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup,
         train_sampling_strategy="group_by_length",
