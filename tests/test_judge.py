@@ -16,7 +16,8 @@ from meetlm.data.example import Prompt
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge import Judged, judge
 from meetlm.evaluation.judge_account import consistency_chance
-from meetlm.evaluation.record import Outcome, Usage
+from meetlm.evaluation.outcomes import Outcome
+from meetlm.evaluation.record import Usage
 
 
 class Recorder(Reporter):

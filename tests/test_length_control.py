@@ -10,7 +10,7 @@ import pytest
 
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.controlled import Controlled, controlled_win
-from meetlm.evaluation.record import Outcome
+from meetlm.evaluation.outcomes import Outcome
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 

@@ -16,8 +16,8 @@ from scipy.stats import binomtest
 
 from meetlm.config.errors import ConfigError
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.outcomes import by_judge, by_reward, by_value, judge_margin, margins
-from meetlm.evaluation.record import Agreement, Outcome, Rates
+from meetlm.evaluation.outcomes import Outcome, by_judge, by_reward, by_value, judge_margin, margins
+from meetlm.evaluation.record import Agreement, Rates
 from meetlm.evaluation.statistics import agreement, difference, mean, rates
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.record import Outcome
+from meetlm.evaluation.outcomes import Outcome
 from meetlm.evaluation.statistics import by_seed, rates
 from test_statistics import MIRRORED, mirror
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meetlm.diagnostics.intervals import Interval, draws, percentile_ends
-from meetlm.evaluation.record import Outcome
+from meetlm.evaluation.outcomes import Outcome
 
 _SIDES: dict[Outcome, float] = {"win": 0.5, "tie": 0.0, "lose": -0.5}
 _CHUNK = 30_000  # numbers of a block of resamples: what a step of the fit makes of them stays in the cache

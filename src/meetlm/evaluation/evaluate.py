@@ -20,9 +20,9 @@ from meetlm.evaluation.judge import judge
 from meetlm.evaluation.judge_client import missing_key
 from meetlm.evaluation.judge_prompts import load_prompt, prompt_for
 from meetlm.evaluation.measures import LENGTHS, MEASURES, NO_CHOSEN, ROUGES, text_measures
-from meetlm.evaluation.outcomes import by_reward, by_value, margins
+from meetlm.evaluation.outcomes import Outcome, by_reward, by_value, margins
 from meetlm.evaluation.protocol import choose_prompts
-from meetlm.evaluation.record import Agreement, Comparison, Evaluation, JudgeAccount, Measure, Outcome, Problem
+from meetlm.evaluation.record import Agreement, Comparison, Evaluation, JudgeAccount, Measure, Problem
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.score_cache import CachedRewardModel
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings

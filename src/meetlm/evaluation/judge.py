@@ -16,8 +16,8 @@ from meetlm.evaluation.judge_account import Judgement, consistency_of, finish_re
 from meetlm.evaluation.judge_cache import ResponseCache
 from meetlm.evaluation.judge_client import Call, JudgeResponse, ask
 from meetlm.evaluation.judge_prompts import DEFAULT, JudgePrompt, Verdict, load_prompt
-from meetlm.evaluation.outcomes import by_judge, judge_margin
-from meetlm.evaluation.record import JudgeAccount, Outcome, Problem
+from meetlm.evaluation.outcomes import Outcome, by_judge, judge_margin
+from meetlm.evaluation.record import JudgeAccount, Problem
 from meetlm.evaluation.settings import JudgeSettings
 
 Pair = tuple[Prompt, str, str]

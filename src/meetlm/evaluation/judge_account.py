@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge_client import Call, JudgeResponse
-from meetlm.evaluation.record import Consistency, Outcome, Problem, Usage
+from meetlm.evaluation.outcomes import Outcome
+from meetlm.evaluation.record import Consistency, Problem, Usage
 from meetlm.evaluation.settings import Prices
 
 

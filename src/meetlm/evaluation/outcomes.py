@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from meetlm.config.errors import ConfigError
-from meetlm.evaluation.record import Outcome
 
+Outcome = Literal["win", "tie", "lose"]
+"""Outcome for a system against the baseline, in one cell."""
 PAPER_BAND = (0.45, 0.55)
 _ROUNDING = 1e-12
 _POINTS: dict[Outcome, int] = {"win": 1, "tie": 0, "lose": -1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,9 +18,7 @@ from meetlm.config.files import write_atomic
 from meetlm.config.settings import problems
 from meetlm.data.example import Message
 from meetlm.diagnostics.intervals import Interval
-
-Outcome = Literal["win", "tie", "lose"]
-"""The outcome of a system against the baseline, in one cell."""
+from meetlm.evaluation.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from meetlm.diagnostics.intervals import RESAMPLES, Interval, bootstrap, mean_interval, prompt_means
-from meetlm.evaluation.record import Agreement, Difference, Outcome, Rates, SeedDelta
+from meetlm.evaluation.outcomes import Outcome
+from meetlm.evaluation.record import Agreement, Difference, Rates, SeedDelta
 
 CODES: dict[Outcome, int] = {"win": 0, "tie": 1, "lose": 2}
 

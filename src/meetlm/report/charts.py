@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.outcomes import margins
-from meetlm.evaluation.record import Evaluation, Measure, Outcome
+from meetlm.evaluation.outcomes import Outcome, margins
+from meetlm.evaluation.record import Evaluation, Measure
 from meetlm.report.conclusions import RULE, is_inconclusive, is_significant, judge_note
 from meetlm.report.conditions import Condition, Conditions, comparisons_of, evaluators_of, measure_of, systems_of
 from meetlm.report.wording import clause, in_percent, number, points, scaled

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from meetlm.data.example import Turn
-from meetlm.evaluation.record import Comparison, Evaluation, Outcome, PromptRow
+from meetlm.evaluation.outcomes import Outcome
+from meetlm.evaluation.record import Comparison, Evaluation, PromptRow
 from meetlm.report.conclusions import JUDGE
 from meetlm.report.conditions import Condition, comparisons_of
 from meetlm.report.wording import signed
