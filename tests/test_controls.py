@@ -172,6 +172,24 @@ def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
     assert gap(plain, gradients(policy)) < 1e-6
 
 
+@pytest.mark.parametrize(("architecture", "kind"), [("gpt-neo", "lora"), ("gpt-neo", "soft-prompt"), ("llama", "lora")])
+def test_checkpointing_under_autocast(architecture: str, kind: str) -> None:
+    """Training on CUDA runs under bf16 autocast: recomputed activations have the dtypes of the first pass."""
+    results = []
+    for checkpointing in (False, True):
+        lm = tiny_lm(architecture, dtype=torch.float32)
+        if checkpointing:
+            checkpoint_activations(lm)
+        policy = tiny_policy(architecture, kind, lm=lm)
+        policy.train()
+        batch = collate(sequences(policy, LENGTHS), policy.layout)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = -policy(batch["blocks"], batch["num_completions"]).sums().sum()
+        loss.backward()
+        results.append(gradients(policy))
+    assert gap(*results) < 1e-3  # a checkpointed head does not store its probabilities in bf16
+
+
 @each_value(architecture=PACKING)
 def test_many_levels(architecture: str) -> None:
     """Five levels, ranks past 128 in all: each equals a control that has that level alone."""

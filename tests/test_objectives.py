@@ -79,7 +79,7 @@ def test_objectives_of_settings() -> None:
     assert DPOSettings().beta == 0.1
     with pytest.raises(ValidationError, match="beta"):
         DPOSettings(beta=0.0)
-    with pytest.raises(AssertionError, match="compares with a reference"):
+    with pytest.raises(AssertionError, match="requires the log-probs of a reference"):
         built = OBJECTIVES["dpo"].build(DPOSettings())(logps, None)
 
 

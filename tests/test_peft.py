@@ -80,8 +80,8 @@ def test_before_response_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", "soft-prompt", placement="before_response")
     control = meetlm.load(folder).policy.control
     assert not (folder / "controls").exists()
-    assert peft_failure_reason(control) == "PEFT puts a prompt first; this control stands before the response"
-    with pytest.raises(RunError, match="PEFT puts a prompt first"):
+    assert peft_failure_reason(control) == "PEFT puts a soft prompt first; this control is placed before the response"
+    with pytest.raises(RunError, match="PEFT puts a soft prompt first"):
         export_levels(control, tmp_path / "out", folder / "model")
     assert not (tmp_path / "out").exists()
 

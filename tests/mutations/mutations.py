@@ -132,8 +132,8 @@ MUTATIONS = (
         "prompt-shared-across-levels",
         "The rejected reply is computed behind the prompt as it is under the good level.",
         "data/batch.py",
-        "        and (first.start, first.weights) == (second.start, second.weights)\n",
-        "        and first.start == second.start\n",
+        "        (first.start, first.weights) == (second.start, second.weights)\n",
+        "        first.start == second.start\n",
         ("test_packing.py", "test_formats.py"),
     ),
     Mutation(
@@ -188,8 +188,8 @@ MUTATIONS = (
         "export-level-off-by-one",
         "The exported folder of the good level holds the weights of the bad one, and the other way round.",
         "export/peft.py",
-        "save_file(control.level_state(index), target",
-        "save_file(control.level_state(len(written) - 1), target",
+        "save_file(control.level_state(index), weights",
+        "save_file(control.level_state(len(folders) - 1), weights",
         ("test_peft.py",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Settings to controls: the one place that knows which files register a kind."""
+"""Builds controls from their settings. Only this file knows which modules register a kind."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """Encoded sequences to tensors. Knows no model.
 
-A batch is a list of blocks. A *packed* block holds all its sequences in one row with no padding: positions restart,
+A batch is a list of blocks. A *packed* block holds all its sequences in one row without padding: positions restart,
 ``cu_seq_lens`` marks the borders, and there is no attention mask (with one, transformers lets packed sequences see
-each other). A *padded* block holds one sequence a row. Architectures whose packed logits are not those of the
-sequences one by one get padded blocks, grouped by length so that little is padding.
+each other). A *padded* block holds one sequence per row. Architectures for which packing changes logits get padded
+blocks, grouped by length so that there is little padding.
 
-In a packed block, neighbours of one prompt under one level can share it: the later ones are *branches* off the first,
-of which they hold what comes from the prompt's last token on. Every logit is what it is without sharing.
+In a packed block, neighbours with the same prompt at the same level can share it. The later ones are *branches* of the
+first: they hold only the tokens from the prompt's last one on. Sharing changes no logit.
 
-Shapes: R rows, T tokens of a row, K levels, Q sequences of the block, S completions of the batch (one a sequence but
-in chains), N trained tokens of the block.
+R rows, T tokens per row, K levels, Q sequences of the block, S completions of the batch (one per sequence, several in
+chains), N trained tokens of the block.
 """
 
 from __future__ import annotations
@@ -31,35 +31,37 @@ IGNORE = -100
 class Block(TypedDict):
     """Tensors of one forward pass."""
 
-    input_ids: Tensor  # [R, T] int64; virtual ids are at or above the embedding table's size
+    input_ids: Tensor  # [R, T] int64; virtual ids start at the size of the embedding table
     position_ids: Tensor  # [R, T] int64
     level_weights: Tensor  # [R, T, K] f32
-    targets: Tensor  # [R, T] int64: the trained token that this position predicts, or IGNORE
-    completion: Tensor  # [N] int64: for each trained token, in row order, its completion's index in the whole batch
+    targets: Tensor  # [R, T] int64: the trained token that the position predicts, or IGNORE
+    completion: Tensor  # [N] int64: index in the whole batch of each trained token's completion, in row order
     attention_mask: NotRequired[Tensor]  # [R, T] bool, padded blocks only
     cu_seq_lens: NotRequired[Tensor]  # [Q + 1] int32, packed blocks only
-    shared: NotRequired[list[int]]  # Q numbers: tokens of the last sequence that was no branch which this one shares
+    shared: NotRequired[
+        list[int]
+    ]  # Q numbers: first tokens that a branch shares with the last sequence before it that is no branch
 
 
 class Batch(TypedDict):
-    """Blocks, and how many completions and trained tokens they hold."""
+    """Blocks, and what belongs to the whole batch."""
 
     blocks: list[Block]
     num_completions: int
-    num_input_tokens: int  # real tokens: slots, prompts and completions, no padding
+    num_input_tokens: int  # tokens of slots, prompts and completions, without padding
     weights: Tensor  # [S, K] f32, the level weights of each completion
-    labels: Tensor  # what the loss is normalised by is their number: all trained ids [N], or one a compared pair
-    reference: NotRequired[Tensor]  # [S] f64: log-probs of the completions under the reference, where a stage has one
+    labels: Tensor  # their number divides the loss: all trained ids [N], or one per pair for pairwise objectives
+    reference: NotRequired[Tensor]  # [S] f64: log-probs of the completions under the reference, for pairwise objectives
 
 
 def collate(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 0.1, share: bool = False) -> Batch:
-    """Return the batch of ``sequences``, their completions numbered in the order given.
+    """Return the batch of ``sequences``; completions are numbered in their order.
 
     Args:
         sequences: At least one, all with the same number of levels.
-        layout: ``packed`` gives one block; ``padded`` as many as keep padding under ``max_waste``.
-        max_waste: Highest share of padding in a padded block.
-        share: Whether neighbours in a packed block share their prompt where it is the same.
+        layout: ``packed`` gives one block; ``padded`` gives as many as keep padding under ``max_waste``.
+        max_waste: Largest share of padding in a padded block.
+        share: Whether neighbours with the same prompt share it in a packed block.
     """
     assert sequences, "an empty batch"
     numbers = accumulate((len(s.spans) for s in sequences), initial=0)
@@ -82,12 +84,12 @@ def collate(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """What a batch would hold.
+    """The size of a batch.
 
     Attributes:
-        positions: That the model computes: shared prompts once, padding counted.
-        input_tokens: As :class:`Batch` counts them: each sequence's own, no padding.
-        trained: Tokens that carry loss.
+        positions: Positions that the model computes: shared prompts once, padding included.
+        input_tokens: Tokens of all sequences, as in :class:`Batch`: shared prompts once per sequence, no padding.
+        trained: Trained tokens.
     """
 
     positions: int
@@ -96,7 +98,7 @@ class BatchSize:
 
 
 def size_of(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 0.1, share: bool = False) -> BatchSize:
-    """Return the size of what :func:`collate` would make of the same arguments, without making it."""
+    """Return the size of the batch that :func:`collate` returns for the same arguments."""
     lengths = [len(sequence.ids) for sequence in sequences]
     if layout == "packed":
         positions = sum(lengths) - (sum(_shared(sequences)) if share else 0)
@@ -111,8 +113,8 @@ def budget(sequences: Sequence[Encoded], max_tokens: int, *, share: bool = False
 
     Args:
         sequences: In any order.
-        max_tokens: Counted without sharing.
-        share: Whether neighbours of one prompt stay together, as far as the tokens allow, so that they can share it.
+        max_tokens: Largest number of tokens, counted without sharing.
+        share: Whether neighbours with the same prompt stay together as far as ``max_tokens`` allows.
     """
     families: list[list[int]] = []
     room = 0
@@ -141,7 +143,7 @@ Numbered = tuple[int, Encoded]
 
 
 def _by_length(sequences: Sequence[Numbered], max_waste: float) -> list[list[Numbered]]:
-    """Groups of neighbours in length, in which padding to the longest wastes at most ``max_waste``."""
+    """Return groups of similar length, in which at most ``max_waste`` of the positions is padding."""
     groups: list[list[Numbered]] = []
     real = 0
     for index, sequence in sorted(sequences, key=lambda item: -len(item[1].ids)):
@@ -202,7 +204,7 @@ def _pack(group: list[Numbered], *, share: bool) -> Block:
 def _shared(sequences: Sequence[Encoded]) -> list[int]:
     """Return how many tokens each sequence shares with the last one before it that is no branch.
 
-    The prompt's last token is in both: it predicts the first token of either completion.
+    The prompt's last token is not shared: it predicts the first token of each completion.
     """
     counts: list[int] = []
     root: Encoded | None = None
@@ -213,15 +215,15 @@ def _shared(sequences: Sequence[Encoded]) -> list[int]:
     return counts
 
 
-def same_prompt(one: Encoded, other: Encoded) -> bool:
-    """Whether two sequences are completions of one prompt, its slot included, under the same level weights."""
-    (first, *more), (second, *others) = one.spans, other.spans
+def same_prompt(left: Encoded, right: Encoded) -> bool:
+    """Return whether two sequences complete the same prompt, slot included, with the same level weights."""
+    if len(left.spans) > 1 or len(right.spans) > 1:
+        return False
+    first, second = left.spans[0], right.spans[0]
     return (
-        not more
-        and not others
-        and (first.start, first.weights) == (second.start, second.weights)
+        (first.start, first.weights) == (second.start, second.weights)
         and first.start > 1
-        and one.ids[: first.start] == other.ids[: second.start]
+        and left.ids[: first.start] == right.ids[: second.start]
     )
 
 

@@ -16,18 +16,18 @@ from meetlm.config.settings import Settings
 
 
 class ObjectiveSettings(Settings):
-    """What every objective's settings share; a subclass fixes ``kind`` and adds its own."""
+    """Settings that all objectives share; a subclass fixes ``kind`` and adds its own."""
 
-    kind: str = Field(description="which objective")
+    kind: str = Field(description="kind of objective")
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What an objective makes of a batch.
+    """The value of an objective for a batch.
 
     Attributes:
-        total: Scalar, differentiable; the loop divides it by the number of units of the whole optimizer step.
-        sums: Scalars to log, summed over the units of this batch; the loop logs their means.
+        total: Differentiable scalar; the training loop divides it by the number of units of the optimizer step.
+        sums: Scalars to log, summed over the units of this batch; the training loop logs their means.
     """
 
     total: Tensor
@@ -35,7 +35,7 @@ class Loss:
 
 
 Objective = Callable[[Tensor, Tensor | None], Loss]
-"""From log p(y|x, level) [S] of a batch's completions, in nats, and the same under the reference, if there is one."""
+"""Computes a loss from log p(y|x, level) [S] of a batch's completions, in nats, and the same under the reference."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ObjectiveKind:
 
     Attributes:
         settings: The class of its settings.
-        build: Makes the objective of them.
+        build: Returns the objective for these settings.
         is_pairwise: Whether its unit is a pair (chosen, rejected, chosen, … in the batch) rather than a token. Such an
             objective also gets the log-probs that the policy gave before the stage, as the reference.
     """

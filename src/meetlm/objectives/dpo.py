@@ -16,21 +16,21 @@ class DPOSettings(ObjectiveSettings):
     """Direct preference optimization."""
 
     kind: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0, description="how dear it is to leave the reference policy")
+    beta: float = Field(0.1, gt=0, description="strength β of the KL penalty")
 
 
 def dpo(logps: Tensor, reference: Tensor | None, *, beta: float) -> Loss:
-    """Return −Σ log σ(r_w − r_l) with implicit rewards r = β (log π(y|x) − log π_ref(y|x)); its unit is the pair.
+    """Return −Σ log σ(r_w − r_l) over pairs, with implicit rewards r = β (log π(y|x) − log π_ref(y|x)).
 
     Args:
         logps: [2P], log π(y|x) of chosen, rejected, chosen, …, summed over tokens, in nats.
         reference: [2P], the same under the reference policy.
-        beta: β.
+        beta: Strength β of the KL penalty.
 
     Returns:
-        The loss, and ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
+        The loss, and the sums ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies``.
     """
-    assert reference is not None, "DPO compares with a reference"
+    assert reference is not None, "DPO requires the log-probs of a reference"
     rewards = beta * (logps - reference.to(logps.dtype))
     chosen, rejected = rewards[0::2], rewards[1::2]
     margins = chosen - rejected

@@ -1,4 +1,4 @@
-"""The language-modelling objective of eqs. 1 and 2: −Σ log M(y | x, θ_c, θ) over the completions of a batch."""
+"""The language-modelling objective of the paper's eqs. 1 and 2: −Σ log M(y | x, θ_c, θ) over completions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NLLSettings(ObjectiveSettings):
 
 
 def nll(logps: Tensor, reference: Tensor | None = None) -> Loss:
-    """Return the summed negative log-likelihood; its unit is the token.
+    """Return the summed negative log-likelihood; its unit is the token (eqs. 1 and 2).
 
     Args:
         logps: [S], log p(y|x, level) of each completion, summed over its tokens, in nats.
