@@ -224,7 +224,7 @@ def generate(rows: Rows, gate: Gate) -> None:
 
 def text_of(rows: Rows, ids: list[int]) -> str:
     """Return the text of new ids."""
-    return rows.format.text([i for i in ids if i != rows.tokenizer.eos_token_id]).strip()
+    return rows.format.decode([i for i in ids if i != rows.tokenizer.eos_token_id]).strip()
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ class Rows:
 
     def control(self, lm: PreTrainedModel, settings: dict[str, Any]) -> Control:
         """Return a fresh control; the same settings give the same initial values."""
-        return build_control(parse_control(settings), lm, self.format.words, seed=0)
+        return build_control(parse_control(settings), lm, self.format.tokenize, seed=0)
 
     def items(self, form: str, control: Control | None = None, steps: int | None = None) -> list[Item]:
         """Return the sequences of the first rows, enough for ``steps`` steps.

@@ -231,7 +231,7 @@ def test_a_mix_is_linear_in_the_weights(kind: str) -> None:
 def test_text_control_requires_a_text_per_level() -> None:
     lm = tiny_lm("llama")
     control = tiny_control(lm, "text")
-    assert [text_format().text(slot) for slot in control.slots] == [
+    assert [text_format().decode(slot) for slot in control.slots] == [
         "A bad conversation is",
         "A good conversation is",
     ]
@@ -245,7 +245,7 @@ def test_soft_prompt_starts_from_its_text() -> None:
     lm = tiny_lm("gemma")
     control = tiny_control(lm, "soft-prompt", length=7)
     for level, word in enumerate(("bad", "good")):
-        ids = text_format().words(word)
+        ids = text_format().tokenize(word)
         expected = lm.get_input_embeddings()(torch.tensor((ids * 7)[:7]))
         assert torch.allclose(control.prompt[level], expected.detach(), atol=1e-6)
     with pytest.raises(ConfigError, match="no initial text for level 'bad'"):

@@ -166,7 +166,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
 
 
 def test_lengths_by_hand(tmp_path: Path) -> None:
-    tokens = text_format().words
+    tokens = text_format().tokenize
     rows = [pair(n, chosen=" a good way" * (n + 1), rejected=" bad" * 3) for n in range(10)]
     report = report_data(
         DataSettings(source="pairs", train_file=str(write(tmp_path / "a.jsonl", rows))),
@@ -238,7 +238,7 @@ def test_malformed_rows_end_with_their_place(tmp_path: Path, model: Path) -> Non
 
 
 def test_segments_with_the_slot_before_the_response() -> None:
-    ids = text_format().words
+    ids = text_format().tokenize
     sequence = Encoded.of_one((*ids("How"), 320, 321, *ids(" well"), 0), len(ids("How")) + 2, (0.0, 1.0))
     found = segments(sequence, [320, 321], "before_response", tiny_tokenizer(), 320)
     assert [(part.kind, part.text) for part in found] == [

@@ -357,7 +357,7 @@ def test_base_engine_takes_a_format(tmp_path: Path) -> None:
     engine = base_engine(model, spec)
     assert isinstance(engine.format, PromptFormat)
     assert engine.format.spec == spec
-    assert engine.format.text(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
+    assert engine.format.decode(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
 
 
 def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list[str]) -> None:

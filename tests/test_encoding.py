@@ -38,7 +38,7 @@ def test_a_token_without_an_embedding_is_no_slot() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<new>"])
     known = len(tokenizer) - 1
-    encoder = Encoder(pin_format(tokenizer), [[known], [known]], num_words=known)
+    encoder = Encoder(pin_format(tokenizer), [[known], [known]], num_embeddings=known)
     assert encoder.prompt(Prompt("Rice?"), 0)[0] == known
     with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, and the model has embeddings for {known}"):
         encoder.prompt(Prompt("Rice <new>?"), 0)
@@ -62,9 +62,9 @@ def test_hh(bos: bool) -> None:
         assert shown(prompt_format, side.ids[: side.spans[0].start]) == opened
         assert shown(prompt_format, side.ids[side.spans[0].start :]) == said + "<|endoftext|>"
         assert side.ids[-1] == 0
-        assert side.num_trained == len(prompt_format.words(said)) + 1
+        assert side.num_trained == len(prompt_format.tokenize(said)) + 1
         assert side.spans[0].weights == weights
-    assert pair_lengths(prompt_format, example) == (
+    assert pair_lengths(prompt_format, example)[:3] == (
         chosen.spans[0].start - 2,
         chosen.num_trained,
         rejected.num_trained,
@@ -90,7 +90,7 @@ def test_the_border_never_moves(said: str) -> None:
     encoder = Encoder(prompt_format, [[]])
     encoded = encoder.encode(LevelledExample(Prompt("What i"), as_reply(said), 0))
     assert list(encoded.ids[: encoded.spans[0].start]) == encoder.prompt(Prompt("What i"), 0)
-    assert list(encoded.ids[encoded.spans[0].start :]) == [*prompt_format.words(said), 0]
+    assert list(encoded.ids[encoded.spans[0].start :]) == [*prompt_format.tokenize(said), 0]
 
 
 @pytest.mark.parametrize(("placement", "at"), [("first", 0), ("before_response", None)])
@@ -190,14 +190,6 @@ def test_templates_that_cannot_be_pinned() -> None:
     prompt_format = pin_format(tiny_tokenizer(template=counting))
     with pytest.raises(ConfigError, match="cannot be pinned"):
         prompt_format.prompt_ids(Prompt((*HI.turns, HELLO, *HI.turns)))
-
-
-def test_templates_that_rewrite_the_prompt() -> None:
-    """Some drop the reasoning of earlier turns: then a completion cannot be told from its prompt."""
-    closing = CHATML.replace("<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\nHm. ' }}{% endif %}")
-    prompt_format = pin_format(tiny_tokenizer(template=closing))
-    with pytest.raises(ConfigError, match="changes the prompt once a completion follows"):
-        prompt_format.completion_ids(HI, HELLO)
 
 
 def test_conversations_need_a_template() -> None:

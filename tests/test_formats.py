@@ -30,7 +30,7 @@ def hh_pair() -> PreferenceExample:
 
 def parts() -> tuple[list[int], list[int], list[int]]:
     """Ids of prompt, chosen and rejected; EOS, which is 0, closes a reply."""
-    words = text_format().words
+    words = text_format().tokenize
     return words(PROMPT), [*words(BETTER), 0], [*words(WORSE), 0]
 
 
@@ -67,7 +67,7 @@ def test_a_chain_by_hand(kind: str, changes: dict[str, Any], layout: Any) -> Non
     prompt, better, worse = parts()
     policy = tiny_policy("llama", kind, placement="before_response", **changes)
     bad, good = policy.control.slots
-    assert len(good) == {"text": len(text_format().words("A good conversation is")), "soft-prompt": 3}.get(kind, 1)
+    assert len(good) == {"text": len(text_format().tokenize("A good conversation is")), "soft-prompt": 3}.get(kind, 1)
     item = FORMATS["chain"].item(encoder_of(policy), hh_pair())
     orders = [((good, better, GOOD), (bad, worse, BAD)), ((bad, worse, BAD), (good, better, GOOD))]
     for sequence, (first, second) in zip(item, orders, strict=True):

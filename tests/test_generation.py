@@ -141,10 +141,10 @@ def test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.finish for one in done] == ["eos", "stop", "length"]
     assert done[0].text == "yes"
     assert done[1].text == "no"
-    tokens = text_format().words(texts[2])
-    assert done[2].text == text_format().text(tokens[:14]).strip()
+    tokens = text_format().tokenize(texts[2])
+    assert done[2].text == text_format().decode(tokens[:14]).strip()
     assert done[2].num_tokens == 14
-    assert done[0].num_tokens == len(text_format().words(" yes ")) + 1
+    assert done[0].num_tokens == len(text_format().tokenize(" yes ")) + 1
     assert script.sizes[0] == 3
     assert script.sizes[-1] == 1  # rows that ended have left
     assert len(script.sizes) == 14
@@ -156,7 +156,7 @@ def test_stop_strings_are_seen_wherever_tokens_end(text: str, monkeypatch: pytes
     assert done.text == text.split("\n\nHuman:")[0].strip()
     assert done.finish == "stop"
     closing = text.index("\n\nHuman:") + len("\n\nHuman:")
-    assert done.num_tokens <= len(text_format().words(text[:closing])) + 1
+    assert done.num_tokens <= len(text_format().tokenize(text[:closing])) + 1
 
 
 def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(text_format().words(" good")) == 1
+    assert len(text_format().tokenize(" good")) == 1
     (done,), _ = scripted([" a good way"], monkeypatch, "oo")
     assert (done.text, done.finish, done.num_tokens) == ("a g", "stop", 2)
 
@@ -177,7 +177,7 @@ def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) 
     requests = [Request((5,), (1.0, 0.0), row) for row in range(2)]
     done = engine_of(policy).generate(requests, GREEDY)
     assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
-    assert [one.text for one in done] == [text_format().text([20]).strip(), ""]  # 9 is an ordinary token
+    assert [one.text for one in done] == [text_format().decode([20]).strip(), ""]  # 9 is an ordinary token
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -18,7 +18,7 @@ from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import DataError
 from meetlm.config.overrides import Override
 from meetlm.data.example import Prompt, Turn, as_reply
-from meetlm.data.filters import filter_train
+from meetlm.data.filters import PairTokens, filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -68,9 +68,10 @@ def test_prompts_alone_are_text_or_messages_that_end_with_the_user(tmp_path: Pat
     assert [one.prompt for one in read.prompts] == [Prompt("Hi"), turns, turns, Prompt("Hi")]
     assert {one.chosen for one in read.prompts} == {None} and read.without == []
     answered = [*ASKED, {"role": "assistant", "content": "Yes."}]
-    for field in ("prompt", "messages"):
-        with pytest.raises(DataError, match=rf"p\.jsonl:1: field '{field}': ends with a turn of 'assistant'; expected"):
-            read_prompts(held(written(tmp_path / "p.jsonl", [{field: answered}])))
+    with pytest.raises(DataError, match=r"p\.jsonl:1: field 'messages': ends with a turn of 'assistant'; expected"):
+        read_prompts(held(written(tmp_path / "p.jsonl", [{"messages": answered}])))
+    prefix = read_prompts(held(written(tmp_path / "p.jsonl", [{"prompt": answered}]))).prompts[0]
+    assert prefix.prompt.turns[-1].content == "Yes.", "the reply continues it"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_p
 def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
     file = of_splits(tmp_path / "p.jsonl", *["train", "valid1"] * 20, "valid2")
     read = read_examples(DataSettings(source="summarize", train_file=str(file)), "train")
-    kept, account = filter_train(read, lambda _: (1, 1, 1), 9)
-    (rows,) = [check for check in check_data(kept, account, lambda _: (1, 1, 1)) if check.name == "rows"]
+    kept, account = filter_train(read, lambda _: PairTokens(1, 1, 1), 9)
+    (rows,) = [check for check in check_data(kept, account, lambda _: PairTokens(1, 1, 1)) if check.name == "rows"]
     assert rows.finding.endswith("; 21 rows of another split are not counted")
 
 

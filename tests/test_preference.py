@@ -36,8 +36,8 @@ class Fake:
     def score(self, sequences: Sequence[Encoded], reporter: object = None) -> tuple[torch.Tensor, torch.Tensor]:
         values, counts = [], []
         for sequence in sequences:
-            prompt = text_format().text(list(sequence.ids[: sequence.spans[0].start]))
-            reply = text_format().text(list(sequence.ids[sequence.spans[0].start : -1]))
+            prompt = text_format().decode(list(sequence.ids[: sequence.spans[0].start]))
+            reply = text_format().decode(list(sequence.ids[sequence.spans[0].start : -1]))
             good, bad, count = self.table[prompt, reply]
             values.append(good if sequence.spans[0].weights == (0.0, 1.0) else bad)
             counts.append(count)

@@ -44,7 +44,7 @@ def loaded(folder: Path) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerB
 def moved(lm: PreTrainedModel, prompt_format: PromptFormat, kind: str) -> Policy:
     """A policy whose levels differ by a random step."""
     settings = parse_control({"kind": kind, **({"length": 8} if kind == "soft-prompt" else {})})
-    control = build_control(settings, lm, prompt_format.words, seed=0)
+    control = build_control(settings, lm, prompt_format.tokenize, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in control.parameters():

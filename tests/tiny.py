@@ -175,7 +175,7 @@ def text_format() -> PromptFormat:
 def tiny_control(lm: PreTrainedModel, kind: str, *, seed: int = 0, move: float = 0.0, **changes: Any) -> Control:
     """Return a control in the model's dtype; ``move`` is the size of a random step from its start."""
     settings = parse_control({**CONTROLS[kind], **changes})
-    control = build_control(settings, lm, text_format().words, seed)
+    control = build_control(settings, lm, text_format().tokenize, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in control.parameters():

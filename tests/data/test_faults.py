@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data import hh, pairs
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
-from meetlm.data.filters import filter_eval, filter_train
+from meetlm.data.filters import PairTokens, filter_eval, filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.rows import Row, read_file
 from meetlm.data.settings import DataSettings
@@ -44,9 +44,15 @@ def refusal(**fields: Any) -> str:
     return text
 
 
-def kept(*examples: PreferenceExample, **more: Any) -> tuple[list[PreferenceExample], dict[str, int]]:
+def tokens_of(example: PreferenceExample) -> PairTokens:
+    """Return three tokens; replies that are the same in lower case are the same tokens."""
+    chosen, rejected = ((reply.content.lower(), reply.extra) for reply in (example.chosen, example.rejected))
+    return PairTokens(1, 1, 1, chosen == rejected)
+
+
+def kept(*examples: PreferenceExample) -> tuple[list[PreferenceExample], dict[str, int]]:
     """Filter; return what is kept, and the count of each reason and oddity."""
-    left, report = filter_train(Read(list(examples), []), lambda _: (1, 1, 1), 9, **more)
+    left, report = filter_train(Read(list(examples), []), tokens_of, 9)
     return left, {name: tally.count for name, tally in (report.dropped | report.odd).items()}
 
 
@@ -182,14 +188,14 @@ def test_replies_that_are_equal_as_trained_are_dropped() -> None:
     spaces = parse(prompt="Rice?", chosen=" Yes.", rejected="Yes. ")
     tokens = parse(prompt="Water?", chosen="yes", rejected="Yes")
     other = parse(prompt="Tea?", chosen="yes", rejected="no")
-    left, counts = kept(spaces, tokens, other, equal=lambda example: example is tokens)
+    left, counts = kept(spaces, tokens, other)
     assert (left, counts) == ([other], {"identical_replies": 2})
-    test, report = filter_eval(Read([spaces, tokens, other], []), lambda _: (1, 1, 1), 9, equal=lambda e: e is tokens)
+    test, report = filter_eval(Read([spaces, tokens, other], []), tokens_of, 9)
     assert test == [other] and report.dropped["identical_replies"].count == 2
 
 
 def test_an_error_of_the_prompt_format_names_the_row() -> None:
-    def refuse(example: PreferenceExample) -> tuple[int, int, int]:
+    def refuse(example: PreferenceExample) -> PairTokens:
         raise ConfigError("the chat template refuses a conversation")
 
     with pytest.raises(DataError, match=r"^x\.jsonl:7: the chat template refuses"):

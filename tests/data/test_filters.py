@@ -6,7 +6,7 @@ import pytest
 
 from meetlm.config.errors import DataError
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
-from meetlm.data.filters import filter_eval, filter_train, prompt_overlap
+from meetlm.data.filters import PairTokens, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
 
@@ -18,8 +18,8 @@ def make(
     return PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), group or prompt, origin, asked)
 
 
-def letters(example: PreferenceExample) -> tuple[int, int, int]:
-    return len(example.prompt.text()), len(example.chosen.content), len(example.rejected.content)
+def letters(example: PreferenceExample) -> PairTokens:
+    return PairTokens(len(example.prompt.text()), len(example.chosen.content), len(example.rejected.content))
 
 
 def num_letters(prompt: Prompt) -> int:
@@ -143,7 +143,7 @@ def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
 def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
     looked_at = []
 
-    def lengths(example: PreferenceExample) -> tuple[int, int, int]:
+    def lengths(example: PreferenceExample) -> PairTokens:
         looked_at.append(example.origin.line)
         return letters(example)
 
@@ -179,7 +179,7 @@ def test_conversations_are_compared_by_their_turns() -> None:
         PreferenceExample(ask, one, two, "g", Origin("x", line))
         for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
-    kept, report = filter_train(Read(rows, []), lambda _: (1, 1, 1), 9)
+    kept, report = filter_train(Read(rows, []), lambda _: PairTokens(1, 1, 1), 9)
     assert kept == rows[:1]
     assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
 

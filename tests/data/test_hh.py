@@ -10,7 +10,7 @@ import pytest
 from meetlm.config.errors import DataError
 from meetlm.data import hh
 from meetlm.data.example import Origin, Prompt
-from meetlm.data.filters import filter_train
+from meetlm.data.filters import PairTokens, filter_train
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -85,7 +85,7 @@ def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: in
         prompt, chosen = example.prompt.text(), example.chosen.content
         assert prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:")
         assert chosen == "" or chosen[0].isspace()
-    report = filter_train(read, lambda _: (0, 0, 0), 512)[1]
+    report = filter_train(read, lambda _: PairTokens(0, 0, 0), 512)[1]
     counts = {name: tally.count for name, tally in report.dropped.items()}
     assert counts == {name: n for name, n in {"prompts_differ": differ, "empty_reply": empty}.items() if n}
     assert (report.kept, report.groups) == (kept, kept)

@@ -59,8 +59,8 @@ MUTATIONS = (
         "eos-missing",
         "Completions are not closed by EOS, so a trained model never ends a reply.",
         "data/prompt_format.py",
-        "        return [*self._continuation(text), self.tokenizer.eos_token_id]\n",
-        "        return self._continuation(text)\n",
+        "        return [*ids, self.tokenizer.eos_token_id]\n",
+        "        return ids\n",
         ("test_encoding.py",),
     ),
     Mutation(

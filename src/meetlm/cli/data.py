@@ -46,15 +46,14 @@ def data(args: tuple[str, ...], file: Path | None, show: int, as_json: bool) -> 
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries(warnings=False)
     config, reason = configure_for_data(args, file)
-    from meetlm.data.prompt_format import pin_format
-    from meetlm.data.sources import SOURCES
     from meetlm.diagnostics.data_report import report_data
     from meetlm.diagnostics.locate import with_test
     from meetlm.policy.loading import load_tokenizer
+    from meetlm.run.prepared import pinned_format
 
     settings = with_test(config.data)
     tokenizer = load_tokenizer(config.model.name)
-    prompt_format = pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)
+    prompt_format = pinned_format(config, tokenizer)
     report = report_data(
         settings or config.data, prompt_format, with_eval=settings is not None, limit=config.data.limit_train
     )
@@ -78,7 +77,7 @@ def _show(report: DataReport, prompt_format: PromptFormat, model: str, settings:
     from meetlm.policy.loading import embedding_rows, load_skeleton
 
     lm = load_skeleton(model)
-    control = build_control(settings, lm, prompt_format.words, seed=0)
+    control = build_control(settings, lm, prompt_format.tokenize, seed=0)
     vocabulary = embedding_rows(lm)
     encoder = Encoder(prompt_format, control.slots, settings.placement, vocabulary)
     data_format = FORMATS["conditional" if len(control.levels) > 1 else "chosen"]

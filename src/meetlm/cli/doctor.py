@@ -62,8 +62,8 @@ def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
         advice = "Nothing else was checked: set model.name to a causal language model that can be loaded."
         diagnosis = Diagnosis((Check("model", "problem", str(error), advice=advice),))
     else:
-        prompt_format = pin_format(tokenizer, system=config.format.system)
-        slots = build_control(config.control, lm, prompt_format.words, config.seed).slots
+        prompt_format = pin_format(tokenizer, system=config.format.system, reasoning=config.format.reasoning)
+        slots = build_control(config.control, lm, prompt_format.tokenize, config.seed).slots
         diagnosis = diagnose(
             settings or config.data,
             lm,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MeetError(Exception):
@@ -38,6 +39,15 @@ class DataError(MeetError):
         where = file if line is None else f"{file}:{line}"
         text = f"{where}: " + (f"field {field!r}: " if field else "") + problem
         super().__init__(text + (f"; expected {expected}" if expected else ""))
+
+
+@contextmanager
+def locate_errors(file: str, line: int) -> Iterator[None]:
+    """Turn a :class:`ConfigError` into a :class:`DataError` that names the row it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise DataError(str(error), file=file, line=line) from error
 
 
 class RunError(MeetError):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import PreferenceExample, Prompt
+from meetlm.data.filters import PairTokens
 from meetlm.data.levels import LevelledExample
 from meetlm.data.prompt_format import PromptFormat
 
@@ -64,7 +65,7 @@ class Encoder:
         prompt_format: Text to ids.
         slots: For each level the ids of its control slot, K lists.
         placement: Where the slot stands.
-        num_words: How many ids the model has embeddings for, where it is known: text with other tokens is refused.
+        num_embeddings: How many ids the model has embeddings for, where it is known: text with other tokens is refused.
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class Encoder:
         prompt_format: PromptFormat,
         slots: Sequence[Sequence[int]],
         placement: Placement = "first",
-        num_words: int | None = None,
+        num_embeddings: int | None = None,
     ) -> None:
         self.format, self.slots, self.placement = prompt_format, [tuple(slot) for slot in slots], placement
-        self.num_levels, self._num_words = len(self.slots), num_words
+        self.num_levels, self._num_embeddings = len(self.slots), num_embeddings
 
     def prompt(self, prompt: Prompt, level: int) -> list[int]:
         """Return slot and prompt ids: what generation under ``level`` starts from.
@@ -83,13 +84,13 @@ class Encoder:
         Raises:
             ConfigError: The model has no embedding for a token; so do all other methods.
         """
-        slot, ids = self.slots[level], self._known(self.format.prompt_ids(prompt))
+        slot, ids = self.slots[level], self._require_embeddings(self.format.prompt_ids(prompt))
         return [*slot, *ids] if self.placement == "first" else [*ids, *slot]
 
     def encode(self, example: LevelledExample) -> Encoded:
         """Return the sequence of one completion under its level."""
         opened = self.prompt(example.prompt, example.level)
-        completion = self._known(self.format.completion_ids(example.prompt, example.completion))
+        completion = self._require_embeddings(self.format.completion_ids(example.prompt, example.completion))
         return Encoded.of_one((*opened, *completion), len(opened), one_hot(example.level, self.num_levels))
 
     def chain(self, examples: Sequence[LevelledExample]) -> Encoded:
@@ -99,21 +100,21 @@ class Encoder:
             examples: Of one prompt, in their order; the slot stands before the response.
         """
         assert self.placement == "before_response", "a chain has a slot before each completion"
-        ids, spans = self._known(self.format.prompt_ids(examples[0].prompt)), []
+        ids, spans = self._require_embeddings(self.format.prompt_ids(examples[0].prompt)), []
         for example in examples:
             ids += self.slots[example.level]
             start = len(ids)
-            ids += self._known(self.format.completion_ids(example.prompt, example.completion))
+            ids += self._require_embeddings(self.format.completion_ids(example.prompt, example.completion))
             spans.append(Span(start, len(ids), one_hot(example.level, self.num_levels)))
         return Encoded(tuple(ids), tuple(spans))
 
-    def _known(self, ids: list[int]) -> list[int]:
+    def _require_embeddings(self, ids: list[int]) -> list[int]:
         """Return ``ids``; one past the embeddings would be taken for one of a slot."""
         most = max(ids, default=0)
-        if self._num_words is not None and most >= self._num_words:
+        if self._num_embeddings is not None and most >= self._num_embeddings:
             token = self.format.tokenizer.convert_ids_to_tokens(most)
             raise ConfigError(
-                f"token {token!r} has id {most}, and the model has embeddings for {self._num_words} ids: take the "
+                f"token {token!r} has id {most}, and the model has embeddings for {self._num_embeddings} ids: take the "
                 "tokenizer that is its own, or resize_token_embeddings and save it"
             )
         return ids
@@ -124,21 +125,15 @@ def one_hot(level: int, num_levels: int) -> tuple[float, ...]:
     return tuple(1.0 if k == level else 0.0 for k in range(num_levels))
 
 
-def same_tokens(prompt_format: PromptFormat, example: PreferenceExample) -> bool:
-    """Whether both replies of a pair are the same tokens."""
-    chosen, rejected = (
-        prompt_format.completion_ids(example.prompt, side) for side in (example.chosen, example.rejected)
-    )
-    return chosen == rejected
-
-
-def pair_lengths(prompt_format: PromptFormat, example: PreferenceExample) -> tuple[int, int, int]:
+def pair_lengths(prompt_format: PromptFormat, example: PreferenceExample) -> PairTokens:
     """Return the numbers of tokens of prompt, chosen and rejected, without any control.
 
     The filters count with this, so that every method trains on the same rows.
+
+    Raises:
+        ConfigError: The row cannot be turned into tokens.
     """
-    return (
-        len(prompt_format.prompt_ids(example.prompt)),
-        len(prompt_format.completion_ids(example.prompt, example.chosen)),
-        len(prompt_format.completion_ids(example.prompt, example.rejected)),
-    )
+    prompt = prompt_format.prompt_ids(example.prompt)
+    chosen, rejected = (prompt_format.completion_ids(example.prompt, r) for r in (example.chosen, example.rejected))
+    special = prompt_format.special_text((*example.prompt.turns, example.chosen, example.rejected))
+    return PairTokens(len(prompt), len(chosen), len(rejected), chosen == rejected, special is not None)

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from meetlm.config.errors import ConfigError, DataError
+from meetlm.config.errors import DataError, locate_errors
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn
 
-T = TypeVar("T")
-S = TypeVar("S")
 
-Lengths = Callable[[PreferenceExample], tuple[int, int, int]]
-"""Token counts of prompt, chosen and rejected reply, without the control."""
+class PairTokens(NamedTuple):
+    """The tokens of a pair, without the control.
 
-Equal = Callable[[PreferenceExample], bool]
-"""Whether both replies of a pair are the same tokens."""
+    Attributes:
+        prompt: Number of tokens of the prompt.
+        chosen: Number of tokens of the chosen reply.
+        rejected: Number of tokens of the rejected reply.
+        same_replies: Whether both replies are the same tokens.
+        special_text: Whether the data hold the text of a special token, which is encoded as ordinary text.
+    """
+
+    prompt: int
+    chosen: int
+    rejected: int
+    same_replies: bool = False
+    special_text: bool = False
+
+
+Lengths = Callable[[PreferenceExample], PairTokens]
 
 REASONS = {
     "prompts_differ": "the two sides answer different prompts",
@@ -39,6 +51,7 @@ ODDITIES = {
     "repeated_in_both": "both replies repeated the prompt, which was taken out of them",
     "repeated_in_one": "one reply repeats the prompt",
     "prompt_differs": "the text in 'prompt' is not in the conversation, which is used instead",
+    "special_text": "the text of a special token is encoded as ordinary text",
 }
 """What is worth a look but is kept."""
 
@@ -123,8 +136,6 @@ def filter_train(
     lengths: Lengths,
     max_length: int,
     limit: int | None = None,
-    *,
-    equal: Equal = lambda example: False,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep the pairs that can be trained on, in their order.
 
@@ -136,26 +147,20 @@ def filter_train(
         lengths: Token counts without the control.
         max_length: Most tokens of prompt and longer reply.
         limit: Stop once this many rows are kept; later rows are not looked at.
-        equal: Whether the replies of a pair are the same tokens, though their texts differ.
 
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
     seen: set[tuple[Prompt, Turn, Turn]] = set()
 
-    def reason(example: PreferenceExample) -> str | None:
-        unfit = _unfit_pair(example)
-        if unfit:
-            return unfit
-        if _key(example) in seen:
-            return "duplicate"
-        seen.add(_key(example))
-        prompt, chosen, rejected = at_row(example.origin, lengths, example)
-        if prompt + max(chosen, rejected) > max_length:
-            return "too_long"
-        return "identical_replies" if chosen == rejected and equal(example) else None
+    def unfit(example: PreferenceExample) -> str | None:
+        return _unfit_pair(example) or ("duplicate" if _key(example) in seen else None)
 
-    return _filter(read, reason, limit)
+    def is_too_long(example: PreferenceExample, tokens: PairTokens) -> bool:
+        seen.add(_key(example))
+        return tokens.prompt + max(tokens.chosen, tokens.rejected) > max_length
+
+    return _filter(read, unfit, lengths, is_too_long, limit)
 
 
 def filter_eval(
@@ -164,7 +169,6 @@ def filter_eval(
     max_length: int,
     *,
     limit: int | None = None,
-    equal: Equal = lambda example: False,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
@@ -175,26 +179,20 @@ def filter_eval(
         lengths: Token counts without the control; only the prompt's is used.
         max_length: Most tokens of the prompt alone, as replies are generated.
         limit: Stop once this many rows are kept; later rows are not looked at.
-        equal: As of :func:`filter_train`.
 
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
     seen: set[str] = set()
 
-    def reason(example: PreferenceExample) -> str | None:
-        unfit = _unfit_pair(example)
-        if unfit:
-            return unfit
-        if example.group in seen:
-            return "repeated_prompt"
-        prompt, chosen, rejected = at_row(example.origin, lengths, example)
-        if chosen == rejected and equal(example):
-            return "identical_replies"
-        seen.add(example.group)
-        return "too_long" if prompt > max_length else None
+    def unfit(example: PreferenceExample) -> str | None:
+        return _unfit_pair(example) or ("repeated_prompt" if example.group in seen else None)
 
-    return _filter(read, reason, limit)
+    def is_too_long(example: PreferenceExample, tokens: PairTokens) -> bool:
+        seen.add(example.group)
+        return tokens.prompt > max_length
+
+    return _filter(read, unfit, lengths, is_too_long, limit)
 
 
 def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]) -> list[PreferenceExample]:
@@ -205,7 +203,9 @@ def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[Preference
 
 def _filter(
     read: Read[PreferenceExample],
-    reason: Callable[[PreferenceExample], str | None],
+    unfit: Callable[[PreferenceExample], str | None],
+    lengths: Lengths,
+    is_too_long: Callable[[PreferenceExample, PairTokens], bool],
     limit: int | None,
 ) -> tuple[list[PreferenceExample], FilterReport]:
     examples = read.rows
@@ -218,11 +218,18 @@ def _filter(
         if limit is not None and len(kept) == limit:
             report.beyond_limit = len(examples) - number
             break
-        why = reason(example)
-        if why:
-            report.dropped.setdefault(why, Tally()).add(example.origin)
+        reason = unfit(example)
+        if reason is None:
+            with locate_errors(example.origin.file, example.origin.line):
+                tokens = lengths(example)
+            if tokens.same_replies:
+                reason = "identical_replies"
+            elif is_too_long(example, tokens):
+                reason = "too_long"
+        if reason:
+            report.dropped.setdefault(reason, Tally()).add(example.origin)
             continue
-        for remark in example.remarks:
+        for remark in (*example.remarks, *(["special_text"] if tokens.special_text else [])):
             report.odd.setdefault(remark, Tally()).add(example.origin)
         if example.prompt.is_blank:
             report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
@@ -245,14 +252,6 @@ def _unfit_pair(example: PreferenceExample) -> str | None:
     if example.chosen.is_blank or example.rejected.is_blank:
         return "empty_reply"
     return "identical_replies" if example.chosen.stripped == example.rejected.stripped else None
-
-
-def at_row(origin: Origin, count: Callable[[T], S], item: T) -> S:
-    """Return ``count(item)``; an error of the prompt format names the row."""
-    try:
-        return count(item)
-    except ConfigError as error:
-        raise DataError(str(error), file=origin.file, line=origin.line) from error
 
 
 def _key(example: PreferenceExample) -> tuple[Prompt, Turn, Turn]:

@@ -1,30 +1,35 @@
 """Text to token ids, the same way for every method. Knows the tokenizer; knows no level and no model.
 
-Prompt and completion are tokenised apart and joined, so that the border between them never moves with what follows,
-and EOS closes a completion. Conversations go through the tokenizer's chat template. Many templates open with an
-automatic system message, some with today's date in it: the date and what stands before the first message are pinned
-when a run starts and saved with it, so that a model is asked next year in the words in which it was trained.
+Prompt and completion are tokenised apart and joined, so that the border between them never moves with the completion,
+and EOS closes a completion. The text of a special token inside the data is ordinary text: it never becomes that token.
+
+Conversations go through the tokenizer's chat template. Many templates open with an automatic system message, some with
+today's date in it: the date and what stands before the first message are pinned when a run starts and saved with it, so
+that a model reads the same prompt next year that it was trained on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import date, datetime
+from datetime import date
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
+from meetlm.data.chat_template import ChatTemplate
 from meetlm.data.example import Prompt, Turn
 
-_MARK = "meetlm-marks-the-first-message"
+_HIDDEN = re.compile("\uf8f0(\\d+)\uf8f1")
+"""A special token's text inside the data, while it is rendered."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormatSpec:
-    """What a run saves of its format.
+    """The part of the format that a run saves.
 
     Attributes:
         preamble: What the chat template puts before a first user message when no system message is given; ``None``
@@ -32,12 +37,15 @@ class FormatSpec:
         system: ``auto`` keeps the template's automatic system message, ``none`` leaves it out.
         stop: Strings at which a generated completion ends (cut off, not kept), besides EOS.
         date: The day that templates are told it is, ``YYYY-MM-DD``; ``None`` leaves them the real one.
+        opening_in_prompt: Whether what the template writes between its generation prompt and a reply belongs to the
+            prompt, not to the reply.
     """
 
     preamble: str | None
     system: str
     stop: tuple[str, ...]
     date: str | None = None
+    opening_in_prompt: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -45,8 +53,9 @@ class FormatSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> FormatSpec:
-        """Return the spec that :meth:`to_dict` wrote."""
-        return cls(fields["preamble"], fields["system"], tuple(fields["stop"]), fields.get("date"))
+        """Return the spec that :meth:`to_dict` wrote; in runs of older versions a reply begins with its opening."""
+        stop, date = tuple(fields["stop"]), fields.get("date")
+        return cls(fields["preamble"], fields["system"], stop, date, fields.get("opening_in_prompt", False))
 
 
 class PromptFormat:
@@ -64,79 +73,190 @@ class PromptFormat:
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no EOS token, so nothing could close a completion")
         self.tokenizer, self.spec = tokenizer, spec
-        self._template = _Template(tokenizer, spec.date)
-        self._template_preamble = self._template.replaceable(spec.system)
+        self._template = ChatTemplate(tokenizer, spec.date)
+        self._template_preamble = self._template.replaceable_preamble(spec.system)
         self._opens_with_space = _opens_with_space(tokenizer)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(special | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
+        self._special_text = re.compile("|".join(map(re.escape, self._special)))
+        self._opened = lru_cache(maxsize=16)(self._open_reply)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a prompt, with the BOS token where the tokenizer adds one; never empty."""
-        if not prompt.is_chat:
-            ids = list(self.tokenizer(prompt.content)["input_ids"])
-            while ids and ids[-1] == self.tokenizer.eos_token_id and ids[-1] != self.tokenizer.bos_token_id:
-                ids.pop()  # some tokenizers close every text; the prompt goes on
+        """Return the ids of a prompt, with the BOS token where the tokenizer adds one; never empty.
+
+        Raises:
+            ConfigError: The chat template refuses the conversation or leaves out a part of it.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if prompt.is_chat:
+            ids = self._rendered_ids(self._opened(prompt.turns))
         else:
-            ids = self._ids(self._render(prompt.turns, open_reply=True))
-        if not ids:
-            start = self.tokenizer.bos_token_id
-            ids = [self.tokenizer.eos_token_id if start is None else start]
-        return ids
+            text = prompt.text()
+            ids = list(self.tokenizer(text)["input_ids"])
+            if self._special_text.search(text):
+                ids = [*([bos] if bos is not None and self._adds_bos() else []), *self._ordinary_ids(text)]
+            while ids and ids[-1] == eos and eos != bos:
+                ids.pop()  # some tokenizers close every text; the prompt goes on
+        return ids or [eos if bos is None else bos]
 
     def completion_ids(self, prompt: Prompt, completion: Turn) -> list[int]:
         """Return the ids of a completion of ``prompt``, closed by EOS.
 
         Raises:
-            ConfigError: The chat template does not continue the prompt that it rendered before.
+            ConfigError: The chat template leaves out a part of the completion, or does not continue the prompt that it
+                rendered before.
         """
-        if not prompt.is_chat:
-            text = completion.content
-        else:
-            opened = self._render(prompt.turns, open_reply=True)
-            whole = self._render((*prompt.turns, completion), open_reply=False)
-            if not whole.startswith(opened):
-                raise ConfigError(
-                    "the chat template changes the prompt once a completion follows it, "
-                    f"so the completion cannot be told from it: {opened[-60:]!r} became {whole[: len(opened)][-60:]!r}"
-                )
-            text = whole[len(opened) :]
-            closed = self.tokenizer.eos_token in text  # what templates put behind it, a line break, is not the reply
-            text = text.rsplit(str(self.tokenizer.eos_token), 1)[0] if closed else text.rstrip()
-        return [*self._continuation(text), self.tokenizer.eos_token_id]
+        ids = (
+            self._reply_ids(prompt.turns, completion) if prompt.is_chat else self._continuation_ids(completion.content)
+        )
+        return [*ids, self.tokenizer.eos_token_id]
 
-    def words(self, text: str) -> list[int]:
-        """Return the ids of plain words with no BOS and no EOS: for control slots."""
-        return self._ids(text)
+    def _reply_ids(self, turns: tuple[Turn, ...], completion: Turn) -> list[int]:
+        """Return the ids of a conversation's reply, without EOS."""
+        opened = self._opened(turns)
+        if turns and turns[-1].role == "assistant":
+            completion = Turn("assistant", turns[-1].content + completion.content, completion.extra)
+            turns = turns[:-1]
+        turns = (*turns, completion)
+        whole = self._render(turns)
+        self._check_complete(turns, whole)
+        if not whole.startswith(opened):
+            raise ConfigError(
+                "the chat template changes the prompt once this reply follows it: "
+                f"{opened[-60:]!r} became {whole[: len(opened)][-60:]!r}; where replies begin with reasoning, set "
+                "format.reasoning to true"
+            )
+        text, eos = whole[len(opened) :], str(self.tokenizer.eos_token)
+        # what templates put behind EOS, a line break, is not the reply
+        text = text.rsplit(eos, 1)[0] if eos in text else text.rstrip()
+        return self._rendered_ids(text, continues=True)
 
-    def text(self, ids: list[int]) -> str:
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of plain text with no BOS and no EOS: for control slots."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def special_text(self, turns: Iterable[Turn]) -> str | None:
+        """Return the first special token whose text stands in a message; it is encoded as ordinary text."""
+        matches = (self._special_text.search(turn.content) for turn in turns)
+        return next((match[0] for match in matches if match and match[0]), None)
 
-    def _continuation(self, text: str) -> list[int]:
-        """Return the ids of text that goes on after other text.
+    def exported_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer whose chat template opens a reply as it was opened in training."""
+        if self._template.text is None or not self.spec.opening_in_prompt:
+            return self.tokenizer
+        try:
+            return self._template.exported()
+        except ConfigError:  # the template refuses a conversation of one message: then it has no opening to move
+            return self.tokenizer
 
-        Tokenizers in SentencePiece's old manner put a space before whatever they are given; behind a line break,
-        which they never merge, they do not.
-        """
-        if not self._opens_with_space:
-            return self._ids(text)
-        before, both = self._ids("\n"), self._ids("\n" + text)
-        return both[len(before) :] if both[: len(before)] == before else self._ids(text)
+    def _open_reply(self, turns: tuple[Turn, ...]) -> str:
+        """Return the text of a conversation up to where the reply begins."""
+        continues = bool(turns) and turns[-1].role == "assistant"
+        hidden = self._hide(turns)
+        if self.spec.opening_in_prompt or continues:
+            text = self._pin(turns, self._template.opening(hidden))
+        else:
+            text = self._pin(turns, self._template.render(hidden, open_reply=True))
+        self._check_complete(turns, text)
+        return text
 
-    def _render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
-        if self.tokenizer.chat_template is None or self.spec.preamble is None:
-            raise ConfigError("the data are conversations and the tokenizer has no chat template")
-        rendered = self._template.render(turns, open_reply=open_reply)
-        if turns and turns[0].role != "system" and self._template_preamble:
+    def _render(self, turns: tuple[Turn, ...]) -> str:
+        return self._pin(turns, self._template.render(self._hide(turns)))
+
+    def _pin(self, turns: tuple[Turn, ...], rendered: str) -> str:
+        """Return the rendered text with the pinned preamble in place of the template's own."""
+        if turns and turns[0].role != "system" and self._template_preamble and self.spec.preamble is not None:
             if not rendered.startswith(self._template_preamble):
                 raise ConfigError("the chat template's automatic opening depends on the messages; it cannot be pinned")
             return self.spec.preamble + rendered[len(self._template_preamble) :]
         return rendered
 
+    def _check_complete(self, turns: tuple[Turn, ...], text: str) -> None:
+        dropped = self._template.dropped_turn(self._hide(turns), text)
+        if dropped:
+            raise ConfigError(
+                f"the chat template leaves out {dropped}; expected roles and fields that it writes, such as user and "
+                "assistant"
+            )
+
+    def _hide(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """Return the turns with a placeholder for the text of each special token in them."""
+        return tuple(Turn(*(self._placeholders(text) for text in (t.role, t.content, t.extra))) for t in turns)
+
+    def _placeholders(self, text: str) -> str:
+        return self._special_text.sub(lambda match: f"\uf8f0{self._special.index(match[0])}\uf8f1", text)
+
+    def _rendered_ids(self, text: str, *, continues: bool = False) -> list[int]:
+        """Return the ids of rendered text: the template's special tokens are tokens, those hidden in it are not."""
+        ids: list[int] = []
+        for place, part in enumerate(_HIDDEN.split(text)):
+            if place % 2:
+                ids += self._ordinary_ids(self._special[int(part)], continues=True)
+            else:
+                ids += self._continued(part, self.tokenize) if continues or place else self.tokenize(part)
+        return ids
+
+    def _continuation_ids(self, text: str) -> list[int]:
+        """Return the ids of plain text that continues other text."""
+        if self._special_text.search(text):
+            return self._ordinary_ids(text, continues=True)
+        return self._continued(text, self.tokenize)
+
+    def _continued(self, text: str, tokenize: Any) -> list[int]:
+        """Return the ids of text that continues other text.
+
+        Tokenizers in SentencePiece's old manner put a space before any text; behind a line break, which they never
+        merge, they do not.
+        """
+        if not self._opens_with_space or not text:
+            return list(tokenize(text))
+        before, both = tokenize("\n"), tokenize("\n" + text)
+        return list(both[len(before) :] if both[: len(before)] == before else tokenize(text))
+
+    def _ordinary_ids(self, text: str, *, continues: bool = False) -> list[int]:
+        """Return the ids of text with special tokens' text in it, none of which becomes such a token.
+
+        Raises:
+            ConfigError: The tokenizer has no other ids for that text.
+        """
+        forbidden = {self.tokenizer.convert_tokens_to_ids(token) for token in self._special}
+
+        def split_special(text: str) -> list[int]:
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            return list(encoded["input_ids"])
+
+        ids = self._continued(text, split_special) if continues else split_special(text)
+        if forbidden.isdisjoint(ids):
+            return ids
+        # The token is in the vocabulary itself: its text is cut in two.
+        cut = self._special_text.sub(lambda match: f"{match[0][:1]}\uf8f0{match[0][1:]}", text)
+        first, *rest = cut.split("\uf8f0")
+        ids = self._continued(first, split_special) if continues else split_special(first)
+        ids += [token for part in rest for token in self._continued(part, split_special)]
+        unknown = self.tokenizer.unk_token_id
+        if forbidden.isdisjoint(ids) or forbidden & set(ids) == {unknown} != {self.tokenizer.eos_token_id}:
+            return ids
+        token = self.special_text([Turn("", text)])
+        raise ConfigError(
+            f"the text holds {token!r}, which the tokenizer can only encode as its special token; remove it"
+        )
+
+    def _adds_bos(self) -> bool:
+        ids = self.tokenizer("x")["input_ids"]
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
 
 def pin_format(
-    tokenizer: PreTrainedTokenizerBase, *, system: str = "auto", stop: tuple[str, ...] = (), today: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    system: str = "auto",
+    stop: tuple[str, ...] = (),
+    today: str | None = None,
+    reasoning: bool = False,
 ) -> PromptFormat:
     """Return the format of a new run, its automatic opening and its date pinned.
 
@@ -145,96 +265,22 @@ def pin_format(
         system: ``auto`` keeps the template's automatic system message; ``none`` leaves it out (BOS stays).
         stop: Where generated completions end besides EOS; comes from the data source.
         today: The date to pin, ``YYYY-MM-DD``; the real one by default.
+        reasoning: Whether replies begin with reasoning of their own, in place of what the template writes before one.
 
     Raises:
         ConfigError: ``system`` is neither, or the template cannot be pinned.
     """
     day = today or date.today().isoformat()
-    template = _Template(tokenizer, day)
+    template = ChatTemplate(tokenizer, day)
     if system not in ("auto", "none"):
         raise ConfigError(f"system is {system!r}; expected 'auto' or 'none'")
-    preamble = template.replaceable(system)
+    preamble = template.replaceable_preamble(system)
     if system == "none" and preamble:
         bos = tokenizer.bos_token  # kept, unless it is what opens every message (ChatML)
         keeps = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
         preamble = str(bos) if keeps else ""
-    return PromptFormat(tokenizer, FormatSpec(preamble, system, stop, None if preamble is None else day))
-
-
-class _Template:
-    """A tokenizer's chat template on a given day."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
-        self.tokenizer = tokenizer
-        self._names: dict[str, Any] = {}
-        template = tokenizer.chat_template
-        if day is not None and isinstance(template, str) and "strftime_now(" in template:
-            forms = set(re.findall(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""", template))
-            if template.count("strftime_now(") != len(re.findall(r"strftime_now\(\s*[\"']", template)):
-                raise ConfigError("the chat template computes the form of its date, which cannot be pinned")
-            then = datetime.fromisoformat(day)
-            # Templates are given data, no functions: a macro of the same name reads the pinned day from a table.
-            self._names = {
-                "chat_template": "{%- macro strftime_now(form) -%}{{ meet_day[form] }}{%- endmacro -%}" + template,
-                "meet_day": {form: then.strftime(form) for form in forms},
-            }
-
-    def render(self, turns: tuple[Turn, ...], *, open_reply: bool) -> str:
-        """Return the text of a conversation."""
-        messages = [turn.to_message() for turn in turns]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=open_reply,
-                **self._names,
-            )
-        except TemplateError as error:
-            roles = ", ".join(turn.role for turn in turns)
-            raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
-        return str(text)
-
-    def replaceable(self, system: str) -> str | None:
-        """Return the preamble, or nothing where it cannot be told and stays as it is; ``None`` without a template.
-
-        Args:
-            system: ``auto`` replaces a preamble by itself, so that it need not be known: the date is pinned anyway.
-
-        Raises:
-            ConfigError: It cannot be told from the first message, and ``system`` is ``none``.
-        """
-        try:
-            return self.preamble()
-        except ConfigError:
-            if system == "none":
-                raise
-            return ""
-
-    def preamble(self) -> str | None:
-        """What stands before the first user message's own opening; ``None`` without a template.
-
-        Raises:
-            ConfigError: The template opens a first message in another way than later ones, or refuses a conversation.
-        """
-        if self.tokenizer.chat_template is None:
-            return None
-        opening = self.render((Turn("user", _MARK),), open_reply=False).split(_MARK)[0]
-        later = self.user_opening()
-        between = later.lstrip() or later  # a line break between messages opens no first one
-        for own in (later, between):
-            if opening.endswith(own):
-                return opening[: len(opening) - len(own)]
-        raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {later!r}")
-
-    def user_opening(self) -> str:
-        """What opens every user message, read off the second one of a conversation."""
-        turns = (Turn("user", "a"), Turn("assistant", _MARK))
-        closed = self.render(turns, open_reply=False).split(_MARK)[1]
-        after = self.render((*turns, Turn("user", _MARK)), open_reply=False).split(_MARK)[1]
-        for end in (closed, closed.removesuffix(str(self.tokenizer.eos_token))):  # EOS may close the whole, not a reply
-            if after.startswith(end):
-                return after[len(end) :]
-        raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
+    spec = FormatSpec(preamble, system, stop, None if preamble is None else day, not reasoning)
+    return PromptFormat(tokenizer, spec)
 
 
 def _opens_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:

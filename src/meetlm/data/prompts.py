@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from meetlm.config.errors import DataError
+from meetlm.config.errors import DataError, locate_errors
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
-from meetlm.data.filters import at_row
 from meetlm.data.messages import read_prompt
 from meetlm.data.pairs import CHAT_COLUMNS, refuse_unused, with_system
 from meetlm.data.rows import Row
@@ -119,7 +118,9 @@ def within(
     for one in prompts:
         if len(kept) == limit:
             break
-        (kept if at_row(one.origin, length, one.prompt) <= max_length else longer).append(one)
+        with locate_errors(one.origin.file, one.origin.line):
+            tokens = length(one.prompt)
+        (kept if tokens <= max_length else longer).append(one)
     if not kept:
         what = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
         raise DataError(what, file=prompts[0].origin.file, field="data.max_length")

@@ -51,7 +51,7 @@ def base_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) 
     """
     lm, tokenizer = load_lm(model)
     prompt_format = pin_format(tokenizer, system="none") if spec is None else PromptFormat(tokenizer, spec)
-    control = build_control(parse_control({"kind": "none"}), lm, prompt_format.words, seed=0)
+    control = build_control(parse_control({"kind": "none"}), lm, prompt_format.tokenize, seed=0)
     return Engine(Policy(lm, control), prompt_format)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import Encoded, Placement, pair_lengths, same_tokens
+from meetlm.data.encoding import Encoded, Placement, pair_lengths
 from meetlm.data.example import PreferenceExample, Read
-from meetlm.data.filters import FilterReport, Tally, filter_eval, filter_train, prompt_overlap
+from meetlm.data.filters import FilterReport, PairTokens, Tally, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -27,18 +27,14 @@ class TokenCounts:
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self.format = prompt_format
-        self.counts: dict[tuple[str, int], tuple[int, int, int]] = {}
+        self.counts: dict[tuple[str, int], PairTokens] = {}
 
-    def __call__(self, example: PreferenceExample) -> tuple[int, int, int]:
+    def __call__(self, example: PreferenceExample) -> PairTokens:
         """Return the tokens of prompt, chosen and rejected reply."""
         place = (example.origin.file, example.origin.line)
         if place not in self.counts:
             self.counts[place] = pair_lengths(self.format, example)
         return self.counts[place]
-
-    def equal(self, example: PreferenceExample) -> bool:
-        """Whether both replies are the same tokens."""
-        return same_tokens(self.format, example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +126,8 @@ def report_data(
         DataError: Data that cannot be read, or of which no row is usable.
     """
     count = TokenCounts(prompt_format)
-    kept, report = filter_train(
-        _first(read_examples(settings, "train"), limit), count, settings.max_length, equal=count.equal
-    )
-    measured = np.array(list(count.counts.values()))
+    kept, report = filter_train(_first(read_examples(settings, "train"), limit), count, settings.max_length)
+    measured = np.array([tokens[:3] for tokens in count.counts.values()])
     columns = {
         "prompt": measured[:, 0],
         "chosen reply": measured[:, 1],
@@ -144,12 +138,12 @@ def report_data(
         name: {label: int(np.quantile(values, at, method="nearest")) for label, at in QUANTILES.items()}
         for name, values in columns.items()
     }
-    sides = [count(example)[1:] for example in kept]
+    sides = [count(example)[1:3] for example in kept]
     chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
     of_test, overlap = None, None
     if with_eval:
         held_out = _first(read_examples(settings, "eval"), limit)
-        test, of_test = filter_eval(held_out, count, settings.max_length, equal=count.equal)
+        test, of_test = filter_eval(held_out, count, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
             overlap.add(example.origin)

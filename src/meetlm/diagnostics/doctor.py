@@ -82,13 +82,11 @@ def diagnose(
         return Diagnosis((*model, Check("data", "problem", finding, advice="Set the chat template first.", rows=0)))
     reporter.message("checking the data")
     count = TokenCounts(prompt_format)
-    train, train_report = filter_train(read, count, settings.max_length, settings.limit_train, equal=count.equal)
+    train, train_report = filter_train(read, count, settings.max_length, settings.limit_train)
     test: list[PreferenceExample] = []
     test_report = None
     if with_eval:
-        test, test_report = filter_eval(
-            held_out, count, settings.max_length, limit=settings.limit_eval, equal=count.equal
-        )
+        test, test_report = filter_eval(held_out, count, settings.max_length, limit=settings.limit_eval)
     steps = steps_for(len(train))
     return Diagnosis(
         (

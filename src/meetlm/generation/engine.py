@@ -130,7 +130,7 @@ class Engine:
                 if is_eos or len(ids) == sampling.max_new_tokens or self._ends_in_stop(ids):
                     yield self._generated_text(ids, "eos" if is_eos else "length").text[num_yielded:]
                     return
-                text = self.format.text(ids).lstrip()
+                text = self.format.decode(ids).lstrip()
                 ready = text[: len(text) - num_held].rstrip("\ufffd").rstrip()  # no incomplete character
                 yield ready[num_yielded:]
                 num_yielded = max(num_yielded, len(ready))
@@ -170,11 +170,11 @@ class Engine:
     def _ends_in_stop(self, ids: list[int]) -> bool:
         """Whether a stop string has just appeared; a token is at least one character, so the tail is enough."""
         stops = self.format.spec.stop
-        tail = self.format.text(ids[-max(map(len, stops)) - 4 :]) if stops else ""
+        tail = self.format.decode(ids[-max(map(len, stops)) - 4 :]) if stops else ""
         return any(stop in tail for stop in stops)
 
     def _generated_text(self, ids: list[int], finish: Finish) -> GeneratedText:
-        text = self.format.text(ids[:-1] if finish == "eos" else ids)
+        text = self.format.decode(ids[:-1] if finish == "eos" else ids)
         for stop in self.format.spec.stop:
             text = text.split(stop)[0]
         return GeneratedText(text.strip(), len(ids), finish)

@@ -29,6 +29,10 @@ class FormatSettings(Settings):
     system: Literal["auto", "none"] = Field(
         "auto", description="automatic system message of the chat template: auto keeps it, none leaves it out"
     )
+    reasoning: bool = Field(
+        False,
+        description="replies begin with reasoning of their own, in place of what the chat template writes before one",
+    )
 
 
 class RunConfig(Settings):

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.config.errors import ConfigError, DataError, RunError
+from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import check
 from meetlm.controls.build import build_control, parse_control
@@ -159,7 +159,7 @@ class Aligned:
         prompts = list(prompts)
         resolved, weights, slot = self._resolve(level)
         requests = [
-            Request(tuple(self.encoder.prompt(self._prompt(number, prompt), slot)), weights, number)
+            Request(self._ids(number, prompt, slot), weights, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
@@ -183,8 +183,14 @@ class Aligned:
     ) -> Iterator[str]:
         """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
         _, weights, slot = self._resolve(level)
-        request = Request(tuple(self.encoder.prompt(self._prompt(0, prompt), slot)), weights, 0)
+        request = Request(self._ids(0, prompt, slot), weights, 0)
         yield from self._engine.stream_text(request, sampling or Sampling(), seed=seed)
+
+    def _ids(self, number: int, prompt: PromptLike, slot: int) -> tuple[int, ...]:
+        """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
+        asked = self._prompt(number, prompt)
+        with locate_errors("prompts", number + 1):
+            return tuple(self.encoder.prompt(asked, slot))
 
     def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
         """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).
@@ -239,7 +245,7 @@ def load(run: str | Path, *, device: str = "auto") -> Aligned:
     if sha256_of(lm) != meet.lm_sha256:
         raise RunError(f"{folder / MODEL} is not the language model that the control of the run was trained with")
     prompt_format = PromptFormat(tokenizer, meet.format)
-    control = build_control(parse_control(meet.control), lm, prompt_format.words, seed=0)
+    control = build_control(parse_control(meet.control), lm, prompt_format.tokenize, seed=0)
     if (folder / CONTROL).is_file():
         control.load_state_dict(load_file(folder / CONTROL))
     return Aligned(Policy(lm, control), prompt_format, meet)

@@ -77,7 +77,7 @@ def execute(
     reporter.message(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)
-    control = build_control(config.control, lm, prompt_format.words, config.seed)
+    control = build_control(config.control, lm, prompt_format.tokenize, config.seed)
     encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
@@ -137,7 +137,7 @@ def execute(
         conversational=data.train[0].prompt.is_chat,
         source=config.data.source,
     )
-    write_result(folder, meet, policy, tokenizer)
+    write_result(folder, meet, policy, prompt_format.exported_tokenizer())
     failure_reason = peft_failure_reason(control)
     if failure_reason:
         reporter.message(f"no PEFT folders: {failure_reason}")

@@ -85,7 +85,7 @@ def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
         if warning:
             reporter.warning(warning)
     skeleton = load_skeleton(config.model.name)
-    control = skeleton_control(config, skeleton, prompt_format.words)
+    control = skeleton_control(config, skeleton, prompt_format.tokenize)
     encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(skeleton))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
@@ -97,7 +97,7 @@ def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
     positions = num_positions(skeleton)
     if positions is not None:
         pairs.drop_longer(positions)
-    return PlanInputs(config, prompt_format.words, skeleton, control, items, pairs, longest)
+    return PlanInputs(config, prompt_format.tokenize, skeleton, control, items, pairs, longest)
 
 
 def skeleton_control(config: RunConfig, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]) -> Control:

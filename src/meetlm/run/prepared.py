@@ -8,9 +8,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import pair_lengths, same_tokens
+from meetlm.data.encoding import pair_lengths
 from meetlm.data.example import PreferenceExample, fingerprint
-from meetlm.data.filters import FilterReport, filter_eval, filter_train
+from meetlm.data.filters import FilterReport, PairTokens, filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES
@@ -52,18 +52,17 @@ class PreparedData:
 def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
     """Read and filter both splits; lengths are counted without a control, so that every method has the same rows."""
 
-    def lengths(example: PreferenceExample) -> tuple[int, int, int]:
+    def lengths(example: PreferenceExample) -> PairTokens:
         return pair_lengths(prompt_format, example)
 
-    def equal(example: PreferenceExample) -> bool:
-        return same_tokens(prompt_format, example)
-
     read, held = read_splits(settings)
-    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train, equal=equal)
-    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval, equal=equal)
+    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
+    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
     return PreparedData(train, test, (of_train, of_test), prompt_format.spec)
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
     """Return the prompt format of a new run of ``config``."""
-    return pin_format(tokenizer, system=config.format.system, stop=SOURCES[config.data.source].stop)
+    settings = config.format
+    stop = SOURCES[config.data.source].stop
+    return pin_format(tokenizer, system=settings.system, stop=stop, reasoning=settings.reasoning)

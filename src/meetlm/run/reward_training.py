@@ -27,7 +27,7 @@ from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Progress, Reporter
 from meetlm.config.versions import versions
 from meetlm.data.example import PreferenceExample, fingerprint
-from meetlm.data.filters import FilterReport, filter_eval, filter_train, prompt_overlap
+from meetlm.data.filters import FilterReport, PairTokens, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval
@@ -178,16 +178,13 @@ class RewardPairs:
             first, second = (row for row in rows if isinstance(row, TokenizedRow))
             return first, second
 
-        def lengths(example: PreferenceExample) -> tuple[int, int, int]:
-            return max(len(row.ids) for row in sides(example)), 0, 0
-
-        def equal(example: PreferenceExample) -> bool:
-            first, second = sides(example)
-            return first.ids == second.ids
+        def lengths(example: PreferenceExample) -> PairTokens:
+            chosen, rejected = (row.ids for row in sides(example))
+            return PairTokens(max(len(chosen), len(rejected)), 0, 0, chosen == rejected)
 
         longest, limits = settings.max_length, (settings.limit_train, settings.limit_eval)
-        kept, train_report = filter_train(train, lengths, longest, limits[0], equal=equal)
-        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1], equal=equal)
+        kept, train_report = filter_train(train, lengths, longest, limits[0])
+        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1])
         seen = {example.group for example in prompt_overlap(kept, test)}
         fresh = [example for example in test if example.group not in seen]
         if not fresh:

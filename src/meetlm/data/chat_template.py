@@ -1,0 +1,225 @@
+"""A tokenizer's chat template on a pinned day, and what it writes around messages. Knows no token ids."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from meetlm.config.errors import ConfigError
+from meetlm.data.example import Message, Turn
+
+MARK = "meetlm-marks-this-message"
+"""Stands for the text of a message, to see what the template writes around it."""
+
+_CALLS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Fields of a message that hold part of what is said; a template that leaves one out would drop it."""
+
+
+class ChatTemplate:
+    """Renders conversations.
+
+    Args:
+        tokenizer: The tokenizer with the template.
+        day: The date that the template is told, ``YYYY-MM-DD``; ``None`` for the real one.
+
+    Attributes:
+        text: The template itself; ``None`` without one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
+        self.tokenizer = tokenizer
+        template = tokenizer.chat_template
+        self._names = sorted(template) if isinstance(template, dict) else []
+        self.text: str | None = template.get("default") if isinstance(template, dict) else template
+        self._variables: dict[str, Any] = {}
+        if day is not None and self.text is not None and "strftime_now(" in self.text:
+            self._variables = _pinned_date(self.text, day)
+        self._first_unwritten = lru_cache(maxsize=256)(self._find_unwritten)
+        self._takes_parts = self.text is not None and not self._writes(MARK) and self._writes(_parts(MARK))
+
+    def render(self, turns: Sequence[Turn], *, open_reply: bool = False, **variables: Any) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            turns: The messages.
+            open_reply: Add what the template calls its generation prompt.
+            variables: Other variables of the template.
+
+        Raises:
+            ConfigError: There is no template, or it refuses the conversation or fails on it.
+        """
+        messages = [turn.to_message() for turn in turns]
+        if self._takes_parts:
+            messages = [{**message, "content": _parts(message["content"])} for message in messages]
+        return self._apply(messages, open_reply, **variables)
+
+    def _apply(self, messages: list[Message], open_reply: bool, **variables: Any) -> str:
+        if self.text is None:
+            if self._names:
+                raise ConfigError(
+                    f"the tokenizer has the chat templates {', '.join(self._names)} and none named 'default': set its "
+                    "chat_template to one of them and save it"
+                )
+            raise ConfigError("the data are conversations and the tokenizer has no chat template")
+        roles = ", ".join(message["role"] for message in messages)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=open_reply,
+                **{"chat_template": self.text, **self._variables, **variables},
+            )
+        except TemplateError as error:
+            raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
+        except Exception as error:  # a template is a program: it can raise anything
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"the chat template fails on a conversation of {roles}: {what}") from error
+        return str(text)
+
+    def _writes(self, content: Any) -> bool:
+        """Whether the template writes the content of a user's message."""
+        try:
+            return MARK in self._apply([{"role": "user", "content": content}], open_reply=False)
+        except ConfigError:
+            return False
+
+    def preamble(self) -> str | None:
+        """Return what stands before the first user message's own opening; ``None`` without a template.
+
+        Raises:
+            ConfigError: The template opens a first message in another way than later ones, or refuses a conversation.
+        """
+        if self.text is None:
+            return None
+        opening = self.render([Turn("user", MARK)]).split(MARK)[0]
+        later = self.user_opening()
+        between = later.lstrip() or later  # a line break between messages opens no first one
+        for candidate in (later, between):
+            if opening.endswith(candidate):
+                return opening[: len(opening) - len(candidate)]
+        raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {later!r}")
+
+    def replaceable_preamble(self, system: str) -> str | None:
+        """Return the preamble; "" where it cannot be found and stays as it is, ``None`` without a template.
+
+        Args:
+            system: ``none`` needs the preamble; ``auto`` only pins it, and the date is pinned anyway.
+
+        Raises:
+            ConfigError: It cannot be found, and ``system`` is ``none``.
+        """
+        try:
+            return self.preamble()
+        except ConfigError:
+            if system == "none":
+                raise
+            return ""
+
+    def user_opening(self) -> str:
+        """Return what opens every user message, read off the second one of a conversation."""
+        turns = (Turn("user", "a"), Turn("assistant", MARK))
+        closed = self.render(turns).split(MARK)[1]
+        after = self.render((*turns, Turn("user", MARK))).split(MARK)[1]
+        for end in (closed, closed.removesuffix(str(self.tokenizer.eos_token))):  # EOS may close the whole, not a reply
+            if after.startswith(end):
+                return after[len(end) :]
+        raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
+
+    def opening(self, turns: tuple[Turn, ...]) -> str:
+        """Return the text of a prompt up to where its reply begins.
+
+        What the template writes between its generation prompt and a reply, such as an empty block of reasoning, is part
+        of the prompt; spaces are not, since they merge with the reply's first word. A last turn of the assistant is
+        continued, as by transformers' ``continue_final_message``.
+        """
+        if turns and turns[-1].role == "assistant":
+            last = Turn("assistant", turns[-1].content + MARK, turns[-1].extra)
+            return self._before_mark((*turns[:-1], last))
+        before = self._before_mark((*turns, Turn("assistant", MARK)))
+        asked = self.render(turns, open_reply=True)
+        start = asked if before.startswith(asked) else ""
+        return start + before[len(start) :].rstrip(" ")
+
+    def _before_mark(self, turns: tuple[Turn, ...]) -> str:
+        before, mark, _ = self.render(turns).rpartition(MARK)
+        if not mark:
+            raise ConfigError("the chat template does not write the assistant's message")
+        return before
+
+    def dropped_turn(self, turns: Sequence[Turn], text: str) -> str | None:
+        """Return which part of a conversation is not in its rendered ``text``; ``None`` where all is."""
+        letters = "".join(text.split())
+        for number, turn in enumerate(turns):
+            place = f"message {number + 1} of the conversation, of role {turn.role!r}"
+            if "".join(turn.content.split()) not in letters:
+                return place
+            for name in json.loads(turn.extra) if turn.extra else ():
+                if name in _CALLS and not self._writes_field(turns, number, name):
+                    return f"{name!r} of {place}"
+        index = self._first_unwritten(tuple((turn.role, bool(turn.content.strip()), turn.extra) for turn in turns))
+        return None if index is None else f"message {index + 1} of the conversation, of role {turns[index].role!r}"
+
+    def _find_unwritten(self, messages: tuple[tuple[str, bool, str], ...]) -> int | None:
+        """Return which of some messages (role, whether it has text, other fields) the template does not write."""
+        marked = [Turn(role, f"{MARK}-{number}-", extra) for number, (role, _, extra) in enumerate(messages)]
+        try:
+            rendered = self.render(marked)
+        except ConfigError:
+            return None  # what the template accepts depends on the text
+        unwritten = (n for n, (_, has_text, _) in enumerate(messages) if has_text and f"{MARK}-{n}-" not in rendered)
+        return next(unwritten, None)
+
+    def _writes_field(self, turns: Sequence[Turn], number: int, name: str) -> bool:
+        message = turns[number].to_message()
+        value = message.pop(name)
+        without = [*turns[:number], Turn.from_message(message), *turns[number + 1 :]]
+        try:
+            return not value or self.render(turns) != self.render(without)
+        except ConfigError:
+            return True  # the template cannot do without it
+
+    def exported(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer with a template whose generation prompt ends where :meth:`opening` does."""
+        question = (Turn("user", MARK),)
+        opened, asked = self.opening(question), self.render(question, open_reply=True)
+        if self.text is None or opened == asked:
+            return self.tokenizer
+        if opened.startswith(asked):
+            text = json.dumps(opened[len(asked) :])
+            condition = "add_generation_prompt"
+            if self.render(question, open_reply=True, enable_thinking=False) == opened:
+                condition += " and enable_thinking is not defined"  # if it is, the template writes the text itself
+            template = f"{self.text}{{%- if {condition} %}}{{{{- {text} }}}}{{%- endif %}}"
+        else:
+            end = len(opened) - len(asked)
+            template = f"{{%- set rendered %}}{self.text}{{% endset %}}"
+            template += f"{{{{- rendered[:{end}] if add_generation_prompt else rendered }}}}"
+        tokenizer = copy.copy(self.tokenizer)
+        named = tokenizer.chat_template
+        tokenizer.chat_template = {**named, "default": template} if isinstance(named, dict) else template
+        return tokenizer
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _pinned_date(template: str, day: str) -> dict[str, Any]:
+    """Return the variables under which ``template`` reads ``day`` as the date."""
+    formats = set(re.findall(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""", template))
+    if template.count("strftime_now(") != len(re.findall(r"strftime_now\(\s*[\"']", template)):
+        raise ConfigError("the chat template computes the format of its date, which cannot be pinned")
+    pinned = datetime.fromisoformat(day)
+    # Templates are given data, no functions: a macro of the same name reads the pinned day from a table.
+    return {
+        "chat_template": "{%- macro strftime_now(form) -%}{{ meet_day[form] }}{%- endmacro -%}" + template,
+        "meet_day": {name: pinned.strftime(name) for name in formats},
+    }
