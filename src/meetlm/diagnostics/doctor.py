@@ -81,16 +81,16 @@ def diagnose(
         finding = f"not checked: the {len(read.rows)} rows cannot be tokenised without a chat template"
         return Diagnosis((*model, Check("data", "problem", finding, advice="Set the chat template first.", rows=0)))
     reporter.message("checking the data")
-    count = TokenCounts(prompt_format)
-    train, train_report = filter_train(read, count, settings.max_length, settings.limit_train)
+    count_tokens = TokenCounts(prompt_format)
+    train, train_report = filter_train(read, count_tokens, settings.max_length, settings.limit_train)
     test: list[PreferenceExample] = []
     test_report = None
     if with_eval:
-        test, test_report = filter_eval(held_out, count, settings.max_length, limit=settings.limit_eval)
+        test, test_report = filter_eval(held_out, count_tokens, settings.max_length, limit=settings.limit_eval)
     steps = steps_for(len(train))
     return Diagnosis(
         (
-            *check_data(train, train_report, count),
+            *check_data(train, train_report, count_tokens),
             *check_test(train, test, test_report),
             *check_steps(steps.stages, steps.preset, steps.by_preset, len(train), steps.minimum),
             *model,
