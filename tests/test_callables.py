@@ -83,7 +83,7 @@ def score(scorer: CallableScorer, completions: list[str], chosen: list[str | Non
 def test_a_function_of_the_users_own(module: str) -> None:
     scorer = load_scorer(f"{module}:brevity")
     assert score(scorer, ["ab", "", "abc"]) == [-2.0, 0.0, -3.0]
-    assert (scorer.description, scorer.higher, scorer.problems) == ("Shorter is better.", True, [])
+    assert (scorer.description, scorer.higher, scorer.problems) == ("Shorter is better", True, [])
     assert scorer.name == f"{module}:brevity"
 
 
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_none_and_counted(module: str) -> None:
         ("fails", "row 2: ZeroDivisionError: division by zero"),
         ("text", "row 1: returned '3' (str); expected a number or None"),
         ("several", "row 1: returned array([0., 0.]) (ndarray); expected a number or None"),
-        ("few", "returned 1 values; expected 2, one a row"),
+        ("few", "returned 1 values; expected 2, one per row"),
         ("one_number", "returned 1.0 (float); expected a list of numbers"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.controlled import Controlled, controlled_win
+from meetlm.evaluation.controlled import ControlledWinRate, controlled_win
 from meetlm.evaluation.outcomes import Outcome
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
@@ -31,7 +31,7 @@ def judged(kind: str, num_prompts: int = 600, seeds: int = 1, seed: int = 0) -> 
     yield from (codes.tolist(), ours.tolist(), theirs.tolist(), np.repeat(np.arange(num_prompts), seeds).tolist())
 
 
-def controlled(kind: str, *, swap: bool = False, **more: int) -> Controlled:
+def controlled(kind: str, *, swap: bool = False, **more: int) -> ControlledWinRate:
     codes, ours, theirs, prompts = judged(kind, **more)
     if swap:
         codes, ours, theirs = [2 - code for code in codes], theirs, ours
@@ -101,7 +101,7 @@ def test_where_length_cannot_be_controlled() -> None:
 
     mixed: list[Outcome | None] = ["win", "lose", "tie", "win"]
     assert reason(["win"] * 4, [3.0, 4.0, 6.0, 7.0]) == "every cell has the same outcome"
-    assert reason(mixed, [7.0] * 4) == "the difference of lengths does not vary"
+    assert reason(mixed, [7.0] * 4) == "the difference in length does not vary"
     assert "every reply is longer than the baseline's" in (reason(mixed, [6.0, 7.0, 8.0, 9.0]) or "")
     assert "every reply is shorter than the baseline's" in (reason(mixed, [1.0, 2.0, 3.0, 4.0]) or "")
     assert reason([None, "win", None, None], [1.0, None, 2.0, 3.0]) == "no cell has an outcome and both lengths"

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @evaluator_options
 @out_option("runs/evaluation", "Folder of the results.")
 @quiet_option
-def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> None:
+def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **options: Any) -> None:
     """Compare completions of SYSTEMs with those of --baseline on the same held-out prompts.
 
     A SYSTEM is a run's folder with completions by `meet generate`, or a file of JSON lines with `prompt` and
@@ -78,22 +78,21 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> Non
     from meetlm.run.evaluate import evaluate_systems
     from meetlm.run.levels import parse_level
 
-    asked = {
-        name: given[name] for name in ("level", "temperature", "top_p", "max_new_tokens") if given[name] is not None
-    }
-    protocol = PRESETS[given["preset"]].model_copy(update=asked)
-    settings = evaluation_settings(given)
+    names = ("level", "temperature", "top_p", "max_new_tokens")
+    stated = {name: options[name] for name in names if options[name] is not None}
+    protocol = PRESETS[options["preset"]].model_copy(update=stated)
+    settings = evaluation_settings(options)
     named = [named_places(system) for system in systems]
     data = held_out_data(overrides) or data_of(named)
     evaluation = evaluate_systems(
         named,
-        given["baseline"],
+        options["baseline"],
         data,
         level=parse_level(protocol.level or None),
         sampling=Sampling(**protocol.model_dump(exclude={"level"})),
-        evaluators=load_evaluators(given, overrides, data.source, out),
+        evaluators=load_evaluators(options, overrides, data.source, out),
         settings=settings,
-        only_common=given["common"],
+        only_common=options["common"],
         out=out,
         data_args=data_args(overrides),
         reporter=ConsoleReporter(quiet=quiet),
@@ -102,18 +101,21 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **given: Any) -> Non
 
 
 def show(evaluation: Evaluation) -> None:
-    """Print who won, and what is wrong with rows."""
+    """Print the outcomes and the judge's account; list problems on stderr."""
     from meetlm.report.conclusions import judge_mark
     from meetlm.report.judge import judge_lines
 
-    click.echo(f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions each; Δ = win - lose, in %")
-    for one in evaluation.comparisons:
-        rates, mark = one.rates, judge_mark(evaluation, one.evaluator, one.system)
+    click.echo(
+        f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions per system; Δ = win - lose, in %"
+    )
+    for comparison in evaluation.comparisons:
+        rates = comparison.rates
+        delta = f"{_percent(rates.delta.value)} [{_percent(rates.delta.low)}, {_percent(rates.delta.high)}]"
+        mark = judge_mark(evaluation, comparison.evaluator, comparison.system)
         click.echo(
-            f"{one.evaluator}: {one.system} against {one.baseline}: win {_percent(rates.win.value)}, lose "
-            f"{_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, Δ {_percent(rates.delta.value)} "
-            f"[{_percent(rates.delta.low)}, {_percent(rates.delta.high)}], sign test p {rates.sign_p:.2g}, "
-            f"{rates.num_prompts} prompts" + (f" {mark}" if mark else "")
+            f"{comparison.evaluator}: {comparison.system} against {comparison.baseline}: "
+            f"win {_percent(rates.win.value)}, lose {_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, "
+            f"Δ {delta}, sign test p {rates.sign_p:.2g}, {rates.num_prompts} prompts" + (f" {mark}" if mark else "")
         )
     for line in judge_lines(evaluation):
         click.echo(line)
