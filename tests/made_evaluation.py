@@ -1,4 +1,4 @@
-"""An evaluation as one on dialogues would be, made up from a seed: data for the tests of reports, and nothing else."""
+"""A synthetic evaluation on dialogues, drawn from a seed, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, Reward
 from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
 
 BASELINE = "hh-coh"
-# Mean quality, mean words.
+# Mean quality and mean number of words of each system.
 SYSTEMS = {BASELINE: (0.0, 42), "hh-meet-lora": (0.55, 44), "hh-meet-soft-prompt": (0.1, 41), "hh-dpo": (0.1, 74)}
 TOPICS = {
     "make clam chowder": "onion clams potato cream butter bacon stock simmer salt pepper bowl thyme",
@@ -43,30 +43,7 @@ TOPICS = {
     "ask for a raise at work": "boss salary work year prepare meeting goal number calm reason company talk",
     "teach a dog to sit": "dog treat hand slowly repeat reward patient floor short word leash praise",
 }
-SMALL = [
-    "the",
-    "a",
-    "to",
-    "and",
-    "you",
-    "your",
-    "it",
-    "is",
-    "can",
-    "then",
-    "with",
-    "for",
-    "until",
-    "make",
-    "sure",
-    "that",
-    "of",
-    "in",
-    "them",
-    "some",
-    "if",
-    "well",
-]
+SMALL = "the a to and you your it is can then with for until make sure that of in them some if well"
 RESAMPLES = 200
 Array = NDArray[np.float64]
 
@@ -76,18 +53,18 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
     """Draw scores; compute outcomes, rates and intervals from them as `meet evaluate` does. Never change it."""
     rng = np.random.default_rng([5, round(100 * temperature)])
     topics = list(TOPICS)
-    about = [topics[int(n)] for n in rng.integers(len(topics), size=num_prompts)]
-    prompts = [_prompt(rng, number, topic) for number, topic in enumerate(about)]
+    topic_of = [topics[int(n)] for n in rng.integers(len(topics), size=num_prompts)]
+    prompts = [_prompt(rng, number, topic) for number, topic in enumerate(topic_of)]
     cells = [(prompt, seed) for prompt in range(num_prompts) for seed in seeds]
     owner = np.array([prompt for prompt, _ in cells])
-    hard = rng.normal(size=num_prompts)[owner]
+    difficulty = rng.normal(size=num_prompts)[owner]
     completions: dict[str, list[str]] = {}
     scores: dict[str, dict[str, Array]] = {name: {} for name in ("reward", *MEASURES)}
     for name, (quality, length) in SYSTEMS.items():
         counts = np.maximum(3, rng.normal(length, 16, size=len(cells))).astype(int)
-        completions[name] = [_text(rng, about[prompt], int(n)) for (prompt, _), n in zip(cells, counts, strict=True)]
+        completions[name] = [_text(rng, topic_of[prompt], int(n)) for (prompt, _), n in zip(cells, counts, strict=True)]
         words = np.array([len(text.split()) for text in completions[name]], dtype=float)
-        scores["reward"][name] = quality + hard + 0.014 * (words - 42) + rng.normal(0, 1.1, size=len(cells))
+        scores["reward"][name] = quality + difficulty + 0.014 * (words - 42) + rng.normal(0, 1.1, size=len(cells))
         rouge = np.clip(0.2 + 0.02 * quality - 0.0012 * abs(words - 40) + rng.normal(0, 0.06, len(cells)), 0, 1)
         scores["rouge-l"][name], scores["rouge-1"][name], scores["rouge-2"][name] = rouge, 1.2 * rouge, 0.5 * rouge
         scores["rouge-avg"][name] = 0.9 * rouge
@@ -97,55 +74,60 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         scores["density"][name] = 1 + rng.gamma(1.0, 1.0, size=len(cells))
         scores["numbers-absent"][name], scores["names-absent"][name] = words // 40, words // 60
     verdicts = {
-        name: np.round(2 * np.tanh(0.5 * (one - scores["reward"][BASELINE]) + rng.normal(0, 1.0, len(cells)))) / 2
-        for name, one in scores["reward"].items()
+        name: np.round(2 * np.tanh(0.5 * (reward - scores["reward"][BASELINE]) + rng.normal(0, 1.0, len(cells)))) / 2
+        for name, reward in scores["reward"].items()
     }
     scores["reward"]["hh-dpo"][3] = np.nan
     completions["hh-meet-lora"][5] = ""
     verdicts["hh-meet-lora"][7] = np.nan
     judged = owner < 0.8 * num_prompts  # the judge sees some of the prompts
     columns = {
-        measure: {name: [None if np.isnan(v) else float(v) for v in column] for name, column in of.items()}
-        for measure, of in scores.items()
+        measure: {name: [None if np.isnan(v) else float(v) for v in column] for name, column in by_system.items()}
+        for measure, by_system in scores.items()
     }
     others, clusters = [name for name in SYSTEMS if name != BASELINE], owner.tolist()
-    drawn: dict[str, int] = {"seed": 0, "resamples": RESAMPLES}
+    bootstrap: dict[str, int] = {"seed": 0, "resamples": RESAMPLES}
 
-    def measured(name: str, description: str, higher: bool | None) -> Measure:
+    def measure(name: str, description: str, higher: bool | None) -> Measure:
         values = columns[name]
-        means = {system: mean(column, clusters, **drawn) for system, column in values.items()}
-        apart = {
-            system: difference(values[system], values[BASELINE], clusters, ratio=name in LENGTHS, **drawn)
+        means = {system: mean(column, clusters, **bootstrap) for system, column in values.items()}
+        differences = {
+            system: difference(values[system], values[BASELINE], clusters, ratio=name in LENGTHS, **bootstrap)
             for system in others
         }
-        told = {system: one for system, one in means.items() if one}
-        return Measure(name, description, higher, values, told, {n: one for n, one in apart.items() if one})
+        return Measure(
+            name,
+            description,
+            higher,
+            values,
+            {system: interval for system, interval in means.items() if interval},
+            {system: interval for system, interval in differences.items() if interval},
+        )
 
-    def compared(evaluator: str, name: str) -> Comparison:
-        asked = judged if evaluator == "judge" else None
+    def compare(evaluator: str, name: str) -> Comparison:
         if evaluator == "judge":
-            told = np.where(judged, verdicts[name], np.nan)
-            clear = [None if np.isnan(v) else float(v) for v in told]
-            outcomes = by_value(clear, [0.0] * len(cells))
+            values = np.where(judged, verdicts[name], np.nan)
+            clarity = [None if np.isnan(v) else float(v) for v in values]
+            outcomes = by_value(clarity, [0.0] * len(cells))
         else:
             ours, theirs = columns[evaluator][name], columns[evaluator][BASELINE]
-            clear = margins(ours, theirs)
+            clarity = margins(ours, theirs)
             outcomes = by_reward(ours, theirs) if evaluator == "reward" else by_value(ours, theirs)
-        places = range(len(cells)) if asked is None else np.flatnonzero(asked).tolist()
-        counted, at = [outcomes[place] for place in places], [clusters[place] for place in places]
-        found = rates(counted, at, **drawn)
-        assert found
-        lengths = ([columns["characters"][one][place] for place in places] for one in (name, BASELINE))
-        controlled = controlled_win(counted, *lengths, at, **drawn).win
-        each = by_seed(counted, at, [cells[place][1] for place in places], **drawn)
-        sample = None if asked is None else asked.tolist()
-        return Comparison(name, BASELINE, evaluator, outcomes, clear, found, controlled, each, sample)
+        places = np.flatnonzero(judged).tolist() if evaluator == "judge" else range(len(cells))
+        counted, owners = [outcomes[place] for place in places], [clusters[place] for place in places]
+        of_all = rates(counted, owners, **bootstrap)
+        assert of_all
+        lengths = ([columns["characters"][system][place] for place in places] for system in (name, BASELINE))
+        controlled = controlled_win(counted, *lengths, owners, **bootstrap).win
+        replicates = by_seed(counted, owners, [cells[place][1] for place in places], **bootstrap)
+        asked = judged.tolist() if evaluator == "judge" else None
+        return Comparison(name, BASELINE, evaluator, outcomes, clarity, of_all, controlled, replicates, asked)
 
-    comparisons = [compared(evaluator, name) for evaluator in ("rouge-avg", "reward", "judge") for name in others]
+    comparisons = [compare(evaluator, name) for evaluator in ("rouge-avg", "reward", "judge") for name in others]
     agreements = [
-        agreement(one.outcomes, two.outcomes, clusters, system=name, evaluators=(one.evaluator, two.evaluator), **drawn)
+        agreement(a.outcomes, b.outcomes, clusters, system=name, evaluators=(a.evaluator, b.evaluator), **bootstrap)
         for name in others
-        for one, two in combinations([one for one in comparisons if one.system == name], 2)
+        for a, b in combinations([c for c in comparisons if c.system == name], 2)
     ]
     reward = RewardSettings(model="OpenAssistant/reward-model-deberta-v3-large-v2", input="pair")
     endpoint = {"model": "qwen2.5-7b-instruct", "base_url": "http://127.0.0.1:8000/v1", "key_env": None}
@@ -187,11 +169,11 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         cells=cells,
         completions=completions,
         measures=[
-            *(measured(name, *told) for name, told in MEASURES.items()),
-            measured("reward", f"reward of {reward.model} (reads pair: asked for)", True),
+            *(measure(name, *description) for name, description in MEASURES.items()),
+            measure("reward", f"reward of {reward.model} (reads pair: asked for)", True),
         ],
         comparisons=comparisons,
-        agreements=[one for one in agreements if one],
+        agreements=list(filter(None, agreements)),
         judge=JudgeAccount(
             model=judge.model,
             base_url=judge.base_url,
@@ -250,17 +232,18 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
 
 
 def with_delta(evaluation: Evaluation, evaluator: str, system: str, delta: Interval, p: float = 0.001) -> Evaluation:
-    changed = [
-        replace(one, rates=replace(one.rates, delta=delta, sign_p=p))
-        if (one.evaluator, one.system) == (evaluator, system)
-        else one
-        for one in evaluation.comparisons
+    """Return the evaluation with another Δ and p of one comparison."""
+    comparisons = [
+        replace(c, rates=replace(c.rates, delta=delta, sign_p=p))
+        if (c.evaluator, c.system) == (evaluator, system)
+        else c
+        for c in evaluation.comparisons
     ]
-    return replace(evaluation, comparisons=changed)
+    return replace(evaluation, comparisons=comparisons)
 
 
-def doubted(evaluation: Evaluation) -> Evaluation:
-    """The same with a judge from which nothing can be concluded."""
+def with_inconclusive_judge(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with a judge from which nothing can be concluded."""
     assert evaluation.judge
     overall = evaluation.judge.overall
     poor = replace(overall, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
@@ -268,17 +251,17 @@ def doubted(evaluation: Evaluation) -> Evaluation:
 
 
 def _prompt(rng: np.random.Generator, number: int, topic: str) -> PromptRow:
-    asked = f"How do I {topic}? I have tried {int(rng.integers(2, 9))} times this week."
-    prompt: str | list[dict[str, str]] = f"\n\nHuman: {asked}\n\nAssistant:"
+    question = f"How do I {topic}? I have tried {int(rng.integers(2, 9))} times this week."
+    prompt: str | list[dict[str, str]] = f"\n\nHuman: {question}\n\nAssistant:"
     if number % 3 == 0:
-        turns = (("user", f"I want to {topic}."), ("assistant", "Good, what is the difficulty?"), ("user", asked))
+        turns = (("user", f"I want to {topic}."), ("assistant", "Good, what is the difficulty?"), ("user", question))
         prompt = [{"role": role, "content": content} for role, content in turns]
     name = hashlib.sha256(f"{number} {topic}".encode()).hexdigest()[:12]
     return PromptRow(name, prompt, _text(rng, topic, 40))
 
 
 def _text(rng: np.random.Generator, topic: str, num_words: int) -> str:
-    pool = np.array(TOPICS[topic].split() + SMALL)
+    pool = np.array(f"{TOPICS[topic]} {SMALL}".split())
     words = [str(word) for word in rng.choice(pool, size=num_words)]
     for start in range(0, num_words, 11):
         words[start] = words[start].capitalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -87,6 +88,12 @@ def test_meet_paper_prints_every_row_on_its_line_with_errata_marked_and_explaine
             assert " ".join(cell.text for cell in row) in lines
         assert all(note in out for note in table.notes)
     assert "\u2212" + "77.85" in out and "25.53" in out
+
+
+def test_meet_paper_prints_json() -> None:
+    out = CliRunner().invoke(main, ["paper", "--table", "3", "--json"], catch_exceptions=False).output
+    (table,) = json.loads(out)
+    assert table["number"] == 3 and table["rows"][-1][-1] == f"13.00{MARK}" and table["rows"][0][-1] == 3.53
 
 
 def test_meet_paper_prints_one_table() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from made_evaluation import doubted, made_evaluation, with_delta
+from made_evaluation import made_evaluation, with_delta, with_inconclusive_judge
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.record import Consistency, Evaluation, Problem, Usage
 from meetlm.report.charts import Chart
@@ -50,7 +50,7 @@ def account_of(evaluation: Evaluation) -> dict[str, str]:
 
 
 def test_nothing_is_concluded_from_an_inconclusive_judge(evaluation: Evaluation) -> None:
-    summary = summary_of(doubted(evaluation))
+    summary = summary_of(with_inconclusive_judge(evaluation))
     assert all(finding.conclusions["judge"] == "inconclusive" for finding in summary.findings)
     assert all("no conclusion about the difference from hh-coh by judge" in each.text for each in summary.findings)
     assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct)" in summary.caveats[0]
@@ -63,7 +63,7 @@ def test_nothing_of_an_inconclusive_judge_is_bold_or_filled(evaluation: Evaluati
     compared = [each for each in evaluation.comparisons if each.evaluator != "rouge-avg"]
     clear = replace(evaluation, comparisons=compared, measures=[])
     clear = with_delta(clear, "judge", "hh-meet-lora", Interval(0.3, 0.2, 0.4))
-    poor = doubted(clear)
+    poor = with_inconclusive_judge(clear)
 
     def strong(evaluation: Evaluation) -> list[bool]:
         return [cell.strong for row in win_table(evaluation).rows for cell in row]
@@ -84,7 +84,7 @@ def test_nothing_of_an_inconclusive_judge_is_bold_or_filled(evaluation: Evaluati
 
 def test_a_judge_without_calls_is_not_in_doubt(evaluation: Evaluation) -> None:
     clear = with_delta(evaluation, "judge", "hh-meet-lora", Interval(0.3, 0.2, 0.4))
-    poor = doubted(clear)
+    poor = with_inconclusive_judge(clear)
     assert poor.judge
     overall = replace(poor.judge.overall, num_calls=0, num_unparsable=0, consistency=None, chance=None)
     mute = replace(poor, judge=replace(poor.judge, overall=overall, num_same=288, by_system={}))
@@ -134,7 +134,7 @@ def test_a_report_over_temperatures_says_where_the_judge_is_inconclusive(tmp_pat
     """At 0.5 no figure of the judge is bold or filled, and the reason is in the words."""
     good, also = (made_evaluation(60, (0,), temperature=t) for t in (0.0, 0.5))
     good, also = (with_delta(each, "judge", "hh-meet-lora", Interval(0.3, 0.2, 0.4)) for each in (good, also))
-    poor = doubted(also)
+    poor = with_inconclusive_judge(also)
     charts, rows = {}, {}
     for name, other in (("good", also), ("poor", poor)):
         conditions = [Condition(good, 0.0), Condition(other, 0.5)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
+from meetlm.cli.options import json_option, print_json
+
 
 @click.command(short_help="Print the paper's own Tables 1 to 5 with errata marked.")
 @click.option("--table", "number", type=click.IntRange(1, 5), help="Print this table only  [default: all].")
-def paper(number: int | None) -> None:
+@json_option
+def paper(number: int | None, as_json: bool) -> None:
     """Print the win, lose and tie rates and Δ of the paper's Tables 1 to 5. Figures that contradict others are marked.
 
     \b
@@ -18,8 +21,11 @@ def paper(number: int | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from meetlm.report.paper import ABOUT, MARK, paper_tables
+    from meetlm.report.paper import ABOUT, MARK, paper_records, paper_tables
 
+    if as_json:
+        print_json([record for record in paper_records() if number in (None, record["number"])])
+        return
     console = Console(highlight=False)
     wide = Console(width=max(console.width, 120), highlight=False)  # keeps each row on one line, in a pipe too
     for table in (table for key, table in paper_tables().items() if number in (None, key)):

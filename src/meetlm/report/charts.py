@@ -172,7 +172,7 @@ def temperature_charts(conditions: Conditions) -> list[Chart]:
                 value, low, high = _percent(comparison.rates.delta)
                 point = Point(condition.temperature or 0.0, value, low, high, clear)
                 series.setdefault(comparison.system, []).append(point)
-            notes = [f" {note}" for each in against if (note := judge_note(each.evaluation, evaluator, each.place))]
+            notes = [f" {note}" for c in against if (note := judge_note(c.evaluation, evaluator, c.place))]
             caption = f"Against {baseline}, with 95% intervals; a marker is filled where {RULE}.{''.join(notes)}"
             title = f"Δ against {baseline} by {evaluator}"
             charts.append(_line_chart(title, series, systems_of(conditions), "temperature", "Δ (%)", caption))
@@ -181,7 +181,7 @@ def temperature_charts(conditions: Conditions) -> list[Chart]:
 
 def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
     """Return the distribution of a measure for each system as a histogram, with its mean, all on one scale."""
-    names = list(dict.fromkeys(s.name for each in conditions for s in each.evaluation.systems))
+    names = list(dict.fromkeys(system.name for c in conditions for system in c.evaluation.systems))
     baselines = {condition.evaluation.baseline for condition in conditions}
     columns: dict[str, NDArray[np.float64]] = {}
     colours = []
@@ -288,7 +288,7 @@ def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str
         step = 0.008 * (max((p.x for line in series.values() for p in line), default=0) or 1.0)
         for place, (name, line) in enumerate(series.items()):
             style = _style(names.index(name))
-            # Lines are drawn slightly apart, so that intervals at the same x can be told apart.
+            # Lines are drawn slightly apart, so that intervals at the same x do not hide each other.
             xs = [point.x + step * (place - (len(series) - 1) / 2) for point in line]
             errors = [[point.y - point.low for point in line], [point.high - point.y for point in line]]
             label = shortened(name, LINE)

@@ -68,11 +68,11 @@ def comparisons_of(conditions: Conditions, evaluator: str | None = None) -> Iter
 
     Args:
         conditions: The evaluations.
-        evaluator: Yield the comparisons by this one only.
+        evaluator: Yield the comparisons by this evaluator only.
     """
     for system in systems_of(conditions):
         for condition in conditions:
-            for comparison in sorted(condition.evaluation.comparisons, key=lambda each: each.evaluator in ROUGES):
+            for comparison in sorted(condition.evaluation.comparisons, key=lambda c: c.evaluator in ROUGES):
                 if comparison.system == system and evaluator in (None, comparison.evaluator):
                     yield condition, comparison
 

@@ -98,8 +98,8 @@ def outcomes_of(evaluation: Evaluation, system: str, pair: int) -> str:
         if comparison.system == system:
             outcome, margin = comparison.outcomes[pair], comparison.margins[pair]
             asked = comparison.was_asked(pair)
-            word = WORDS[outcome] if outcome else without_outcome(comparison) if asked else "not asked"
-            parts.append(f"{comparison.evaluator}: {word}" + ("" if margin is None else f" ({signed(margin, 2)})"))
+            result = WORDS[outcome] if outcome else without_outcome(comparison) if asked else "not asked"
+            parts.append(f"{comparison.evaluator}: {result}" + ("" if margin is None else f" ({signed(margin, 2)})"))
     return "; ".join(parts)
 
 
@@ -123,16 +123,17 @@ def page_data(evaluation: Evaluation) -> str:
     """
     comparisons = [
         {
-            "system": each.system,
-            "evaluator": each.evaluator,
+            "system": comparison.system,
+            "evaluator": comparison.evaluator,
             "outcomes": "".join(
-                CODES[outcome] if each.was_asked(pair) else NOT_ASKED for pair, outcome in enumerate(each.outcomes)
+                CODES[outcome] if comparison.was_asked(pair) else NOT_ASKED
+                for pair, outcome in enumerate(comparison.outcomes)
             ),
-            "none": without_outcome(each),
-            "margins": list(map(_rounded, each.margins)),
-            "order": viewing_order(evaluation, each),
+            "none": without_outcome(comparison),
+            "margins": list(map(_rounded, comparison.margins)),
+            "order": viewing_order(evaluation, comparison),
         }
-        for _, each in comparisons_of([Condition(evaluation)])
+        for _, comparison in comparisons_of([Condition(evaluation)])
     ]
     data = {
         "baseline": evaluation.baseline,
@@ -144,8 +145,11 @@ def page_data(evaluation: Evaluation) -> str:
         "completions": evaluation.completions,
         "comparisons": comparisons,
         "measures": [
-            {"name": each.name, "values": {name: list(map(_rounded, values)) for name, values in each.values.items()}}
-            for each in evaluation.measures
+            {
+                "name": measure.name,
+                "values": {name: list(map(_rounded, values)) for name, values in measure.values.items()},
+            }
+            for measure in evaluation.measures
         ],
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

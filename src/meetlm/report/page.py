@@ -95,7 +95,7 @@ def _markdown_parts(report: Report) -> Iterator[str]:
     yield escaped(report.details)
     yield "## Summary"
     yield escaped(report.summary.opening)
-    yield "\n".join(f"- **{escaped(each.system)}**: {escaped(each.text)}" for each in report.summary.findings)
+    yield "\n".join(f"- **{escaped(f.system)}**: {escaped(f.text)}" for f in report.summary.findings)
     if report.summary.caveats:
         yield "### What cannot be concluded"
         yield "\n".join(f"- {escaped(caveat)}" for caveat in report.summary.caveats)

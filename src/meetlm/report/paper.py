@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import Any
 
 import yaml
 
 from meetlm.report.tables import Cell, Table
 from meetlm.report.wording import number
 
+DATA = resources.files("meetlm.report") / "paper.yaml"
 MARK = "†"
 """Behind a printed figure that contradicts another one of the paper."""
 ABOUT = (
@@ -19,13 +21,18 @@ DATASETS = {"hh": ("hh-rlhf", "Anthropic/HH-RLHF"), "summarize": ("summarize", "
 """By our name of a data format: what the data's path contains, and the data's name in the paper."""
 
 
+def paper_records() -> list[dict[str, Any]]:
+    """Return the data of the paper's tables: ``number``, ``caption``, ``columns``, ``rows`` and, for some, ``notes``."""
+    records: list[dict[str, Any]] = yaml.safe_load(DATA.read_text(encoding="utf-8"))
+    return records
+
+
 def paper_tables(dataset: str = "") -> dict[int, Table]:
     """Return the paper's tables by their number.
 
     Args:
         dataset: The name of a dataset in the paper: only the tables about it.
     """
-    records = yaml.safe_load((resources.files("meetlm.report") / "paper.yaml").read_text(encoding="utf-8"))
     tables = {
         record["number"]: Table(
             f"Table {record['number']} of the paper: {record['caption']}",
@@ -33,7 +40,7 @@ def paper_tables(dataset: str = "") -> dict[int, Table]:
             [[Cell(cell if isinstance(cell, str) else number(cell, 2)) for cell in row] for row in record["rows"]],
             record.get("notes", []),
         )
-        for record in records
+        for record in paper_records()
     }
     return {key: table for key, table in tables.items() if dataset in str(table)}
 

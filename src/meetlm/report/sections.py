@@ -100,5 +100,5 @@ def words_of(evaluation: Evaluation) -> Measure:
 def scorers_of(conditions: Conditions) -> list[Measure]:
     """Return the measures that also decide who wins: rewards, ROUGE, functions of the user's."""
     names = evaluators_of(conditions)
-    measures = {each.name: each for condition in conditions for each in condition.evaluation.measures}
+    measures = {measure.name: measure for condition in conditions for measure in condition.evaluation.measures}
     return [measure for name, measure in measures.items() if name in names]

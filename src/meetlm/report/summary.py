@@ -95,7 +95,7 @@ def _opening(conditions: Conditions) -> str:
     evaluators = [_evaluator(conditions, name) for name in evaluators_of(conditions)]
     if not evaluators:
         return f"{text}. No evaluator gave an outcome for any pair, so there is no finding."
-    runs = " and training runs" if any(max(runs_of(each).values(), default=1) > 1 for each in evaluations) else ""
+    runs = " and training runs" if any(max(runs_of(e).values(), default=1) > 1 for e in evaluations) else ""
     return (
         f"{text}, by {listed(evaluators)}. Δ is the share of prompts won minus the share lost, in percentage points; "
         f"brackets are 95% intervals over prompts{runs}. A system is called better or worse only where {RULE}."
@@ -225,8 +225,8 @@ def _named(pairs: Iterable[tuple[tuple[Condition, Comparison], str]]) -> str:
 def _contradictions(condition: Condition) -> Iterator[str]:
     for finding in _findings([condition]):
         better, worse = (
-            [evaluator for evaluator, found in finding.conclusions.items() if found == conclusion]
-            for conclusion in ("better", "worse")
+            [name for name, conclusion in finding.conclusions.items() if conclusion == direction]
+            for direction in ("better", "worse")
         )
         if better and worse:
             yield (

@@ -79,7 +79,7 @@ def outcome_table(conditions: Conditions, evaluator: str) -> Table:
     figures += ["Length-controlled win (%)"] * has_controlled + ["Prompts (pairs)"]
     rows = []
     for system in systems_of(conditions):
-        for condition in (each for each in conditions if system in others_of(each.evaluation)):
+        for condition in (c for c in conditions if system in others_of(c.evaluation)):
             evaluation, comparison = condition.evaluation, compared.get((id(condition), system))
             start = [Cell(system, judge_mark(evaluation, evaluator, system)), *condition_cells(condition)]
             if comparison is None:
@@ -96,7 +96,7 @@ def outcome_table(conditions: Conditions, evaluator: str) -> Table:
 
 
 def _outcome_notes(conditions: Conditions, evaluator: str, has_controlled: bool) -> list[str]:
-    notes = [note for each in conditions if (note := judge_note(each.evaluation, evaluator, each.place))]
+    notes = [note for c in conditions if (note := judge_note(c.evaluation, evaluator, c.place))]
     judges = [condition.evaluation.judge for condition in conditions if condition.evaluation.judge]
     if evaluator == JUDGE and (num_same := sum(judge.num_same for judge in judges)):
         notes.append(f"{count(num_same, 'pair')} with identical replies: a tie, without asking the judge.")
@@ -125,7 +125,7 @@ def replicate_tables(evaluation: Evaluation) -> list[Table]:
     seeds = sorted({seed for _, seed in evaluation.cells})
     rows = []
     for _, comparison in comparisons_of([Condition(evaluation)]):
-        deltas = {each.seed: share_cell(each.delta) for each in comparison.by_seed}
+        deltas = {replicate.seed: share_cell(replicate.delta) for replicate in comparison.by_seed}
         if deltas:
             cells = [deltas.get(seed, EMPTY) for seed in seeds]
             rows.append([Cell(comparison.system, f"by {comparison.evaluator}"), *cells])
@@ -134,9 +134,9 @@ def replicate_tables(evaluation: Evaluation) -> list[Table]:
     columns = ["System", *(f"Replicate {seed}" for seed in seeds)]
     tables = [Table("Δ per replicate", columns, rows, ["Δ (%) of one replicate; brackets are 95% intervals."])]
     sources: dict[str, dict[int, Cell]] = {}
-    for each in evaluation.replicates:
-        text = f"training run {each.run}, sampling seed {each.sampling_seed}"
-        sources.setdefault(each.system, {})[each.seed] = Cell(each.source, text)
+    for replicate in evaluation.replicates:
+        text = f"training run {replicate.run}, sampling seed {replicate.sampling_seed}"
+        sources.setdefault(replicate.system, {})[replicate.seed] = Cell(replicate.source, text)
     rows = [[Cell(name), *(cells.get(seed, EMPTY) for seed in seeds)] for name, cells in sources.items()]
     return [*tables, Table("Run and seed of each replicate", columns, rows)] if rows else tables
 
@@ -191,17 +191,17 @@ def agreement_tables(evaluation: Evaluation) -> list[Table]:
     """Return Cohen's κ of every pair of evaluators; nothing where there is no such pair."""
     rows = [
         [
-            Cell(listed(each.evaluators)),
-            Cell(each.system),
-            Cell(number(each.kappa.value, 2), brackets(each.kappa, 2)) if each.kappa else Cell("not defined"),
-            Cell(number(100 * each.observed, 1)),
-            Cell(f"{each.num_cells:,}"),
+            Cell(listed(agreement.evaluators)),
+            Cell(agreement.system),
+            Cell(number(kappa.value, 2), brackets(kappa, 2)) if (kappa := agreement.kappa) else Cell("not defined"),
+            Cell(number(100 * agreement.observed, 1)),
+            Cell(f"{agreement.num_cells:,}"),
         ]
-        for each in evaluation.agreements
+        for agreement in evaluation.agreements
     ]
     columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Pairs"]
     note = "κ is the agreement on win, lose and tie beyond chance: 1 is perfect, 0 is chance (Cohen, 1960)."
-    judged = any(JUDGE in each.evaluators for each in evaluation.agreements)
+    judged = any(JUDGE in agreement.evaluators for agreement in evaluation.agreements)
     doubts = [text for text in [judge_note(evaluation, JUDGE)] if judged and text]
     return [Table("Agreement between evaluators", columns, rows, [note, *doubts])] if rows else []
 
@@ -211,10 +211,10 @@ def problem_tables(conditions: Conditions) -> list[Table]:
     tables = []
     for of_rows, caption, counted in ((True, "Rows with problems", "Rows"), (False, "Other notes", "Count")):
         rows = [
-            [Cell(each.what), *condition_cells(condition), Cell(f"{each.count:,}"), Cell(each.shown or NO_VALUE)]
+            [Cell(p.what), *condition_cells(condition), Cell(f"{p.count:,}"), Cell(p.shown or NO_VALUE)]
             for condition in conditions
-            for each in condition.evaluation.problems
-            if each.of_rows == of_rows
+            for p in condition.evaluation.problems
+            if p.of_rows == of_rows
         ]
         columns = ["Problem" if of_rows else "Note", *condition_columns(conditions), counted, "Examples"]
         tables += [Table(caption, columns, rows)] if rows else []

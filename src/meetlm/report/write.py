@@ -69,7 +69,7 @@ def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder:
         summary=summarize(conditions),
         sections=sections_of(conditions),
         examples=groups,
-        settings={each.heading: as_yaml(each.evaluation.settings) for each in conditions},
+        settings={condition.heading: as_yaml(condition.evaluation.settings) for condition in conditions},
     )
     return _write(folder, "temperature", report)
 
@@ -89,9 +89,13 @@ def data_name(settings: dict[str, Any]) -> str:
 
 def details_of(settings: dict[str, Any]) -> str:
     """Return the date and the version of an evaluation, for the line below the title."""
-    day, version = settings.get("date"), settings.get("versions", {}).get("meetlm")
-    parts = [f"{date.fromisoformat(day):%-d %B %Y}" if day else "", f"meetlm {version}" if version else ""]
-    return ", ".join(filter(None, parts))
+    parts = []
+    if "date" in settings:
+        day = date.fromisoformat(settings["date"])
+        parts.append(f"{day.day} {day:%B %Y}")
+    if version := settings.get("versions", {}).get("meetlm"):
+        parts.append(f"meetlm {version}")
+    return ", ".join(parts)
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
