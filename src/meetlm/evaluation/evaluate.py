@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def evaluate_completions(
             "scorers": [scorer.name for scorer in evaluators.scorers],
             "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
             "git": git_hash(),
+        "date": datetime.now(UTC).date().isoformat(),
         },
         baseline=baseline,
         systems=completions.systems,

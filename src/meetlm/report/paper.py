@@ -22,7 +22,7 @@ DATASETS = {"hh": ("hh-rlhf", "Anthropic/HH-RLHF"), "summarize": ("summarize", "
 
 
 def paper_records() -> list[dict[str, Any]]:
-    """Return the data of the paper's tables: ``number``, ``caption``, ``columns``, ``rows`` and, for some, ``notes``."""
+    """Return the data of the paper's tables: ``number``, ``caption``, ``columns``, ``rows``, some ``notes``."""
     records: list[dict[str, Any]] = yaml.safe_load(DATA.read_text(encoding="utf-8"))
     return records
 
