@@ -147,7 +147,7 @@ def evaluate_completions(
             "scorers": [scorer.name for scorer in evaluators.scorers],
             "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
             "git": git_hash(),
-        "date": datetime.now(UTC).date().isoformat(),
+            "date": datetime.now(UTC).date().isoformat(),
         },
         baseline=baseline,
         systems=completions.systems,
