@@ -49,6 +49,19 @@ def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == record, "a finished run stays as it is"
 
 
+def test_a_run_of_another_version_continues_or_names_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    record = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del record["config"]["batch"]["log_steps"], record["config"]["data"]["holdout"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    write(tmp_path)  # a setting that the earlier version lacked has its default
+    record["config"]["stages"][0]["times"] = 2
+    record["versions"]["meetlm"] = "0.0.7"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    with pytest.raises(RunError, match="holds a run of meetlm 0.0.7, whose settings this version cannot read"):
+        write(tmp_path)
+
+
 def test_the_format_is_pinned_once(tmp_path: Path) -> None:
     assert read_pinned(tmp_path / "run") is None
     write(tmp_path / "run")

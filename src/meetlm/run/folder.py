@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -155,7 +156,17 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
-    before, now = dict(_flatten(old["config"])), dict(_flatten(resolved))
+    try:
+        old_config = RunConfig.model_validate(
+            old["config"]
+        )  # gives settings that are new in this version their default
+    except ValidationError as error:
+        version = old.get("versions", {}).get("meetlm", "of another version")
+        raise RunError(
+            f"{folder} holds a run of meetlm {version}, whose settings this version cannot read; choose another folder "
+            "or remove it"
+        ) from error
+    before, now = dict(_flatten(json.loads(old_config.model_dump_json()))), dict(_flatten(resolved))
     changes = [
         f"{key} was {before.get(key, 'absent')}, is now {now.get(key, 'absent')}"
         for key in dict.fromkeys((*before, *now))
