@@ -40,7 +40,7 @@ def one(ids: list[int], start: int, weights: tuple[float, ...]) -> Encoded:
 
 def test_formats_are_these() -> None:
     assert list(FORMATS) == ["chain", "chosen", "conditional", "pairwise"]
-    assert [name for name in FORMATS if FORMATS[name].compares] == ["pairwise"]
+    assert [name for name in FORMATS if FORMATS[name].is_pairwise] == ["pairwise"]
     assert [name for name in FORMATS if FORMATS[name].chains] == ["chain"]
     assert [name for name in FORMATS if FORMATS[name].levels == ("bad", "good")] == ["chain", "conditional"]
     assert [name for name in FORMATS if FORMATS[name].levels == ("good",)] == ["chosen", "pairwise"]

@@ -1,1 +1,1 @@
-"""Controls: what makes a language model obey a level. May hook a model; knows no loss and no optimiser."""
+"""Controls make a language model follow levels. They may replace layers' forward methods; they know no loss."""

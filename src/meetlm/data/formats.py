@@ -25,13 +25,13 @@ class DataFormat(ABC):
 
     Attributes:
         levels: The levels that its completions show, worst first: those of the control.
-        compares: Whether an item is two completions (chosen, rejected) of one prompt at one level, for objectives that
-            compare them.
+        is_pairwise: Whether an item is two completions (chosen, rejected) of one prompt at one level, for pairwise
+            objectives.
         chains: Whether a sequence has completions of several levels: they need a slot before each response.
     """
 
     levels: ClassVar[tuple[str, ...]]
-    compares: ClassVar[bool] = False
+    is_pairwise: ClassVar[bool] = False
     chains: ClassVar[bool] = False
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Pairwise(DataFormat):
     """Chosen and rejected at the same level: for objectives that compare them (DPO)."""
 
     levels = (BEST,)
-    compares = True
+    is_pairwise = True
 
     def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
         """Return (chosen, rejected)."""

@@ -1,1 +1,1 @@
-"""Export: a run in the formats of other tools."""
+"""Export of a run to the formats of other tools."""

@@ -1,1 +1,1 @@
-"""Generation: the only sampler. Prompts and levels in, completions out."""
+"""Generation, with the only sampler: prompts and levels in, completions out."""

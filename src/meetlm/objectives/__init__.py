@@ -1,1 +1,1 @@
-"""Objectives: pure functions of log-probs. Know no file, no optimiser, no control."""
+"""Objectives: pure functions of log-probs, independent of files, optimizers and controls."""

@@ -1,1 +1,1 @@
-"""The policy: language model and control, and the log-probs they give. The only caller of lm.forward in training."""
+"""The policy: a language model with a control, and its log-probs. In training, only it calls the language model."""

@@ -1,1 +1,1 @@
-"""Training: stages, one loop, checkpoints. Knows no loss formula and no method name."""
+"""Training: stages, one training loop, checkpoints. Independent of objectives and methods."""

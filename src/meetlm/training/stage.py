@@ -65,12 +65,12 @@ class StageSettings(Settings):
         if self.control_lr is not None and set(self.train) != {"control", "lm"}:
             raise ValueError("control_lr requires train: [control, lm]; set lr instead")
         is_pairwise = OBJECTIVES[self.objective.kind].is_pairwise
-        if is_pairwise and not FORMATS[self.format].compares:
+        if is_pairwise and not FORMATS[self.format].is_pairwise:
             raise ValueError(
                 f"objective {self.objective.kind!r} compares two replies to one prompt at one level; "
                 f"set format: pairwise (it is {self.format!r})"
             )
-        if not is_pairwise and FORMATS[self.format].compares:
+        if not is_pairwise and FORMATS[self.format].is_pairwise:
             raise ValueError(
                 f"format {self.format!r} puts both replies at the same level; objective {self.objective.kind!r} would "
                 "train the rejected reply like the chosen one; set format: conditional or format: chosen"
