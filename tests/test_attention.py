@@ -1,4 +1,4 @@
-"""Attention within packed sequences, beside scores of all pairs of tokens in f64."""
+"""Attention within packed sequences, compared with the scores of all pairs of tokens in f64."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HEADS, SIZE = 6, 16
 
 
 class Layer(nn.Module):
-    """All that attention asks of its layer."""
+    """The part of a layer that attention uses."""
 
     layer_idx = 0
 
 
 def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window: int | None, scale: float) -> Tensor:
-    """[H, T, d]: one softmax over every key that a query sees."""
+    """Return the attention output [H, T, d] by one softmax over every key that a query sees."""
     key, value = (one.repeat_interleave(len(query) // len(one), dim=0) for one in (key, value))
     scores = query @ key.transpose(1, 2) * scale
     place = torch.arange(key.shape[1], device=key.device)
@@ -38,7 +38,7 @@ def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window:
 
 
 def gap(one: Tensor, exact: Tensor) -> float:
-    """The largest difference, as a part of the largest number where that is above 1."""
+    """Return the largest difference, relative to the largest number where that is above 1."""
     return float((one.double() - exact).detach().abs().max() / exact.detach().abs().max().clamp(min=1))
 
 
@@ -55,7 +55,7 @@ def kernel(
     window_size: tuple[int, int],
     enable_gqa: bool = False,
 ) -> Tensor:
-    """What torch's documentation says of ``varlen_attn``, where there is no CUDA to run it on.
+    """Compute what torch's documentation says about ``varlen_attn``, which needs CUDA.
 
     The last query of a sequence stands where its last key does; a query sees ``window_size[0]`` keys before its own.
     """
@@ -100,21 +100,21 @@ def by_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     window=(None, 1, 40, BLOCK + 70),
     scale=(None, 0.3),
 )
-def test_tokens_see_what_they_should(
+def test_attention_equals_the_softmax_over_visible_keys(
     way: Callable[[pytest.MonkeyPatch], None],
     kv_heads: int,
     window: int | None,
     scale: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sequences of one block, at its edges and of several, and two branches of one of them."""
+    """Sequences of one block, of several, and at the limits of a block; two are branches."""
     way(monkeypatch)
     compare(kv_heads, window, scale, "cpu", torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
 def test_mixed_precision_takes_the_kernel(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotary positions are f32 under autocast, and with them queries and keys were."""
+    """Rotary positions are f32 under autocast and would make queries and keys f32."""
     dtypes: list[torch.dtype] = []
 
     def counted(*given: Any, **more: Any) -> Tensor:
@@ -148,7 +148,7 @@ def test_the_kernel_itself(kv_heads: int, window: int | None, scale: float | Non
 def compare(
     kv_heads: int, window: int | None, scale: float | None, device: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Beside :func:`of_all_pairs`, outputs and gradients."""
+    """Compare outputs and gradients with those of :func:`of_all_pairs`."""
     generator = torch.Generator().manual_seed(3)
     lengths = [1, 5, BLOCK + BLOCK // 2 - 1, BLOCK + BLOCK // 2, 2 * BLOCK, 3 * BLOCK + 5, 30, 2 * BLOCK]
     shared = [0, 0, 0, 0, 0, 0, 2 * BLOCK + 9, 7]
@@ -187,7 +187,7 @@ def compare(
         assert gap(one, other) <= tolerance
 
 
-def test_masks_are_made_once_for_all_layers() -> None:
+def test_masks_are_shared_by_all_layers() -> None:
     packed, query = PackedLayout([0, 100, 130], [0, 20]), torch.zeros(1, 2, 3 * 10, 8)
     first = packed.block_mask(query, 10, 20, None)
     assert first.shape == (30, 20)

@@ -1,4 +1,4 @@
-"""Stacked levels: what one level's control reaches, and what it does not."""
+"""Controls with stacked levels: each level affects its own tokens and no others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backward(policy: Policy, batch: Sequence[Encoded]) -> dict[str, torch.Tensor
 
 
 def checkpointed(architecture: str, kind: str, layout: str | None = None, **changes: Any) -> Policy:
-    """The policy that ``tiny_policy`` makes, recomputing its activations in backward."""
+    """Return the policy of ``tiny_policy`` with gradient checkpointing."""
     lm = tiny_lm(architecture)
     checkpoint_activations(lm)
     assert checkpoints_activations(lm)
@@ -93,10 +93,10 @@ def test_mixed_gradients_are_the_sum_of_single_levels(
 
 @pytest.mark.parametrize("layout", [None, "padded"])
 @pytest.mark.parametrize("max_dense_rows", [low_rank.MAX_DENSE_ROWS, 1])
-def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
+def test_lora_on_a_layer_with_flattened_rows(
     max_dense_rows: int, layout: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As OPT's MLP does: [R·T, D] in the place of [R, T, D]."""
+    """OPT's MLP gets [R·T, D] instead of [R, T, D]."""
     monkeypatch.setattr(low_rank, "MAX_DENSE_ROWS", max_dense_rows)
     policy = tiny_policy("opt", "lora", layout=layout)
     batch = sequences(policy, [(20, 15), (30, 9), (24, 16), (3, 1)], [0, 1, 0, 1])
@@ -108,7 +108,7 @@ def test_a_layer_may_read_the_tokens_of_all_rows_in_one(
     assert torch.allclose(policy.score(batch)[0], alone)
 
 
-def test_a_layer_that_reads_some_of_the_tokens_is_refused() -> None:
+def test_lora_refuses_layers_that_see_only_some_of_the_tokens() -> None:
     control = tiny_policy("opt", "lora").control
     control.set_level_weights(torch.ones(2, 5, 2))
     with pytest.raises(
@@ -119,8 +119,8 @@ def test_a_layer_that_reads_some_of_the_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_checkpointed_gradients_of_an_architecture_that_is_padded(kind: str) -> None:
-    """Several blocks go forward before the one backward, each under its own level weights."""
+def test_checkpointed_gradients_with_padded_blocks(kind: str) -> None:
+    """Several blocks, each with its own level weights, go forward before one backward pass."""
     policy = tiny_policy("gptj", kind)
     batch = sequences(policy, LENGTHS)
     assert len(collate(batch, "padded")["blocks"]) > 2
@@ -161,7 +161,7 @@ def test_mixed_levels_and_short_segments_stay_dense() -> None:
 
 
 def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
-    """Equal shapes: a recomputation under the wrong level would raise nothing."""
+    """The shapes are equal, so a recomputation at the wrong level would raise nothing."""
     policy = tiny_policy("llama", "lora")
     one, two = (collate(sequences(policy, [(6, 5)], [level]), "padded")["blocks"][0] for level in (0, 1))
     blocks = [one, {**two, "completion": two["completion"] + 1}]
@@ -192,7 +192,7 @@ def test_checkpointing_under_autocast(architecture: str, kind: str) -> None:
 
 @each_value(architecture=PACKING)
 def test_many_levels(architecture: str) -> None:
-    """Five levels, ranks past 128 in all: each equals a control that has that level alone."""
+    """Five levels, K·r above 128: each level equals a control that has only this level."""
     names = ("q0", "q1", "q2", "q3", "q4")
     lm = tiny_lm(architecture)
     policy = tiny_policy(architecture, "lora", lm=lm, levels=names, rank=30)
@@ -208,8 +208,8 @@ def test_many_levels(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_a_mix_is_linear_in_the_weights(kind: str) -> None:
-    """good + 0.5·(good − bad) equals a level whose control was mixed by hand (LoRA: its product B·A)."""
+def test_a_mix_of_levels_is_linear_in_the_weights(kind: str) -> None:
+    """good + 0.5·(good − bad) equals a level mixed by hand (for LoRA: its product B·A)."""
     policy = tiny_policy("llama", kind)
     (batch,) = sequences(policy, [(5, 6)], [1])
     mixed = Encoded.of_one(batch.ids, batch.spans[0].start, (-0.5, 1.5))
@@ -241,7 +241,7 @@ def test_text_control_requires_a_text_per_level() -> None:
 
 
 def test_soft_prompt_starts_from_its_text() -> None:
-    """Their embeddings, scaled where the model scales (Gemma), repeated to the length."""
+    """Its embeddings, scaled if the model scales them (Gemma), are repeated to the length."""
     lm = tiny_lm("gemma")
     control = tiny_control(lm, "soft-prompt", length=7)
     for level, word in enumerate(("bad", "good")):
@@ -282,7 +282,7 @@ def test_fresh_lora_changes_nothing() -> None:
         ("special-token", 0.0, False),
     ],
 )
-def test_identity_is_what_changes_nothing(kind: str, move: float, is_identity: bool) -> None:
+def test_is_identity(kind: str, move: float, is_identity: bool) -> None:
     assert tiny_policy("llama", kind, move=move).control.is_identity() == is_identity
 
 

@@ -1,4 +1,4 @@
-"""The sampler: rows in a batch are what they are alone, and end where they should."""
+"""The sampler: rows are the same in a batch as alone, and end where they should."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTHS = (3, 17, 9, 1, 12)
 
 
 def requests_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = True) -> list[Request]:
-    """Random prompts, each under another level, the last under a mix where the control mixes."""
+    """Return random prompts of different levels, the last at a mix of levels if the control supports it."""
     generator = torch.Generator().manual_seed(11)
     made = []
     for stream, length in enumerate(lengths):
@@ -43,7 +43,7 @@ def engine_of(policy: Policy, *stop: str) -> Engine:
 
 
 @each_value(architecture=ARCHITECTURES, kind=OBEYED)
-def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
+def test_logits_in_a_batch_equal_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)
     together = engine.first_logits(requests)
@@ -53,7 +53,7 @@ def test_batch_logits_are_those_alone(architecture: str, kind: str) -> None:
 
 
 @each_value(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"), temperature=(0.0, 1.0))
-def test_batch_completions_are_those_alone(architecture: str, kind: str, temperature: float) -> None:
+def test_completions_in_a_batch_equal_those_alone(architecture: str, kind: str, temperature: float) -> None:
     """In float64 no two tokens are within rounding of each other."""
     policy = tiny_policy(architecture, kind)
     engine, requests = engine_of(policy), requests_of(policy)
@@ -64,8 +64,8 @@ def test_batch_completions_are_those_alone(architecture: str, kind: str, tempera
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_is_transformers_own(architecture: str) -> None:
-    """The same model with no control, in f32: equal up to the first tie closer than 1e-4."""
+def test_greedy_decoding_equals_that_of_transformers(architecture: str) -> None:
+    """The same model without a control, in f32: equal up to the first tie within 1e-4."""
     policy = tiny_policy(architecture, "lora", move=0.0, dtype=torch.float32)
     engine = engine_of(policy)
     lm = tiny_lm(architecture, dtype=torch.float32)
@@ -107,7 +107,7 @@ def test_sampling_depends_on_the_seed_and_the_stream() -> None:
 
 
 class Script:
-    """Stands for ``sample_tokens``: gives each row the tokens written for it, by its random stream."""
+    """Replaces ``sample_tokens``: returns the tokens written for each row, by its random stream."""
 
     def __init__(self, scripts: list[list[int]], seed: int = 0) -> None:
         self.scripts = {engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)}
@@ -131,7 +131,7 @@ def scripted(
     return done, script
 
 
-def test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completions_end_with_eos_stop_or_length(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [
         " yes <|endoftext|>rice",
         " no \n\nHuman: rice",
@@ -151,7 +151,7 @@ def test_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\n\nHuman: b", "a\n\nHuman:", "é à\n\nHuman:x", "\n\nHuman: b", "日本\n\nHuman: c"])
-def test_stop_strings_are_seen_wherever_tokens_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_strings_across_tokens(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (done,), script = scripted([text + " and more than that"], monkeypatch, "\n\nHuman:", "STOP")
     assert done.text == text.split("\n\nHuman:")[0].strip()
     assert done.finish == "stop"
@@ -170,7 +170,7 @@ def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> N
     assert (done.text, done.finish, done.num_tokens) == ("a g", "stop", 2)
 
 
-def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_of_the_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     policy.lm.generation_config.eos_token_id = [7, 9]
     monkeypatch.setattr(engines, "sample_tokens", Script([[20, 9, 21], [0]]))
@@ -181,8 +181,8 @@ def test_eos_of_the_generation_config_ends_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_that_leave_do_not_change_the_others(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most rows end early; the logits of the last one are those it has alone."""
+def test_finished_rows_do_not_change_the_others(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most rows end early; the last one has the same logits as alone."""
     policy = tiny_policy(architecture, "lora")
     requests = requests_of(policy)
     seen: dict[int, list[torch.Tensor]] = {len(requests): [], 1: []}
@@ -204,8 +204,8 @@ def test_rows_that_leave_do_not_change_the_others(architecture: str, monkeypatch
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the engine sees at each step is what training sees at that position."""
+def test_cached_steps_equal_one_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of each step equal those of training at that position."""
     policy = tiny_policy(architecture, "soft-prompt")
     (request,) = requests_of(policy, [6], mixed=False)
     script, seen = Script([[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]), []
@@ -228,7 +228,7 @@ def test_cached_steps_equal_one_pass(architecture: str, monkeypatch: pytest.Monk
 
 @each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
-    """On CUDA prompts are read and continued under autocast: keys are kept in bf16. Here by that of the CPU."""
+    """On CUDA generation runs under autocast, with keys in bf16; here under autocast of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
     assert engine_of(policy)._decoder is PackedDecoder
 
@@ -266,8 +266,8 @@ def test_only_architectures_that_pack_use_the_packed_decoder() -> None:
         assert made is (PackedDecoder if architecture in PACKING else PaddedDecoder)
 
 
-def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An architecture whose steps are not those of one pass must be found out."""
+def test_a_step_that_differs_needs_the_padded_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check notices an architecture whose steps differ from one forward pass."""
     policy = tiny_policy("llama", "lora")
     right = KVCache.attend
     monkeypatch.setattr(KVCache, "attend", lambda self, *args: right(self, *args) * 1.01)
@@ -278,8 +278,8 @@ def test_a_step_that_differs_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
 @torch.no_grad()
-def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two levels, a common start under each, a prompt asked for twice: fewer tokens, and the logits of padded rows."""
+def test_shared_prefixes_are_computed_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two levels with a common prefix each and a repeated prompt: fewer tokens, and the logits of padded rows."""
     policy = tiny_policy(architecture, kind)
     generator = torch.Generator().manual_seed(5)
     start = torch.randint(4, 300, (30,), generator=generator).tolist()
@@ -309,7 +309,7 @@ def test_what_prompts_share_is_read_once(architecture: str, kind: str, monkeypat
         assert float((one[[packed.order.index(row) for row in range(10)]] - other).abs().max()) < 1e-4
 
 
-def test_long_prompts_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_take_several_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "soft-prompt")
     requests = requests_of(policy, (60, 50, 40, 30, 20, 10))
     engine = engine_of(policy)

@@ -1,4 +1,4 @@
-"""Log-probs, some words at a time: those of the whole logits, and their gradients, on every kind of head."""
+"""Log-probs by chunks of the vocabulary equal those of whole logits, as do their gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_chunks_of_the_vocabulary_give_the_log_probs_and_gradients_of_whole_logi
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_logits_past_what_exp_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_beyond_the_range_of_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "NUM_LOGITS", {"cpu": 15})
     monkeypatch.setattr(head, "MIN_CHUNK", 2)
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def test_logits_past_what_exp_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(*gradients, atol=1e-5)
 
 
-def test_no_token_at_all() -> None:
+def test_no_tokens() -> None:
     layer, hidden = nn.Linear(6, 17), torch.randn(0, 6, requires_grad=True)
     token_logps(hidden, layer, torch.zeros(0, dtype=torch.int64)).sum().backward()
     assert hidden.grad is not None and hidden.grad.shape == (0, 6)
@@ -73,8 +73,8 @@ def test_only_the_head_is_trained() -> None:
     assert torch.allclose(*found, atol=1e-6)
 
 
-def test_nothing_is_kept_where_nothing_is_trained() -> None:
-    """A trained model scores too: its log-probs keep no probability of any word."""
+def test_scoring_stores_no_probabilities() -> None:
+    """Scoring with a trainable model stores nothing for backward."""
     layer, hidden, targets = nn.Linear(8, 5000, bias=False), torch.randn(2000, 8), torch.zeros(2000, dtype=torch.int64)
 
     def most(store: bool) -> int:
@@ -91,7 +91,7 @@ def test_nothing_is_kept_where_nothing_is_trained() -> None:
 
 
 def test_half_precision() -> None:
-    """As a GPU trains: products in bf16, the softmax in f32."""
+    """As on CUDA: products in bf16, the softmax in f32."""
     torch.manual_seed(0)
     layer, targets = nn.Linear(64, 300, bias=False), torch.randint(0, 300, (50,))
     found = []
@@ -109,7 +109,7 @@ def test_half_precision() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_policy_through_its_own_logits_is_the_same(architecture: str) -> None:
+def test_chunked_head_equals_the_logits_of_the_model(architecture: str) -> None:
     policy = tiny_policy(architecture, "lora")
     assert policy.has_linear_head
     batch = collate(sequences(policy, LENGTHS), policy.layout)
@@ -122,7 +122,7 @@ def test_a_policy_through_its_own_logits_is_the_same(architecture: str) -> None:
     assert gap(made[0][1], made[1][1]) < 1e-5
 
 
-def test_logits_that_are_capped_are_not_plain() -> None:
+def test_capped_logits_are_not_a_linear_head() -> None:
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = Gemma2Config(
         **sizes, num_key_value_heads=2, head_dim=8, vocab_size=320, final_logit_softcapping=0.5, initializer_range=0.2

@@ -1,4 +1,4 @@
-"""Objectives by hand, and DPO in the loop: what its loss is divided by, what is logged, what it moves."""
+"""Objectives by hand, and DPO in the training loop: its divisor, its logs, its effect."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_dpo_by_hand() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
-def test_dpo_is_ln_2_where_the_policy_is_the_reference(beta: float) -> None:
+def test_dpo_is_ln_2_if_the_policy_is_the_reference(beta: float) -> None:
     logps = torch.tensor([-3.0, -300.0, -20.0, -1.0, -7.5, -7.5])
     loss = dpo(logps, logps.double(), beta=beta)
     assert loss.total.item() == pytest.approx(3 * math.log(2), abs=1e-6)
@@ -105,8 +105,8 @@ def run(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
-def test_dpo_in_parts_is_dpo_at_once(architecture: str, tmp_path: Path) -> None:
-    """8 pairs and 1 × 8 make the same step, and so does the smaller one that ends an epoch of 10 pairs."""
+def test_dpo_is_the_same_with_accumulation(architecture: str, tmp_path: Path) -> None:
+    """8 pairs and 8 × 1 pair give the same step, also for the smaller step at the end of an epoch of 10 pairs."""
     results, lines = [], []
     for micro in (8, 1):
         policy = tiny_policy(architecture, "none", levels=["good"])
@@ -124,8 +124,8 @@ def test_dpo_in_parts_is_dpo_at_once(architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro", [4, 1])
-def test_what_is_logged_is_the_mean_over_the_pairs_of_a_step(micro: int, tmp_path: Path) -> None:
-    """A reference of our own and a rate that moves nothing: worked out from log-probs with the formula."""
+def test_logs_are_means_over_the_pairs_of_a_step(micro: int, tmp_path: Path) -> None:
+    """With a learning rate of almost 0, logged values follow from log-probs by the formula."""
     policy = tiny_policy("llama", "none", levels=["good"])
     items = pairwise(policy, 10)
     now = logps_of(policy, items)
@@ -148,7 +148,7 @@ def test_what_is_logged_is_the_mean_over_the_pairs_of_a_step(micro: int, tmp_pat
 
 
 def order_of(policy: Policy, items: list[Item], folder: Path, reference: Tensor) -> list[int]:
-    """The pairs of an epoch as the loop takes them, told by the reference that goes with each."""
+    """Return the order of an epoch's pairs, identified by the reference of each pair."""
     settings = stage(["lm"], steps=2, format="pairwise", objective=DPO)
     batch = BatchSettings(pairs=8, micro_pairs=1)
     loop = StageTrainer(policy, items, settings, OptimSettings(), batch, folder, 0, [], reference)
@@ -181,7 +181,7 @@ def test_a_dpo_stage_raises_the_margin_of_its_pairs(tmp_path: Path) -> None:
     assert lines[-1]["loss"] < math.log(2) - 0.05
 
 
-def test_an_objective_that_compares_has_a_reference_and_no_other_has(tmp_path: Path) -> None:
+def test_only_pairwise_objectives_have_a_reference(tmp_path: Path) -> None:
     policy = tiny_policy("llama", "none", levels=["good"])
     items, batch = pairwise(policy, 2), BatchSettings(pairs=2)
     for settings, reference in (

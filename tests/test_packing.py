@@ -1,4 +1,4 @@
-"""Packed, padded and one by one: the same log-probs and the same gradients."""
+"""Packed, padded and single sequences have the same log-probs and gradients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(policy: Policy, batches: list[list[Encoded]], layout: Any) -> Result:
 
 @torch.no_grad()
 def reference(lm: PreTrainedModel, sequence: Encoded) -> Tensor:
-    """log p of one sequence whose ids are all real: transformers' plain forward, nothing of ours."""
+    """Return log p of a sequence without virtual ids, by transformers' own forward pass."""
     ids = torch.tensor([sequence.ids])
     logps = lm(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
     return logps.gather(-1, ids[0, 1:, None])[sequence.spans[0].start - 1 :].sum()
@@ -77,14 +77,14 @@ def test_logps_are_those_of_transformers(architecture: str) -> None:
     assert float((policy.score(batch)[0] - expected).abs().max()) < 1e-4
 
 
-def test_an_architecture_of_its_own_is_padded_and_says_why() -> None:
+def test_an_architecture_that_cannot_pack_has_a_padding_reason() -> None:
     policy = tiny_policy("gptj", "lora")
     assert policy.layout == "padded"
     assert policy.padding_reason == "GPTJForCausalLM does not go through transformers' AttentionInterface"
 
 
 def test_gpt_neo_past_its_window() -> None:
-    """The paper's model: local attention over 256 tokens, sequences longer than that."""
+    """The paper's model has local attention over 256 tokens; these sequences are longer."""
     policy = tiny_policy("gpt-neo", "lora", lm=tiny_lm("gpt-neo", window_size=256))
     batch = sequences(policy, [(280, 40), (250, 20), (290, 10), (30, 5)])
     alone, _ = run(policy, [[one] for one in batch], "padded")
@@ -98,7 +98,7 @@ def test_gpt_neo_past_its_window() -> None:
 
 
 def test_padding_does_not_matter() -> None:
-    """Whatever ids stand in the padding, and however much of it there is."""
+    """Neither the ids in the padding nor its length matter."""
     policy = tiny_policy("llama", "lora")
     batch = sequences(policy, LENGTHS)
     (block,) = collate(batch, "padded", max_waste=1.0)["blocks"]
@@ -110,8 +110,8 @@ def test_padding_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("architecture", PACKING)
-def test_neighbours_are_not_seen(architecture: str) -> None:
-    """Another first sequence, same length: the second one's packed log-probs keep their bits."""
+def test_packed_sequences_do_not_see_each_other(architecture: str) -> None:
+    """Another first sequence of the same length leaves the second one's log-probs bit-identical."""
     policy = tiny_policy(architecture, "lora")
     first, second = sequences(policy, [(9, 5), (6, 4)])
     other = Encoded.of_one(tuple(300 - i for i in first.ids), first.spans[0].start, first.spans[0].weights)
@@ -122,7 +122,7 @@ def test_neighbours_are_not_seen(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", PACKING)
-def test_check_accepts(architecture: str) -> None:
+def test_the_check_accepts_architectures_that_pack(architecture: str) -> None:
     lm = tiny_lm(architecture, dtype=torch.float32)
     assert packing_failure_reason(lm) is None
     if architecture == "gpt-neo":
@@ -146,7 +146,7 @@ def leak(wrong: str, **kwargs: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("wrong", ["leaks", "branch", "window", "scaling"])
-def test_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*args: Any, **kwargs: Any) -> Any:
         return varlen_attention(*args, **(leak(wrong, **kwargs) if kwargs.get("meet_layout") is not None else kwargs))
 
@@ -170,7 +170,7 @@ def test_a_gpt_neo_without_its_arguments_gives_nan(monkeypatch: pytest.MonkeyPat
     assert policy(batch["blocks"], batch["num_completions"]).values.isnan().all()
 
 
-def test_a_second_check_that_fails_leaves_what_was_replaced() -> None:
+def test_a_second_check_that_fails_keeps_the_packed_attention() -> None:
     for architecture in ("llama", "gpt-neo"):
         policy = tiny_policy(architecture, "none")
         batch = collate(sequences(policy, LENGTHS), "packed")
@@ -179,7 +179,7 @@ def test_a_second_check_that_fails_leaves_what_was_replaced() -> None:
         assert torch.equal(policy(batch["blocks"], batch["num_completions"]).values, before)
 
 
-def test_check_refuses_other_attention() -> None:
+def test_the_check_refuses_other_attention() -> None:
     lm = tiny_lm("llama")
     lm.set_attn_implementation("eager")
     why = packing_failure_reason(lm)
@@ -225,7 +225,7 @@ def test_budget() -> None:
     assert groups == [[1], [2, 3], [0, 4]]
 
 
-def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_that_raises_is_a_reason_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("meet_layout") is not None:
             raise RuntimeError("no kernel")
@@ -238,7 +238,7 @@ def test_an_attention_that_fails_is_no_crash(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
-    """Return two prompts' completions side by side, the first prompt's three times, and a lonely one between."""
+    """Return completions of three prompts: three of the first, one of the second, two of the third."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(count: int) -> list[int]:
@@ -254,7 +254,7 @@ def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
 
 @each_value(architecture=PACKING, kind=("lora", "soft-prompt", "text"))
 def test_a_shared_prompt_changes_nothing(architecture: str, kind: str) -> None:
-    """In float64, whose log-softmax is in f32; windows of gemma3 (8 tokens) reach back into the shared part."""
+    """Windows of gemma3 (8 tokens) reach back into the shared part. The log-softmax of f64 models is in f32."""
     policy = tiny_policy(architecture, kind)
     rows = family(policy)
     assert policy.shares_prompts
@@ -275,7 +275,7 @@ def test_a_shared_prompt_changes_nothing(architecture: str, kind: str) -> None:
     assert gap(expected, grown) < 1e-6
 
 
-def test_what_does_not_share() -> None:
+def test_sequences_that_do_not_share_their_prompt() -> None:
     policy = tiny_policy("llama", "soft-prompt")
     good, bad = (family(policy, level=level)[:1] for level in (1, 0))
     (other,) = [replace(good[0], ids=(*good[0].ids[:-5], 7, *good[0].ids[-4:]))]  # another last token of the prompt

@@ -1,4 +1,4 @@
-"""Exported levels load with PEFT, and the model without meetlm, to the same logits."""
+"""Exported levels load with PEFT, and the model loads without meetlm; both give the same logits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_auto_peft_finds_the_model(kind: str, tmp_path: Path) -> None:
         assert float((adapted(ids).logits[0, -1] - ours(aligned, TEXTS[1], "good")).abs().max()) < 1e-4
 
 
-def test_before_response_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_before_response_has_no_peft_export(tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", "soft-prompt", placement="before_response")
     control = meetlm.load(folder).policy.control
     assert not (folder / "controls").exists()
@@ -86,7 +86,7 @@ def test_before_response_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_text_is_no_adapter(tmp_path: Path) -> None:
+def test_text_has_no_peft_export(tmp_path: Path) -> None:
     folder = finished(tmp_path, "llama", "text")
     assert not (folder / "controls").exists()
     assert not (folder / "control.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Products by oneDNN: those of torch, on every stride, and the same log-probs and gradients of every kind of model."""
+"""Products by oneDNN equal those of torch for every stride, and give the same log-probs and gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ By = Callable[[bool], None]
 
 @pytest.fixture
 def by(monkeypatch: pytest.MonkeyPatch) -> By:
-    """Return what makes oneDNN be taken, or not."""
+    """Return a function that switches oneDNN on or off."""
 
     def choose(onednn: bool) -> None:
         for module in (fused_linear, products):
@@ -35,7 +35,7 @@ def by(monkeypatch: pytest.MonkeyPatch) -> By:
 
 
 def matrices(rows: int, columns: int) -> dict[str, Tensor]:
-    """Return matrices [rows, columns] of every stride that a node meets."""
+    """Return matrices [rows, columns] with every kind of strides."""
     wide = torch.randn(2 * rows, 3 * columns)
     return {
         "plain": torch.randn(rows, columns),
@@ -48,7 +48,7 @@ def matrices(rows: int, columns: int) -> dict[str, Tensor]:
 
 @needs_onednn
 @pytest.mark.parametrize("sizes", [(5, 4, 3), (1, 4, 3), (5, 1, 3), (0, 4, 3), (5, 0, 3), (33, 64, 96)])
-def test_a_product_is_torchs(sizes: tuple[int, int, int], by: By) -> None:
+def test_a_product_equals_torchs(sizes: tuple[int, int, int], by: By) -> None:
     by(True)
     torch.manual_seed(0)
     rows, inner, columns = sizes
@@ -63,7 +63,7 @@ def test_a_product_is_torchs(sizes: tuple[int, int, int], by: By) -> None:
 
 
 @needs_onednn
-def test_gaps_between_rows_of_a_weight_cost_no_more_than_a_copy(by: By) -> None:
+def test_gaps_between_rows_of_a_weight_are_not_slow(by: By) -> None:
     by(True)
     weight = torch.randn(1536, 3 * 576)[:, 576 : 2 * 576]
     started = perf_counter()
@@ -73,7 +73,7 @@ def test_gaps_between_rows_of_a_weight_cost_no_more_than_a_copy(by: By) -> None:
 
 @needs_onednn
 @each_value(architecture=ARCHITECTURES, kind=("none", "soft-prompt", "lora"))
-def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) -> None:
+def test_a_policy_is_the_same_with_and_without_onednn(architecture: str, kind: str, by: By) -> None:
     made = []
     for onednn in (False, True):
         by(onednn)
@@ -91,7 +91,7 @@ def test_a_policy_is_the_same_by_either(architecture: str, kind: str, by: By) ->
 
 @needs_onednn
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-def test_no_more_is_kept_for_backward(trained: bool, by: By) -> None:
+def test_onednn_stores_no_more_for_backward(trained: bool, by: By) -> None:
     kept = []
     for onednn in (False, True):
         by(onednn)
@@ -119,7 +119,7 @@ def test_no_more_is_kept_for_backward(trained: bool, by: By) -> None:
         ("vendor_id\t: GenuineIntel\n", "AVX512", False),
     ],
 )
-def test_who_made_the_processor_decides(
+def test_onednn_is_for_avx512_of_other_makers_than_intel(
     text: str, capability: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "cpuinfo"

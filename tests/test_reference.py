@@ -1,4 +1,4 @@
-"""The cache of reference log-probs: used where model and rows are the same, and nowhere else."""
+"""The cache of reference log-probs is used only for the same model and rows."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def policy_of(kind: str = "lora", **changes: Any) -> Policy:
 
 
 def poisoned(policy: Policy, rows: Rows, folder: Path) -> None:
-    """Compute once, then write over the file what no model says."""
+    """Compute once, then overwrite the file with impossible values."""
     reference_logps(policy, rows, folder)
     (file,) = folder.iterdir()
     save_file({"logps": torch.full((len(rows),), POISON, dtype=torch.float64)}, file)
 
 
 def used(policy: Policy, rows: Rows, folder: Path) -> bool:
-    """Whether the poisoned file answers; else the answer must be right."""
+    """Return whether the poisoned file is used; otherwise the values must be right."""
     found = reference_logps(policy, rows, folder)
     if bool((found == POISON).all()):
         return True
@@ -43,7 +43,7 @@ def used(policy: Policy, rows: Rows, folder: Path) -> bool:
     return False
 
 
-def test_computed_once_and_kept(tmp_path: Path) -> None:
+def test_computed_once_and_cached(tmp_path: Path) -> None:
     policy, reporter = policy_of(), RecordingReporter()
     rows = sequences(policy, LENGTHS)
     policy.train()
@@ -73,7 +73,7 @@ def move_control(policy: Policy) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
 @pytest.mark.parametrize("move", [move_lm, move_control])
-def test_whatever_moves_makes_another_key(move: Callable[[Policy], None], kind: str, tmp_path: Path) -> None:
+def test_changed_weights_change_the_key(move: Callable[[Policy], None], kind: str, tmp_path: Path) -> None:
     policy = policy_of(kind)
     rows = sequences(policy, LENGTHS)
     poisoned(policy, rows, tmp_path)
@@ -83,7 +83,7 @@ def test_whatever_moves_makes_another_key(move: Callable[[Policy], None], kind: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_settings_of_the_control_and_the_layout_make_another_key(tmp_path: Path) -> None:
+def test_control_settings_and_layout_change_the_key(tmp_path: Path) -> None:
     policy = policy_of(alpha=16)
     rows = sequences(policy, LENGTHS)
     poisoned(policy, rows, tmp_path)
@@ -114,7 +114,7 @@ def fewer(rows: Rows) -> Rows:
 
 
 @pytest.mark.parametrize("change", [other_token, other_border, other_level, other_order, fewer])
-def test_other_rows_make_another_key(change: Callable[[Rows], Rows], tmp_path: Path) -> None:
+def test_other_rows_change_the_key(change: Callable[[Rows], Rows], tmp_path: Path) -> None:
     policy = policy_of()
     rows = sequences(policy, LENGTHS)
     poisoned(policy, rows, tmp_path)
@@ -122,14 +122,14 @@ def test_other_rows_make_another_key(change: Callable[[Rows], Rows], tmp_path: P
 
 
 def bare(levels: int) -> Rows:
-    """Rows with no slot, each under no level at all."""
+    """Return rows without a slot and with zero level weights."""
     plain = sequences(policy_of("none", levels=["only"]), LENGTHS, [0] * len(LENGTHS))
     return [Encoded.of_one(one.ids, one.spans[0].start, (0.0,) * levels) for one in plain]
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
-def test_a_control_does_not_matter_where_no_token_obeys_it(kind: str, tmp_path: Path) -> None:
-    """The untouched model's log-probs, which every method of a sweep needs, are the same under any control."""
+def test_a_control_does_not_matter_at_zero_level_weights(kind: str, tmp_path: Path) -> None:
+    """The base model's log-probs, which every method of a sweep needs, are the same with any control."""
     policy = policy_of(kind)
     rows = bare(2)
     poisoned(policy, rows, tmp_path)
@@ -143,7 +143,7 @@ def test_a_control_does_not_matter_where_no_token_obeys_it(kind: str, tmp_path: 
     assert not used(policy, rows, tmp_path)
 
 
-def test_an_interrupted_write_leaves_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_incomplete_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of()
     rows = sequences(policy, LENGTHS)
 
@@ -162,7 +162,7 @@ def test_an_interrupted_write_leaves_no_broken_file(tmp_path: Path, monkeypatch:
     assert torch.equal(load_file(file)["logps"], logps)
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEETLM_CACHE", str(tmp_path))
     policy = policy_of()
     reference_logps(policy, sequences(policy, LENGTHS))

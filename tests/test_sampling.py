@@ -1,4 +1,4 @@
-"""How a token is chosen, against a plain reference."""
+"""Sampling of tokens, compared with a plain reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
 
 
 def reference(logits: Tensor, settings: Sampling, generators: list[torch.Generator]) -> list[int]:
-    """Sort all, keep the smallest set that reaches top_p, invert its distribution: one row at a time."""
+    """Sample row by row: sort all tokens, take the smallest set that reaches top_p, invert its distribution."""
     chosen = []
     for row, generator in zip(logits, generators, strict=True):
         draw = float(torch.rand((), generator=generator, dtype=torch.float64))
@@ -41,7 +41,7 @@ def streams(count: int) -> list[torch.Generator]:
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0], ids=["flat", "usual", "peaked"])
 @pytest.mark.parametrize("vocabulary", [50, 700])
 def test_nucleus(vocabulary: int, spread: float, top_p: float) -> None:
-    """``flat`` over 700 tokens needs more than the 256 that are looked at first; ``peaked`` needs few."""
+    """``flat`` over 700 tokens needs more than the first 256; ``peaked`` needs few."""
     logits = spread * torch.randn(200, vocabulary, generator=torch.Generator().manual_seed(3))
     settings = Sampling(temperature=0.7, top_p=top_p)
     got = sample_tokens(logits, settings, streams(200)).tolist()
@@ -49,7 +49,7 @@ def test_nucleus(vocabulary: int, spread: float, top_p: float) -> None:
     assert len(set(got)) > 10
 
 
-def test_the_short_cut_is_taken_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_wide_nuclei_sort_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     sorts: list[int] = []
     right = Tensor.sort
     monkeypatch.setattr(Tensor, "sort", lambda self, **k: (sorts.append(1), right(self, **k))[1])

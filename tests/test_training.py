@@ -1,4 +1,4 @@
-"""The loop: what moves and what does not, accumulation, normalisation, precision."""
+"""The training loop: which parameters change, accumulation, normalisation, precision."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @each_value(architecture=ARCHITECTURES, kind=TRAINED)
-def test_step_one_moves_every_level_and_nothing_else(architecture: str, kind: str, tmp_path: Path) -> None:
+def test_step_one_changes_every_level_and_nothing_else(architecture: str, kind: str, tmp_path: Path) -> None:
     policy = tiny_policy(architecture, kind, move=0.0, dtype=torch.float32)
     before, plain = tensors(policy), sha256_of(policy.lm)
     result = run_stage(
@@ -73,7 +73,7 @@ def test_step_one_moves_every_level_and_nothing_else(architecture: str, kind: st
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_step_two_moves_everything(kind: str, tmp_path: Path) -> None:
+def test_step_two_changes_everything(kind: str, tmp_path: Path) -> None:
     policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
     before = tensors(policy)
     trainer(policy, items_of(policy), tmp_path, stage(["control", "lm"])).train()
@@ -81,7 +81,7 @@ def test_step_two_moves_everything(kind: str, tmp_path: Path) -> None:
     assert still == []
 
 
-def test_a_stage_that_moves_the_frozen_model_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_changes_the_frozen_model_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora", dtype=torch.float32)
     right = StageTrainer.train
 
@@ -121,8 +121,8 @@ def test_accumulation_changes_nothing(architecture: str, kind: str, tmp_path: Pa
         assert one["input_tokens"] == two["input_tokens"]
 
 
-def test_gradient_is_that_of_the_mean_over_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step over four pairs of very different lengths, in parts of one: worked out with plain torch."""
+def test_the_gradient_is_that_of_the_mean_over_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step over four pairs of very different lengths, one pair per forward pass, compared with plain torch."""
     policy = tiny_policy("llama", "lora")
     items = items_of(policy, 4)
     flat = [sequence for item in items for sequence in item]
@@ -162,12 +162,12 @@ def test_loss_by_level(tmp_path: Path) -> None:
 
 
 def number(items: Items, batch: Batch) -> int:
-    """Which item a batch of one is."""
+    """Return the index of the item that a batch consists of."""
     ids = batch["blocks"][0]["input_ids"][0].tolist()
     return [[*chosen.ids, *rejected.ids] for chosen, rejected in items].index(ids)
 
 
-def test_both_sides_of_a_pair_are_in_one_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_replies_of_a_pair_are_in_one_forward_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     items = items_of(policy, 6)
     seen: list[list[int]] = []
@@ -212,7 +212,7 @@ def test_order_is_the_same_for_every_control(tmp_path: Path) -> None:
     assert seen["lora"] == seen["soft-prompt"]
 
 
-def test_rates_and_decay_by_group(tmp_path: Path) -> None:
+def test_learning_rates_and_weight_decay_by_group(tmp_path: Path) -> None:
     policy = tiny_policy("gpt2", "lora")
     settings = StageSettings(name="s", train=("control", "lm"), lr=2e-5, control_lr=1e-3)
     groups = trainer(policy, items_of(policy), tmp_path, settings, weight_decay=0.1).create_optimizer().param_groups
@@ -232,13 +232,13 @@ def test_a_stage_must_train_something() -> None:
     ("epochs", "min_steps", "count", "size", "steps"),
     [(5, 0, 64, 64, 5), (5, 0, 65, 64, 10), (0.5, 0, 640, 64, 5), (1, 100, 80, 8, 100), (1e-6, 0, 8, 8, 1)],
 )
-def test_number_of_steps(epochs: float, min_steps: int, count: int, size: int, steps: int) -> None:
+def test_number_of_optimizer_steps(epochs: float, min_steps: int, count: int, size: int, steps: int) -> None:
     settings = StageSettings(name="s", train=("lm",), lr=1.0, epochs=epochs, min_steps=min_steps)
     assert settings.num_steps(count, size) == steps
 
 
 @pytest.mark.parametrize(("size", "most", "micro", "parts"), [(64, 8, 8, 8), (12, 8, 6, 2), (7, 4, 1, 7), (4, 8, 4, 1)])
-def test_parts_of_a_step(size: int, most: int, micro: int, parts: int) -> None:
+def test_forward_passes_per_step(size: int, most: int, micro: int, parts: int) -> None:
     batch = BatchSettings(pairs=size, micro_pairs=most)
     assert (batch.micro, batch.accumulation) == (micro, parts)
     assert batch.micro * batch.accumulation == size
@@ -290,7 +290,7 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
         load_lm(ModelSettings(name=str(tmp_path / "nothing")))
 
 
-def test_few_steps_are_warned_of() -> None:
+def test_few_steps_give_a_warning() -> None:
     short = stage(["control"], steps=1)
     assert "1 optimizer steps for 8 pairs; fewer than 50" in (short.few_steps_warning(8, 8) or "")
     assert stage(["control"], steps=50).few_steps_warning(8, 8) is None
@@ -320,7 +320,7 @@ def test_an_unknown_scheduler_is_refused() -> None:
         OptimSettings(schedule="linaer")
 
 
-def test_training_that_diverges_ends_before_the_step_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+def test_diverging_training_stops_before_the_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     policy = tiny_policy("llama", "lora", move=0.0, dtype=torch.float32)
 
     class Break(TrainerCallback):
