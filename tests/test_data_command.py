@@ -19,7 +19,7 @@ from meetlm.data.example import Origin
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.diagnostics.data_report import Longer, Segment, report_data, segments, shorten
-from meetlm.diagnostics.locate import guess_source, locate, with_test
+from meetlm.diagnostics.locate import guess_source, with_test
 from tiny import CHATML, text_format, tiny_lm, tiny_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
@@ -99,20 +99,21 @@ def test_what_was_guessed_is_said_and_can_be_overridden(tmp_path: Path, model: P
     assert shown(file, "--model.name", model).startswith("format hh, by the first row: chosen and rejected begin")
     given = shown(file, "--model.name", model, "--data.source", "pairs")
     assert "told by" not in given and "What[[ is 0?" not in given
-    assert "the fields info and summaries" in shown(write(tmp_path / "s.jsonl", [comparison(1)]), "--model.name", model)
+    assert "the columns info and summaries" in shown(
+        write(tmp_path / "s.jsonl", [comparison(1)]), "--model.name", model
+    )
 
 
 def test_a_file_is_its_own_training_data(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", [pair(1)])
-    settings, _ = locate(str(file))
-    assert (settings.train_file, settings.path, with_test(settings)) == (str(file), None, None)
-    settings, why = locate(str(file), source="pairs", test="other.jsonl")
-    assert (settings.eval_file, why, with_test(settings)) == ("other.jsonl", None, settings)
+    assert with_test(DataSettings(source="pairs", path=str(file))) is None
+    settings = DataSettings(source="pairs", path=str(file), eval_file="other.jsonl")
+    assert with_test(settings) == settings
 
 
 def test_splits_of_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [pair(1)])
-    settings, _ = locate(str(tmp_path))
+    settings = DataSettings(source="pairs", path=str(tmp_path))
     assert with_test(settings) is None
     write(tmp_path / "validation.jsonl", [pair(2)])
     found = with_test(settings)
@@ -120,8 +121,7 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", [pair(3)])
     found = with_test(settings)
     assert found is not None and found.eval_split == "test"
-    of_test, _ = locate(str(tmp_path), split="test")
-    found = with_test(of_test)
+    found = with_test(settings.model_copy(update={"train_split": "test"}))
     assert found is not None and found.eval_split == "validation"
 
 
@@ -129,7 +129,7 @@ def test_a_broken_test_split_is_not_taken_for_none(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [pair(1)])
     (tmp_path / "test.jsonl").write_text("{nonsense\n")
     with pytest.raises(DataError, match=r"test\.jsonl:1: bad JSON"):
-        with_test(locate(str(tmp_path))[0])
+        with_test(DataSettings(source="pairs", path=str(tmp_path)))
 
 
 def test_a_test_file_beside_a_folder_is_not_looked_for_inside(
