@@ -31,7 +31,7 @@ WIDTH = 5.3
 """Inches of 72 units: about as many as a phone has points, so that text keeps its size there."""
 LINE, BESIDE_FIGURES = 46, 30
 """Letters of a name that has a chart's whole width, and of one with figures beside it."""
-INK, MUTED, GRID, TIE = "#1b1f24", "#59636e", "#dde1e6", "#b4bac2"
+INK, MUTED, TIE = "#1b1f24", "#59636e", "#b4bac2"
 SERIES = ("#1f6fb4", "#c2571a", "#2b8a4b", "#9b3f9b", "#8a6d00", "#0f8a8a", "#c43a5e", "#5b5bd0")
 WIN, LOSE = SERIES[:2]
 MARKERS = "osD^vPX*"
@@ -46,22 +46,15 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "meetlm",
     "text.parse_math": False,
-    "text.color": INK,
     "font.size": 12,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "grid.color": GRID,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "grid.color": "#dde1e6",
     "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5.5,
 }
 
 

@@ -81,10 +81,8 @@ def _opening(conditions: Conditions) -> str:
     systems = systems_of(conditions)
     baselines = list(dict.fromkeys(evaluation.baseline for evaluation in evaluations))
     text = f"{listed(systems)} {'was' if len(systems) == 1 else 'were'} compared with {listed(baselines)}"
-    num_prompts = sorted({len(evaluation.prompts) for evaluation in evaluations})
-    text += (
-        f" on {f'{num_prompts[0]:,} to ' if len(num_prompts) > 1 else ''}{count(num_prompts[-1], 'held-out prompt')}"
-    )
+    num_prompts = max(len(evaluation.prompts) for evaluation in evaluations)
+    text += f" on {count(num_prompts, 'held-out prompt')}"
     num_seeds = max(len({seed for _, seed in evaluation.cells}) for evaluation in evaluations)
     if num_seeds > 1:
         num_pairs = max(len(evaluation.cells) for evaluation in evaluations)
@@ -92,7 +90,10 @@ def _opening(conditions: Conditions) -> str:
     if over_temperatures(conditions):
         temperatures = dict.fromkeys(condition.temperature for condition in conditions)
         text += f" at {count(len(temperatures), 'temperature')} ({', '.join(f'{t:g}' for t in temperatures)})"
-    evaluators = [_evaluator(conditions, name) for name in evaluators_of(conditions)]
+    evaluators = []
+    for name in evaluators_of(conditions):
+        num_judged = max(comparison.rates.num_prompts for _, comparison in comparisons_of(conditions, name))
+        evaluators.append(name if num_judged == num_prompts else f"{name} (on {num_judged:,} of them)")
     if not evaluators:
         return f"{text}. No evaluator gave an outcome for any pair, so there is no finding."
     runs = " and training runs" if any(max(runs_of(e).values(), default=1) > 1 for e in evaluations) else ""
@@ -100,13 +101,6 @@ def _opening(conditions: Conditions) -> str:
         f"{text}, by {listed(evaluators)}. Δ is the share of prompts won minus the share lost, in percentage points; "
         f"brackets are 95% intervals over prompts{runs}. A system is called better or worse only where {RULE}."
     )
-
-
-def _evaluator(conditions: Conditions, name: str) -> str:
-    """Return the name of an evaluator, with the number of prompts it saw where it did not see all."""
-    num_seen = max(comparison.rates.num_prompts for _, comparison in comparisons_of(conditions, name))
-    num_prompts = max(len(condition.evaluation.prompts) for condition in conditions)
-    return name if num_seen == num_prompts else f"{name} (on {num_seen:,} of them)"
 
 
 def runs_of(evaluation: Evaluation) -> dict[str, int]:
