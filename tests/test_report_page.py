@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from html_page import Page
 from made_evaluation import made_evaluation
 from meetlm.evaluation.record import Evaluation, PromptRow
+from meetlm.report.charts import SERIES
 from meetlm.report.conditions import Condition, comparisons_of
 from meetlm.report.examples import examples_of, turns
 from meetlm.report.write import write_report
@@ -182,6 +183,9 @@ def test_contrast(theme: int) -> None:
     texts = [(name, ground) for name in ("ink", "muted") for ground in ("paper", "card", "warn")]
     assert {pair: contrast(*pair) for pair in texts if contrast(*pair) < 4.5} == {}
     assert {name: contrast(name, "paper") for name in ("win", "lose") if contrast(name, "paper") < 3} == {}
+    colours |= {"white": "#ffffff"}  # the ground that charts are drawn for; a dark page inverts both
+    colours |= {colour: colour for colour in SERIES}
+    assert {colour: contrast(colour, "white") for colour in SERIES if contrast(colour, "white") < 3} == {}
 
 
 def test_the_same_record_gives_the_same_bytes(
