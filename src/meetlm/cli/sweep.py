@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meetlm.run.arm import ArmResult
 
 
-@click.command(cls=SettingsCommand, short_help="Train several recipes and seeds on the same data; print a table.")
+@click.command(cls=SettingsCommand, short_help="Train several recipes and seeds; print a table.")
 @args_argument("RECIPE... [SETTING]...")
 @click.option("--seeds", default="0", show_default=True, help="Seeds to train each recipe with, separated by commas.")
 @config_option
@@ -78,7 +78,7 @@ def sweep(
     _finish(failures, f"The table is in {out / TABLE}, each run in a folder beside it.")
 
 
-@click.command(cls=SettingsCommand, short_help="Search learning rates of recipes, with the same budget for each.")
+@click.command(cls=SettingsCommand, short_help="Search the learning rates of recipes.")
 @args_argument("RECIPE... [SETTING]...")
 @click.option(
     "--trials",
