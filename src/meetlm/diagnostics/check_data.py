@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from meetlm.data.example import PreferenceExample
-from meetlm.data.filters import FilterReport, Lengths, prompt_overlap
+from meetlm.data.filters import ODDITIES, REASONS, FilterReport, Lengths, prompt_overlap
 from meetlm.diagnostics import shortcuts
 from meetlm.diagnostics.checks import FEW_PROMPTS, Check, Status, share_check, worst_status
 from meetlm.diagnostics.intervals import Interval
@@ -116,20 +116,21 @@ def _too_long(name: str, report: FilterReport, advice: str, what: str = "rows") 
 def _unusable(report: FilterReport) -> Check:
     rows = _checked(report)
     others = ("too_long", "prompts_differ", "repeated_prompt")
-    unusable = sum(tally.count for name, tally in report.dropped.items() if name not in others)
-    odd = report.odd.get("contradiction")
-    contradictions = odd.count if odd else 0
-    share = unusable / rows
-    finding = (
-        f"{unusable} of {rows} rows ({share:.1%}) have an empty reply, two equal replies, or repeat an earlier row"
-    )
-    if contradictions:
-        finding += f"; {contradictions} contradict an earlier row"
+    dropped = {REASONS[name]: tally.count for name, tally in report.dropped.items() if name not in others}
+    odd = {ODDITIES[name]: tally.count for name, tally in report.odd.items() if name != "empty_prompt"}
+    share = sum(dropped.values()) / rows
+    finding = f"{sum(dropped.values())} of {rows} rows ({share:.1%}) are left out{_listed(dropped)}"
+    if odd:
+        finding += f"; {sum(odd.values())} are unusual but kept{_listed(odd)}"
     if report.other_split_rows.count:
         finding += f"; {report.other_split_rows.count} rows of another split are not counted"
-    status = worst_status(warning=(unusable + contradictions) / rows > UNUSABLE_WARNING)
+    status = worst_status(warning=share + sum(odd.values()) / rows > UNUSABLE_WARNING)
     advice = "Look at them with `meet data`: so many suggest that the data were not read as they were meant."
     return Check("rows", status, finding, share, advice="" if status == "ok" else advice)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return f" ({'; '.join(f'{reason}: {count}' for reason, count in counts.items())})" if counts else ""
 
 
 def _differing_prompts(report: FilterReport) -> Check:
