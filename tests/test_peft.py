@@ -67,10 +67,11 @@ def test_both_levels_in_one_peft_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
 def test_auto_peft_finds_the_model(kind: str, tmp_path: Path) -> None:
-    """``base_model_name_or_path`` is this run's model, wherever the reader stands."""
+    """``base_model_name_or_path`` is this run's model in any working directory, and after the run was moved."""
     folder = finished(tmp_path, "llama", kind)
-    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "controls" / "good", dtype=torch.float32).eval()
+    folder = folder.rename(tmp_path / "moved")
     aligned = meetlm.load(folder)
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "controls" / "good", dtype=torch.float32).eval()
     ids = torch.tensor([aligned.format.prompt_ids(Prompt(TEXTS[1]))])
     with torch.no_grad():
         assert float((adapted(ids).logits[0, -1] - ours(aligned, TEXTS[1], "good")).abs().max()) < 1e-4

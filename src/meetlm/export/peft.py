@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from meetlm.config.errors import RunError
+from meetlm.config.files import write_atomic
 from meetlm.controls.base import Control
 
 
@@ -45,6 +47,20 @@ def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
         (level_folder / "adapter_config.json").write_text(json.dumps(adapter_config, indent=2) + "\n")
         folders.append(level_folder)
     return folders
+
+
+def update_base_paths(folder: Path, base: Path) -> None:
+    """Write where the base model is now into the levels' folders, if the run was moved since they were written.
+
+    PEFT's Auto classes read this path. A relative path would depend on the working directory of the reader.
+    """
+    for file in folder.glob("*/adapter_config.json"):
+        adapter_config = json.loads(file.read_text(encoding="utf-8"))
+        if adapter_config["base_model_name_or_path"] != str(base):
+            with suppress(OSError):  # a run on a read-only disk still generates
+                write_atomic(
+                    file, json.dumps({**adapter_config, "base_model_name_or_path": str(base)}, indent=2) + "\n"
+                )
 
 
 def peft_failure_reason(control: Control) -> str | None:

@@ -20,13 +20,14 @@ from meetlm.data.messages import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
+from meetlm.export.peft import update_base_paths
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
 from meetlm.generation.sampling import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
-from meetlm.run.folder import CONTROL, MODEL, Meet, read_meet
+from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
 from meetlm.run.levels import Level, resolve_level
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -228,7 +229,7 @@ def _as_json(prompt: PromptLike) -> Any:
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:
-    """Return a finished run, ready to generate.
+    """Return a finished run, ready to generate; the PEFT folders of a run that was moved get its new path.
 
     Args:
         run: Folder of the run.
@@ -248,4 +249,5 @@ def load(run: str | Path, *, device: str = "auto") -> Aligned:
     control = build_control(parse_control(meet.control), lm, prompt_format.tokenize, seed=0)
     if (folder / CONTROL).is_file():
         control.load_state_dict(load_file(folder / CONTROL))
+    update_base_paths(folder / LEVELS, (folder / MODEL).resolve())
     return Aligned(Policy(lm, control), prompt_format, meet)
