@@ -18,6 +18,7 @@ from meetlm.data.filters import FilterReport, PairTokens, Tally, filter_eval, fi
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
+from meetlm.data.splits import read_splits
 
 QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
 
@@ -126,7 +127,8 @@ def report_data(
         DataError: Data that cannot be read, or of which no row is usable.
     """
     count = TokenCounts(prompt_format)
-    kept, report = filter_train(_first(read_examples(settings, "train"), limit), count, settings.max_length)
+    train, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), None)
+    kept, report = filter_train(_first(train, limit), count, settings.max_length)
     measured = np.array([tokens[:3] for tokens in count.counts.values()])
     columns = {
         "prompt": measured[:, 0],
@@ -141,9 +143,8 @@ def report_data(
     sides = [count(example)[1:3] for example in kept]
     chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
     of_test, overlap = None, None
-    if with_eval:
-        held_out = _first(read_examples(settings, "eval"), limit)
-        test, of_test = filter_eval(held_out, count, settings.max_length)
+    if held_out is not None:
+        test, of_test = filter_eval(_first(held_out, limit), count, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
             overlap.add(example.origin)

