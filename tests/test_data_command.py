@@ -188,6 +188,14 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
     json.dumps(report.to_dict())
 
 
+def test_rows_held_out_of_the_training_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [pair(n) for n in range(10)])
+    settings = DataSettings(source="pairs", train_file=str(file), holdout=3)
+    report = report_data(settings, text_format(), with_eval=True)
+    assert report.test is not None and report.overlap is not None
+    assert (report.filters.kept, report.test.kept, report.overlap.count) == (7, 3, 0)
+
+
 # --- examples as they are encoded
 
 
