@@ -14,6 +14,11 @@ from meetlm.evaluation.reward import RewardModel
 from reward_models import folder_of
 
 
+@pytest.fixture(autouse=True)
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meetlm.run.evaluate.write_report", lambda evaluation, folder: [])
+
+
 def evaluate(folder: Path, *words: object) -> str:
     """Compare two systems as a user would; return what is said."""
     for name in "ab":
