@@ -62,12 +62,12 @@ class Engine:
         batch_size: int = 32,
         reporter: Reporter = SILENT,
     ) -> list[GeneratedText]:
-        """Return the completion of each request, in order; arguments and errors as in :meth:`stream`."""
-        results = dict(self.stream(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter))
+        """Return the completion of each request, in order; arguments and errors as in :meth:`iter_completions`."""
+        results = dict(self.iter_completions(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter))
         return [results[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def stream(
+    def iter_completions(
         self,
         requests: Sequence[Request],
         sampling: Sampling,
@@ -106,7 +106,7 @@ class Engine:
             self.policy.train(was_training)
 
     @torch.no_grad()
-    def stream_text(self, request: Request, sampling: Sampling, *, seed: int = 0) -> Iterator[str]:
+    def stream(self, request: Request, sampling: Sampling, *, seed: int = 0) -> Iterator[str]:
         """Yield one completion in pieces, as its tokens are sampled.
 
         Together the pieces are the text of :meth:`generate`, apart from white space at its end.

@@ -164,7 +164,7 @@ class Aligned:
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
-        results = self._engine.stream(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
+        results = self._engine.iter_completions(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
         for place, result in results:
             number = requests[place].stream
             completion = Completion(
@@ -185,7 +185,7 @@ class Aligned:
         """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
         _, weights, slot = self._resolve(level)
         request = Request(self._ids(0, prompt, slot), weights, 0)
-        yield from self._engine.stream_text(request, sampling or Sampling(), seed=seed)
+        yield from self._engine.stream(request, sampling or Sampling(), seed=seed)
 
     def _ids(self, number: int, prompt: PromptLike, slot: int) -> tuple[int, ...]:
         """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
