@@ -375,9 +375,9 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list
         run(folder, words)
     train.write_text("".join(lines))
     assert ((folder / "config.yaml").read_bytes(), (folder / "demo.json").read_bytes()) == before
-    said: list[str] = []
-    run(folder, [*words, "model.device=auto", "batch.micro_pairs=1"], said)  # the result would be the same
-    assert said[0] == f"using the finished run in {folder}"
+    reporter = RecordingReporter()
+    run(folder, [*words, "model.device=auto", "batch.micro_pairs=1"], reporter)  # the result would be the same
+    assert reporter.messages[0] == f"using the finished run in {folder}"
     (folder / "config.yaml").unlink()
     with pytest.raises(RunError, match=r"without its config\.yaml"):
         run(folder, words)
@@ -398,7 +398,7 @@ def test_what_cannot_be_asked_is_refused_before_training(prompt: Any, tmp_path: 
     if not isinstance(prompt, str):
         sides = [[{"role": "assistant", "content": text}] for text in sides]
     file.write_text(json.dumps({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}) + "\n")
-    with pytest.raises(DataError, match=r"test\.jsonl:1: field 'prompt': .* one message, a user's"):
+    with pytest.raises(DataError, match=r"test\.jsonl:1: field 'prompt': .* one message with the role user"):
         run(tmp_path / "run", [*short, f"data.eval_file={file}"])
     assert not (tmp_path / "run").exists()
 
