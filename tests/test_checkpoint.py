@@ -87,7 +87,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda model: change_config(model, quantization_config={"quant_method": "gptq", "bits": 4, "dataset": "c4"}),
         "requires optimum|requires gptqmodel",
     ),
-    "code of its own": (need_code, "code of its own"),
+    "code of its own": (need_code, "its own code"),
 }
 
 

@@ -17,10 +17,10 @@ from meetlm.config.errors import ConfigError
 from meetlm.data.example import Message, Turn
 
 MARK = "meetlm-marks-this-message"
-"""Stands for the text of a message, to see what the template writes around it."""
+"""Takes the place of a message's text, to find the text that the template writes around it."""
 
 _CALLS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Fields of a message that hold part of what is said; a template that leaves one out would drop it."""
+"""Fields that hold part of a message, which a template must not leave out."""
 
 
 class ChatTemplate:
@@ -28,10 +28,10 @@ class ChatTemplate:
 
     Args:
         tokenizer: The tokenizer with the template.
-        day: The date that the template is told, ``YYYY-MM-DD``; ``None`` for the real one.
+        day: The date that the template reads, ``YYYY-MM-DD``; ``None`` for the real date.
 
     Attributes:
-        text: The template itself; ``None`` without one.
+        text: The template; ``None`` if the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
@@ -50,7 +50,7 @@ class ChatTemplate:
 
         Args:
             turns: The messages.
-            open_reply: Add what the template calls its generation prompt.
+            open_reply: Add the generation prompt of the template.
             variables: Other variables of the template.
 
         Raises:
@@ -80,8 +80,8 @@ class ChatTemplate:
         except TemplateError as error:
             raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
         except Exception as error:  # a template is a program: it can raise anything
-            what = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"the chat template fails on a conversation of {roles}: {what}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"the chat template fails on a conversation of {roles}: {reason}") from error
         return str(text)
 
     def _writes(self, content: Any) -> bool:
@@ -92,29 +92,29 @@ class ChatTemplate:
             return False
 
     def preamble(self) -> str | None:
-        """Return what stands before the first user message's own opening; ``None`` without a template.
+        """Return the text before the opening of a first user message; ``None`` without a template.
 
         Raises:
-            ConfigError: The template opens a first message in another way than later ones, or refuses a conversation.
+            ConfigError: The template opens a first message differently from later ones, or refuses a conversation.
         """
         if self.text is None:
             return None
         opening = self.render([Turn("user", MARK)]).split(MARK)[0]
         later = self.user_opening()
-        between = later.lstrip() or later  # a line break between messages opens no first one
+        between = later.lstrip() or later  # a line break between messages is not before the first one
         for candidate in (later, between):
             if opening.endswith(candidate):
                 return opening[: len(opening) - len(candidate)]
         raise ConfigError(f"the chat template opens a first message in {opening!r} and later ones in {later!r}")
 
     def replaceable_preamble(self, system: str) -> str | None:
-        """Return the preamble; "" where it cannot be found and stays as it is, ``None`` without a template.
+        """Return the preamble; "" if it cannot be found and stays as it is, ``None`` without a template.
 
         Args:
-            system: ``none`` needs the preamble; ``auto`` only pins it, and the date is pinned anyway.
+            system: ``none`` requires the preamble, to leave it out; ``auto`` only pins it.
 
         Raises:
-            ConfigError: It cannot be found, and ``system`` is ``none``.
+            ConfigError: The preamble cannot be found, and ``system`` is ``none``.
         """
         try:
             return self.preamble()
@@ -124,7 +124,7 @@ class ChatTemplate:
             return ""
 
     def user_opening(self) -> str:
-        """Return what opens every user message, read off the second one of a conversation."""
+        """Return the text that opens every user message, taken from the second one of a conversation."""
         turns = (Turn("user", "a"), Turn("assistant", MARK))
         closed = self.render(turns).split(MARK)[1]
         after = self.render((*turns, Turn("user", MARK))).split(MARK)[1]
@@ -136,8 +136,8 @@ class ChatTemplate:
     def opening(self, turns: tuple[Turn, ...]) -> str:
         """Return the text of a prompt up to where its reply begins.
 
-        What the template writes between its generation prompt and a reply, such as an empty block of reasoning, is part
-        of the prompt; spaces are not, since they merge with the reply's first word. A last turn of the assistant is
+        Text between the generation prompt and the reply, such as an empty block of reasoning, is part of the prompt.
+        Spaces there are not, since they merge with the first word of the reply. A last turn of the assistant is
         continued, as by transformers' ``continue_final_message``.
         """
         if turns and turns[-1].role == "assistant":
@@ -173,7 +173,7 @@ class ChatTemplate:
         try:
             rendered = self.render(marked)
         except ConfigError:
-            return None  # what the template accepts depends on the text
+            return None  # the template refuses these texts, not the roles
         unwritten = (n for n, (_, has_text, _) in enumerate(messages) if has_text and f"{MARK}-{n}-" not in rendered)
         return next(unwritten, None)
 
@@ -184,10 +184,10 @@ class ChatTemplate:
         try:
             return not value or self.render(turns) != self.render(without)
         except ConfigError:
-            return True  # the template cannot do without it
+            return True  # the template requires the field
 
     def exported(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer with a template whose generation prompt ends where :meth:`opening` does."""
+        """Return the tokenizer with a template whose generation prompt ends where :meth:`opening` ends."""
         question = (Turn("user", MARK),)
         opened, asked = self.opening(question), self.render(question, open_reply=True)
         if self.text is None or opened == asked:
@@ -218,7 +218,7 @@ def _pinned_date(template: str, day: str) -> dict[str, Any]:
     if template.count("strftime_now(") != len(re.findall(r"strftime_now\(\s*[\"']", template)):
         raise ConfigError("the chat template computes the format of its date, which cannot be pinned")
     pinned = datetime.fromisoformat(day)
-    # Templates are given data, no functions: a macro of the same name reads the pinned day from a table.
+    # apply_chat_template passes data, not functions: a macro of the same name reads the pinned date from a table.
     return {
         "chat_template": "{%- macro strftime_now(form) -%}{{ meet_day[form] }}{%- endmacro -%}" + template,
         "meet_day": {name: pinned.strftime(name) for name in formats},

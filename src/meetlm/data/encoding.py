@@ -62,10 +62,10 @@ class Encoder:
     """Encodes examples for one control.
 
     Args:
-        prompt_format: Text to ids.
-        slots: For each level the ids of its control slot, K lists.
+        prompt_format: Turns text into ids.
+        slots: The ids of the control slot of each level, K lists.
         placement: Where the slot stands.
-        num_embeddings: How many ids the model has embeddings for, where it is known: text with other tokens is refused.
+        num_embeddings: Number of ids with an embedding in the model, if known; text with other tokens is refused.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Encoder:
         """Return slot and prompt ids: what generation under ``level`` starts from.
 
         Raises:
-            ConfigError: The model has no embedding for a token; so do all other methods.
+            ConfigError: The model has no embedding for a token. All methods raise this.
         """
         slot, ids = self.slots[level], self._require_embeddings(self.format.prompt_ids(prompt))
         return [*slot, *ids] if self.placement == "first" else [*ids, *slot]
@@ -97,7 +97,7 @@ class Encoder:
         """Return one sequence of a prompt and several of its completions, each behind the slot of its level.
 
         Args:
-            examples: Of one prompt, in their order; the slot stands before the response.
+            examples: Completions of one prompt, in their order; the slot must stand before the response.
         """
         assert self.placement == "before_response", "a chain has a slot before each completion"
         ids, spans = self._require_embeddings(self.format.prompt_ids(examples[0].prompt)), []
@@ -109,13 +109,17 @@ class Encoder:
         return Encoded(tuple(ids), tuple(spans))
 
     def _require_embeddings(self, ids: list[int]) -> list[int]:
-        """Return ``ids``; one past the embeddings would be taken for one of a slot."""
+        """Return ``ids``, if the model has an embedding for each; other ids would be read as virtual tokens of a slot.
+
+        Raises:
+            ConfigError: Names the token without an embedding.
+        """
         most = max(ids, default=0)
         if self._num_embeddings is not None and most >= self._num_embeddings:
             token = self.format.tokenizer.convert_ids_to_tokens(most)
             raise ConfigError(
-                f"token {token!r} has id {most}, and the model has embeddings for {self._num_embeddings} ids: take the "
-                "tokenizer that is its own, or resize_token_embeddings and save it"
+                f"token {token!r} has id {most}, and the model has embeddings for {self._num_embeddings} ids: use the "
+                "model's own tokenizer, or call resize_token_embeddings and save the model"
             )
         return ids
 

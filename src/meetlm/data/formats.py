@@ -1,7 +1,6 @@
-"""Data formats: what sequences a stage makes of one preference pair. Knows no tokenizer and no model.
+"""Data formats: which sequences a stage trains for one preference pair. Knows no tokenizer and no model.
 
-A stage's *item* is what its format makes of one pair; all of it is in one optimizer step. A new format is one class
-here.
+An *item* is the sequences of one pair; all of them are in one optimizer step. A new format is one class here.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class DataFormat(ABC):
     """How a pair becomes sequences.
 
     Attributes:
-        levels: The levels that its completions show, worst first: those of the control.
+        levels: The levels that the completions of an item have, worst first; the control has the same levels.
         is_pairwise: Whether an item is two completions (chosen, rejected) of one prompt at one level, for pairwise
             objectives.
         chains: Whether a sequence has completions of several levels: they need a slot before each response.
@@ -36,7 +35,7 @@ class DataFormat(ABC):
 
     @abstractmethod
     def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
-        """Return the sequences of one pair; the encoder's first level is the worst, its last the best."""
+        """Return the sequences of one pair. The first level of the encoder is the worst, the last one the best."""
 
 
 FORMATS: Registry[DataFormat] = Registry("data format")
@@ -49,7 +48,7 @@ class Conditional(DataFormat):
 
     def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
         """Return (chosen at good, rejected at bad)."""
-        return tuple(encoder.encode(one) for one in _levelled(encoder, example))
+        return tuple(encoder.encode(levelled) for levelled in _levelled(encoder, example))
 
 
 class Chosen(DataFormat):

@@ -4,8 +4,8 @@ Prompt and completion are tokenised apart and joined, so that the border between
 and EOS closes a completion. The text of a special token inside the data is ordinary text: it never becomes that token.
 
 Conversations go through the tokenizer's chat template. Many templates open with an automatic system message, some with
-today's date in it: the date and what stands before the first message are pinned when a run starts and saved with it, so
-that a model reads the same prompt next year that it was trained on.
+today's date in it. The date and the text before the first message are pinned when a run starts and saved with it, so
+that a model still reads the prompt it was trained on a year later.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _HIDDEN = re.compile("\uf8f0(\\d+)\uf8f1")
 
 @dataclass(frozen=True, slots=True)
 class FormatSpec:
-    """The part of the format that a run saves.
+    """The settings of a prompt format, which a run saves.
 
     Attributes:
-        preamble: What the chat template puts before a first user message when no system message is given; ``None``
-            where the tokenizer has no template. ``system`` replaces it.
+        preamble: Text that the chat template writes before a first user message if there is no system message;
+            ``None`` without a template. A system message in the data replaces it.
         system: ``auto`` keeps the template's automatic system message, ``none`` leaves it out.
-        stop: Strings at which a generated completion ends (cut off, not kept), besides EOS.
-        date: The day that templates are told it is, ``YYYY-MM-DD``; ``None`` leaves them the real one.
-        opening_in_prompt: Whether what the template writes between its generation prompt and a reply belongs to the
-            prompt, not to the reply.
+        stop: Strings at which a generated completion ends, besides EOS. They are removed from it.
+        date: The date that the chat template reads, ``YYYY-MM-DD``; ``None`` for the real date.
+        opening_in_prompt: Whether text that the template writes between its generation prompt and a reply belongs to
+            the prompt rather than to the reply.
     """
 
     preamble: str | None
@@ -71,7 +71,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: FormatSpec) -> None:
         if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no EOS token, so nothing could close a completion")
+            raise ConfigError("the tokenizer has no EOS token, which has to close each completion; set its eos_token")
         self.tokenizer, self.spec = tokenizer, spec
         self._template = ChatTemplate(tokenizer, spec.date)
         self._template_preamble = self._template.replaceable_preamble(spec.system)
@@ -127,7 +127,7 @@ class PromptFormat:
                 "format.reasoning to true"
             )
         text, eos = whole[len(opened) :], str(self.tokenizer.eos_token)
-        # what templates put behind EOS, a line break, is not the reply
+        # templates write a line break after EOS, which is not part of the reply
         text = text.rsplit(eos, 1)[0] if eos in text else text.rstrip()
         return self._rendered_ids(text, continues=True)
 
@@ -140,17 +140,17 @@ class PromptFormat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def special_text(self, turns: Iterable[Turn]) -> str | None:
-        """Return the first special token whose text stands in a message; it is encoded as ordinary text."""
+        """Return the first special token whose text is in a message, where it is encoded as ordinary text."""
         matches = (self._special_text.search(turn.content) for turn in turns)
         return next((match[0] for match in matches if match and match[0]), None)
 
     def exported_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer whose chat template opens a reply as it was opened in training."""
+        """Return the tokenizer with a chat template that opens a reply as in training."""
         if self._template.text is None or not self.spec.opening_in_prompt:
             return self.tokenizer
         try:
             return self._template.exported()
-        except ConfigError:  # the template refuses a conversation of one message: then it has no opening to move
+        except ConfigError:  # the template refuses a conversation of one message
             return self.tokenizer
 
     def _open_reply(self, turns: tuple[Turn, ...]) -> str:
@@ -209,8 +209,7 @@ class PromptFormat:
     def _continued(self, text: str, tokenize: Any) -> list[int]:
         """Return the ids of text that continues other text.
 
-        Tokenizers in SentencePiece's old manner put a space before any text; behind a line break, which they never
-        merge, they do not.
+        Older SentencePiece tokenizers add a space before any text, but not after a line break, which they never merge.
         """
         if not self._opens_with_space or not text:
             return list(tokenize(text))
@@ -232,7 +231,7 @@ class PromptFormat:
         ids = self._continued(text, split_special) if continues else split_special(text)
         if forbidden.isdisjoint(ids):
             return ids
-        # The token is in the vocabulary itself: its text is cut in two.
+        # The token is an ordinary entry of the vocabulary too: its text is encoded in two parts.
         cut = self._special_text.sub(lambda match: f"{match[0][:1]}\uf8f0{match[0][1:]}", text)
         first, *rest = cut.split("\uf8f0")
         ids = self._continued(first, split_special) if continues else split_special(first)
@@ -263,12 +262,12 @@ def pin_format(
     Args:
         tokenizer: The run's tokenizer.
         system: ``auto`` keeps the template's automatic system message; ``none`` leaves it out (BOS stays).
-        stop: Where generated completions end besides EOS; comes from the data source.
-        today: The date to pin, ``YYYY-MM-DD``; the real one by default.
-        reasoning: Whether replies begin with reasoning of their own, in place of what the template writes before one.
+        stop: Strings at which generated completions end, besides EOS; they come from the data source.
+        today: The date to pin, ``YYYY-MM-DD``; by default the real date.
+        reasoning: Whether replies begin with their own reasoning, which replaces the template's text before a reply.
 
     Raises:
-        ConfigError: ``system`` is neither, or the template cannot be pinned.
+        ConfigError: ``system`` is neither ``auto`` nor ``none``, or the template cannot be pinned.
     """
     day = today or date.today().isoformat()
     template = ChatTemplate(tokenizer, day)
@@ -276,7 +275,7 @@ def pin_format(
         raise ConfigError(f"system is {system!r}; expected 'auto' or 'none'")
     preamble = template.replaceable_preamble(system)
     if system == "none" and preamble:
-        bos = tokenizer.bos_token  # kept, unless it is what opens every message (ChatML)
+        bos = tokenizer.bos_token  # stays, unless it opens every message, as in ChatML
         keeps = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
         preamble = str(bos) if keeps else ""
     spec = FormatSpec(preamble, system, stop, None if preamble is None else day, not reasoning)
@@ -284,6 +283,6 @@ def pin_format(
 
 
 def _opens_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space of its own before any text."""
+    """Whether the tokenizer adds a space before any text."""
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("x", add_special_tokens=False)["input_ids"])
     return bool(tokens) and str(tokens[0]).startswith("\u2581")

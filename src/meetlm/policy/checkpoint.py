@@ -1,6 +1,6 @@
-"""Checks of a checkpoint before anything is trained: where it is, whether its files are whole, whether it is causal.
+"""Checks of a checkpoint before anything is trained: that it exists, that its files are complete, that it is causal.
 
-Each failure is one line that says what is wrong and what to do.
+Each error is one line: what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from meetlm.config.errors import ConfigError
 
 HUB_TIMEOUT = 5.0
-"""Seconds after which the hub counts as unreachable; transformers alone tries again for up to a minute."""
+"""Seconds after which the hub counts as unreachable; transformers itself retries for up to a minute."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,7 +47,7 @@ def find_checkpoint(name: str) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` for a folder or a hub name.
 
     Raises:
-        ConfigError: It is neither, the hub cannot be reached and its cache lacks the model, or it is a PEFT adapter.
+        ConfigError: There is no such model, the hub cannot be reached and is not cached, or it is a PEFT adapter.
     """
     folder = Path(name).expanduser()
     arguments: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
@@ -72,7 +72,7 @@ def _hub_has(name: str, folder: Path) -> bool:
     """Return whether to ask the hub for ``name``; ``False`` where only its cache can be read.
 
     Raises:
-        ConfigError: ``name`` is no name of the hub, or its cache lacks the model and the hub cannot be reached.
+        ConfigError: ``name`` is not a hub name, or the hub cannot be reached and its cache does not have the model.
     """
     if folder.exists():
         raise ConfigError(f"model {name!r} is a file; expected a folder or a hub name")
@@ -100,14 +100,14 @@ def hub_is_reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    thread = Thread(target=ask, daemon=True)  # looking a name up has no timeout of its own
+    thread = Thread(target=ask, daemon=True)  # the lookup of a host name has no timeout
     thread.start()
     thread.join(HUB_TIMEOUT)
     return bool(answers)
 
 
 def cached_folder(name: str) -> Path | None:
-    """Return the folder of a model: itself, or where the hub's cache keeps it; ``None`` where it does not."""
+    """Return the folder of a model, which may be in the hub's cache; ``None`` if there is none."""
     if Path(name).is_dir():
         return Path(name)
     config = try_to_load_from_cache(name, "config.json")
@@ -128,7 +128,7 @@ def failure_reason(name: str, error: Exception) -> str:
     if unknown:
         return f"{unknown[1]} is not a causal language model"
     if "trust_remote_code" in text:
-        return "it needs code of its own (trust_remote_code), which meetlm does not run; use one of transformers'"
+        return "it requires its own code (trust_remote_code), which meetlm does not run; use a model of transformers"
     return text.splitlines()[0][:_SHOWN]
 
 
@@ -153,7 +153,7 @@ def _file_failure_reason(file: Path) -> str | None:
 
 
 def check_loading(name: str, info: dict[str, Any]) -> None:
-    """Refuse a checkpoint that did not fill the model: what it lacks would be random numbers.
+    """Refuse a checkpoint that lacks weights of the model, which would be random numbers.
 
     Args:
         name: The model's name.
@@ -183,7 +183,7 @@ def _and_more(keys: list[Any]) -> str:
 
 @torch.no_grad()
 def check_causal(name: str, lm: PreTrainedModel) -> None:
-    """Refuse a model whose logits depend on later tokens: it would read the reply that it is trained to predict.
+    """Refuse a model whose logits depend on later tokens: it would see the tokens that it is trained to predict.
 
     Raises:
         ConfigError: Another last token changes earlier logits.

