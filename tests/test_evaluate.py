@@ -484,7 +484,7 @@ def test_a_temperature_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkey
     assert Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json").comparisons == first.comparisons
     assert "every run is a --baseline" in meet(*words, "--baseline", "r0").output
     assert "names a run twice" in meet(*words, "--baseline", "r1").output
-    assert "none of the runs" in meet(*words, "--baseline", "r7").output
+    assert "is not one of the runs" in meet(*words, "--baseline", "r7").output
     assert meet(*words[:-3], "--out", tmp_path / "few", "--limit", 2, "--quiet").exit_code == 0
     few = Evaluation.read(tmp_path / "few" / "t0" / "r1" / "evaluation.json")
     assert len(few.prompts) == 2 < len(first.prompts)

@@ -25,7 +25,7 @@ from test_completion_files import written
 from test_reward_training import trl as trl  # a fixture
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
-NUMBER = 24
+NUMBER = 12
 """Prompts compared."""
 
 
@@ -71,8 +71,8 @@ def of(found: Evaluation, evaluator: str) -> Comparison:
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     rm, out = tmp_path / "rm", tmp_path / "out"
-    few = ["--limit", 16, "--limit-test", 8, "--max-length", 128, "--device", "cpu", "--quiet"]
-    said = meet("reward", "train", "--data", SAMPLE, "--model", "smollm2", "--input", "text", "--out", rm, *few)
+    few = ["--data.limit_train", 16, "--data.limit_eval", 8, "--data.max_length", 128, "--device", "cpu", "--quiet"]
+    said = meet("reward", "train", "--data.path", SAMPLE, "--model", "smollm2", "--input", "text", "--out", rm, *few)
     assert "held-out accuracy" in said and "on 8 pairs" in said
     pairs = short_pairs()
     assert len(pairs) == NUMBER
