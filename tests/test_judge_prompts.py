@@ -145,6 +145,14 @@ def test_question_is_the_whole_dialogue_without_its_cue() -> None:
     assert as_question(Prompt("TL;DR: means what?")) == "TL;DR: means what?"
 
 
+def test_a_judge_sees_tool_calls() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "city": "Oslo"}]}
+    prompt = Prompt.from_json([{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "yes"}])
+    question = as_question(prompt)
+    assert question.startswith("Human: Rain?\n\nAssistant: {") and '"city": "Oslo"' in question
+    assert question.endswith("Tool: yes")
+
+
 def test_braces_in_completions_stay_what_they_are() -> None:
     prompt = load_prompt("dialogue")
     filled = prompt.messages(Prompt("{answer_b}?"), " {answer_b} {x} \\1", "second")[-1]["content"]

@@ -99,8 +99,12 @@ class Prompt:
         return "\n".join(turn.content for turn in self.turns)
 
     def dialogue(self) -> str:
-        """Return the messages as ``Human: …`` and ``Assistant: …`` paragraphs; other roles are named as they are."""
-        return "\n\n".join(f"{_SPEAKERS.get(t.role, t.role.title())}: {t.content.strip()}" for t in self.turns)
+        """Return the messages as ``Human: …`` and ``Assistant: …`` paragraphs; other roles are named as they are.
+
+        The other fields of a message, such as its tool calls, follow its text as JSON.
+        """
+        texts = [(turn.role, f"{turn.content.strip()}\n{turn.extra}".strip()) for turn in self.turns]
+        return "\n\n".join(f"{_SPEAKERS.get(role, role.title())}: {text}" for role, text in texts)
 
     def messages(self) -> list[Message]:
         """Return the prompt as chat messages; plain text is one message of the user."""
