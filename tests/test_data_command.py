@@ -141,7 +141,7 @@ def test_a_test_file_beside_a_folder_is_not_looked_for_inside(
     monkeypatch.chdir(tmp_path)
     text = shown("set", "--data.eval_file", tmp_path / "held.jsonl", "--model.name", model)
     assert "held.jsonl: 2 of 2 rows kept" in text
-    assert "prompts of 1 of them are in the training data too (line 1)" in text
+    assert "1 of these prompts are in the training data too (line 1)" in text
 
 
 # --- the account and the lengths
@@ -157,11 +157,11 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     text = shown(tmp_path, "--model.name", model)
     assert f"{train}: 3 of 6 rows kept, 3 distinct prompts" in text
     assert "dropped: 1, the two sides answer different prompts (line 2)" in text
-    assert "dropped: 1, the same prompt and replies stood earlier (line 4)" in text
-    assert "dropped: 1, longer than max_length (line 5)" in text
-    assert "prompts of 1 of them are in the training data too (line 1)" in text
+    assert "dropped: 1, duplicate of an earlier row (line 4)" in text
+    assert "dropped: 1, longer than data.max_length (line 5)" in text
+    assert "1 of these prompts are in the training data too (line 1)" in text
     assert "is the chosen one in 100% of the kept pairs, the rejected one in 0%; 0% are equally long" in text
-    assert "over 4 pairs, also the 1 too long" in text
+    assert "over 4 pairs, the 1 too long included" in text
     assert "1 of 1 rows kept" in shown(tmp_path, "--model.name", model, "--data.limit_train", 1)
 
 
@@ -274,7 +274,7 @@ def test_harmless_base(model: Path) -> None:
     assert "1593 of 1600 rows kept" in text
     assert "a reply is empty (lines 65, 357, 642, 774)" in text
     assert "399 of 400 rows kept" in text
-    assert "none of their prompts is in the training data" in text
+    assert "none of these prompts is in the training data" in text
 
 
 @pytest.mark.hh
@@ -283,4 +283,4 @@ def test_harmless_base(model: Path) -> None:
 def test_harmless_base_with_smollm2() -> None:
     text = shown(SAMPLE)
     assert "1539 of 1600 rows kept" in text
-    assert "dropped: 54, longer than max_length" in text
+    assert "dropped: 54, longer than data.max_length" in text

@@ -149,15 +149,15 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     config = config_for(tmp_path, "llama", "lora", *data)
     execute(config, run)
     trained = prepare_data(config.data, pinned_format(config, load_tokenizer(config.model.name)))
-    left = "  left out: {}, of another split, as they state (lines {})"
+    left = "  left out: {}, rows that name another split (lines {})"
     assert [line for line in trained.lines() if "left out" in line] == [left.format(2, "2, 4"), left.format(2, "1, 3")]
     said = meet("generate", run, "--max-new-tokens", 2)
-    assert f"2 x rows that state another split; left out: {file}:1, {file}:3\n" in said.stderr
+    assert f"2 x rows that name another split; left out: {file}:1, {file}:3\n" in said.stderr
     assert "2 completions in" in said.stdout
     systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2]
     done = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output
-    what = "rows beside the held-out ones that state another split; left out"
+    what = "rows beside the held-out ones that name another split; left out"
     assert f"2 x {what}: {file}:1, {file}:3\n" in done.stderr
     (problem,) = [one for one in recorded(tmp_path).problems if one.what == what]
     assert (problem.count, problem.examples) == (2, [f"{file}:1", f"{file}:3"])

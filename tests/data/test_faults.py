@@ -322,7 +322,7 @@ class TestColumns:
 
 class TestAsChat:
     def test_text_becomes_one_message(self, tmp_path: Path) -> None:
-        file = write(tmp_path / "a.jsonl", json.dumps({"prompt": "Rice? ", "chosen": " yes", "rejected": " no"}) + "\n")
+        file = write(tmp_path / "a.jsonl", json.dumps({"prompt": "Rice?", "chosen": " yes", "rejected": " no"}) + "\n")
         settings = DataSettings(source="pairs", path=str(file), as_chat=True)
         [example] = read_examples(settings, "train").rows
         assert (example.prompt, example.chosen) == (Prompt((Turn("user", "Rice?"),)), as_reply("yes"))

@@ -69,7 +69,7 @@ def test_rows_that_state_another_split_are_counted() -> None:
     for account in (filter_train(Read(ROWS, others), letters, 10)[1], filter_eval(Read(ROWS, others), letters, 10)[1]):
         assert account.to_dict()["other_split_rows"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
         assert account.total == len(ROWS)
-        assert "  left out: 7, of another split, as they state (lines 20, 21, 22, 23, 24, …)" in account.lines()
+        assert "  left out: 7, rows that name another split (lines 20, 21, 22, 23, 24, …)" in account.lines()
 
 
 def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
@@ -167,8 +167,8 @@ def test_lines_for_a_terminal() -> None:
     assert report.lines() == [
         "x.jsonl: 2 of 10 rows kept, 1 distinct prompts",
         "  dropped: 7, a reply is empty (lines 2, 3, 4, 5, 6, …)",
-        "  kept though odd: 1, the same two replies stood earlier the other way round (line 9)",
-        "  not looked at: 1, beyond the limit",
+        "  kept, but check: 1, an earlier row has the same replies the other way round (line 9)",
+        "  not used: 1, after the limit was reached",
     ]
 
 
@@ -190,7 +190,7 @@ def test_no_usable_row() -> None:
     assert str(caught.value) == (
         "x.jsonl: no usable row left of 3 (1: the two sides answer different prompts; 2: a reply is empty)"
     )
-    with pytest.raises(DataError, match="no usable row left of 1 .1: longer than max_length"):
+    with pytest.raises(DataError, match="no usable row left of 1 .1: longer than data.max_length"):
         filter_eval(Read(ROWS[9:10], []), letters, 3)
     with pytest.raises(DataError, match="there were none"):
         filter_train(Read([], []), letters, 10)

@@ -105,7 +105,7 @@ def test_splits_by_the_rows_own_word(tmp_path: Path) -> None:
 def test_a_file_of_another_split_only(tmp_path: Path) -> None:
     file = tmp_path / "valid.jsonl"
     file.write_text(json.dumps(fields(split="valid1")) + "\n")
-    with pytest.raises(DataError, match=r"valid\.jsonl: no row belongs to the split 'train'"):
+    with pytest.raises(DataError, match=r"valid\.jsonl: no row is part of the split 'train'"):
         read_examples(DataSettings(source="summarize", path=str(file)), "train")
 
 

@@ -1,7 +1,7 @@
-"""Which rows are trained on and evaluated on, and a report that accounts for every row that is not.
+"""Selects the rows to train and evaluate on; a report accounts for every row that is left out.
 
-Knows no tokenizer: lengths come from a function that is passed in, and leave the control out, so that every
-method trains on the same rows whatever its control costs. Nothing is repaired here, only dropped and counted.
+Knows no tokenizer: lengths come from a function that is passed in. They do not count the control, so every method
+trains on the same rows. Nothing is repaired here, only dropped and counted.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ Lengths = Callable[[PreferenceExample], PairTokens]
 
 REASONS = {
     "prompts_differ": "the two sides answer different prompts",
-    "human_turn": "a reply goes on with a turn of the human",
+    "human_turn": "a human's turn follows the reply",
     "empty_reply": "a reply is empty",
     "identical_replies": "both replies are the same",
-    "duplicate": "the same prompt and replies stood earlier",
-    "repeated_prompt": "the prompt stood earlier",
-    "too_long": "longer than max_length",
+    "duplicate": "duplicate of an earlier row",
+    "repeated_prompt": "an earlier row has the same prompt",
+    "too_long": "longer than data.max_length",
 }
-"""Why a row is dropped, in the order of the checks: a row counts under the first that applies."""
+"""Why a row is dropped. Every row counts under the first reason that applies."""
 
 ODDITIES = {
     "empty_prompt": "the prompt is empty",
-    "contradiction": "the same two replies stood earlier the other way round",
-    "repeated_in_both": "both replies repeated the prompt, which was taken out of them",
+    "contradiction": "an earlier row has the same replies the other way round",
+    "repeated_in_both": "both replies repeated the prompt, which was removed from them",
     "repeated_in_one": "one reply repeats the prompt",
     "prompt_differs": "the text in 'prompt' is not in the conversation, which is used instead",
     "special_text": "the text of a special token is encoded as ordinary text",
 }
-"""What is worth a look but is kept."""
+"""What is reported of rows that are kept."""
 
 SHOWN_LINES = 5
 
@@ -74,16 +74,16 @@ class Tally:
 
 @dataclass
 class FilterReport:
-    """The account of one filtering: ``total = kept + the dropped + beyond_limit``.
+    """What became of the rows of a split: ``total = kept + dropped + beyond_limit``.
 
     Attributes:
         file: Where the rows come from.
-        total: Rows that came in.
-        kept: Rows that are used.
-        groups: Distinct groups (prompts, posts) among the kept.
-        beyond_limit: Rows not looked at, as the limit was reached before them.
-        dropped: A tally for each of ``REASONS`` that applied.
-        odd: A tally for each of ``ODDITIES`` among the kept.
+        total: Number of rows read.
+        kept: Number of rows used.
+        groups: Number of distinct groups (prompts, posts) among the rows kept.
+        beyond_limit: Number of rows after the limit was reached.
+        dropped: Rows dropped, by reason (a key of ``REASONS``).
+        odd: Rows kept, by what is odd about them (a key of ``ODDITIES``).
         other_split_rows: Rows in the same file that name another split; ``total`` is without them.
     """
 
@@ -117,11 +117,11 @@ class FilterReport:
         """Return the report as lines of text for a terminal."""
         text = [f"{self.file}: {self.kept} of {self.total} rows kept, {self.groups} distinct prompts"]
         text += [_line("dropped", tally, REASONS[name]) for name, tally in self.dropped.items()]
-        text += [_line("kept though odd", tally, ODDITIES[name]) for name, tally in self.odd.items()]
+        text += [_line("kept, but check", tally, ODDITIES[name]) for name, tally in self.odd.items()]
         if self.other_split_rows.count:
-            text.append(_line("left out", self.other_split_rows, "of another split, as they state"))
+            text.append(_line("left out", self.other_split_rows, "rows that name another split"))
         if self.beyond_limit:
-            text.append(f"  not looked at: {self.beyond_limit}, beyond the limit")
+            text.append(f"  not used: {self.beyond_limit}, after the limit was reached")
         return text
 
 

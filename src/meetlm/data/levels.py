@@ -1,6 +1,6 @@
-"""Preference examples to levelled examples: which completion shows which level.
+"""Examples with levels: which reply shows which level.
 
-A level is a named degree of preference. A pair shows two: the rejected completion ``bad``, the chosen ``good``.
+A level is a named degree of preference. In a pair the rejected reply shows ``bad`` and the chosen reply ``good``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PAIR_LEVELS = ("bad", "good")
 
 @dataclass(frozen=True, slots=True)
 class LevelledExample:
-    """One completion with the level that it shows: a term of the sums in eqs. 1 and 2.
+    """One reply with the level that it shows: a term of the sums in eqs. 1 and 2.
 
     Attributes:
         prompt: x.

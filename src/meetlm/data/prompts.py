@@ -1,6 +1,7 @@
-"""Held-out prompts: what completions are written for, and what they are compared on, read in this one place.
+"""Reads held-out prompts, for `meet generate` and `meet evaluate` alike.
 
-A row is a pair in the format of its source, or a prompt alone: text, or messages that end with the user's.
+A row is a pair in the format of its source, or a prompt alone: text, or messages that end with a user's message or with
+the beginning of the reply.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from meetlm.data.sources import Source, read_rows, to_chat
 from meetlm.data.splits import read_splits
 
 FIELDS = ("prompt", *CHAT_COLUMNS)
-"""Where a row that is no pair holds its prompt; the first one that is there counts."""
+"""Columns that hold the prompt of a row without replies; the first that is not empty is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPrompt:
-    """A held-out row, as far as completions need it.
+    """A held-out prompt.
 
     Attributes:
+        prompt: The prompt.
         chosen: The preferred reply; ``None`` where the row holds a prompt alone.
         origin: Where it was read.
     """
@@ -40,9 +42,9 @@ class HeldOutRows:
     """The held-out rows of some data.
 
     Attributes:
-        prompts: One a row that has a prompt, in order; several rows may have the same one.
-        without: Rows whose prompt is missing or blank: these are left out.
-        other_split_rows: Rows that name another split than the one read: these are left out, too.
+        prompts: One per row with a prompt, in order; several rows may have the same prompt.
+        without: Rows without a prompt; they are left out.
+        other_split_rows: Rows that name another split; they are left out.
     """
 
     prompts: list[HeldOutPrompt]
@@ -51,13 +53,13 @@ class HeldOutRows:
 
 
 def read_prompts(settings: DataSettings) -> HeldOutRows:
-    """Return the prompts of the rows to evaluate on, without reading the training rows where they are not needed.
+    """Return the prompts of the evaluation split; training rows are read only for ``settings.holdout``.
 
-    Every row of ``settings.eval_file`` counts where no training data are named beside it, whatever split it states.
+    Without training data beside it every row of ``settings.eval_file`` is used, whatever split the row names.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
-        DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or none has a prompt.
+        DataError: The data cannot be found or read, a row is neither a pair nor a prompt, or no row has a prompt.
     """
     columns: set[str] = set()
 
@@ -72,8 +74,8 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
     else:
         train, held = read_splits(settings)
         rows, other_split_rows = [_of_pair(example) for example in held.rows], train.other_split_rows
-    kept = [row for row in rows if not row.prompt.is_blank]
-    if not kept:
+    prompts = [row for row in rows if not row.prompt.is_blank]
+    if not prompts:
         raise DataError(
             f"is missing or blank in all {len(rows)} rows, whose columns are {', '.join(sorted(columns))}",
             file=rows[0].origin.file,
@@ -81,54 +83,52 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
             expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}; "
             "--data.columns prompt=COLUMN uses another column",
         )
-    return HeldOutRows(kept, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
+    return HeldOutRows(prompts, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
 
 
 def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt], list[HeldOutPrompt]]:
-    """Return the first row of each prompt by its id, in order, with the first chosen reply; and the other rows."""
+    """Return the first row of each prompt by prompt id, with the first chosen reply of its rows; and the other rows."""
     firsts: dict[str, HeldOutPrompt] = {}
-    again: list[HeldOutPrompt] = []
-    for one in prompts:
-        name = one.prompt.id
-        if name not in firsts:
-            firsts[name] = one
-            continue
-        again.append(one)
-        if firsts[name].chosen is None:
-            firsts[name] = replace(firsts[name], chosen=one.chosen)
-    return firsts, again
+    repeated: list[HeldOutPrompt] = []
+    for row in prompts:
+        first = firsts.setdefault(row.prompt.id, row)
+        if first is not row:
+            repeated.append(row)
+            if first.chosen is None:
+                firsts[row.prompt.id] = replace(first, chosen=row.chosen)
+    return firsts, repeated
 
 
 def within(
     prompts: Sequence[HeldOutPrompt], length: Callable[[Prompt], int], max_length: int, limit: int | None = None
 ) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
-    """Return the rows whose prompt has at most ``max_length`` tokens, in order, and those left out for their length.
+    """Return the rows whose prompt has at most ``max_length`` tokens, and the rows whose prompt is longer.
 
     Args:
-        prompts: What was read.
-        length: Tokens of a prompt, without the control.
-        max_length: Most of them, as replies are generated.
-        limit: Stop once this many are kept; later rows are in neither list.
+        prompts: The rows.
+        length: Counts the tokens of a prompt, without the control.
+        max_length: Maximum number of tokens of a prompt.
+        limit: Stop after this many rows; later rows are in neither list.
 
     Raises:
         DataError: No prompt is left.
     """
-    kept: list[HeldOutPrompt] = []
+    short: list[HeldOutPrompt] = []
     longer: list[HeldOutPrompt] = []
-    for one in prompts:
-        if len(kept) == limit:
+    for row in prompts:
+        if len(short) == limit:
             break
-        with locate_errors(one.origin.file, one.origin.line):
-            tokens = length(one.prompt)
-        (kept if tokens <= max_length else longer).append(one)
-    if not kept:
+        with locate_errors(row.origin.file, row.origin.line):
+            tokens = length(row.prompt)
+        (short if tokens <= max_length else longer).append(row)
+    if not short:
         what = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
         raise DataError(what, file=prompts[0].origin.file, field="data.max_length")
-    return kept, longer
+    return short, longer
 
 
 def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
-    """Return what a row holds; a blank prompt where it has none."""
+    """Return the prompt of a row, blank where the row has none."""
     if any(row.fields.get(name) is not None for name in ("chosen", *source.fields)):
         example = source.parse(row)
         return _of_pair(to_chat(example, source) if as_chat else example)

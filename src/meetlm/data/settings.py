@@ -1,4 +1,4 @@
-"""What a user says about the data: where it is, which splits, how long, how much."""
+"""Settings of the data: where they are, which rows are used, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from meetlm.config.settings import Settings
 
 
 class DataSettings(Settings):
-    """Where preference pairs come from and which of them are used."""
+    """Where preference pairs are and which of them are used."""
 
     source: str = Field(
         description="Format of the rows: hh (Anthropic transcripts), summarize (OpenAI comparisons) or pairs "
@@ -18,29 +18,22 @@ class DataSettings(Settings):
     )
     path: str | None = Field(
         default=None,
-        description="A hub name, a local folder in the hub's layout, or a single file (the training data). "
-        "Not needed where train_file is given.",
+        description="Hub name, folder or file of the training data. A folder or hub name holds the evaluation split "
+        "too. Not needed with train_file.",
     )
     subset: str | None = Field(
         default=None,
         description="Folder inside the data set. HH: harmless-base, helpful-base, helpful-online, "
         "helpful-rejection-sampled; summarize: comparisons.",
     )
-    train_split: str = Field(default="train", description="Name of the split that is trained on.")
-    eval_split: str = Field(
-        default="test", description="Name of the split that is evaluated on; summarize calls it validation."
-    )
-    train_file: str | None = Field(
-        default=None, description="Explicit training file; relative to path where path is a folder."
-    )
-    eval_file: str | None = Field(
-        default=None, description="Explicit evaluation file; relative to path where path is a folder."
-    )
+    train_split: str = Field(default="train", description="Split to train on.")
+    eval_split: str = Field(default="test", description="Split to evaluate on; summarize calls it validation.")
+    train_file: str | None = Field(default=None, description="Training file, relative to path if path is a folder.")
+    eval_file: str | None = Field(default=None, description="Evaluation file, relative to path if path is a folder.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Columns of the data under other names than meetlm's, such as "
-        "prompt=question,chosen=answer_good. prompt=instruction+input joins two columns by a blank line; system= "
-        "leaves a column out.",
+        description="Names of the columns to read, such as prompt=question,chosen=answer_good. "
+        "prompt=instruction+input joins two columns by a blank line; system= leaves a column out.",
     )
     as_chat: bool = Field(
         default=False,
@@ -50,20 +43,16 @@ class DataSettings(Settings):
     max_length: int = Field(
         default=512,
         ge=1,
-        description="In tokens. Training drops pairs whose prompt and longer response exceed it together; "
+        description="Maximum number of tokens. Training drops pairs whose prompt and longer reply exceed it together; "
         "evaluation drops prompts that exceed it alone.",
     )
-    limit_train: int | None = Field(
-        default=None, ge=1, description="Train on the first this many usable rows; null for all."
-    )
-    limit_eval: int | None = Field(
-        default=None, ge=1, description="Evaluate on the first this many usable rows; null for all."
-    )
+    limit_train: int | None = Field(default=None, ge=1, description="Train on the first N usable rows; null = all.")
+    limit_eval: int | None = Field(default=None, ge=1, description="Evaluate on the first N usable rows; null = all.")
     holdout: int | None = Field(
         default=None,
         ge=1,
-        description="Evaluate on the pairs of this many prompts of the training split, which are then not trained on, "
-        "instead of the evaluation split: for choosing settings, or where there is one file.",
+        description="Hold out the pairs of N prompts of the training split and evaluate on them, instead of on the "
+        "evaluation split.",
     )
 
     @field_validator("columns", mode="before")

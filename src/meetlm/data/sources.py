@@ -1,6 +1,6 @@
-"""The formats preference pairs come in, by name, and the one function that reads their rows.
+"""The formats of preference pairs, by name, and the one function that reads their rows.
 
-A format is a pure function from a row to an example; files, splits and the hub are the business of ``rows``.
+A format is a pure function from a row to an example; files, folders and the hub are read in ``rows`` and ``places``.
 A new format is one new file and one line here.
 """
 
@@ -25,12 +25,12 @@ def _always(row: Row, split: str) -> bool:
     return True
 
 
-def _as_given(prompt: Prompt) -> Prompt:
+def _unchanged(prompt: Prompt) -> Prompt:
     return prompt
 
 
-def _one_message(prompt: Prompt) -> tuple[Turn, ...]:
-    return prompt.turns if prompt.is_chat else (Turn("user", prompt.text().strip()),)
+def _turns(prompt: Prompt) -> tuple[Turn, ...]:
+    return prompt.turns
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Source:
         parse: Turns one row into an example, or raises a ``DataError`` that names the place.
         fields: A row that has one of them is a pair, and one that has none holds a prompt alone.
         stop: Strings at which a generated completion ends, besides the end-of-text token.
-        belongs: Whether a row is part of the named split, for formats whose rows say so themselves.
-        ask: Puts a user's own prompt as the prompts of this format are put.
-        to_turns: Turns text prompts of this format into conversations.
+        belongs: Whether a row is part of the named split, for formats whose rows name their split.
+        ask: Formats a prompt that a user types as the prompts of this format are.
+        to_turns: Turns a text prompt into a conversation, for ``data.as_chat``.
         task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` where the format does not say.
     """
 
@@ -51,8 +51,8 @@ class Source:
     fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
-    ask: Callable[[Prompt], Prompt] = _as_given
-    to_turns: Callable[[Prompt], tuple[Turn, ...]] = _one_message
+    ask: Callable[[Prompt], Prompt] = _unchanged
+    to_turns: Callable[[Prompt], tuple[Turn, ...]] = _turns
     task: Literal["dialogue", "summary"] | None = None
 
 
@@ -71,13 +71,13 @@ def read_rows(
 
     Args:
         settings: Where the data are, and of which format.
-        split: Which one.
-        parse: Turns a row of this format into what is wanted.
-        whole: Every row counts, whatever split it states.
+        split: Which split.
+        parse: Reads a row of this format.
+        whole: Read every row, whatever split the row names.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
-        DataError: The data cannot be found or read, ``parse`` raised it, or no row belongs to the split.
+        DataError: The data cannot be found or read, ``parse`` raised it, or no row is part of the split.
     """
     source = SOURCES[settings.source]
     part = find_rows(settings, split)
@@ -88,7 +88,7 @@ def read_rows(
         else:
             read.other_split_rows.append(row.origin)
     if not read.rows:
-        raise DataError(f"no row belongs to the split {part.split!r}", file=part.file)
+        raise DataError(f"no row is part of the split {part.split!r}", file=part.file)
     return read
 
 

@@ -1,4 +1,4 @@
-"""What is trained on and what is held out, before any filter: the source's splits, or a part of the training rows."""
+"""Returns the rows to train on and the rows held out, before any filter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from meetlm.data.sources import read_examples
 def read_splits(settings: DataSettings) -> tuple[Read[PreferenceExample], Read[PreferenceExample]]:
     """Return the rows to train on and the rows to evaluate on.
 
-    With ``settings.holdout`` the latter are all rows of so many prompts of the training split: those with the smallest
-    hashes, so that they come from everywhere in it and are the same whatever else is set. Rows that state another split
-    then count as read beside those trained on, once.
+    With ``settings.holdout`` the rows to evaluate on are all rows of that many prompts of the training split: the
+    prompts with the smallest hashes, so they come from everywhere in the file and no other setting changes them. Rows
+    that name another split are then listed with the training rows only.
 
     Raises:
         DataError: Data cannot be read, or nothing would be left to train on.
@@ -27,14 +27,14 @@ def read_splits(settings: DataSettings) -> tuple[Read[PreferenceExample], Read[P
     groups = sorted({example.group for example in rows}, key=_hash)
     if settings.holdout >= len(groups):
         raise DataError(
-            f"the training rows have {len(groups)} prompts, so none would be left to train on",
+            f"the training rows have {len(groups)} prompts, so no row would be left to train on",
             file=rows[0].origin.file,
             field="data.holdout",
-            expected=f"less than {len(groups)}",
+            expected=f"a number below {len(groups)}",
         )
-    held = set(groups[: settings.holdout])
-    trained = [example for example in rows if example.group not in held]
-    return Read(trained, train.other_split_rows), Read([example for example in rows if example.group in held], [])
+    held_out = set(groups[: settings.holdout])
+    rest = [example for example in rows if example.group not in held_out]
+    return Read(rest, train.other_split_rows), Read([example for example in rows if example.group in held_out], [])
 
 
 def _hash(group: str) -> str:

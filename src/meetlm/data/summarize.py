@@ -4,13 +4,13 @@ Reddit rows give the TL;DR prompt that the field (and TRL) uses::
 
     SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:
 
-CNN/DM rows, told by their ``info.article``, give ``Article:\n{article}\n\nTL;DR:``. In both,
+CNN/DM rows (they have ``info.article``) give ``Article:\n{article}\n\nTL;DR:``. In both,
 ``\n\n`` inside the post or article becomes ``\n``, as in TRL. The summaries begin with a space. One post
-stands in several rows: the group is ``info.id``.
+has several rows: the group is ``info.id``.
 
 The hub's split ``validation`` holds both ``valid1`` (by which the data set's authors chose models) and
-``valid2`` (held out), and so does MEET's evaluation. OpenAI's own files mix the parts, so rows that
-name another part than the one asked for are passed over.
+``valid2`` (held out), and so does MEET's evaluation. OpenAI's own files mix the splits, so rows that
+name another split are left out and counted.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def parse(row: Row) -> PreferenceExample:
 
 def belongs(row: Row, split: str) -> bool:
     """Whether the row's own ``split`` (train, valid1, valid2; absent: yes) is part of the split asked for."""
-    own = row.fields.get("split")
-    return own is None or (own == "train") == split.startswith("train")
+    named = row.fields.get("split")
+    return named is None or (named == "train") == split.startswith("train")
 
 
 def _prompt(info: Row) -> str:

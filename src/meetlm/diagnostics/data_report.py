@@ -1,6 +1,6 @@
-"""What is in a file of preference pairs: which rows are used, how long they are, what a model sees of one.
+"""Reports what is in preference data: which rows are used, how long they are, how the model reads them.
 
-Needs a tokenizer and no model.
+Requires a tokenizer, not a model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "
 
 
 class TokenCounts:
-    """Counts tokens for the filters, and remembers every row that they asked about."""
+    """Counts the tokens of pairs, each pair once, and keeps the counts."""
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self.format = prompt_format
@@ -40,7 +40,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Longer:
-    """In how many kept pairs which reply has more tokens."""
+    """The number of pairs in which the chosen or the rejected reply has more tokens, or neither."""
 
     chosen: int
     rejected: int
@@ -53,14 +53,13 @@ class DataReport:
 
     Attributes:
         source: Format of the rows.
-        filters: The account of every row.
-        test: The same for the held-out rows, if there are any.
-        overlap: Held-out rows whose prompt (or post) is in the training data too, with their first lines.
-        lengths: Quantiles in tokens of prompt, chosen, rejected, and of prompt and longer reply together,
-            over ``measured`` pairs: all proper ones, also those beyond the maximal length, which it helps to
-            choose.
-        measured: Number of pairs behind ``lengths``.
-        longer: Which side is the longer one among the kept.
+        filters: What became of the training rows.
+        test: What became of the held-out rows, if there are any.
+        overlap: Held-out rows whose prompt (or post) is in the training data too.
+        lengths: Quantiles in tokens of prompt, chosen reply, rejected reply, and prompt with the longer reply, over
+            ``measured`` pairs, also those longer than ``data.max_length``.
+        measured: Number of pairs that ``lengths`` is computed from.
+        longer: Which reply is longer in the pairs that training would use.
         kept: The pairs that training would use.
     """
 
@@ -93,16 +92,16 @@ class DataReport:
             seen = self.overlap
             at = ", ".join(map(str, seen.lines)) + (", …" if seen.count > len(seen.lines) else "")
             text.append(
-                f"  prompts of {seen.count} of them are in the training data too ({_lines(seen.count)} {at})"
+                f"  {seen.count} of these prompts are in the training data too ({_lines(seen.count)} {at})"
                 if seen.count
-                else "  none of their prompts is in the training data"
+                else "  none of these prompts is in the training data"
             )
         text += ["", f"{'tokens':<24}" + "".join(f"{name:>8}" for name in QUANTILES)]
         for name, row in self.lengths.items():
             text.append(f"  {name:<22}" + "".join(f"{count:>8}" for count in row.values()))
         dropped = self.filters.dropped.get("too_long")
-        over = f", also the {dropped.count} too long" if dropped else ""
-        text.append(f"  (over {self.measured} pairs{over}; replies with the token that closes them)")
+        over = f", the {dropped.count} too long included" if dropped else ""
+        text.append(f"  (over {self.measured} pairs{over}; a reply includes its end token)")
         sides, kept = self.longer, len(self.kept)
         text += [
             "",
@@ -115,16 +114,16 @@ class DataReport:
 def report_data(
     settings: DataSettings, prompt_format: PromptFormat, *, with_eval: bool, limit: int | None = None
 ) -> DataReport:
-    """Read, filter and count.
+    """Return the report of some data.
 
     Args:
         settings: Where the data are.
-        prompt_format: For lengths.
+        prompt_format: Tokenizes the rows.
         with_eval: Whether to read the held-out rows too.
-        limit: Look at the first so many rows of each only.
+        limit: Read the first N rows of each split only.
 
     Raises:
-        DataError: Data that cannot be read, or of which no row is usable.
+        DataError: The data cannot be read, or no row can be used.
     """
     count = TokenCounts(prompt_format)
     train, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), None)
@@ -142,16 +141,16 @@ def report_data(
     }
     sides = [count(example)[1:3] for example in kept]
     chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
-    of_test, overlap = None, None
+    test_report, overlap = None, None
     if held_out is not None:
-        test, of_test = filter_eval(_first(held_out, limit), count, settings.max_length)
+        test, test_report = filter_eval(_first(held_out, limit), count, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(kept, test):
             overlap.add(example.origin)
     return DataReport(
         source=settings.source,
         filters=report,
-        test=of_test,
+        test=test_report,
         overlap=overlap,
         lengths=lengths,
         measured=len(measured),
@@ -161,7 +160,7 @@ def report_data(
 
 
 def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceExample]:
-    """Return the first rows, and those of another split among them."""
+    """Return the first rows, and the rows of another split that stand before the last of them."""
     if limit is None or limit >= len(read.rows):
         return read
     end = read.rows[limit].origin.line
@@ -170,12 +169,12 @@ def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceE
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of an encoded sequence.
+    """A part of an encoded sequence.
 
     Attributes:
         kind: The control slot, the prompt, or the tokens that are trained.
-        text: As the tokenizer decodes it, special tokens included; of virtual ids ``×n``.
-        tokens: How many.
+        text: The decoded text with its special tokens; ``×n`` for n virtual tokens.
+        tokens: Number of tokens.
     """
 
     kind: Literal["slot", "prompt", "trained"]
@@ -190,33 +189,34 @@ def segments(
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: int,
 ) -> list[Segment]:
-    """Return the stretches of a sequence, in order.
+    """Return the parts of a sequence, in order.
 
     Args:
-        encoded: What training would see.
-        slot: The ids of its level's control slot.
-        placement: Where that stands.
-        tokenizer: Decodes.
-        vocabulary: Size of the embedding table: ids from here on are virtual.
+        encoded: The sequence as it is trained.
+        slot: The ids of the control slot of its level.
+        placement: Where the slot stands.
+        tokenizer: Decodes the ids.
+        vocabulary: Size of the embedding table: higher ids are virtual tokens.
     """
-    at = 0 if placement == "first" else encoded.spans[0].start - len(slot)
+    reply = encoded.spans[0].start
+    at = 0 if placement == "first" else reply - len(slot)
     parts: list[tuple[Literal["slot", "prompt", "trained"], Sequence[int]]] = [
         ("prompt", encoded.ids[:at]),
         ("slot", encoded.ids[at : at + len(slot)]),
-        ("prompt", encoded.ids[at + len(slot) : encoded.spans[0].start]),
-        ("trained", encoded.ids[encoded.spans[0].start :]),
+        ("prompt", encoded.ids[at + len(slot) : reply]),
+        ("trained", encoded.ids[reply:]),
     ]
-    found = []
+    result = []
     for kind, ids in parts:
-        virtual = kind == "slot" and any(i >= vocabulary for i in ids)
-        text = f"×{len(ids)}" if virtual else _decode(tokenizer, ids)
+        is_virtual = kind == "slot" and any(i >= vocabulary for i in ids)
+        text = f"×{len(ids)}" if is_virtual else _decode(tokenizer, ids)
         if ids:
-            found.append(Segment(kind, text, len(ids)))
-    return found
+            result.append(Segment(kind, text, len(ids)))
+    return result
 
 
 def shorten(segment: Segment, words_shown: int) -> Segment:
-    """Return ``segment`` without the middle of its text where it has many more than ``words_shown`` words."""
+    """Return ``segment`` without the middle of its text if it has many more than ``words_shown`` words."""
     words = segment.text.split(" ")
     half = words_shown // 2
     if len(words) <= words_shown + 10:

@@ -217,7 +217,8 @@ class Aligned:
             parsed = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
         except DataError as error:
             raise ConfigError(str(error)) from error
-        return Prompt(parsed.turns) if self.meet.conversational else SOURCES[self.meet.source].ask(parsed)
+        source = SOURCES[self.meet.source]
+        return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.ask(parsed)
 
 
 def _as_json(prompt: PromptLike) -> Any:

@@ -111,7 +111,7 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     firsts, again = distinct(held.prompts)
     kinds = {
         "held-out rows without a prompt; left out": held.without,
-        "rows beside the held-out ones that state another split; left out": held.other_split_rows,
+        "rows beside the held-out ones that name another split; left out": held.other_split_rows,
         "held-out rows of a prompt that an earlier row has; the first chosen reply counts": [
             row.origin for row in again
         ],

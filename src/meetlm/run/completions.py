@@ -76,7 +76,7 @@ def write_completions(
         rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
     for what, places in (
         ("rows without a prompt", held.without),
-        ("rows that state another split", held.other_split_rows),
+        ("rows that name another split", held.other_split_rows),
         ("rows of a prompt that an earlier row has", [row.origin for row in again]),
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
