@@ -458,38 +458,6 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "was sampled with max_new_tokens" in done.output
 
 
-def test_a_temperature_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
-    for seed in (0, 1):
-        execute(config_for(tmp_path / str(seed), "llama", "lora", f"seed={seed}"), tmp_path / f"r{seed}")
-        runs.append(tmp_path / f"r{seed}")
-    words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
-    words += ["--out", tmp_path / "out", "--quiet"]
-    done = meet(*words)
-    assert done.exit_code == 0, done.output
-    page = (tmp_path / "out" / "temperature.html").read_text()
-    first = Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json")
-    assert "image/svg+xml" in page
-    assert first.systems[0].sampling is not None and first.systems[0].sampling["temperature"] == 1
-    (runs[0] / "completions" / "good-t1-p1-n4-seed0.jsonl").unlink()
-    written_files: list[Path] = []
-    from meetlm.run import temperature
-
-    right = temperature.write_completions
-    monkeypatch.setattr(
-        temperature, "write_completions", lambda run, *a, **k: (written_files.append(run), right(run, *a, **k))[1]
-    )
-    assert meet(*words).exit_code == 0
-    assert written_files == [runs[0]]
-    assert Evaluation.read(tmp_path / "out" / "t1" / "r1" / "evaluation.json").comparisons == first.comparisons
-    assert "every run is a --baseline" in meet(*words, "--baseline", "r0").output
-    assert "names a run twice" in meet(*words, "--baseline", "r1").output
-    assert "is not one of the runs" in meet(*words, "--baseline", "r7").output
-    assert meet(*words[:-3], "--out", tmp_path / "few", "--limit", 2, "--quiet").exit_code == 0
-    few = Evaluation.read(tmp_path / "few" / "t0" / "r1" / "evaluation.json")
-    assert len(few.prompts) == 2 < len(first.prompts)
-
-
 def test_seeds_of_a_prompt_stay_together(tmp_path: Path) -> None:
     """Three replicates of the same outcomes tell no more than one."""
     one = evaluated(tmp_path, *systems(tmp_path, (0, 1)), "--baseline", "b")

@@ -18,9 +18,9 @@ from run_folders import config_for
 POINTS = [(t, baseline) for t in (0, 1) for baseline in ("r1", "r2")]
 
 
-def sweep(runs: list[Path], out: Path) -> Result:
+def sweep(runs: list[Path], out: Path, *more: str) -> Result:
     args = ["sweep-temperature", *runs, "--baseline", "r1", "--baseline", "r2", "--temperatures", "0,1"]
-    args += ["--max-new-tokens", 4, "--limit", 3, "--sampling-seed", 5, "--out", out, "--quiet"]
+    args += ["--max-new-tokens", 4, "--limit", 3, "--sampling-seed", 5, "--out", out, "--quiet", *more]
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
@@ -65,3 +65,9 @@ def test_two_baselines_interrupted_and_continued(tmp_path: Path, monkeypatch: py
     text = (out / "temperature.md").read_text(encoding="utf-8")
     assert "r0 was compared with r1 and r2 on 3 held-out prompts at 2 temperatures (0, 1)" in text
     assert text.count("sampling_seed: 5") == len(POINTS)
+
+    assert "every run is a --baseline" in sweep(runs, out, "--baseline", "r0").output
+    assert "--baseline names a run twice" in sweep(runs, out, "--baseline", "r1").output
+    assert "--baseline 'r7' is not one of the runs" in sweep(runs, out, "--baseline", "r7").output
+    assert "expected numbers separated by commas" in sweep(runs, out, "--temperatures", "a,b").output
+    assert "expected finite numbers that are not negative" in sweep(runs, out, "--temperatures", "nan").output
