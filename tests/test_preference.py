@@ -48,8 +48,8 @@ def measure(table: Table) -> Any:
     prompts = dict.fromkeys(prompt for prompt, _ in table)
     examples = [PreferenceExample(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
     held = HeldOutPairs(Encoder(text_format(), [[], []]), examples)
-    untouched = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
-    return preference_accuracy(cast(Policy, Fake(table)), held, untouched)
+    base_logps = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
+    return preference_accuracy(cast(Policy, Fake(table)), held, base_logps)
 
 
 def accuracy(policy: Policy, encoder: Encoder, examples: list[PreferenceExample]) -> PreferenceAccuracy:
