@@ -110,6 +110,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "instruction and input": ({"instruction": "Translate.", "input": "Reis"}, "prompt=instruction+input"),
     "input beside the prompt": ({"prompt": "Translate.", "input": "Reis"}, "prompt=prompt+input"),
     "system beside a text": ({"prompt": "Hi", "system": "Be kind."}, "field 'system': looks like a part of the prompt"),
+    "system and question": (
+        {"system": "Be kind.", "question": "Rice?"},
+        "--data.columns prompt=system+question to use",
+    ),
+    "system and prompt": ({"system": "Be kind.", "prompt": "Rice?"}, "prompt=system+prompt to use it"),
     "history": ({"prompt": "Hi", "history": [["a", "b"]]}, "--data.columns history= to leave it out"),
     "tools": ({"prompt": "Hi", "tools": [{"name": "look"}]}, "field 'tools'"),
     "userQuery": ({"userQuery": "Is rice good?"}, "prompt=userQuery"),

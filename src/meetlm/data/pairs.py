@@ -163,7 +163,9 @@ def refuse_unused(row: Row, prompt: Prompt, *replies: Turn) -> None:
     Raises:
         DataError: Names the column, and the option that uses it or leaves it out.
     """
-    words = PROMPT_PARTS if row.fields.get("prompt") else PROMPTS
+    is_explicit = bool(row.fields.get("prompt"))
+    has_question = prompt.is_chat and any(turn.role == "user" for turn in prompt.turns)
+    words = PROMPT_PARTS if is_explicit or has_question else PROMPTS
     candidates = [name for name in row.fields if _may_hold_prompt(name, words)]
     if not candidates:
         return
@@ -172,15 +174,15 @@ def refuse_unused(row: Row, prompt: Prompt, *replies: Turn) -> None:
     unused = [name for name in candidates if not any(_text_in(row.fields[name]) in text for text in used)]
     if not unused:
         return
-    parts = [name for name in ("instruction", "input") if name in unused] or unused[:1]
-    fields = "+".join(["prompt", *parts] if row.fields.get("prompt") else parts)
-    remedy = f"--data.columns prompt={fields} to use it, or --data.columns {parts[0]}= to leave it out"
-    if unused[0] in ("system", "tools"):
-        remedy = f"a system message in the conversation of 'prompt', or --data.columns {unused[0]}= to leave it out"
+    remedy = f"--data.columns {','.join(f'{name}=' for name in unused)} to leave it out"
+    texts = [name for name in unused if isinstance(row.fields[name], str) and name != "system"]
+    if not prompt.is_chat and (texts or unused == ["system"]):
+        parts = [*(["system"] if "system" in unused else []), *(["prompt"] if is_explicit else []), *texts]
+        remedy = f"--data.columns prompt={'+'.join(parts)} to use it, or {remedy}"
     names = ", ".join(sorted(map(str, row.fields)))
-    what = "a part of the prompt" if row.fields.get("prompt") else "the prompt"
+    what = "a part of the prompt" if is_explicit or has_question else "the prompt"
     problem = f"looks like {what} and would not be used; columns of this row: {names}"
-    raise row.error(problem, field=unused[0], expected=remedy)
+    raise row.error(problem, field=(texts or unused)[0], expected=remedy)
 
 
 def _may_hold_prompt(name: str, words: re.Pattern[str]) -> bool:
