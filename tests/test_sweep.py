@@ -333,7 +333,7 @@ def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
 
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
-    with pytest.raises(ConfigError, match="hh-dpo has 2 stages; --trials 2 allows two learning rates for 1 of them"):
+    with pytest.raises(ConfigError, match="hh-dpo has 2 stages, and each needs two trials: pass --trials 4 or more"):
         Search(("hh-dpo",), None, [], trials=2, holdout=4)
     with pytest.raises(ConfigError, match="no preference accuracy"):
         Search(("hh-dpo",), None, [], trials=4, holdout=4, by="preference")

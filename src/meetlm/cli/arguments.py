@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,10 @@ def configure(args: Sequence[str], file: Path | None) -> RunConfig:
 
     names, overrides = split(args, RunConfig)
     if not names and file is None:
-        raise click.UsageError("name a recipe (`meet recipes` lists them) or pass --config FILE")
+        has_config = any(parameter.name == "file" for parameter in click.get_current_context().command.params)
+        raise click.UsageError(
+            "name a recipe (`meet recipes` lists them)" + (" or pass --config FILE" if has_config else "")
+        )
     return load_config(_recipe(names), file, overrides)
 
 
@@ -187,7 +191,7 @@ def _recipe(names: Sequence[str]) -> str | None:
             f"name one recipe, not {', '.join(names)}; settings are --KEY VALUE or KEY=VALUE, such as --data.path PATH"
         )
     if names and Path(names[0]).exists():
-        raise click.UsageError(f"{names[0]} is not a recipe; pass data as --data.path {names[0]}")
+        raise click.UsageError(f"{names[0]} is not a recipe; pass data as --data.path {shlex.quote(names[0])}")
     return names[0] if names else None
 
 

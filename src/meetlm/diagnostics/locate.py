@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.errors import ConfigError, DataError
+from meetlm.config.errors import ConfigError, DataError, nearest
 from meetlm.config.overrides import KeyPath
 from meetlm.config.yaml_files import check
 from meetlm.data.hh import HUMAN, is_transcript
@@ -33,7 +33,9 @@ def held_out_settings(data: Mapping[str, Any], places: Mapping[KeyPath, str]) ->
         DataError: There are no data, or the first row cannot be read.
     """
     for name in data:
-        if name not in HELD_OUT_KEYS and name in DataSettings.model_fields:
+        if name not in DataSettings.model_fields:
+            raise ConfigError(f"--data.{name}: unknown key {name!r}{nearest(name, HELD_OUT_KEYS)}")
+        if name not in HELD_OUT_KEYS:
             raise ConfigError(f"--data.{name} has no effect on held-out prompts")
     if data.get("path") is None and data.get("eval_file") is None:
         raise ConfigError(f"--data.{next(iter(data))} requires --data.path (a file, folder or hub name with prompts)")

@@ -116,11 +116,11 @@ class Search:
             raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
         self.arms = arms_of(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))])
         for arm in self.arms:
-            max_stages = trials // 2
-            if len(arm.config.stages) > max_stages:
+            num_stages = len(arm.config.stages)
+            if trials < 2 * num_stages:
                 raise ConfigError(
-                    f"{arm.config.recipe} has {len(arm.config.stages)} stages; --trials {trials} allows two learning "
-                    f"rates for {max_stages} of them"
+                    f"{arm.config.recipe} has {num_stages} stages, and each needs two trials: pass --trials "
+                    f"{2 * num_stages} or more"
                 )
             if by == "preference" and len(arm.config.control.levels) < 2:
                 raise ConfigError(f"{arm.config.recipe} has one level, so no preference accuracy: choose another --by")
