@@ -319,6 +319,8 @@ def test_data_of_one_name_in_two_places_have_files_of_their_own(
     assert file_of(path=str(tmp_path / "a" / "set")) != file_of(path=str(tmp_path / "b" / "set"))
     assert file_of(path="one/hh-rlhf") != file_of(path="two/hh-rlhf")
     assert file_of(eval_file=str(tmp_path / "a" / "p.jsonl"), source="hh") != a
+    for other in ({"columns": "prompt=question"}, {"as_chat": True}):
+        assert file_of(eval_file=str(tmp_path / "a" / "p.jsonl"), **other) != a
     monkeypatch.chdir(tmp_path / "a")
     assert file_of(eval_file="p.jsonl") == file_of(eval_file="../a/p.jsonl") == a, "one place, however it is written"
     assert file_of(path=str(tmp_path / "b"), eval_file="p.jsonl") == b, "taken from the folder, as rows are"

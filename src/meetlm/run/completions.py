@@ -125,7 +125,7 @@ def completions_file(
 
 
 def _name_of(data: DataSettings) -> str:
-    """Return the name of a file, or of a data set with its subset and split, and a hash of its place and format."""
+    """Return the name of a file, or of a data set with its subset and split, and a hash of how it is read."""
     place = Path(data.path or "").expanduser()
     if data.eval_file is not None:
         file = Path(data.eval_file).expanduser()
@@ -134,4 +134,7 @@ def _name_of(data: DataSettings) -> str:
     else:
         place = place.resolve() if place.exists() else place
         parts = [part for part in (place.name, data.subset, data.eval_split) if part]
-    return "-".join([*parts, hashlib.sha256(f"{place}\n{data.source}".encode()).hexdigest()[:6]])
+    identity = f"{place}\n{data.source}"
+    if data.columns or data.as_chat:
+        identity += f"\n{sorted(data.columns.items())}\n{data.as_chat}"
+    return "-".join([*parts, hashlib.sha256(identity.encode()).hexdigest()[:6]])
