@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import meetlm
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.encoding import pair_lengths
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
+from meetlm.run.execute import execute
+from run_folders import config_for
 from tiny import CHATML, tiny_tokenizer
 
 EOS = 3
@@ -115,6 +119,15 @@ def test_the_exported_template_opens_a_reply_as_training_did(name: str) -> None:
     again = PromptFormat(exported, FormatSpec.from_dict(json.loads(json.dumps(prompt_format.spec.to_dict()))))
     assert again.prompt_ids(HI) == prompt_format.prompt_ids(HI)
     assert again.completion_ids(HI, HELLO) == prompt_format.completion_ids(HI, HELLO)
+
+
+def test_a_run_is_saved_with_that_template(tmp_path: Path) -> None:
+    execute(config_for(tmp_path, "llama", "none", chat=True, template=QWEN3), tmp_path / "run")
+    aligned = meetlm.load(tmp_path / "run")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    opened = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert opened.endswith(THINK)
+    assert text_of(aligned.format, aligned.format.prompt_ids(HI)) == opened
 
 
 def test_runs_of_older_versions_keep_their_openings_in_the_reply() -> None:
