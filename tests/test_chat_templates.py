@@ -16,6 +16,7 @@ from meetlm.data.encoding import pair_lengths
 from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
+from meetlm.evaluation.reward_input import RewardInput
 from meetlm.run.execute import execute
 from run_folders import config_for
 from tiny import CHATML, tiny_tokenizer
@@ -66,6 +67,7 @@ PHI = (
 )
 PARTS = CHATML.replace("message['content']", "message['content'][0]['text']")
 IGNORING = "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}" + TURN + "{% endif %}{% endfor %}" + ASK
+FAILING = "{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}"
 HI, HELLO = Prompt((Turn("user", "Hi"),)), as_reply("Hello there.")
 
 OPENINGS: dict[str, tuple[str, str, str]] = {  # the end of the prompt, and the reply
@@ -179,6 +181,16 @@ def test_a_turn_that_the_template_leaves_out_is_refused(role: str) -> None:
             tokens_at_line_7(prompt_format, pair(prompt, "a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(IGNORING, "leaves out message 1"), (FAILING, "fails on a conversation of tool, user, assistant")],
+)
+def test_reward_models_read_whole_conversations(template: str, message: str) -> None:
+    encoder = RewardInput(tiny_tokenizer(template=template), "chat", None)
+    (refusal,) = encoder.encode([Prompt((Turn("tool", "Boil it."), *HI.turns))], ["Yes."])
+    assert isinstance(refusal, str) and message in refusal
+
+
 def test_text_that_a_template_cuts_is_refused() -> None:
     prompt_format = format_of(R1)
     said = as_reply("<think>Hm.</think>Hello.")
@@ -192,7 +204,7 @@ def test_text_that_a_template_cuts_is_refused() -> None:
     ("template", "message"),
     [
         (MISTRAL, "refuses a conversation of system, user, assistant: Only user and assistant roles"),
-        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "fails on a conversation of .*TypeError"),
+        (FAILING, "fails on a conversation of .*TypeError"),
         ("{{ messages[5].content | length }}", "refuses a conversation of"),
         ({"tool_use": CHATML, "rag": CHATML}, "chat templates rag, tool_use and none named 'default'"),
     ],

@@ -154,8 +154,21 @@ class ChatTemplate:
             raise ConfigError("the chat template does not write the assistant's message")
         return before
 
-    def dropped_turn(self, turns: Sequence[Turn], text: str) -> str | None:
-        """Return which part of a conversation is not in its rendered ``text``; ``None`` where all is."""
+    def check_complete(self, turns: Sequence[Turn], text: str) -> None:
+        """Refuse a conversation of which a part is not in its rendered ``text``.
+
+        Raises:
+            ConfigError: Names the message and its role.
+        """
+        omission = self._omission(turns, text)
+        if omission:
+            raise ConfigError(
+                f"the chat template leaves out {omission}; expected roles and fields that it writes, such as user and "
+                "assistant"
+            )
+
+    def _omission(self, turns: Sequence[Turn], text: str) -> str | None:
+        """Return which part of a conversation is not in ``text``; ``None`` if nothing is missing."""
         letters = "".join(text.split())
         for number, turn in enumerate(turns):
             place = f"message {number + 1} of the conversation, of role {turn.role!r}"

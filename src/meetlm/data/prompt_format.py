@@ -119,7 +119,7 @@ class PromptFormat:
             turns = turns[:-1]
         turns = (*turns, completion)
         whole = self._render(turns)
-        self._check_complete(turns, whole)
+        self._template.check_complete(self._hide(turns), whole)
         if not whole.startswith(opened):
             raise ConfigError(
                 "the chat template changes the prompt once this reply follows it: "
@@ -161,7 +161,7 @@ class PromptFormat:
             text = self._pin(turns, self._template.opening(hidden))
         else:
             text = self._pin(turns, self._template.render(hidden, open_reply=True))
-        self._check_complete(turns, text)
+        self._template.check_complete(self._hide(turns), text)
         return text
 
     def _render(self, turns: tuple[Turn, ...]) -> str:
@@ -174,14 +174,6 @@ class PromptFormat:
                 raise ConfigError("the chat template's automatic opening depends on the messages; it cannot be pinned")
             return self.spec.preamble + rendered[len(self._template_preamble) :]
         return rendered
-
-    def _check_complete(self, turns: tuple[Turn, ...], text: str) -> None:
-        dropped = self._template.dropped_turn(self._hide(turns), text)
-        if dropped:
-            raise ConfigError(
-                f"the chat template leaves out {dropped}; expected roles and fields that it writes, such as user and "
-                "assistant"
-            )
 
     def _hide(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """Return the turns with a placeholder for the text of each special token in them."""

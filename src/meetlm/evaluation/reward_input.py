@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
+from meetlm.data.chat_template import ChatTemplate
 from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.hh import ASSISTANT, to_turns
 
@@ -103,6 +103,7 @@ class RewardInput:
             raise ConfigError("eos is true, but the reward model's tokenizer has no EOS token; set eos to false")
         self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
         self._end = str(tokenizer.eos_token) if eos and form == "text" else ""
+        self._template = ChatTemplate(tokenizer, None)
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenizedRow | str]:
         """Return the ids of each row, or in one line why it has none: no token, or refused by the chat template."""
@@ -114,9 +115,9 @@ class RewardInput:
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 texts.append(self._text(prompt, completion))
-            except TemplateError as error:
+            except ConfigError as error:
                 texts.append("")
-                refusals[index] = f"the chat template refuses it: {error}"
+                refusals[index] = str(error)
         if not texts:
             return []
         ids_by_row = self.tokenizer(texts, add_special_tokens=self.form != "chat", verbose=False)["input_ids"]
@@ -125,7 +126,9 @@ class RewardInput:
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
             turns = _merge_begun_reply([*to_turns(prompt), as_reply(completion)])
-            return str(self.tokenizer.apply_chat_template([turn.to_message() for turn in turns], tokenize=False))
+            text = self._template.render(turns)
+            self._template.check_complete(turns, text)
+            return text
         before = prompt.content if isinstance(prompt.content, str) else f"\n\n{transcript(prompt)}"
         return join_text(before, completion) + self._end
 
