@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from meetlm.config.errors import ConfigError
+from meetlm.data.example import Prompt
 from meetlm.evaluation.judge import judge
 from meetlm.evaluation.judge_cache import FILE
 from meetlm.evaluation.settings import JudgeSettings
@@ -29,8 +30,12 @@ pytest.importorskip("uvicorn", reason="transformers serve wants uvicorn")
 pytestmark = pytest.mark.integration
 
 PAIRS = [
-    ("\n\nHuman: What is the capital of France?\n\nAssistant:", " The capital of France is Paris.", " I like cheese."),
-    ("\n\nHuman: Name a colour.\n\nAssistant:", " No.", " Blue is a colour."),
+    (
+        Prompt("\n\nHuman: What is the capital of France?\n\nAssistant:"),
+        " The capital of France is Paris.",
+        " I like cheese.",
+    ),
+    (Prompt("\n\nHuman: Name a colour.\n\nAssistant:"), " No.", " Blue is a colour."),
 ]
 
 
