@@ -296,7 +296,7 @@ def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     words = systems(tmp_path, (0, 1))
     data = ["--data.path", held_out(tmp_path), "--out", tmp_path / "out"]
-    assert "none of the systems" in meet("evaluate", *words, "--baseline", "d", *data).output
+    assert "no such system; known: a, b" in meet("evaluate", *words, "--baseline", "d", *data).output
     assert "name another one to compare it with" in meet("evaluate", words[0], "--baseline", "a", *data).output
     assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
     assert "no system is a run" in meet("evaluate", *words, "--baseline", "a").output

@@ -13,6 +13,7 @@ import pytest
 
 from judge_server import Body, JudgeServer, Reply, error, longer, pairs, says, settings
 from meetlm.config.errors import ConfigError
+from meetlm.data.example import Prompt
 from meetlm.evaluation.judge import judge
 from meetlm.evaluation.judge_cache import FILE
 
@@ -92,12 +93,12 @@ def test_a_killed_evaluation_keeps_every_answer(tmp_path: Path) -> None:
     with JudgeServer(kills) as server:
         asked = settings(server, concurrency=1)
         code = (
-            "import sys, json, pathlib; from meetlm.evaluation.judge import judge; "
-            "from meetlm.evaluation.settings import JudgeSettings; "
-            "judge(json.loads(sys.argv[1]), JudgeSettings.model_validate_json(sys.argv[2]), pathlib.Path(sys.argv[3]))"
+            "import sys, pathlib; sys.path.insert(0, sys.argv[3]); from judge_server import pairs; "
+            "from meetlm.evaluation.judge import judge; from meetlm.evaluation.settings import JudgeSettings; "
+            "judge(pairs(6), JudgeSettings.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
         )
-        words = [json.dumps(pairs(6)), asked.model_dump_json(), str(tmp_path / "cache")]
-        started.append(subprocess.Popen([sys.executable, "-c", code, *words]))
+        args = [asked.model_dump_json(), str(tmp_path / "cache"), str(Path(__file__).parent)]
+        started.append(subprocess.Popen([sys.executable, "-c", code, *args]))
         assert started[0].wait(60) == -signal.SIGKILL
         assert len((tmp_path / "cache" / FILE).read_text().splitlines()) == 5
         server.behave = longer
@@ -308,7 +309,7 @@ def test_an_error_in_words_of_its_own(tmp_path: Path) -> None:
 def test_words_that_cannot_be_sent_fail_alone(tmp_path: Path) -> None:
     """Half of a surrogate pair, as a file from elsewhere may hold it, has no UTF-8."""
     with JudgeServer(longer) as server:
-        outcomes, _, account, (problem,) = judge([*pairs(1), ("q", "\ud83d", "x")], settings(server), tmp_path)
+        outcomes, _, account, (problem,) = judge([*pairs(1), (Prompt("q"), "\ud83d", "x")], settings(server), tmp_path)
     assert outcomes == ["win", None] and account.overall.num_failed == 2
     assert "pair 2, shown first: " in problem.examples[0]
 
