@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=SettingsCommand,
     blocks=HELD_OUT | EVALUATOR_BLOCKS,
-    short_help="Compare completions with a baseline's, and write a report.",
+    short_help="Compare completions with a baseline's.",
 )
 @args_argument("SYSTEM... [SETTING]...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")

@@ -25,7 +25,7 @@ from meetlm.cli.options import SEED, batch_size_option, level_option, out_option
     "sweep-temperature",
     cls=SettingsCommand,
     blocks=EVALUATOR_BLOCKS,
-    short_help="Compare runs at several temperatures, and write a report.",
+    short_help="Compare runs at several temperatures.",
 )
 @args_argument("RUN... [SETTING]...")
 @click.option("--baseline", "baselines", multiple=True, required=True, help="Name of a baseline run; repeatable.")
