@@ -23,6 +23,9 @@ class _ScoreSettings(Settings):
     reward: RewardSettings
 
 
+_TRAINING_BLOCKS: dict[str, type[Settings]] = {"": RewardTraining, "data": DataSettings}
+
+
 @click.group(short_help="Train a reward model, or score completions with one.")
 def reward() -> None:
     """Train a reward model from preference pairs, or score completions with one."""
@@ -30,7 +33,7 @@ def reward() -> None:
 
 @reward.command(
     cls=SettingsCommand,
-    blocks={"": RewardTraining, "data": DataSettings},
+    blocks=_TRAINING_BLOCKS,
     trains=True,
     short_help="Train a reward model from preference pairs.",
 )
