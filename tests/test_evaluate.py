@@ -333,9 +333,9 @@ def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeyp
 
 
 def test_nobody_decides(tmp_path: Path) -> None:
-    rows = [{"prompt": prompt, "completion": "水"} for prompt in PROMPTS]
+    rows = [{"prompt": prompt, "completion": "…"} for prompt in PROMPTS]
     words = [f"{name}={written(tmp_path / f'{name}.jsonl', rows)}" for name in "ab"]
-    data = written(tmp_path / "zh.jsonl", [{"prompt": p, "chosen": "米饭", "rejected": "不"} for p in PROMPTS])
+    data = written(tmp_path / "marks.jsonl", [{"prompt": p, "chosen": "……", "rejected": "!"} for p in PROMPTS])
     said = meet("evaluate", *words, "--baseline", "b", "--data.path", data, "--out", tmp_path / "out")
     assert said.exit_code == 1 and "no evaluator: pass --reward, --judge or --scorer" in said.output
 
