@@ -58,6 +58,7 @@ def test_rows_with_other_token_ids_are_scored_anew(change: str, tmp_path: Path) 
     changed = load(folder, **before | changes.get(change, {}))
     if change == "chat template":
         changed.tokenizer.chat_template = CHATML.replace("<|im_start|>", "Turn of ", 1)
+        changed = RewardModel(changed.model, changed.tokenizer, changed.settings)
     new = CachedRewardModel(changed, tmp_path).score(prompts, REPLIES, REPLIES)[0]
     assert new == pytest.approx(changed.score(changed.tokenize(prompts, REPLIES)), abs=TOLERANCE)
     assert new != pytest.approx(old, abs=TOLERANCE)
