@@ -30,7 +30,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
     done = meet("generate", str(run), "--level", "good=1.5,bad=-0.5", "--max-new-tokens", "3", "--limit", "2")
     assert done.exit_code == 0, done.output
     assert "generate:" in done.stderr and "generate:" not in done.stdout
-    assert "2/2" in done.stderr
+    assert "/2 [" in done.stderr
     path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0-first2.jsonl"
     assert f"2 completions in {path}" in done.output
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
