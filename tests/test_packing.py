@@ -156,7 +156,7 @@ def test_the_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyP
         lm = tiny_lm(architecture, dtype=torch.float32)
         why = packing_failure_reason(lm, longest=40)
         assert why is not None
-        assert "differ from those alone" in why
+        assert "differ from unpacked logits" in why
         assert lm.config._attn_implementation == own
         assert not any("_attn" in vars(module) for module in lm.modules())
 

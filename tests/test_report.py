@@ -89,7 +89,7 @@ def test_one_prompt_is_no_finding(evaluation: Evaluation) -> None:
     summary = summary_of(single)
     text = next(finding.text for finding in summary.findings if finding.system == "hh-dpo")
     assert re.search(r"not significantly different [^;]*reward \(Δ \+100.0 \[100.0, 100.0\], p = 1.00\)", text)
-    assert "so it is no finding: hh-dpo by reward (p = 1.00)." in str(summary.caveats)
+    assert "so it is not reported as a finding: hh-dpo by reward (p = 1.00)." in str(summary.caveats)
     assert not re.search(r"contains 0[^.]*hh-dpo by [^;.]*reward", str(summary.caveats))
 
 
@@ -105,7 +105,7 @@ def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
     assert "2 pairs of all comparisons together had no outcome" in caveats
     assert "the reward model's score is NaN or infinite (1)" in caveats
     assert "1 had no readable verdict and 0 failed, 0.1% in all" in caveats
-    assert "One training run only of hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo" in caveats
+    assert "Only one training run for hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo" in caveats
     assert "One sampling seed" not in caveats
     assert "One sampling seed only: the" in " ".join(summary_of(made_evaluation(30, (0,))).caveats)
     assert "One sampling seed" not in " ".join(summary_of(made_evaluation(30, (0,), temperature=0.0)).caveats)

@@ -52,7 +52,7 @@ def account_of(evaluation: Evaluation) -> dict[str, str]:
 def test_nothing_is_concluded_from_an_inconclusive_judge(evaluation: Evaluation) -> None:
     summary = summary_of(with_inconclusive_judge(evaluation))
     assert all(finding.conclusions["judge"] == "inconclusive" for finding in summary.findings)
-    assert all("no conclusion about the difference from hh-coh by judge" in each.text for each in summary.findings)
+    assert all("cannot be distinguished reliably from hh-coh by judge" in each.text for each in summary.findings)
     assert "Nothing can be concluded from the judge (qwen2.5-7b-instruct)" in summary.caveats[0]
     assert "35.0% [30.0, 40.0] of the pairs; chance alone gives 34.0%" in summary.caveats[0]
     assert "6 comparisons" in " ".join(summary.caveats)  # the judge's three are no findings

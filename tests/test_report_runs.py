@@ -87,7 +87,7 @@ def test_every_replicate_has_its_delta_and_its_source(evaluation: Evaluation) ->
 
 
 def test_a_single_training_run_is_a_caveat(evaluation: Evaluation) -> None:
-    caveat = "One training run only of {}: no interval includes the variation between training seeds."
+    caveat = "Only one training run for {}: no interval includes the variation between training seeds."
     one = summary_of(evaluation)
     assert caveat.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in one.caveats
     assert "intervals over prompts. A system" in one.opening

@@ -53,7 +53,7 @@ ODDITIES = {
     "prompt_differs": "the text in 'prompt' is not in the conversation, which is used instead",
     "special_text": "the text of a special token is encoded as ordinary text",
 }
-"""What is reported of rows that are kept."""
+"""Warnings about rows that are used."""
 
 SHOWN_LINES = 5
 
@@ -139,7 +139,7 @@ def filter_train(
 ) -> tuple[list[PreferenceExample], FilterReport]:
     """Keep the pairs that can be trained on, in their order.
 
-    Dropped are pairs whose sides answer different prompts, with an empty reply, with two equal replies, exact
+    Drop pairs whose sides answer different prompts, with an empty reply, with two equal replies, exact
     duplicates, and pairs whose prompt and longer reply together exceed ``max_length``.
 
     Args:
@@ -170,7 +170,7 @@ def filter_eval(
     *,
     limit: int | None = None,
 ) -> tuple[list[PreferenceExample], FilterReport]:
-    """Keep one row a group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
+    """Keep one row per group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
     Both replies are used (preference accuracy): rows that are no proper pairs are dropped as in training.
 

@@ -18,7 +18,7 @@ FORM_WARNING = 0.55
 preferences reach accuracies of about 0.65, so 0.05 above chance is a third of what is learnt."""
 
 FORM_PROBLEM = 0.80
-"""Above this the levels *are* that form: people agree with each other on about 0.73 (InstructGPT)."""
+"""Above this the levels mostly encode that form: people agree with each other on about 0.73 (InstructGPT)."""
 
 WORDS_WARNING = 0.70
 """Words carry preference (a refusal is what harmlessness looks like), so they may predict it about as well as
@@ -71,7 +71,7 @@ def check_test(
         report: The filters' report on ``test``.
     """
     if report is None:
-        finding = "there are none, so nothing would show whether the levels separated"
+        finding = "there are none, so preference accuracy cannot be measured"
         advice = "Pass --data.eval_file FILE, --data.holdout N, or a folder with a test split."
         return [Check("held-out pairs", "problem", finding, 0, advice=advice, rows=0, prompts=0)]
     groups = [example.group for example in test]
@@ -149,8 +149,8 @@ def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
     side = "longer" if share.value >= 0.5 else "shorter"
     share = share if share.value >= 0.5 else Interval(1 - share.value, 1 - share.high, 1 - share.low)
     advice = (
-        f"Good may come to mean {side}. Compare the lengths of completions under both levels, and look at "
-        "preference accuracy per token too."
+        f"The model may learn length instead of the preference: {side} would mean good. Compare the lengths of "
+        "completions under both levels, and look at preference accuracy per token too."
     )
     finding = f"the {side} reply is the chosen one in {share} of the pairs"
     return share_check("length", _form_status(share), finding, share, advice, groups)
@@ -159,8 +159,8 @@ def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
 def _repeated(train: Sequence[PreferenceExample]) -> Check:
     share, repeated = shortcuts.repeated_replies(train)
     finding = (
-        f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing by its side there "
-        f"finds the chosen reply in {share} of all pairs (pairs without such a reply count half)"
+        f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing from that reply's "
+        f"usual side finds the chosen reply in {share} of all pairs (pairs without such a reply count half)"
     )
     advice = "The same replies are always on one side, so a level may come to mean these. Remove the copies."
     groups = [example.group for example in train]
@@ -211,6 +211,6 @@ def _overlap(train: Sequence[PreferenceExample], test: Sequence[PreferenceExampl
         return Check("overlap", "ok", finding, share)
     lines = ", ".join(str(example.origin.line) for example in shared[:5]) + (", …" if len(shared) > 5 else "")
     finding += f" ({'line' if len(shared) == 1 else 'lines'} {lines}); this may raise the accuracy by up to {gain:.3f}"
-    # A gain of less than half the interval is lost in it; a larger one changes the conclusion.
+    # A gain of less than half the interval is within noise; a larger one changes the conclusion.
     status = worst_status(warning=True, problem=gain > shortcuts.half_width(len(test), USUAL_ACCURACY))
     return Check("overlap", status, finding, share, advice="Remove these rows from one of the two files.")

@@ -44,7 +44,7 @@ class InterfaceAttention:
         if not getattr(self._lm, "_supports_attention_backend", False):
             return f"{type(self._lm).__name__} does not go through transformers' AttentionInterface"
         if self.name not in ("sdpa", VARLEN):
-            return f"its own attention is {self.name!r}, and packing is written for 'sdpa'"
+            return f"its attention is {self.name!r}; packing requires 'sdpa'"
         return None
 
     def switch(self, name: str) -> None:
@@ -71,7 +71,7 @@ def packed_arguments(
     Args:
         lm: The model, with packed attention.
         cu_seq_lens: Borders of the sequences, [Q + 1].
-        shared: For each sequence, how many first tokens it takes from the last one before it that shares none.
+        shared: For each sequence, the number of leading tokens reused from the most recent unshared sequence.
         more: Further arguments of :func:`~meetlm.policy.attention.varlen_attention`.
     """
     return _attention_of(lm).arguments({"meet_layout": PackedLayout(cu_seq_lens.tolist(), shared), **more})
@@ -155,7 +155,8 @@ def _difference(
     if differences[worst] <= tolerance:
         return None
     tokens = rows[worst].shape[1]
-    return f"packed logits of {tokens} tokens differ from those alone by {differences[worst]:.2g} (bound {tolerance:g})"
+    difference = f"{differences[worst]:.2g} (bound {tolerance:g})"
+    return f"packed logits of {tokens} tokens differ from unpacked logits by {difference}"
 
 
 def _packed_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -> Tensor:
@@ -164,7 +165,7 @@ def _packed_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -
     Args:
         lm: The model.
         rows: Ids [1, T] of each sequence.
-        shared: For each sequence, how many first tokens it takes from the last one before it that shares none.
+        shared: For each sequence, the number of leading tokens reused from the most recent unshared sequence.
     """
     spans = [(skip, row.shape[1]) for skip, row in zip(shared, rows, strict=True)]
     borders = torch.tensor([0, *(end - start for start, end in spans)], device=lm.device).cumsum(0).to(torch.int32)

@@ -36,7 +36,7 @@ PHRASES: dict[Conclusion, str] = {
     "better": "better than",
     "worse": "worse than",
     "not significant": "not significantly different from",
-    "inconclusive": "no conclusion about the difference from",
+    "inconclusive": "cannot be distinguished reliably from",
 }
 
 
@@ -200,7 +200,10 @@ def _interval_caveats(conditions: Conditions) -> Iterator[str]:
         if excludes_zero(comparison) and not is_significant(condition.evaluation, comparison)
     )
     if weak:
-        yield f"The interval of Δ excludes 0 but the sign test is not significant, so it is no finding: {weak}."
+        yield (
+            "The interval of Δ excludes 0 but the sign test is not significant, so it is not reported as a finding: "
+            f"{weak}."
+        )
     if len(conclusive) > 1:
         yield (
             f"There are {len(conclusive)} comparisons, each with its own 95% interval, not corrected for their number: "
@@ -209,7 +212,7 @@ def _interval_caveats(conditions: Conditions) -> Iterator[str]:
 
 
 def _named(pairs: Iterable[tuple[tuple[Condition, Comparison], str]]) -> str:
-    """Return comparisons as ``a by reward and judge; b by judge``, each with a remark behind its evaluator."""
+    """Return comparisons as ``a by reward and judge; b by judge``, each with a remark after its evaluator."""
     evaluators: dict[str, list[str]] = {}
     for (condition, comparison), remark in pairs:
         evaluators.setdefault(f"{comparison.system}{condition.place}", []).append(comparison.evaluator + remark)
@@ -254,7 +257,7 @@ def _training_caveats(conditions: Conditions) -> Iterator[str]:
     runs = {name: runs for condition in conditions for name, runs in runs_of(condition.evaluation).items()}
     once = [name for name, num_runs in runs.items() if num_runs == 1]
     if once:
-        yield f"One training run only of {listed(once)}: no interval includes the variation between training seeds."
+        yield f"Only one training run for {listed(once)}: no interval includes the variation between training seeds."
 
 
 def _sampling_caveats(conditions: Conditions) -> Iterator[str]:

@@ -181,10 +181,11 @@ class Search:
             try:
                 return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
             except DivergedError as error:
-                write_atomic(record, json.dumps({"said": str(error)}) + "\n")
+                write_atomic(record, json.dumps({"error": str(error)}) + "\n")
         for stage in arm.config.stages:
             remove_checkpoints(place / stage.name)
-        reporter.message(f"{arm.name}: {json.loads(record.read_text())['said']}")
+        diverged = json.loads(record.read_text())
+        reporter.message(f"{arm.name}: {diverged.get('error') or diverged.get('said')}")  # "said" before this version
         return None
 
 

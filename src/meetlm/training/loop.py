@@ -1,6 +1,6 @@
 """The training loop: one thin subclass of ``transformers.Trainer`` for every stage of every method.
 
-An item of the training set is what the format makes of a pair, so both replies are always in the same optimizer step.
+The format turns each pair into one item of the training set, so both replies are always in the same optimizer step.
 The loss is the objective's sum over the whole accumulated batch divided by the number of its units: trained tokens, or
 pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states and position. It is written under
 a temporary name and then renamed.
@@ -47,7 +47,7 @@ class ItemDataset(Dataset[tuple[Item, Tensor | None]]):
 
 
 class Collator:
-    """Makes a batch of items: the sequences of the first item, then of the second, ….
+    """Collate items into a batch: the sequences of the first item, then of the second, ….
 
     Args:
         layout: Layout of the batch.
@@ -188,7 +188,7 @@ class StageTrainer(Trainer):
         """Return the norm of the gradients of a step, before any weight changes.
 
         Raises:
-            DivergedError: The norm is not finite. The step is not applied, and nothing of it is saved.
+            DivergedError: The norm is not finite. The step is not applied, and nothing is saved.
         """
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         if norm is not None and not math.isfinite(norm):
