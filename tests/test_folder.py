@@ -128,3 +128,10 @@ def test_a_run_goes_on_from_the_language_model_that_it_began_with(tmp_path: Path
         RunError, match="the run started from another language model; 'EleutherAI/gpt-neo-1.3B' has changed"
     ):
         pin_lm(tmp_path, "1" * 64)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_meet_json_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "meet.json").write_text(text)
+    with pytest.raises(RunError, match=r"meet\.json is damaged"):
+        read_meet(tmp_path)

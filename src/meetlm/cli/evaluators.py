@@ -63,7 +63,7 @@ _OPTIONS = (
         "--tie-band",
         type=(float, float),
         callback=_check_band,
-        help="Rewards tie where σ of their difference is inside  [default: 0.45 0.55].",
+        help="Count a tie if sigmoid(reward difference) is between these bounds  [default: 0.45 0.55].",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the bootstrap."),
 )

@@ -121,7 +121,7 @@ def chat(
     max_new_tokens: int,
     seed: int,
 ) -> None:
-    """Chat with RUN. Every reply is generated under the present level.
+    """Chat with RUN. Every reply is generated at the current level.
 
     \b
     /level NAME                a level, such as good

@@ -11,7 +11,7 @@ from meetlm.cli.options import json_option, print_json
 @click.option("--table", "number", type=click.IntRange(1, 5), help="Print this table only  [default: all].")
 @json_option
 def paper(number: int | None, as_json: bool) -> None:
-    """Print the win, lose and tie rates and Δ of the paper's Tables 1 to 5. Figures that contradict others are marked.
+    """Print the win, lose and tie rates and Δ of the paper's Tables 1 to 5. Inconsistent numbers are marked.
 
     \b
     meet paper

@@ -44,7 +44,7 @@ def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
 
     The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
-    command to continue an interrupted training. Pairs with a side of more than 256 tokens are left out unless
+    command to continue an interrupted training. Pairs in which the prompt with either reply exceeds 256 tokens are left out unless
     --data.max_length is passed.
 
     \b
@@ -80,7 +80,7 @@ def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
 @click.option("--out", type=PATH, help="Write the reward of each row to this JSONL file.")
 @quiet_option
 def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> None:
-    """Score the completions in FILEs, rows with ``prompt`` and ``completion``, and print each file's mean reward.
+    """Score the completions in FILEs, rows with prompt and completion, and print each file's mean reward.
 
     \b
     meet generate runs/lora --level good

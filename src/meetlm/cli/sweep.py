@@ -99,7 +99,7 @@ def sweep(
     type=click.Choice(["auto", "preference", "reward", "nll"]),
     default="auto",
     show_default=True,
-    help="What decides: preference accuracy, reward accuracy or NLL; auto = preference accuracy, NLL for methods "
+    help="Selection metric: preference accuracy, reward accuracy or NLL; auto = preference accuracy, NLL for methods "
     "without levels, reward accuracy for DPO.",
 )
 @config_option
@@ -116,7 +116,7 @@ def search(
     out: Path,
     quiet: bool,
 ) -> None:
-    """Search the learning rates of RECIPEs, with as many trained stages for each recipe.
+    """Search the learning rates of RECIPEs, with the same number of trained stages per recipe.
 
     Candidates are the recipe's learning rate times powers of 3, compared on training prompts that are held out from
     training; the evaluation split is not used. The stages of a recipe share the budget: the first is settled before the

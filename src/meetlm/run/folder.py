@@ -226,11 +226,14 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
         is_started = (folder / CONFIG).exists()
         problem = "is an unfinished run (`meet train` continues it)" if is_started else "is not a run"
         raise RunError(f"{folder} {problem}: it has no {MEET}")
-    fields = {"source": "pairs", **json.loads(path.read_text())}
+    try:
+        fields = {"source": "pairs", **json.loads(path.read_text())}
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged (not a JSON object); restore the file or train again") from error
     try:
         meet = Meet(**{**fields, "levels": tuple(fields["levels"]), "format": FormatSpec.from_dict(fields["format"])})
     except (KeyError, TypeError) as error:
-        raise RunError(f"{path} was written by another version of meetlm: {error}") from error
+        raise RunError(f"{path} is damaged or was written by another version of meetlm: {error}") from error
     parse_control(meet.control)
     if weights and not (folder / MODEL / "config.json").is_file():
         raise RunError(
