@@ -44,8 +44,8 @@ def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
 
     The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
-    command to continue an interrupted training. Pairs in which the prompt with either reply exceeds 256 tokens are left out unless
-    --data.max_length is passed.
+    command to continue an interrupted training. Pairs in which the prompt with either reply exceeds 256 tokens are
+    left out; --data.max_length sets another limit.
 
     \b
     meet reward train --data.path ../hh-rlhf --data.subset harmless-base --out rm
