@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from meetlm.policy import loading, reference
 
@@ -16,8 +15,6 @@ FORBID_SKIPS = os.environ.get("MEETLM_FORBID_SKIPS") == "1"
 MAY_SKIP = frozenset({"gpu", "network"})
 """Markers of tests whose needs cannot be installed."""
 HH_SAMPLE = Path(__file__).parents[2] / "shared" / "data"
-
-BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -33,29 +30,6 @@ def _private_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: tmp_path / "reference-cache" if os.environ.get("MEETLM_CACHE") == before else original(),
     )
     monkeypatch.setattr(loading, "hash_cache", lambda: tmp_path / "hash-cache")
-
-
-@pytest.fixture(scope="session")
-def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
-    """Return a function that builds a named folder once for all workers of pytest-xdist and returns its path.
-
-    ``build_once(name, build)`` calls ``build(folder)`` under a file lock. Tests only read the folder.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    shared = shared / "built-once"
-    shared.mkdir(exist_ok=True)
-
-    def build_folder(name: str, build: Callable[[Path], object]) -> Path:
-        folder, done = shared / name, shared / f"{name}.done"
-        with FileLock(shared / f"{name}.lock"):
-            if not done.exists():
-                folder.mkdir()
-                build(folder)
-                done.touch()
-        return folder
-
-    return build_folder
 
 
 @pytest.hookimpl(wrapper=True)

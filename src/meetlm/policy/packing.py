@@ -82,11 +82,6 @@ def decoding_arguments(lm: PreTrainedModel, cache: KVCache) -> dict[str, Any]:
     return _attention_of(lm).arguments({"meet_kv_cache": cache})
 
 
-def replace_attention(lm: PreTrainedModel) -> None:
-    """Switch ``lm`` to packed attention."""
-    _attention_of(lm).switch(VARLEN)
-
-
 def attention_failure_reason(lm: PreTrainedModel) -> str | None:
     """Return why the attention of ``lm`` cannot be replaced, judged by its class; ``None`` if it can."""
     return _attention_of(lm).failure_reason()

@@ -25,7 +25,7 @@ from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.head import is_linear_head, token_logps
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
-from meetlm.policy.packing import packed_arguments, packing_failure_reason, replace_attention
+from meetlm.policy.packing import packed_arguments, packing_failure_reason
 
 SCORED_TOKENS = 2048
 """Largest number of tokens in one forward pass of :meth:`Policy.score`."""
@@ -61,7 +61,6 @@ class Policy(nn.Module):
         lm: Any causal language model of transformers, in eval mode.
         control: A control built for ``lm``; it is attached here.
         longest: Tokens of the longest sequence to come, for the check of packing.
-        layout: The layout, where ``lm`` has no weights to check it with.
 
     Attributes:
         layout: ``packed`` if the check showed that packing changes no logit, else ``padded``.
@@ -72,16 +71,12 @@ class Policy(nn.Module):
             checkpointing.
     """
 
-    def __init__(
-        self, lm: PreTrainedModel, control: Control, longest: int = 512, *, layout: Layout | None = None
-    ) -> None:
+    def __init__(self, lm: PreTrainedModel, control: Control, longest: int = 512) -> None:
         super().__init__()
-        if layout == "packed":
-            replace_attention(lm)
-        self.padding_reason = packing_failure_reason(lm, longest) if layout is None else None
-        self.layout: Layout = layout or ("packed" if self.padding_reason is None else "padded")
+        self.padding_reason = packing_failure_reason(lm, longest)
+        self.layout: Layout = "packed" if self.padding_reason is None else "padded"
         self.shares_prompts = self.layout == "packed"
-        self.has_linear_head = layout is not None or is_linear_head(lm)
+        self.has_linear_head = is_linear_head(lm)
         self.lm, self.control = lm, control
         control.attach(lm)
         use_fast_products(lm)
