@@ -69,7 +69,7 @@ def test_evaluate_compares_files_and_runs(tmp_path: Path, run: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
     again = meetlm.evaluate([f"a={places['a']}", places["b"]], "b", data={"eval_file": str(data)}, out=tmp_path / "out")
     assert again.comparisons == evaluation.comparisons
-    with pytest.raises(ConfigError, match="top_p: Input should be less"):
+    with pytest.raises(ConfigError, match="top_p: expected 1 or less"):
         meetlm.evaluate(places, "b", data=data, top_p=2)
     with pytest.raises(RunError, match="Write them: meet generate .*--level bad"):
         meetlm.evaluate({"run": run, "b": places["b"]}, "b", data=data, level=0)
@@ -87,7 +87,7 @@ def test_prompts_may_be_any_iterable_and_levels_numbers(run: Path) -> None:
     assert mixed == aligned.generate(PROMPTS, level={"good": 1.5, "bad": -0.5}, max_new_tokens=4)
     (completion, _) = aligned.complete(PROMPTS, 1.5, Sampling(max_new_tokens=2))
     assert completion.level == {"bad": -0.5, "good": 1.5}
-    with pytest.raises(ConfigError, match="load: device: Input should be 'auto', 'cpu' or 'cuda', got 'cuda:0'"):
+    with pytest.raises(ConfigError, match="load: device: expected 'auto', 'cpu' or 'cuda', got 'cuda:0'"):
         meetlm.load(run, device="cuda:0")
 
 

@@ -375,7 +375,7 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
         (["hh-meet"], "unknown recipe 'hh-meet'"),
         (["data.max_lenght=9"], "did you mean 'max_length'"),
         (["data.source=hhh"], "unknown data source 'hhh'"),
-        (["--seed=-1"], "greater than or equal to 0"),
+        (["--seed=-1"], "--seed: expected 0 or more, got -1"),
     ],
 )
 def test_wrong_words(tmp_path: Path, model: Path, words: list[str], message: str) -> None:

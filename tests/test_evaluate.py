@@ -299,8 +299,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "no such system; known: a, b" in meet("evaluate", *words, "--baseline", "d", *data).output
     assert "name another one to compare it with" in meet("evaluate", words[0], "--baseline", "a", *data).output
     assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
-    assert "no system is a run" in meet("evaluate", *words, "--baseline", "a").output
-    assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "a", *data).output
+    assert "pass the held-out prompts as --data.path" in meet("evaluate", *words, "--baseline", "a").output
+    assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "nowhere", *data).output
 
 
 def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
 
 
 def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) -> None:
-    """A broken file of another level or sampling is left out; one whose first row cannot be read is named."""
+    """The name of a file decides: a broken file of another level or sampling is not read."""
     run = tmp_path / "run"
     execute(config_for(tmp_path, "llama", "lora"), run)
     assert meet("generate", run, "--max-new-tokens", 4).exit_code == 0
@@ -393,33 +393,27 @@ def test_only_files_that_would_be_compared_stop_an_evaluation(tmp_path: Path) ->
     row = json.loads(whole.read_text().splitlines()[0])
     out = tmp_path / "out"
     words = ["evaluate", run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--out", out, "--quiet"]
-    others = {
-        "level": {**row, "level": "bad"},
-        "sampling": {**row, "sampling": {**row["sampling"], "temperature": 0.5}},
-        "unstated": {"prompt": row["prompt"], "completion": "x"},
-    }
-    for name, first in others.items():
-        written(whole.with_name(f"{name}.jsonl"), [first, {"prompt": 3}])
-    files = []
-    for name, text in (("empty", ""), ("text", "no JSON\n"), ("bytes", "\N{LATIN SMALL LETTER E WITH ACUTE}")):
-        files.append(whole.with_name(f"{name}.jsonl"))
-        files[-1].write_bytes(text.encode("latin-1"))
+    for name in ("bad-t0-p1-n4-seed0", "good-t0.5-p1-n4-seed0", "good-t0-p1-n40-seed0", "mine"):
+        whole.with_name(f"{name}.jsonl").write_text("no JSON\n")
     done = meet(*words)
     assert done.exit_code == 0, done.output
-    named = [one for one in Evaluation.read(out / "evaluation.json").problems if "cannot be read" in one.what]
-    assert [(one.what.split(":")[0], one.count) for one in named] == [("run", 3), ("again", 3)]
-    for file in files:
-        assert any(str(file) in line for line in named[0].examples)
-    assert "3 x run: files of completions whose first row cannot be read; left out" in done.stderr
-    broken = written(whole.with_name("first.jsonl"), [{**row, "seed": 1}, {**row, "prompt": 3}])
+    broken = written(whole.with_name("good-t0-p1-n4-seed1.jsonl"), [{**row, "seed": 1}, {**row, "prompt": 3}])
     stopped = meet(*words)
     assert stopped.exit_code == 1 and f"{broken}:2: field 'prompt': is an integer" in stopped.output
     broken.unlink()
     whole.unlink()
-    said = meet(*words).output
-    assert "has no completions of the held-out prompts at good" in said
-    unread = said[said.index("(files that cannot be read: ") : said.index("). Write them: meet generate")]
-    assert all(f"{file}" in unread for file in files)
+    assert "has no completions of the held-out prompts at level good" in meet(*words).output
+
+
+def test_the_order_of_weights_does_not_matter(tmp_path: Path) -> None:
+    """1.5, good=1.5,bad=-0.5 and bad=-0.5,good=1.5 are the same level, so their completions are the same file."""
+    run = tmp_path / "run"
+    execute(config_for(tmp_path, "llama", "lora"), run)
+    assert meet("generate", run, "--max-new-tokens", 4, "--level", "1.5").exit_code == 0
+    words = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 4, "--out", tmp_path / "out", "--quiet"]
+    for level in ("1.5", "good=1.5,bad=-0.5", "bad=-0.5,good=1.5"):
+        done = meet("evaluate", *words, "--level", level)
+        assert done.exit_code == 0, done.output
 
 
 def test_a_run_without_its_weights_is_compared(tmp_path: Path) -> None:
@@ -447,7 +441,8 @@ def test_a_run_without_completions_names_the_command(tmp_path: Path) -> None:
     said = meet(*few, "--data.path", folder.parent, "--data.subset", "some").output
     assert "meet generate" in said, said
     words = shlex.split(said[said.index("meet generate") :])
-    assert words[3:7] == ["--data.path", str(folder.parent), "--data.subset", "some"]
+    data = dict(zip(words[3:9:2], words[4:9:2], strict=True))
+    assert data == {"--data.path": str(folder.parent), "--data.source": "hh", "--data.subset": "some"}
     assert meet(*words[1:]).exit_code == 0
     assert (
         "name another one to compare it with"

@@ -51,7 +51,7 @@ def test_how_a_reward_model_reads_can_be_said(tmp_path: Path) -> None:
         (["--judge.nonsense", "3"], "--judge.nonsense requires --judge"),
         (["--judge.base_url", "http://here/v1"], "--judge.base_url requires --judge"),
         (["--judge", "j", "--judge.nonsense", "3"], "--judge.nonsense: unknown key 'nonsense'"),
-        (["--judge", "j", "--judge.max_tokens", "0"], "--judge.max_tokens: Input should be greater than or equal to 1"),
+        (["--judge", "j", "--judge.max_tokens", "0"], "--judge.max_tokens: expected 1 or more"),
         (["--reward.input", "text"], "--reward.input requires --reward"),
         (["--judge", "j", "--judge.extra", "{"], "--judge.extra {: the value is not YAML"),
         (["--judge", "j", "--judge.extra"], "--judge.extra requires a value"),

@@ -175,7 +175,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         ("{answer_b}", "{Answerb}", r"mine.yaml:1: user: unknown place \{Answerb\}; did you mean 'answer_b'"),
         ("'first'", "'(first'", r"mine.yaml:4: verdicts.A: expected a regular expression, got '\(first'"),
         ("'first'", "'x*'", r"mine.yaml:4: verdicts.A: .*matches an empty answer"),
-        ("  B: 'second'\n", "", r"mine.yaml:3: verdicts.B: Field required"),
+        ("  B: 'second'\n", "", r"mine.yaml:3: verdicts.B: is required"),
         ("user", "usr", r"mine.yaml:1: usr: unknown key 'usr'; did you mean 'user'"),
         ("'second'", "[", r"mine.yaml:\d+: not YAML"),
     ],

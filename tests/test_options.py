@@ -42,7 +42,7 @@ def test_a_rate_of_zero_is_not_the_default(tmp_path: Path) -> None:
     data = tmp_path / "a.jsonl"
     data.write_text('{"prompt": "Hi", "chosen": "Good", "rejected": "Bad"}\n')
     words = ["reward", "train", "--data.path", str(data), "--out", str(tmp_path / "rm"), "--lr", "0"]
-    assert "--lr: Input should be greater than 0" in refused(words)
+    assert "--lr: expected a number greater than 0" in refused(words)
 
 
 def test_settings_take_no_infinity() -> None:
@@ -74,7 +74,8 @@ def test_a_mistyped_run_is_named(tmp_path: Path) -> None:
     nowhere, folder, file = tmp_path / "rnu", tmp_path / "folder", tmp_path / "a.jsonl"
     folder.mkdir()
     file.write_text('{"prompt": "p", "completion": "c"}\n')
-    words = ["evaluate", str(file), "--baseline", "a"]
-    assert f"{nowhere} is neither a run's folder nor a file" in refused([*words, str(nowhere)])
-    assert f"{folder} is a folder, but not a run" in refused([*words, str(folder)])
-    assert "no system is a run" in refused(words)
+    words = ["evaluate", str(file), "--baseline"]
+    assert f"{nowhere} is neither a run's folder nor a file" in refused([*words, "rnu", str(nowhere)])
+    assert f"{folder} is a folder, but not a run" in refused([*words, "folder", str(folder)])
+    assert "pass the held-out prompts as --data.path" in refused([*words, "a"])
+    assert "--baseline b: no such system; known: a" in refused([*words, "b"])

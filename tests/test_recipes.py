@@ -153,13 +153,18 @@ REFUSED = [
     ("hh-met-lora", [], "unknown recipe 'hh-met-lora'; did you mean 'hh-meet-lora'?"),
     ("tldr-speciall-token", [], "did you mean 'tldr-special-token'?"),
     ("hx-dpo-paper", [], "did you mean 'hh-dpo-paper'?"),
-    ("hh", [], "unknown recipe 'hh'"),
+    ("hh", [], "`meet recipes` lists them"),
+    ("hh-meet-lora", ["stages.step1.train=[contrl]"], "error: --stages.step1.train: stages.0.train.0: expected"),
+    ("hh-meet-lora", ["control.kind=lorra"], "error: --control.kind: unknown control 'lorra'; did you mean 'lora'?"),
+    ("hh-meet-lora", ["data.path=a", "--data.path", "b"], "error: --data.path is set twice, to 'a' and 'b'"),
+    ("hh-meet-lora", ["data.columns=3"], "error: --data.columns: expected a mapping of names to values, got"),
+    ("hh-meet-lora", ["optim=3"], "error: --optim: expected a mapping of settings, got 3"),
     ("hh-dpo", ["stages.dpo.objective.kind=dppo"], "unknown objective 'dppo'; did you mean 'dpo'?"),
     ("hh-dpo", ["stages.dpo.objective.kind=[dpo]"], "unknown objective \"['dpo']\""),
-    ("hh-dpo", ["stages.dpo.objective.beta=0"], "objective.beta: Input should be greater than 0"),
+    ("hh-dpo", ["stages.dpo.objective.beta=0"], "objective.beta: expected a number greater than 0"),
     ("hh-coh", ["control.kind=3"], "unknown control '3'; known: lora"),
-    ("hh-coh", ["control.placement=[first]"], "control.placement: Input should be 'first' or 'before_response'"),
-    ("hh-sft", ["stages.sft.epochs=.inf"], "error: --stages.sft.epochs: Input should be a finite number"),
+    ("hh-coh", ["control.placement=[first]"], "control.placement: expected 'first' or 'before_response'"),
+    ("hh-sft", ["stages.sft.epochs=.inf"], "error: --stages.sft.epochs: expected a finite number"),
 ]
 
 
@@ -194,5 +199,5 @@ def test_epochs_of_every_stage_keep_what_is_twice() -> None:
         assert [stage.epochs for stage in config.stages] == epochs
         assert {stage.min_steps for stage in config.stages} == {0}
         assert config.optim.epochs is None
-    with pytest.raises(ConfigError, match="optim.epochs: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="optim.epochs: expected a number greater than 0"):
         load_config("hh-coh", None, ["optim.epochs=-1"])

@@ -167,7 +167,7 @@ def test_training_learns_resumes_and_reloads(tmp_path: Path) -> None:
     assert (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunError, match=r"lr was 0\.01 and is now 0\.02"):
         train_reward(settings.model_copy(update={"lr": 0.02}), tmp_path / "rm")
-    with pytest.raises(RunError, match="is not empty"):
+    with pytest.raises(RunError, match="holds other files"):
         train_reward(settings, tmp_path)
 
 

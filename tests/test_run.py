@@ -280,7 +280,7 @@ def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> No
         (["Hi"], {}, r"field 'prompt\[0\]': is a string; expected an object with role and content"),
         ([], {}, "is an empty list"),
         (None, {}, "is null; expected text, or a list of messages"),
-        ("Hi", {"top_p": 2}, "generate: top_p: Input should be less than or equal to 1, got 2"),
+        ("Hi", {"top_p": 2}, "generate: top_p: expected 1 or less, got 2"),
         ("Hi", {"level": {"good": float("nan")}}, "expected names with finite numbers as weights"),
     ],
 )

@@ -24,9 +24,9 @@ from meetlm.recipes.config import load_config
 from meetlm.run.aligned import load
 from meetlm.run.arm import AfterTraining, ArmResult
 from meetlm.run.folder import write_config
-from meetlm.run.search import Search, lines
-from meetlm.run.share import stage_key
-from meetlm.run.sweep import FORMAT, SHARED, TABLE, arms_of, sweep
+from meetlm.run.search import lines, search
+from meetlm.run.stage_cache import stage_key
+from meetlm.run.sweep import FORMAT, SHARED, TABLE, arm_configs, sweep
 from meetlm.training.loop import StageTrainer
 from reporters import RecordingReporter
 from run_folders import local_model, write_pairs
@@ -57,8 +57,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+def changed(words: list[str], *changes: str) -> list[str]:
+    """Return the overrides with other values."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [*(word for word in words if word.partition("=")[0] not in keys), *changes]
+
+
 def run(recipes: tuple[str, ...], folder: Path, words: list[str], seeds: tuple[int, ...] = (0,)) -> list[ArmResult]:
-    results, failed = sweep(arms_of(recipes, seeds, None, words), folder, THEN)
+    results, failed = sweep(arm_configs(recipes, seeds, None, words), folder, THEN)
     assert failed == {}
     return results
 
@@ -89,7 +95,7 @@ def test_what_arms_share_is_trained_once_and_changes_nothing(tmp_path: Path, wor
 
 
 def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = arms_of(("hh-sft", "hh-coh"), (0, 1), None, words)
+    arms = arm_configs(("hh-sft", "hh-coh"), (0, 1), None, words)
     trained: list[str] = []
     right = meetlm.run.arm.execute
 
@@ -102,24 +108,24 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
     monkeypatch.setattr(meetlm.run.arm, "execute", execute)
     with pytest.raises(KeyboardInterrupt):
         sweep(arms, tmp_path, THEN)
-    assert trained == [arm.name for arm in arms[:2]]
+    assert trained == list(arms)[:2]
     trained.clear()
-    sweep(arms[:4], tmp_path, THEN)
-    assert trained == [arm.name for arm in arms[2:]]
+    sweep(arms, tmp_path, THEN)
+    assert trained == list(arms)[2:]
     assert (tmp_path / TABLE).read_text().count("mean of 2") == 2
     trained.clear()
     reporter = RecordingReporter()
     sweep(arms, tmp_path, THEN, reporter=reporter)
     assert trained == []
     assert [line for line in reporter.messages if line.startswith("[")] == [
-        f"[{number}/4] {arm.name}: finished before" for number, arm in enumerate(arms, 1)
+        f"[{number}/4] {name}: finished before" for number, name in enumerate(arms, 1)
     ]
 
 
 def test_a_done_arm_of_other_settings_is_refused_before_anything_runs(tmp_path: Path, words: list[str]) -> None:
     run(("hh-sft",), tmp_path, words)
     with pytest.raises(RunError, match="stages.sft.lr was 2e-05, is now 0.001"):
-        sweep(arms_of(("hh-coh", "hh-sft"), (0,), None, [*words, "optim.lr=1e-3"]), tmp_path, THEN)
+        sweep(arm_configs(("hh-coh", "hh-sft"), (0,), None, [*words, "optim.lr=1e-3"]), tmp_path, THEN)
     assert not (tmp_path / "hh-coh-seed0").exists()
 
 
@@ -147,7 +153,7 @@ def test_completions_of_other_settings_are_not_mixed(tmp_path: Path, words: list
     run(("hh-sft",), tmp_path, words)
     then = AfterTraining(Sampling(max_new_tokens=9), prompts=3, keep_weights=False)
     with pytest.raises(RunError, match="is finished with other completions"):
-        sweep(arms_of(("hh-sft",), (0,), None, words), tmp_path, then)
+        sweep(arm_configs(("hh-sft",), (0,), None, words), tmp_path, then)
 
 
 def test_arms_are_pinned_to_one_day(tmp_path: Path, words: list[str]) -> None:
@@ -170,7 +176,7 @@ def test_memory_that_is_not_there_fails_one_arm(
         right(config, folder, **more)
 
     monkeypatch.setattr(meetlm.run.arm, "execute", execute)
-    results, failed = sweep(arms_of(("hh-sft", "hh-coh"), (0,), None, words), tmp_path, THEN)
+    results, failed = sweep(arm_configs(("hh-sft", "hh-coh"), (0,), None, words), tmp_path, THEN)
     assert [one.recipe for one in results] == ["hh-coh"]
     assert failed == {"hh-sft-seed0": "OutOfMemoryError: none left"}
 
@@ -180,14 +186,14 @@ def test_memory_that_is_not_there_fails_one_arm(
     [
         ("control: {kind: lora}", [], "remove 'control': here each recipe has its own"),
         ("recipe: hh-coh", [], "remove 'recipe': here each recipe has its own"),
-        ("", ["--seed", "3"], "--seed has no effect on a sweep: pass --seeds"),
+        ("", ["--seed", "3"], "seed=3: pass --seeds"),
     ],
 )
 def test_what_is_a_recipes_own_is_refused(text: str, more: list[str], said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text or "batch: {pairs: 4}")
     with pytest.raises(ConfigError, match=said):
-        arms_of(("hh-sft",), (0,), file, more)
+        arm_configs(("hh-sft",), (0,), file, more)
 
 
 def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: list[str]) -> None:
@@ -199,7 +205,7 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
         (longest / file.name).write_bytes(file.read_bytes())
     config = json.loads((longest / "config.json").read_text())
     (longest / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 120}))
-    arms = arms_of(("hh-meet-soft-prompt-n100", "hh-sft"), (0,), None, [*short, f"model.name={longest}"])
+    arms = arm_configs(("hh-meet-soft-prompt-n100", "hh-sft"), (0,), None, changed(short, f"model.name={longest}"))
     results, failed = sweep(arms, tmp_path / "sweep", THEN)
     assert [one.recipe for one in results] == ["hh-sft"]
     assert "the model has 120 positions" in failed["hh-meet-soft-prompt-n100-seed0"]
@@ -216,11 +222,19 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
 )
 def test_sweeps_that_make_no_sense_are_refused(recipes: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        arms_of(recipes, (0,), None, [])
+        arm_configs(recipes, (0,), None, [])
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "thesis.tex").touch()
+    for command in ("sweep", "search"):
+        done = CliRunner().invoke(main, [command, "hh-sft", *words, "--out", str(tmp_path)])
+        assert done.exit_code == 1 and f"--out {tmp_path} holds other files (thesis.tex)" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_patterns_and_seeds() -> None:
-    names = [arm.name for arm in arms_of(("hh-dpo*", "hh-dpo"), (0, 3), None, [])]
+    names = list(arm_configs(("hh-dpo*", "hh-dpo"), (0, 3), None, []))
     assert names == ["hh-dpo-seed0", "hh-dpo-seed3", "hh-dpo-paper-seed0", "hh-dpo-paper-seed3"]
 
 
@@ -258,9 +272,9 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
 
 
 def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[str]) -> None:
-    search = Search(("hh-meet-lora", "hh-sft"), None, words, trials=4, holdout=4)
-    folder = tmp_path / "search"
-    trials = search.run(folder)
+    recipes, folder = ("hh-meet-lora", "hh-sft"), tmp_path / "search"
+    trials, failures = search(recipes, None, words, folder, trials=4, holdout=4)
+    assert failures == {}
     assert [(one.recipe, one.stage.name) for one in trials] == [("hh-meet-lora", "step1")] * 2 + [
         ("hh-meet-lora", "step2")
     ] * 2 + [("hh-sft", "sft")] * 4
@@ -278,10 +292,10 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     settled = next(one.stage.lr for one in trials if one.stage.name == "step1" and one.best)
     second = [file.read_text() for file in folder.glob("hh-meet-lora-step2-*/config.yaml")]
     assert len(second) == 2 and all(f"lr: {settled}" in text for text in second)
-    again = search.run(folder)
-    assert again == trials
+    assert search(recipes, None, words, folder, trials=4, holdout=4)[0] == trials
+    other = changed(words, "batch.pairs=2")
     with pytest.raises(RunError, match="batch.pairs was 4, is now 2"):
-        Search(("hh-sft",), None, [*words, "batch.pairs=2"], trials=4, holdout=4).run(folder)
+        search(("hh-sft",), None, other, folder, trials=4, holdout=4)
     said = "\n".join(lines(trials))
     assert f"meet train hh-meet-lora --stages.step1.lr {settled:.3g} --stages.step2.lr " in said
     assert not list(folder.rglob("*.safetensors"))
@@ -298,8 +312,8 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
 
     monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
     reporter = RecordingReporter()
-    search = Search(("hh-sft",), None, words, trials=4, holdout=4)
-    trials = search.run(tmp_path / "search", reporter=reporter)
+    arguments: dict[str, Any] = {"trials": 4, "holdout": 4, "reporter": reporter}
+    trials, _ = search(("hh-sft",), None, words, tmp_path / "search", **arguments)
     assert [one.stage.lr for one in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
     assert [one for one in reporter.messages if "diverged" in one] == [
         "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; use a lower learning rate "
@@ -307,7 +321,7 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
     ]
     assert not list((tmp_path / "search").rglob("*.safetensors"))
     monkeypatch.setattr(StageTrainer, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert search.run(tmp_path / "search", reporter=reporter) == trials
+    assert search(("hh-sft",), None, words, tmp_path / "search", **arguments)[0] == trials
     assert len([one for one in reporter.messages if "diverged" in one]) == 2
     monkeypatch.undo()
 
@@ -334,9 +348,9 @@ def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
     with pytest.raises(ConfigError, match="hh-dpo has 2 stages, and each needs two trials: pass --trials 4 or more"):
-        Search(("hh-dpo",), None, [], trials=2, holdout=4)
+        search(("hh-dpo",), None, [], Path("out"), trials=2, holdout=4)
     with pytest.raises(ConfigError, match="no preference accuracy"):
-        Search(("hh-dpo",), None, [], trials=4, holdout=4, by="preference")
+        search(("hh-dpo",), None, [], Path("out"), trials=4, holdout=4, by="preference")
 
 
 def test_commands(tmp_path: Path, words: list[str]) -> None:
@@ -361,10 +375,10 @@ def test_commands(tmp_path: Path, words: list[str]) -> None:
 
 def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) -> None:
     place = local_model(tmp_path / "lm", "llama")
-    words = [*words, f"model.name={place}"]
+    words = changed(words, f"model.name={place}")
     run(("hh-sft",), tmp_path / "sweep", words)
     tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(place)
-    arms = arms_of(("hh-sft", "hh-coh"), (0,), None, words)
+    arms = arm_configs(("hh-sft", "hh-coh"), (0,), None, words)
     results, failed = sweep(arms, tmp_path / "sweep", THEN)
     assert [one.recipe for one in results] == ["hh-sft"]
     assert "other runs of the sweep started from another language model" in failed["hh-coh-seed0"]
@@ -373,4 +387,4 @@ def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) ->
 def test_the_record_of_a_run_is_no_file_for_a_sweep(tmp_path: Path) -> None:
     write_config(tmp_path, load_config("hh-meet-lora", None), "0" * 64)
     with pytest.raises(ConfigError, match="remove 'recipe': here each recipe has its own"):
-        arms_of(("hh-coh", "hh-dpo"), (0,), tmp_path / "config.yaml", [])
+        arm_configs(("hh-coh", "hh-dpo"), (0,), tmp_path / "config.yaml", [])

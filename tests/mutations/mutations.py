@@ -169,12 +169,12 @@ MUTATIONS = (
         ("test_evaluate.py",),
     ),
     Mutation(
-        "share-key-by-control-kind",
+        "stage-key-by-control-kind",
         "A sweep over a control's settings reports one training for all of them.",
-        "run/share.py",
+        "run/stage_cache.py",
         '        "control": resolved["control"],\n',
         '        "control": config.control.kind,\n',
-        ("test_share.py",),
+        ("test_stage_cache.py",),
     ),
     Mutation(
         "preset-by-control-overridden",

@@ -178,13 +178,6 @@ def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
     return held_out_settings(raw["data"], {key[1:]: option for key, option in places.items()})
 
 
-def data_args(overrides: Sequence[Override]) -> list[str]:
-    """Return the settings of ``data`` as arguments of another command."""
-    return [
-        part for override in overrides if override.key.startswith("data.") for part in (override.option, override.text)
-    ]
-
-
 def _recipe(names: Sequence[str]) -> str | None:
     if len(names) > 1:
         raise click.UsageError(
@@ -197,14 +190,14 @@ def _recipe(names: Sequence[str]) -> str | None:
 
 def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     """Return the format of the training data, and by what the first row decided it without ``data.source``."""
-    from meetlm.config.yaml_files import check
+    from meetlm.config.yaml_files import validate
     from meetlm.data.places import find_rows
     from meetlm.diagnostics.locate import guess_source
 
     raw, places = parse_settings(HeldOutData, [o for o in overrides if o.key.startswith("data.")])
     if raw["data"].get("source") is not None:
         return str(raw["data"]["source"]), None
-    settings = check(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, places, "data").data
+    settings = validate(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, places, "data").data
     assert settings is not None
     return guess_source(next(iter(find_rows(settings, "train").rows)))
 

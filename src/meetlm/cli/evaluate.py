@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, data_args, held_out_data, split
+from meetlm.cli.arguments import SettingsCommand, args_argument, held_out_data, split
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.evaluators import (
     EVALUATOR_BLOCKS,
     EvaluatorSettings,
     evaluation_settings,
     evaluator_options,
-    load_evaluators,
+    evaluator_settings,
 )
 from meetlm.cli.options import HELD_OUT, finite, out_option, quiet_option
 
@@ -73,28 +73,22 @@ def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **options: Any) -> N
         raise click.UsageError("expected systems: folders of runs, or files of completions")
     quiet_libraries()
     from meetlm.evaluation.protocol import PRESETS
-    from meetlm.generation.sampling import Sampling
-    from meetlm.run.compared import data_of, named_places
-    from meetlm.run.evaluate import evaluate_systems
+    from meetlm.run.evaluate import evaluate as compare
     from meetlm.run.levels import parse_level
 
     names = ("level", "temperature", "top_p", "max_new_tokens")
     stated = {name: options[name] for name in names if options[name] is not None}
     protocol = PRESETS[options["preset"]].model_copy(update=stated)
-    settings = evaluation_settings(options)
-    named = [named_places(system) for system in systems]
-    data = held_out_data(overrides) or data_of(named)
-    evaluation = evaluate_systems(
-        named,
+    evaluation = compare(
+        systems,
         options["baseline"],
-        data,
+        data=held_out_data(overrides),
         level=parse_level(protocol.level or None),
-        sampling=Sampling(**protocol.model_dump(exclude={"level"})),
-        evaluators=load_evaluators(options, overrides, data.source, out),
-        settings=settings,
+        **protocol.model_dump(exclude={"level"}),
+        settings=evaluation_settings(options),
+        **evaluator_settings(options, overrides),
         only_common=options["common"],
         out=out,
-        data_args=data_args(overrides),
         reporter=ConsoleReporter(quiet=quiet),
     )
     show(evaluation)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from meetlm.cli.options import SEED
 from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import check
+from meetlm.config.yaml_files import validate
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
-
-if TYPE_CHECKING:
-    from meetlm.evaluation.evaluate import Evaluators
 
 
 class EvaluatorSettings(Settings):
@@ -82,21 +78,19 @@ def evaluation_settings(options: dict[str, Any]) -> EvaluationSettings:
         raise click.UsageError("--tie-band requires --reward")
     names = {"stemmer": "stemmer", "seed": "seed", "band": "tie_band"}
     stated = {key: options[name] for key, name in names.items() if options[name] is not None}
-    return check(EvaluationSettings, stated, {}, "evaluation")
+    return validate(EvaluationSettings, stated, {}, "evaluation")
 
 
-def load_evaluators(options: dict[str, Any], overrides: Sequence[Override], source: str, folder: Path) -> Evaluators:
-    """Return the evaluators of the options ``reward``, ``judge`` and ``scorers`` and of the settings.
+def evaluator_settings(options: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """Return the settings of the evaluators ``reward``, ``judge`` and ``scorers``, as ``meetlm.evaluate`` takes them.
 
     Args:
         options: Values of the options.
         overrides: Settings of the command.
-        source: Source of the data.
-        folder: Folder of the evaluation.
 
     Raises:
         UsageError: A setting requires an option.
-        ConfigError: An evaluator cannot be used.
+        ConfigError: A setting is wrong.
     """
     models = {block: {"model": options[block]} for block in EVALUATOR_BLOCKS if options[block] is not None}
     stated = [override for override in overrides if override.key.split(".")[0] in EVALUATOR_BLOCKS]
@@ -106,10 +100,6 @@ def load_evaluators(options: dict[str, Any], overrides: Sequence[Override], sour
             raise click.UsageError(f"{override.option} is not a setting: use --{block} {override.text}")
         if block not in models:
             raise click.UsageError(f"{override.option} requires --{block}")
-    raw, places = parse_settings(EvaluatorSettings, stated, models)
-    settings = check(EvaluatorSettings, raw, places, "evaluators")
-    from meetlm.evaluation.evaluate import Evaluators
-
-    return Evaluators.load(
-        reward=settings.reward, judge=settings.judge, scorers=options["scorers"], source=source, folder=folder
-    )
+    raw, locations = parse_settings(EvaluatorSettings, stated, models)
+    settings = validate(EvaluatorSettings, raw, locations, "evaluators")
+    return {"reward": settings.reward, "judge": settings.judge, "scorers": options["scorers"]}

@@ -12,7 +12,7 @@ from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.options import PATH, quiet_option
 from meetlm.config.overrides import parse_settings
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import check
+from meetlm.config.yaml_files import validate
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.settings import RewardSettings, RewardTraining
 
@@ -65,7 +65,7 @@ def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     if reason is not None:
         reporter.message(f"data format: {source}, from the first row: {reason} (--data.source overrides)")
     raw, places = parse_settings(RewardTraining, overrides, {"data": {"max_length": 256, "source": source}})
-    settings = check(RewardTraining, raw, places, "reward train")
+    settings = validate(RewardTraining, raw, places, "reward train")
     data = with_test(settings.data)
     if data is None:
         raise click.UsageError("no held-out rows to measure on: pass --data.eval_file FILE or --data.holdout NUMBER")
@@ -91,7 +91,7 @@ def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> N
         raise click.UsageError("pass at least one file of completions")
     files = [Path(name) for name in names]
     raw, places = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
-    settings = check(_ScoreSettings, raw, places, "reward score").reward
+    settings = validate(_ScoreSettings, raw, places, "reward score").reward
     quiet_libraries()
     from meetlm.config.files import write_atomic
     from meetlm.data.messages import read_prompt

@@ -59,16 +59,16 @@ def sweep(
     from meetlm.generation.sampling import Sampling
     from meetlm.recipes.config import RunConfig
     from meetlm.run.arm import AfterTraining
-    from meetlm.run.sweep import TABLE, arms_of
+    from meetlm.run.sweep import TABLE, arm_configs
     from meetlm.run.sweep import sweep as run
 
     names, overrides = split(args, RunConfig)
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
-    arms = arms_of(names, _numbers(seeds), file, overrides)
+    configs = arm_configs(names, _numbers(seeds), file, overrides)
     sampling = None if prompts == 0 else Sampling(max_new_tokens=max_new_tokens)
     after_training = AfterTraining(sampling, prompts, keep_weights)
-    results, failures = run(arms, out, after_training, reporter=ConsoleReporter(quiet=quiet))
+    results, failures = run(configs, out, after_training, reporter=ConsoleReporter(quiet=quiet))
     if as_json:
         print_json({"runs": [asdict(result) for result in results], "failures": failures})
     elif sys.stdout.isatty():
@@ -127,18 +127,21 @@ def search(
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
     from meetlm.recipes.config import RunConfig
-    from meetlm.run.search import Search, lines
+    from meetlm.run.search import lines
+    from meetlm.run.search import search as run
 
     names, overrides = split(args, RunConfig)
     if not names:
         raise click.UsageError("name recipes, or patterns such as 'hh-*'; `meet recipes` lists them")
-    rate_search = Search(names, file, overrides, trials=trials, holdout=holdout, by=by, seed=seed)
-    results = rate_search.run(out, reporter=ConsoleReporter(quiet=quiet))
+    reporter = ConsoleReporter(quiet=quiet)
+    results, failures = run(
+        names, file, overrides, out, trials=trials, holdout=holdout, by=by, seed=seed, reporter=reporter
+    )
     args_of_train = [part for override in overrides for part in (override.option, override.text)]
     args_of_train += ["--config", str(file)] if file else []
-    for line in lines(results, args_of_train, rate_search.failures):
+    for line in lines(results, args_of_train, failures):
         click.echo(line)
-    _finish(rate_search.failures, f"All trials are in {out}.")
+    _finish(failures, f"All trials are in {out}.")
 
 
 def _finish(failures: Mapping[str, str], message: str) -> None:

@@ -16,7 +16,7 @@ from meetlm.cli.evaluators import (
     EvaluatorSettings,
     evaluation_settings,
     evaluator_options,
-    load_evaluators,
+    evaluator_settings,
 )
 from meetlm.cli.options import SEED, batch_size_option, level_option, out_option, quiet_option
 
@@ -62,29 +62,35 @@ def sweep_temperature(args: tuple[str, ...], out: Path, quiet: bool, **given: An
         raise click.UsageError("expected runs: their folders, or NAME=FOLDER")
     quiet_libraries()
     from meetlm.config.errors import ConfigError
+    from meetlm.evaluation.evaluate import Evaluators
     from meetlm.generation.sampling import Sampling
     from meetlm.report.write import write_temperature_report
-    from meetlm.run.compared import named_places
+    from meetlm.run.compared import named_paths
     from meetlm.run.folder import read_data_settings
     from meetlm.run.levels import parse_level
     from meetlm.run.temperature import sweep_temperature as sweep
 
     folders: dict[str, Path] = {}
     for arg in runs:
-        name, places = named_places(arg)
-        if len(places) > 1:
-            raise ConfigError(f"{arg!r} names several places; expected one run")
+        name, paths = named_paths(arg)
+        if len(paths) > 1:
+            raise ConfigError(f"{arg!r} names several folders; expected one run")
         if name in folders:
-            raise ConfigError(f"two runs are called {name!r}; name them, as in NAME={places[0]}")
-        folders[name] = places[0]
+            raise ConfigError(f"two runs are called {name!r}; name them, as in NAME={paths[0]}")
+        folders[name] = paths[0]
+    for override in overrides:
+        if override.key.startswith("data."):
+            raise ConfigError(f"{override.option} has no effect: the runs are compared on their own held-out prompts")
+    temperatures = _temperatures(given["temperatures"])
+    source = read_data_settings(next(iter(folders.values()))).source
     reporter = ConsoleReporter(quiet=quiet)
     points = sweep(
         folders,
         given["baselines"],
-        _temperatures(given["temperatures"]),
+        temperatures,
         Sampling(top_p=given["top_p"], max_new_tokens=given["max_new_tokens"]),
         evaluation_settings(given),
-        load_evaluators(given, overrides, read_data_settings(next(iter(folders.values()))).source, out),
+        Evaluators.load(**evaluator_settings(given, overrides), source=source, folder=out),
         out,
         level=parse_level(given["level"]),
         seed=given["sampling_seed"],

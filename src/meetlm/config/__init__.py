@@ -1,1 +1,1 @@
-"""Settings, registries, errors: strings and YAML in, checked values out. Knows nothing of models or data."""
+"""Settings, registries, errors: text and YAML in, validated values out. Imports neither models nor data."""

@@ -1,4 +1,4 @@
-"""Settings as YAML with an explanation of each; it reads back as the same settings."""
+"""Write settings as YAML with an explanation of each; reading it back gives the same settings."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def _commented(line: str, description: str | None, depth: int) -> list[str]:
     return [*textwrap.wrap(text, WIDTH - 2 * depth, initial_indent="# ", subsequent_indent="# "), line]
 
 
-def _indented(lines: Iterator[str], by: str, first: str | None = None) -> Iterator[str]:
+def _indented(lines: Iterator[str], indent: str, first: str | None = None) -> Iterator[str]:
     for number, line in enumerate(lines):
-        yield (first if first is not None and number == 0 else by) + line
+        yield (first if first is not None and number == 0 else indent) + line

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each names the place (file, line, field or option) and what is expected there."""
+"""The errors that input can cause. Each names the file and line, field or option, and says what is expected."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class DataError(MeetError):
         expected: str | None = None,
     ) -> None:
         self.problem, self.file, self.line, self.field, self.expected = problem, file, line, field, expected
-        where = file if line is None else f"{file}:{line}"
-        text = f"{where}: " + (f"field {field!r}: " if field else "") + problem
+        location = file if line is None else f"{file}:{line}"
+        text = f"{location}: " + (f"field {field!r}: " if field else "") + problem
         super().__init__(text + (f"; expected {expected}" if expected else ""))
 
 
@@ -51,15 +51,24 @@ def locate_errors(file: str, line: int) -> Iterator[None]:
 
 
 class RunError(MeetError):
-    """A folder of a run that is missing, incomplete or does not hold what is asked for."""
+    """A run's folder that is missing or incomplete, or lacks a file that is needed."""
 
 
 class DivergedError(RunError):
     """Training whose gradients are not finite. The last checkpoint before is kept."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where none is similar."""
+def nearest(name: str, known: Iterable[str], listing: str | None = None) -> str:
+    """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where none is similar.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        listing: Clause that tells how to list the known names, where the list itself would be long.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    if listing:
+        return f"{hint} {listing}" if close else f"; {listing}"
+    return hint or f"; known: {', '.join(names)}"

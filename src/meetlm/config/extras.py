@@ -1,4 +1,4 @@
-"""Optional packages: a missing one is an error that names the command that installs it."""
+"""Optional packages: a missing package is an error that names the command that installs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from meetlm.config.errors import ConfigError
 
 
 def require_extra(package: str, extra: str, purpose: str) -> None:
-    """Refuse to go on without an optional package.
+    """Raise an error where an optional package is missing.
 
     Args:
         package: Name of the package.

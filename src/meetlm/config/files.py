@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, even if the process or the machine stops in between."""
+"""Write files whole or not at all, even if the process or the machine stops in between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Refuse a folder for results that holds other files; hidden ones do not count.
+    """Refuse a folder for results that is not empty; hidden files do not count.
 
     Raises:
         RunError: Names some of the files.
@@ -32,23 +32,23 @@ def refuse_foreign_files(folder: Path) -> None:
         raise RunError(f"--out {folder} holds other files ({', '.join(names[:3])}{more}); choose another folder")
 
 
-def sync(place: Path, *, deep: bool = True) -> None:
+def sync(path: Path, *, deep: bool = True) -> None:
     """Wait until a file, or a folder and with ``deep`` everything in it, is on the disk."""
-    for path in place.rglob("*") if deep else ():
-        _flush(path)
-    _flush(place)
+    for inner in path.rglob("*") if deep else ():
+        _flush(inner)
+    _flush(path)
 
 
 def _flush(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
-    folder = path.is_dir()
-    if folder and os.name != "posix":  # a folder cannot be opened there
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":  # other systems cannot open a folder
         return
-    place = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     except OSError as error:
-        if not folder or error.errno not in _NOT_FOR_FOLDERS:
+        if not is_folder or error.errno not in _NOT_FOR_FOLDERS:
             raise
     finally:
-        os.close(place)
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""An append-only file of JSON objects: results are on disk as they come, so that a killed command loses none."""
+"""An append-only file of JSON objects: each result is written at once, so that a killed command loses none."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Journal:
 
     Args:
         path: The file; it and its folder are created with the first entry.
-        header: What the entries belong to, for a journal that must not mix results of different settings: it is the
-            first line, and a file with another first line is replaced.
+        header: Identifies the settings that the entries belong to. It is the first line; a file with another first line
+            is replaced, so that results of different settings are never mixed.
 
     Attributes:
         entries: The objects in the file, in order, without the header.

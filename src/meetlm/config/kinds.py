@@ -20,7 +20,7 @@ class HasSettings(Protocol):
 
 
 def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
-    """Return checked settings of the kind that ``value['kind']`` names.
+    """Return validated settings of the kind that ``value['kind']`` names.
 
     Args:
         registry: Registry of entries with ``settings``.
@@ -30,22 +30,40 @@ def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any
     Raises:
         ConfigError: There is no kind, it is unknown, or a setting is wrong.
     """
+    try:
+        return parse_field(registry, base, value)
+    except _KindError as error:
+        raise ConfigError(str(error)) from error
+    except ValidationError as error:
+        texts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
+        raise ConfigError(f"{registry.entry_name}: " + "; ".join(texts)) from error
+
+
+def parse_field(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
+    """Return the settings as :func:`parse_kind` does; for pydantic, which locates the errors that it catches.
+
+    Raises:
+        ValueError: There is no kind, it is unknown, or a setting is wrong.
+    """
     if isinstance(value, base):
         return value
     name = registry.entry_name
     if not isinstance(value, dict) or "kind" not in value:
-        raise ConfigError(f"{name}: expected a mapping with 'kind', one of {', '.join(registry)}; got {value!r}")
-    entry: HasSettings = registry[str(value["kind"])]
+        raise _KindError(f"{name}: expected a mapping with 'kind', one of {', '.join(registry)}; got {value!r}", ())
     try:
-        return entry.settings.model_validate(value)
-    except ValidationError as error:
-        texts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
-        raise ConfigError(f"{name}: " + "; ".join(texts)) from error
-
-
-def parse_field(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
-    """Call :func:`parse_kind` as a pydantic validator: its error is a ``ValueError`` whose cause has the places."""
-    try:
-        return parse_kind(registry, base, value)
+        entry: HasSettings = registry[str(value["kind"])]
     except ConfigError as error:
-        raise ValueError(str(error)) from error.__cause__
+        raise _KindError(str(error), ("kind",)) from error
+    return entry.settings.model_validate(value)
+
+
+class _KindError(ValueError):
+    """A kind that is missing or unknown.
+
+    Attributes:
+        loc: Location of the problem in the settings.
+    """
+
+    def __init__(self, message: str, loc: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.loc = loc

@@ -44,13 +44,13 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
     Args:
         args: Arguments of a command.
         only_dotted: Without leading dashes, take ``KEY=VALUE`` for a setting only where KEY has a dot: for commands
-            whose other arguments may be ``NAME=PLACE``.
+            whose other arguments may be ``NAME=PATH``.
 
     Raises:
-        ConfigError: A setting has no value.
+        ConfigError: A setting has no value, or two values.
     """
     names: list[str] = []
-    overrides: list[Override] = []
+    overrides: dict[str, Override] = {}
     rest = list(args)
     while rest:
         arg = rest.pop(0)
@@ -64,8 +64,11 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
             if not rest:
                 raise ConfigError(f"{arg} requires a value: {arg} VALUE")
             text = rest.pop(0)
-        overrides.append(Override(key.removeprefix("--"), text))
-    return names, overrides
+        override = Override(key.removeprefix("--"), text)
+        earlier = overrides.setdefault(override.key.replace("-", "_"), override)
+        if earlier is not override:
+            raise ConfigError(f"{override.option} is set twice, to {earlier.text!r} and {text!r}: remove one of them")
+    return names, list(overrides.values())
 
 
 def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
@@ -142,38 +145,38 @@ def set_value(config: dict[str, Any], key: str, value: Any) -> KeyPath:
         ConfigError: The key goes through something that is not a mapping, or names an unknown stage.
     """
     *parents, last = key.split(".")
-    here: Any = config
-    place: list[str | int] = []
+    node: Any = config
+    path: list[str | int] = []
     for parent in parents:
-        if isinstance(here, list):
-            index = _index(here, parent, key)
-            place.append(index)
-            here = here[index]
-        elif isinstance(here, dict):
-            place.append(_field(here, parent))
-            here = here.setdefault(place[-1], {})
+        if isinstance(node, list):
+            index = _index(node, parent, key)
+            path.append(index)
+            node = node[index]
+        elif isinstance(node, dict):
+            path.append(_field(node, parent))
+            node = node.setdefault(path[-1], {})
         else:
             break
-    if not isinstance(here, dict):
+    if not isinstance(node, dict):
         raise ConfigError(f"--{key}: {'.'.join(parents)} has no keys")
-    last = _field(here, last)
-    here[last] = value
-    return (*place, last)
+    last = _field(node, last)
+    node[last] = value
+    return (*path, last)
 
 
 def parse_settings(
     settings: type[BaseModel], overrides: Sequence[Override], defaults: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return a mapping with the overrides over ``defaults``, and for each override its place, for ``check``.
+    """Return ``defaults`` with the overrides in place, and the option that each override comes from, for ``validate``.
 
     Raises:
         ConfigError: As of :func:`set_value`.
     """
     raw = dict(defaults or {})
-    places = {}
+    locations = {}
     for override in overrides:
-        places[set_value(raw, override.key, parse_value(override, settings))] = override.option
-    return raw, places
+        locations[set_value(raw, override.key, parse_value(override, settings))] = override.option
+    return raw, locations
 
 
 def _field(mapping: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings of a process, made before torch is imported: how long threads spin, and how memory is kept.
+"""Settings of the process that must precede the import of torch: how long threads spin, and freed memory.
 
 LOG.md has measurements of each. A value that the user has set stays.
 """
@@ -9,21 +9,21 @@ import ctypes
 import os
 
 SPINCOUNT = "2000"
-"""How long a thread spins before it sleeps, as libgomp counts; LOG.md has what was measured."""
+"""How long a thread spins before it sleeps, in iterations of libgomp."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Their numbers in glibc's ``mallopt``."""
-_OF_LIBRARY = {
+"""Numbers of two parameters of glibc's ``mallopt``."""
+_PARAMETERS = {
     _TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", 2**31 - 1),
     _MMAP_THRESHOLD: ("MALLOC_MMAP_THRESHOLD_", 2**30),
 }
 
 
 def prepare() -> None:
-    """Make the settings; call it before torch is imported.
+    """Apply the settings; call this before torch is imported.
 
-    By default, waiting threads spin for long, and two such programs on the same cores slow each other down more than
-    tenfold; a short spin costs a program that runs alone up to a fifth where steps are small. Tensors are allocated and
-    freed with each layer: where the C library returns them to the system, every page must be mapped again.
+    Waiting threads spin for long by default, and two such programs on the same cores slow each other down more than
+    tenfold; a short spin costs a program that runs alone up to a fifth where steps are small. Every layer allocates and
+    frees tensors: where the C library returns their memory to the system, every page must be mapped again.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -33,6 +33,6 @@ def prepare() -> None:
 def keep_memory() -> None:
     """Let glibc keep freed memory; other C libraries are not changed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for number, (variable, value) in _OF_LIBRARY.items():
+    for number, (variable, value) in _PARAMETERS.items():
         if mallopt is not None and variable not in os.environ:
             mallopt(number, value)

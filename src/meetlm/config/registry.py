@@ -14,7 +14,7 @@ class Registry(Generic[T]):
     """A named table of implementations of one interface.
 
     Args:
-        entry_name: What an entry is called in messages, such as ``control``.
+        entry_name: Noun for an entry in messages, such as ``control``.
     """
 
     def __init__(self, entry_name: str) -> None:

@@ -1,4 +1,4 @@
-"""What library code reports while it works: messages, warnings, progress. The command line shows them."""
+"""Messages, warnings and progress of library code; the command line shows them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from meetlm.config.errors import nearest
 
 
 class Settings(BaseModel):
-    """Frozen settings: values are checked, and unknown keys are refused with the nearest name."""
+    """Frozen settings: values are validated, and unknown keys are refused with the nearest name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -26,25 +26,45 @@ class Settings(BaseModel):
         return value
 
 
+_PLAIN_WORDS = {
+    "missing": "is required",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "string_type": "expected text",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping of names to values",
+    "model_type": "expected a mapping of settings",
+    "literal_error": "expected {expected}",
+    "greater_than": "expected a number greater than {gt:g}",
+    "greater_than_equal": "expected {ge:g} or more",
+    "less_than": "expected a number less than {lt:g}",
+    "less_than_equal": "expected {le:g} or less",
+    "too_short": "expected {min_length} or more entries",
+    "too_long": "expected {max_length} or fewer entries",
+}
+"""Messages by pydantic's type of error, for readers who do not know pydantic."""
+
+
 def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
     """Return the location and the message of each problem that pydantic has found."""
     result: list[tuple[tuple[str | int, ...], str]] = []
     details = error.errors(include_url=False)
     for detail in details:
-        loc = detail["loc"]
-        if detail["type"] == "too_short" and any(
-            other is not detail and other["loc"][: len(loc)] == loc for other in details
-        ):
+        loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
+        if kind == "too_short" and any(other is not detail and other["loc"][: len(loc)] == loc for other in details):
             continue  # only short because of the problems inside
-        raised = detail.get("ctx", {}).get("error")
-        if isinstance(raised, ValueError) and isinstance(raised.__cause__, ValidationError):
-            result += [((*loc, *inner), message) for inner, message in problems(raised.__cause__)]
-            continue
-        if detail["type"] == "unknown_key":
-            result.append(((*loc, detail["ctx"]["key"]), detail["msg"]))
-            continue
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] not in ("value_error", "missing"):
-            message += f", got {detail['input']!r}"
-        result.append((tuple(loc), message))
+        if kind == "unknown_key":
+            result.append(((*loc, context["key"]), detail["msg"]))
+        elif kind == "value_error":
+            result.append(((*loc, *getattr(context["error"], "loc", ())), str(context["error"])))
+        else:
+            message = _PLAIN_WORDS[kind].format(**context) if kind in _PLAIN_WORDS else detail["msg"]
+            result.append((loc, message if kind == "missing" else f"{message}, got {detail['input']!r}"))
     return result

@@ -1,4 +1,4 @@
-"""The code that made a result: versions of packages, and the commit where meetlm runs from a checkout."""
+"""The code that a result was computed with: versions of packages, and the commit of meetlm's checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""YAML files to plain mappings, and mappings to checked settings. Errors name the file, the line and the key."""
+"""Reads YAML files as mappings, and validates mappings as settings.
+
+Errors name the file and line of a setting, or its option, and the key.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the mapping in a YAML file, and the place of each key as ``file:line``.
+    """Return the mapping in a YAML file, and the location of each key as ``file:line``.
 
     Raises:
         ConfigError: The file is missing, is not YAML or not a mapping, or repeats a key.
@@ -33,65 +36,66 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+        problem = str(getattr(error, "problem", error)).replace("the node content", "a value")
+        problem = problem.replace("'<stream end>'", "the end of the file")
+        raise ConfigError(f"{path}{line}: not YAML: {problem}; check quotes, brackets and indentation") from error
     if not isinstance(value, dict):
         kind = "an empty file" if value is None else type(value).__name__
         raise ConfigError(f"{path}: expected a mapping of settings, got {kind}")
-    places: dict[KeyPath, str] = {}
-    _places(node, (), path, places)
-    return value, places
+    locations: dict[KeyPath, str] = {}
+    _locate_keys(node, (), path, locations)
+    return value, locations
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``below`` with the values of ``above`` over it, recursively.
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``overrides`` in place of its own, recursively.
 
-    A mapping of another ``kind`` (of control or objective) replaces the one below.
+    A mapping of another ``kind`` (of control or objective) replaces the whole mapping.
     """
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            other_kind = "kind" in value and "kind" in under and value["kind"] != under["kind"]
-            merged[key] = dict(value) if other_kind else merge(under, value)
+    merged = dict(base)
+    for key, value in overrides.items():
+        before = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            is_other_kind = "kind" in value and "kind" in before and value["kind"] != before["kind"]
+            merged[key] = dict(value) if is_other_kind else merge(before, value)
         else:
             merged[key] = value
     return merged
 
 
-def check(settings: type[S], value: Any, places: Mapping[KeyPath, str], name: str) -> S:
-    """Return ``value`` as checked settings.
+def validate(settings: type[S], value: Any, locations: Mapping[KeyPath, str], name: str) -> S:
+    """Return ``value`` as validated settings.
 
     Args:
         settings: The class.
         value: A mapping.
-        places: The file and line, or the option, that each key comes from.
-        name: What the settings are called, for values that come from neither a file nor an option.
+        locations: The file and line, or the option, that each key comes from.
+        name: Name of the settings in messages, for keys without a location.
 
     Raises:
-        ConfigError: Lists every problem with its place.
+        ConfigError: Lists every problem with its location.
     """
     try:
         return settings.model_validate(value)
     except ValidationError as error:
         lines = []
         for loc, message in problems(error):
-            place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), name)
-            key = ".".join(map(str, loc))
-            is_named = not key or (loc in places and place.startswith("--"))
-            lines.append(f"{place}: {'' if is_named else key + ': '}{message}")
+            known = [loc[:length] for length in range(len(loc), 0, -1) if loc[:length] in locations]
+            location = locations[known[0]] if known else name
+            is_named = not loc or (loc in locations and location.startswith("--"))
+            lines.append(f"{location}: {'' if is_named else '.'.join(map(str, loc)) + ': '}{message}")
         raise ConfigError("\n".join(lines)) from error
 
 
-def _places(node: yaml.Node | None, at: KeyPath, path: Path, places: dict[KeyPath, str]) -> None:
+def _locate_keys(node: yaml.Node | None, parent: KeyPath, path: Path, locations: dict[KeyPath, str]) -> None:
+    """Add the location of every key and list entry in ``node`` to ``locations``."""
     if isinstance(node, yaml.MappingNode):
-        seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            if (*parent, key.value) in locations:
                 raise ConfigError(f"{path}:{key.start_mark.line + 1}: key {key.value!r} is repeated")
-            seen.add(key.value)
-            places[(*at, key.value)] = f"{path}:{key.start_mark.line + 1}"
-            _places(value, (*at, key.value), path, places)
+            locations[(*parent, key.value)] = f"{path}:{key.start_mark.line + 1}"
+            _locate_keys(value, (*parent, key.value), path, locations)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            places[(*at, index)] = f"{path}:{value.start_mark.line + 1}"
-            _places(value, (*at, index), path, places)
+            locations[(*parent, index)] = f"{path}:{value.start_mark.line + 1}"
+            _locate_keys(value, (*parent, index), path, locations)

@@ -1,1 +1,1 @@
-"""Diagnostics: what can be said of data and policies without training or sampling."""
+"""Diagnostics of data and policies that need neither training nor sampling."""

@@ -47,12 +47,12 @@ def check_data(train: Sequence[PreferenceExample], report: FilterReport, lengths
     first = train[:MAX_PAIRS]
     opening, words = shortcuts.opening_features, shortcuts.word_features
     return [
-        _training_pairs(report).on(groups),
-        _too_long("too long", report, "Only short prompts and replies are trained on. Raise data.max_length.").on(
-            groups
-        ),
-        _unusable(report).on(groups),
-        _differing_prompts(report).on(groups),
+        _training_pairs(report).with_counts(groups),
+        _too_long(
+            "too long", report, "Only short prompts and replies are trained on. Raise data.max_length."
+        ).with_counts(groups),
+        _unusable(report).with_counts(groups),
+        _differing_prompts(report).with_counts(groups),
         _length(train, lengths),
         _repeated(train),
         _surface("opening words", "the first three words of the replies", first, opening),
@@ -75,10 +75,10 @@ def check_test(
         advice = "Pass --data.eval_file FILE, --data.holdout N, or a folder with a test split."
         return [Check("held-out pairs", "problem", finding, 0, advice=advice, rows=0, prompts=0)]
     groups = [example.group for example in test]
-    too_long = _too_long("held-out length", report, "Raise data.max_length.", what="prompts").on(groups)
+    too_long = _too_long("held-out length", report, "Raise data.max_length.", what="prompts").with_counts(groups)
     return [
-        _held_out_pairs(len(test)).on(groups),
-        _overlap(train, test).on(groups),
+        _held_out_pairs(len(test)).with_counts(groups),
+        _overlap(train, test).with_counts(groups),
         *([too_long] if too_long.status != "ok" else []),
     ]
 

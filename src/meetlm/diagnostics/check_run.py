@@ -1,6 +1,6 @@
 """The doctor's checks of a run: enough optimizer steps, and a model that fits the data.
 
-Settings of stages and presets are passed as plain numbers. Runs the model forward once, trains nothing.
+Runs a forward pass of the model and trains nothing. Settings of stages and presets arrive as plain numbers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from meetlm.policy.packing import packing_failure_reason
 
 GOOD_STEPS = 100
 SMALL_UNDER = 200
-"""The preset ``paper`` is advised against where it gives a stage fewer steps than this: a tenth of them is warm-up, and
-the learning rate falls from there on."""
+"""Below this number of steps under preset ``paper``, preset ``small`` is recommended: a tenth of the steps is warm-up,
+and the learning rate falls afterwards."""
 
 MANY_EPOCHS = 10
-"""Twice the paper's: from there on a trained language model memorises its pairs."""
+"""Twice the paper's number. With more epochs, a trained language model memorises its pairs."""
 
 NEW_TOKENS = 128
 """Tokens that generation adds to a prompt."""

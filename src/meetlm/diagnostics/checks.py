@@ -1,4 +1,4 @@
-"""The result of one check of the doctor, and of all of them."""
+"""The results of the doctor's checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meetlm.diagnostics.intervals import Interval
 Status = Literal["ok", "warning", "problem"]
 
 FEW_PROMPTS = 30
-"""Fewer distinct prompts support no statement about the data."""
+"""With fewer distinct prompts, no statement about the data is reliable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Check:
     Attributes:
         name: What was checked.
         status: ``ok``; ``warning``: a run works, but its result may mislead; ``problem``: a run would be wasted.
-        finding: The result in words, with its value.
+        finding: The result as a sentence, with its value.
         value: The value.
         low: Lower end of its 95% interval, where it has one.
         high: Upper end.
@@ -42,10 +42,10 @@ class Check:
 
     @property
     def basis(self) -> str:
-        """Numbers of rows and prompts, in words; empty for checks of the model."""
+        """The numbers of rows and prompts as text; empty for checks of the model."""
         return "" if self.rows is None else f"({self.rows:,} rows, {self.prompts or 0:,} prompts)"
 
-    def on(self, groups: Iterable[str]) -> Check:
+    def with_counts(self, groups: Iterable[str]) -> Check:
         """Return the check with its numbers of rows and prompts, given the prompt of each row."""
         prompts = list(groups)
         return replace(self, rows=len(prompts), prompts=len(set(prompts)))
@@ -57,12 +57,12 @@ def share_check(name: str, status: Status, finding: str, share: Interval, advice
     Args:
         name: What was checked.
         status: The status where there are enough prompts.
-        finding: The result in words.
+        finding: The result as a sentence.
         share: The share.
         advice: What to do about it; left out when ok.
         groups: The prompt of each row.
     """
-    check = Check(name, status, finding, share.value, share.low, share.high).on(groups)
+    check = Check(name, status, finding, share.value, share.low, share.high).with_counts(groups)
     if (check.prompts or 0) < FEW_PROMPTS:
         too_few = f"Fewer than {FEW_PROMPTS} distinct prompts show nothing: see the check 'training pairs'."
         return replace(check, status="problem", advice=too_few)

@@ -1,7 +1,7 @@
 """The doctor: problems of data and model that would spoil a run. Trains nothing, samples nothing.
 
-Combines the checks of ``check_data`` (what besides preference distinguishes the replies; are enough pairs held out)
-and of ``check_run`` (are there enough steps; does the model fit the data).
+``check_data`` checks the data: does anything but preference distinguish the replies, and are enough pairs held out?
+``check_run`` checks the run: are there enough steps, and does the model fit the data?
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from meetlm.diagnostics.data_report import TokenCounts
 
 @dataclass(frozen=True, slots=True)
 class RecipeSteps:
-    """The steps of a recipe for a number of training pairs, in plain numbers.
+    """The steps of a recipe for a number of training pairs.
 
     Attributes:
         preset: Name of the preset.

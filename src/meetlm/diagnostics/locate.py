@@ -1,4 +1,4 @@
-"""Completes data settings from the data themselves: the format of the rows, and the split that is held out."""
+"""Complete data settings from the data themselves: the format of the rows, and the split that is held out."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 from meetlm.config.errors import ConfigError, DataError, nearest
 from meetlm.config.overrides import KeyPath
-from meetlm.config.yaml_files import check
+from meetlm.config.yaml_files import validate
 from meetlm.data.hh import HUMAN, is_transcript
 from meetlm.data.places import find_rows
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 
 HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns", "as_chat")
-"""Settings of data that say where held-out prompts are."""
+"""Settings of data that locate held-out prompts."""
 TEST_SPLITS = ("test", "validation")
 
 
-def held_out_settings(data: Mapping[str, Any], places: Mapping[KeyPath, str]) -> DataSettings:
-    """Return settings whose evaluation split holds prompts; a file in ``path`` holds them whole.
+def held_out_settings(data: Mapping[str, Any], locations: Mapping[KeyPath, str]) -> DataSettings:
+    """Return settings whose evaluation split holds prompts; of a file in ``path``, all rows are held out.
 
     Without ``source`` the first row decides the format.
 
     Args:
-        data: Settings of the data, unchecked.
-        places: The option that each of them comes from, for messages.
+        data: Settings of the data, not validated.
+        locations: The option that each of them comes from, for messages.
 
     Raises:
         ConfigError: A setting is wrong or would have no effect.
@@ -45,11 +45,21 @@ def held_out_settings(data: Mapping[str, Any], places: Mapping[KeyPath, str]) ->
             if data.get(name) is not None:
                 raise ConfigError(f"--data.{name} has no effect: --data.path {path} is a file, which is read whole")
         data = {**data, "path": None, "eval_file": str(path)}
-    settings = check(DataSettings, {"source": "pairs", **data}, places, "data")
+    settings = validate(DataSettings, {"source": "pairs", **data}, locations, "data")
     if "source" not in data:
         source, _ = guess_source(next(iter(find_rows(settings, "eval").rows)))
         settings = settings.model_copy(update={"source": source})
     return settings
+
+
+def held_out_args(data: DataSettings | None) -> list[str]:
+    """Return settings of held-out data as arguments of a command; no argument for the data of the run."""
+    args = []
+    for name, value in data.model_dump(include=set(HELD_OUT_KEYS), exclude_defaults=True).items() if data else ():
+        if isinstance(value, Mapping):
+            value = ",".join(f"{column}={source}" for column, source in value.items())
+        args += [f"--data.{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return args
 
 
 def guess_source(row: Row) -> tuple[str, str]:

@@ -19,10 +19,10 @@ ADAMW_MOMENTS = 2
 """AdamW keeps two running means for each trained parameter."""
 
 RESERVED = int(1.5 * GIB)
-"""Memory of a GPU that no tensor gets: CUDA's context and kernels, workspaces of cuBLAS and NCCL, fragmentation.
-An allowance; not measured."""
+"""GPU memory that is not available for tensors: CUDA's context and kernels, workspaces of cuBLAS and NCCL,
+fragmentation. An allowance; not measured."""
 GATHERED = 3
-"""Sharding gathers the weights of two blocks and the gradients of one at a time, in bf16."""
+"""Sharding gathers the weights of two blocks and the gradients of one block at a time, in bf16."""
 ACTIVATION_BYTES = {"f32": 4.6, "bf16": 2.8}
 """Activations kept for backward, in bytes per token and per input and output feature of each linear layer. These are
 for models with gated MLPs; models that compute GELU step by step in Python, such as GPT-Neo, keep 1.8 times as much."""
@@ -57,7 +57,7 @@ def training_states(modules: Iterable[nn.Module], trained: Iterable[nn.Module]) 
 
     Args:
         modules: Language model and control; their parameters may be on the device ``meta``.
-        trained: Those of them that the stage trains.
+        trained: The modules among them that the stage trains.
     """
     everything = nn.ModuleList(modules)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in everything.buffers())
@@ -116,7 +116,7 @@ def layers_of(lm: PreTrainedModel) -> list[nn.Module]:
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Memory that a stage takes on GPUs, in bytes.
+    """Memory of a stage on GPUs, in bytes.
 
     Attributes:
         states: Weights, gradients and optimizer states.
@@ -132,7 +132,7 @@ class GpuMemory:
 
     @property
     def peak(self) -> int:
-        """Most memory in use at a time on a single GPU."""
+        """Peak memory on a single GPU."""
         return self.states.total + self.activations + self.copies
 
     def gpus_needed(self, size: int) -> int | None:

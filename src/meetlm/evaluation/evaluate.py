@@ -120,8 +120,7 @@ def evaluate_completions(
             scorer fails, or ``stemmer`` is set and no prompt has a chosen reply.
     """
     names = [system.name for system in completions.systems]
-    if baseline not in names:
-        raise ConfigError(f"--baseline {baseline}: no such system{nearest(baseline, names)}")
+    refuse_unknown_baseline(baseline, names)
     if len(names) < 2:
         raise ConfigError(f"{baseline!r} is the only system: name another one to compare it with")
     no_chosen = next((f"{p.what} ({p.shown})" for p in completions.problems if p.what == NO_CHOSEN), "")
@@ -161,6 +160,16 @@ def evaluate_completions(
         problems=work.problems,
         replicates=completions.replicates,
     )
+
+
+def refuse_unknown_baseline(baseline: str, names: Sequence[str]) -> None:
+    """Refuse a baseline that is not a system.
+
+    Raises:
+        ConfigError: Names the nearest system.
+    """
+    if baseline not in names:
+        raise ConfigError(f"--baseline {baseline}: no such system{nearest(baseline, names)}")
 
 
 @dataclass

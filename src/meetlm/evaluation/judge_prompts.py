@@ -31,7 +31,7 @@ from pydantic import Field, field_validator
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import check, read_yaml
+from meetlm.config.yaml_files import read_yaml, validate
 from meetlm.data.example import Prompt
 from meetlm.data.sources import SOURCES
 
@@ -195,7 +195,7 @@ def load_prompt(name: str) -> JudgePrompt:
             f"--judge.prompt {name}: neither a prompt of meetlm ({', '.join(prompt_names())}) nor a file"
             f"{nearest(name, prompt_names())}"
         )
-    return check(JudgePrompt, *read_yaml(file), name=str(file))
+    return validate(JudgePrompt, *read_yaml(file), name=str(file))
 
 
 def _folder() -> Path:

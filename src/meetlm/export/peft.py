@@ -13,13 +13,13 @@ from meetlm.config.files import write_atomic
 from meetlm.controls.base import Control
 
 
-def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
+def export_levels(control: Control, folder: Path, base: str | Path) -> list[Path]:
     """Write one PEFT folder per level.
 
     Args:
         control: A control with parameters.
         folder: The parent folder; each level's folder has the level's name.
-        base: The model that the adapters belong to, for ``base_model_name_or_path``.
+        base: Hub name or absolute path of the model that the adapters belong to, for ``base_model_name_or_path``.
 
     Returns:
         The folders written.
@@ -52,15 +52,16 @@ def export_levels(control: Control, folder: Path, base: Path) -> list[Path]:
 def update_base_paths(folder: Path, base: Path) -> None:
     """Write where the base model is now into the levels' folders, if the run was moved since they were written.
 
-    PEFT's Auto classes read this path. A relative path would depend on the working directory of the reader.
+    PEFT's Auto classes load the model from this path; a relative path would depend on the reader's working directory.
+    The name of a model on the hub stays.
     """
     for file in folder.glob("*/adapter_config.json"):
         adapter_config = json.loads(file.read_text(encoding="utf-8"))
-        if adapter_config["base_model_name_or_path"] != str(base):
+        recorded = adapter_config["base_model_name_or_path"]
+        if Path(recorded).is_absolute() and recorded != str(base):
+            adapter_config["base_model_name_or_path"] = str(base)
             with suppress(OSError):  # a run on a read-only disk still generates
-                write_atomic(
-                    file, json.dumps({**adapter_config, "base_model_name_or_path": str(base)}, indent=2) + "\n"
-                )
+                write_atomic(file, json.dumps(adapter_config, indent=2) + "\n")
 
 
 def peft_failure_reason(control: Control) -> str | None:

@@ -1,4 +1,4 @@
-"""The configuration of a run, resolved from preset, recipe, file and overrides."""
+"""The configuration of a run: resolved from a preset, a recipe, a file and overrides, each over the one before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.overrides import KeyPath, Override, parse_overrides, parse_value, set_value
 from meetlm.config.settings import Settings
-from meetlm.config.yaml_files import check, merge, read_yaml
+from meetlm.config.yaml_files import merge, read_yaml, validate
 from meetlm.controls.base import CONTROLS, ControlSettings
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.formats import FORMATS
@@ -21,6 +21,8 @@ from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import ModelSettings
 from meetlm.recipes.names import preset_names, recipe_files, recipe_folder, recipe_names
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
+
+LISTING = "`meet recipes` lists them"
 
 
 class FormatSettings(Settings):
@@ -93,7 +95,7 @@ def _check_stage(stage: StageSettings, control: ControlSettings) -> None:
 def load_config(
     recipe: str | None, file: Path | None = None, overrides: Sequence[str | Override] | Mapping[str, Any] = ()
 ) -> RunConfig:
-    """Return the resolved configuration: preset, below recipe, below file, below overrides.
+    """Return the configuration: the preset's values, replaced by the recipe's, the file's and then the overrides.
 
     Args:
         recipe: Name of a recipe; ``None`` where the file has all settings or names a recipe itself.
@@ -104,7 +106,7 @@ def load_config(
     Raises:
         ConfigError: Names the file, line and key, or the option, at fault; or two settings contradict each other.
     """
-    in_file, places = settings_in(file) if file else ({}, {})
+    in_file, locations = settings_in(file) if file else ({}, {})
     changes = _read_overrides(overrides)
     preset_in_file = in_file.get("preset")
     in_file |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
@@ -112,23 +114,24 @@ def load_config(
         raise ConfigError(f"{file} is of recipe {in_file['recipe']!r}, not {recipe!r}; name one of them")
     recipe = recipe or in_file.get("recipe")
     if recipe in recipe_names():
-        base, base_places = _compose(str(recipe))
-        raw, places = merge({"recipe": recipe, **base}, in_file), {**base_places, **places}
+        of_recipe, recipe_locations = _compose(str(recipe))
+        raw, locations = merge({"recipe": recipe, **of_recipe}, in_file), {**recipe_locations, **locations}
     elif file is not None and recipe == in_file.get("recipe"):
         raw = {"recipe": recipe or file.stem, **in_file}
     else:
-        raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names())}")
+        raise ConfigError(f"unknown recipe {recipe!r}{nearest(str(recipe), recipe_names(), LISTING)}")
     if "control.kind" in changes:  # drops the settings of another kind of control
         raw = merge(raw, {"control": {"kind": changes["control.kind"]}})
     for key, value in changes.items():
-        places[set_value(raw, key, value)] = f"--{key}"
+        path = set_value(raw, key, value)
+        locations = {loc: text for loc, text in locations.items() if loc[: len(path)] != path} | {path: f"--{key}"}
     _refuse_double_rates(raw.get("optim"), changes)
     origin = str(file) if file else f"recipe {recipe}"
     raw = _with_text_prompts(raw)
-    config = check(RunConfig, _with_preset(raw, places, origin), places, origin)
+    config = validate(RunConfig, _with_preset(raw, locations, origin), locations, origin)
     if preset_in_file in preset_names() and config.preset != preset_in_file:
-        same = check(RunConfig, _with_preset({**raw, "preset": preset_in_file}, places, origin), places, origin)
-        if same == config.model_copy(update={"preset": preset_in_file}):
+        with_its_own = _with_preset({**raw, "preset": preset_in_file}, locations, origin)
+        if validate(RunConfig, with_its_own, locations, origin) == config.model_copy(update={"preset": preset_in_file}):
             raise ConfigError(
                 f"--preset {config.preset} would change nothing: {file} is of preset {preset_in_file} and sets every "
                 "value of a preset itself; remove batch and the stages' lr, epochs and min_steps from it, or start "
@@ -138,7 +141,7 @@ def load_config(
 
 
 def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted key; the last of two for one key wins."""
+    """Return values by dotted key."""
     if isinstance(overrides, Mapping):
         return dict(_flatten(overrides))
     return {override.key: parse_value(override, RunConfig) for override in parse_overrides(overrides)}
@@ -154,16 +157,16 @@ def _flatten(mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str
 
 
 def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings in a file and the place of each; of a run's ``config.yaml`` the settings of the run.
+    """Return the settings in a file and the location of each; of a run's ``config.yaml`` the settings of the run.
 
     Raises:
         ConfigError: As of :func:`~meetlm.config.yaml_files.read_yaml`.
     """
-    values, places = read_yaml(file)
+    values, locations = read_yaml(file)
     run_settings = values.get("config")
     if isinstance(run_settings, dict) and "data_sha256" in values:
-        return run_settings, {place[1:]: where for place, where in places.items() if place[0] == "config" and place[1:]}
-    return values, places
+        return run_settings, {loc[1:]: text for loc, text in locations.items() if loc[0] == "config" and loc[1:]}
+    return values, locations
 
 
 def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
@@ -180,17 +183,17 @@ def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _compose(recipe: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return a recipe, its method over its data set, and the place of each key."""
+    """Return the settings of a recipe, those of its data set and of its method, and the location of each key."""
     raw: dict[str, Any] = {"preset": "paper"}
-    places: dict[KeyPath, str] = {}
+    locations: dict[KeyPath, str] = {}
     for part in recipe_files(recipe):
-        values, part_places = read_yaml(part)
-        raw, places = merge(raw, values), {**places, **part_places}
-    return raw, places
+        values, part_locations = read_yaml(part)
+        raw, locations = merge(raw, values), {**locations, **part_locations}
+    return raw, locations
 
 
 def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
-    """Move the data set's hand-written prompts for the control's placement below the control's own ones."""
+    """Give a text control that has no prompts the data set's hand-written prompts for its placement."""
     text_prompts = raw.pop("text_prompts", {})
     control = raw.get("control")
     if not isinstance(control, dict) or control.get("kind") != "text" or not isinstance(text_prompts, dict):
@@ -199,15 +202,15 @@ def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "control": merge({"prompts": prompts}, control)} if prompts else raw
 
 
-def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], origin: str) -> dict[str, Any]:
-    """Put the preset's values below the ones in ``raw``: batch sizes, learning rates, epochs and least steps.
+def _with_preset(raw: dict[str, Any], locations: Mapping[KeyPath, str], origin: str) -> dict[str, Any]:
+    """Add the preset's batch sizes, learning rates, epochs and minimum steps where ``raw`` does not set them.
 
-    A value of a wrong type is left as it is: checking the settings names it.
+    A value of a wrong type is left as it is, for validation to report.
     """
     name = str(raw.get("preset", "paper"))
     if name not in preset_names():
-        place = places.get(("preset",), origin)
-        raise ConfigError(f"{place}: unknown preset {name!r}{nearest(name, preset_names())}")
+        location = locations.get(("preset",), origin)
+        raise ConfigError(f"{location}: unknown preset {name!r}{nearest(name, preset_names())}")
     preset, _ = read_yaml(recipe_folder() / "presets" / f"{name}.yaml")
     raw = merge({"batch": preset["batch"]}, raw)
     recipe_values = raw.pop("presets", {}).get(name, {})
@@ -229,26 +232,27 @@ def _with_preset(raw: dict[str, Any], places: Mapping[KeyPath, str], origin: str
 def _stage_with_preset(
     stage: dict[str, Any], table: dict[str, Any], recipe_values: dict[str, Any], kind: Any, rates: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a stage with the preset's values for what it trains, below the recipe's, below its own, below ``rates``.
+    """Return a stage with the preset's values, replaced by the recipe's, the stage's own and then ``rates``.
 
     Args:
-        stage: As written.
-        table: The preset's values by what a stage trains, alone and with a control or objective of a kind.
+        stage: The stage in the recipe or file.
+        table: The preset's values by trained parameters, and by these with a kind of control or objective.
         recipe_values: The recipe's values for this preset, by name of the stage.
         kind: Kind of the control.
         rates: ``lr`` and ``epochs`` of every stage, where the user sets them.
     """
     train, objective = stage.get("train"), stage.get("objective")
-    trained = "+".join(sorted(map(str, train))) if isinstance(train, list) else ""
-    if trained not in table:
-        return stage
+    trained = "+".join(sorted(map(str, set(train)))) if isinstance(train, list) else ""
+    if trained not in table:  # validation reports it; a rate keeps it from reporting that there is none
+        return {**table["lm"], **stage}
     objective_kind = objective.get("kind") if isinstance(objective, dict) else None
     usual = merge(table[trained], table.get(f"{trained} ({kind})", {}))
-    below = {**usual, **table.get(f"{trained} ({objective_kind})", {}), **recipe_values.get(str(stage.get("name")), {})}
-    above = {**stage, **rates}
+    defaults = {**usual, **table.get(f"{trained} ({objective_kind})", {})}
+    defaults |= recipe_values.get(str(stage.get("name")), {})
+    stated = {**stage, **rates}
     if "epochs" in rates:  # a recipe of twice the epochs keeps that ratio
-        above |= {"epochs": rates["epochs"] * below["epochs"] / usual["epochs"], "min_steps": 0}
-    return {**below, **above}
+        stated |= {"epochs": rates["epochs"] * defaults["epochs"] / usual["epochs"], "min_steps": 0}
+    return {**defaults, **stated}
 
 
 def _is_positive(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""The recipes and presets of the package. Imports nothing heavy, so that `meet recipes` is quick.
+"""The names of the package's recipes and presets. Imports nothing heavy, so that `meet recipes` is quick.
 
-A recipe is a method on a data set: ``hh-coh`` is ``methods/coh.yaml`` over ``data/hh.yaml``.
+A recipe combines a data set and a method: ``hh-coh`` has the settings of ``data/hh.yaml`` and ``methods/coh.yaml``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.config.yaml_files import check
+from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder, one_hot
 from meetlm.data.example import Message, Origin, Prompt
@@ -114,7 +114,7 @@ class Aligned:
             ConfigError: A setting, a level or a prompt is wrong, or the control cannot mix levels.
         """
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        sampling = check(Sampling, settings, {}, "generate")
+        sampling = validate(Sampling, settings, {}, "generate")
         return [c.completion for c in self.complete(prompts, level, sampling, seed=seed, batch_size=batch_size)]
 
     def complete(
@@ -242,7 +242,7 @@ def load(run: str | Path, *, device: str = "auto") -> Aligned:
     """
     folder = Path(run)
     meet = read_meet(folder)
-    settings = check(ModelSettings, {"name": str(folder / MODEL), "device": device}, {}, "load")
+    settings = validate(ModelSettings, {"name": str(folder / MODEL), "device": device}, {}, "load")
     lm, tokenizer = load_lm(settings)
     if sha256_of(lm) != meet.lm_sha256:
         raise RunError(f"{folder / MODEL} is not the language model that the control of the run was trained with")

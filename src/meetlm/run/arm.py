@@ -1,4 +1,4 @@
-"""One arm of a sweep: a run, its completions, and a record that stays when its weights are removed."""
+"""An arm of a sweep: a run, its completions, and a record that stays when its weights are removed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
@@ -20,24 +21,11 @@ from meetlm.run.completions import write_completions
 from meetlm.run.execute import execute
 from meetlm.run.folder import CONFIG, CONTROL, LEVELS, MEET, MODEL, write_config
 from meetlm.run.prepared import PreparedData
-from meetlm.run.share import StageShare
+from meetlm.run.stage_cache import StageCache
 from meetlm.training.loop import remove_checkpoints
 from meetlm.training.run_stage import DONE
 
 RECORD = "arm.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """A run of a sweep.
-
-    Attributes:
-        name: Name of its folder.
-        config: Its configuration.
-    """
-
-    name: str
-    config: RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +79,7 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True)
 class AfterTraining:
-    """What an arm does after training.
+    """Work of an arm after its training.
 
     Attributes:
         sampling: Sampling of the completions under the default level; ``None`` for no completions.
@@ -109,10 +97,10 @@ class AfterTraining:
 
 
 def run_arm(
-    arm: Arm,
+    config: RunConfig,
     folder: Path,
-    then: AfterTraining,
-    share: StageShare,
+    after: AfterTraining,
+    cache: StageCache,
     data: PreparedData,
     *,
     lm_sha256: str | None = None,
@@ -121,72 +109,68 @@ def run_arm(
     """Train an arm, write its completions and its record; parts that are finished are skipped.
 
     Args:
-        arm: The arm.
+        config: Configuration of the arm.
         folder: Folder of the arm.
-        then: What follows training.
-        share: Stages in common with other arms.
+        after: Work after training.
+        cache: Stages of the other arms.
         data: Data of all arms.
-        lm_sha256: Hash of the language model that other arms started from; ``None`` for the first arm.
-        reporter: Shows what is being done.
+        lm_sha256: Hash of the language model that the other arms started from; ``None`` for the first arm.
+        reporter: Shows messages and progress.
 
     Raises:
         RunError: The folder holds an arm of another configuration, other data or other completions.
         MeetError: As of :func:`execute`.
     """
-    check_arm(arm, folder, then, data)
-    done = ArmResult.read(folder)
-    if done:
-        if not then.keep_weights:
-            remove_weights(folder, [stage.name for stage in arm.config.stages])  # not done if interrupted
-        return done
-    if not (folder / MEET).exists():
-        clear_device_cache(garbage_collection=True)  # memory of the arm before, whose layers refer to each other
-        execute(arm.config, folder, share=share, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
-    num_tokens: list[int] = []
-    finishes: list[str] = []
-    if then.sampling is not None:
-        reporter.message("writing completions of the held-out prompts")
-        clear_device_cache(garbage_collection=True)
-        path, _ = write_completions(
-            folder, None, None, then.sampling, seed=arm.config.seed, limit=then.prompts, reporter=reporter
+    refuse_other_arm(config, folder, after, data)
+    stages = [stage.name for stage in config.stages]
+    result = ArmResult.read(folder)
+    if result is None:
+        if not (folder / MEET).exists():
+            clear_device_cache(garbage_collection=True)  # memory of the arm before, whose layers refer to each other
+            execute(config, folder, cache=cache, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
+        rows: list[dict[str, Any]] = []
+        if after.sampling is not None:
+            reporter.message("writing completions of the held-out prompts")
+            clear_device_cache(garbage_collection=True)
+            path, _ = write_completions(
+                folder, None, None, after.sampling, seed=config.seed, limit=after.prompts, reporter=reporter
+            )
+            rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [json.loads((folder / stage / DONE).read_text()) for stage in stages]
+        accuracies = list(json.loads((folder / "preference.json").read_text()).values())
+        result = ArmResult(
+            name=folder.name,
+            recipe=config.recipe,
+            seed=config.seed,
+            steps=sum(record["steps"] for record in records),
+            seconds=round(sum(record["seconds"] for record in records), 1),
+            before=PreferenceAccuracy.from_dict(accuracies[0]),
+            after=PreferenceAccuracy.from_dict(accuracies[-1]),
+            num_completions=len(rows),
+            mean_tokens=fmean(row["num_tokens"] for row in rows) if rows else None,
+            cut=fmean(row["finish"] == "length" for row in rows) if rows else None,
+            completions=after.to_dict(),
         )
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-        num_tokens, finishes = [row["num_tokens"] for row in rows], [row["finish"] for row in rows]
-    stages = [json.loads((folder / stage.name / DONE).read_text()) for stage in arm.config.stages]
-    accuracies = list(json.loads((folder / "preference.json").read_text()).values())
-    result = ArmResult(
-        name=arm.name,
-        recipe=arm.config.recipe,
-        seed=arm.config.seed,
-        steps=sum(stage["steps"] for stage in stages),
-        seconds=round(sum(stage["seconds"] for stage in stages), 1),
-        before=PreferenceAccuracy.from_dict(accuracies[0]),
-        after=PreferenceAccuracy.from_dict(accuracies[-1]),
-        num_completions=len(num_tokens),
-        mean_tokens=sum(num_tokens) / len(num_tokens) if num_tokens else None,
-        cut=finishes.count("length") / len(finishes) if finishes else None,
-        completions=then.to_dict(),
-    )
-    write_atomic(folder / RECORD, json.dumps(asdict(result), indent=2) + "\n")
-    if not then.keep_weights:
-        remove_weights(folder, [stage.name for stage in arm.config.stages])
-        reporter.message(f"{arm.name}: measured, weights removed")
+        write_atomic(folder / RECORD, json.dumps(asdict(result), indent=2) + "\n")
+    if not after.keep_weights and (folder / MODEL).exists():
+        remove_weights(folder, stages)
+        reporter.message(f"{folder.name}: measured, weights removed")
     return result
 
 
-def check_arm(arm: Arm, folder: Path, then: AfterTraining, data: PreparedData) -> None:
+def refuse_other_arm(config: RunConfig, folder: Path, after: AfterTraining, data: PreparedData) -> None:
     """Refuse a folder that holds another arm.
 
     Raises:
         RunError: Names the settings that differ.
     """
     if (folder / CONFIG).exists():
-        write_config(folder, arm.config, data.fingerprint)  # compares, as one is there
-    done = ArmResult.read(folder)
-    if done and done.completions != then.to_dict():
+        write_config(folder, config, data.fingerprint)  # compares, as there is a configuration
+    result = ArmResult.read(folder)
+    if result and result.completions != after.to_dict():
         raise RunError(
-            f"{folder} is finished with other completions ({done.completions or 'none'}, not "
-            f"{then.to_dict() or 'none'}); choose another folder or remove it"
+            f"{folder} is finished with other completions ({result.completions or 'none'}, not "
+            f"{after.to_dict() or 'none'}); choose another folder or remove it"
         )
 
 
@@ -198,8 +182,8 @@ def remove_weights(folder: Path, stages: list[str]) -> None:
     """
     if not (folder / MEET).is_file():
         raise RunError(f"{folder} is not a finished run; its weights are kept")
-    for part in (MODEL, LEVELS):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    (folder / CONTROL).unlink(missing_ok=True)
     for stage in stages:
         remove_checkpoints(folder / stage)
+    (folder / CONTROL).unlink(missing_ok=True)
+    for part in (LEVELS, MODEL):  # the model last: where it is gone, everything is
+        shutil.rmtree(folder / part, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""A run's completions as JSON lines: all that evaluation reads of a run."""
+"""Completions of a run as files of JSON lines, which `meet evaluate` reads.
+
+The name of a file states level, sampling and seed, so that a reader finds the file by them.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ def write_completions(
 
     Args:
         run: Folder of a finished run.
-        data: Data whose evaluation split has the prompts; where ``None`` the run's own, without prompts longer than its
-            ``max_length``.
+        data: Data whose evaluation split has the prompts; where ``None``, the run's own data, without prompts that
+            exceed its ``max_length``.
         level: As in :meth:`Aligned.generate`.
         sampling: How to sample.
         seed: Seed of sampling.
@@ -63,9 +66,9 @@ def write_completions(
     meet = read_meet(run)
     resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
     settings = data or read_data_settings(run)
-    held = read_prompts(settings)
+    held_out = read_prompts(settings)
     aligned = load(run)
-    firsts, again = distinct(held.prompts)
+    firsts, repeated = distinct(held_out.prompts)
     rows = list(firsts.values())
     longer: list[HeldOutPrompt] = []
     if data is None:
@@ -74,14 +77,14 @@ def write_completions(
             return len(aligned.format.prompt_ids(prompt))
 
         rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
-    for what, places in (
-        ("rows without a prompt", held.without),
-        ("rows that name another split", held.other_split_rows),
-        ("rows of a prompt that an earlier row has", [row.origin for row in again]),
+    for name, origins in (
+        ("rows without a prompt", held_out.without),
+        ("rows that name another split", held_out.other_split_rows),
+        ("rows of a prompt that an earlier row has", [row.origin for row in repeated]),
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
-        if places:
-            problem = Problem(f"{what}; left out", len(places), [str(place) for place in places])
+        if origins:
+            problem = Problem(f"{name}; left out", len(origins), [str(origin) for origin in origins])
             reporter.message(f"{problem.count} x {problem.what}: {problem.shown}")
     prompts = [row.prompt.to_json() for row in rows[:limit]]
     path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit)
@@ -116,25 +119,39 @@ def completions_file(
     limit: int | None = None,
 ) -> Path:
     """Return the default file of a run's completions; its name has everything that distinguishes them."""
-    named = level if isinstance(level, str) else "_".join(f"{k}{v:g}" for k, v in level.items())
-    text = f"{named}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}-seed{seed}"
-    text += "" if data is None else f"-of-{_name_of(data)}"
-    text += "" if limit is None else f"-first{limit}"
-    name = re.sub(r"[^\w.\-]", "_", text)
-    return run / COMPLETIONS / f"{name}.jsonl"
+    name = f"{_stem(level, sampling)}-seed{seed}"
+    name += "" if data is None else f"-of-{_name_of(data)}"
+    name += "" if limit is None else f"-first{limit}"
+    return run / COMPLETIONS / f"{_plain(name)}.jsonl"
+
+
+def completions_files(run: Path, level: str | dict[str, float], sampling: Sampling) -> list[Path]:
+    """Return the files of a run's completions at a level and sampling, of any seed and data."""
+    return sorted((run / COMPLETIONS).glob(f"{_stem(level, sampling)}-seed*.jsonl"))
+
+
+def _stem(level: str | dict[str, float], sampling: Sampling) -> str:
+    """Return the beginning of a file's name; mixes of the same weights have the same name."""
+    if not isinstance(level, str):
+        level = "_".join(f"{name}{weight:g}" for name, weight in sorted(level.items(), key=lambda part: -part[1]))
+    return _plain(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.\-]", "_", name)
 
 
 def _name_of(data: DataSettings) -> str:
     """Return the name of a file, or of a data set with its subset and split, and a hash of how it is read."""
-    place = Path(data.path or "").expanduser()
+    path = Path(data.path or "").expanduser()
     if data.eval_file is not None:
         file = Path(data.eval_file).expanduser()
-        place = (place / file if place.is_dir() else file).resolve()
-        parts = [place.stem]
+        path = (path / file if path.is_dir() else file).resolve()
+        parts = [path.stem]
     else:
-        place = place.resolve() if place.exists() else place
-        parts = [part for part in (place.name, data.subset, data.eval_split) if part]
-    identity = f"{place}\n{data.source}"
+        path = path.resolve() if path.exists() else path
+        parts = [part for part in (path.name, data.subset, data.eval_split) if part]
+    identity = f"{path}\n{data.source}"
     if data.columns or data.as_chat:
         identity += f"\n{sorted(data.columns.items())}\n{data.as_chat}"
     return "-".join([*parts, hashlib.sha256(identity.encode()).hexdigest()[:6]])

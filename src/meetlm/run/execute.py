@@ -1,4 +1,4 @@
-"""Runs a configuration: data, stages, preference accuracy between them, the final export, all in the run's folder."""
+"""Run a configuration in a folder: data, stages, preference accuracy before and after each, export."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.files import refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control
-from meetlm.data.encoding import Encoder
-from meetlm.data.filters import prompt_overlap
-from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
-from meetlm.diagnostics.preference import HeldOutPairs, PreferenceAccuracy, base_model_accuracy, preference_accuracy
+from meetlm.diagnostics.preference import PreferenceAccuracy, base_model_accuracy, preference_accuracy
 from meetlm.export.peft import peft_failure_reason
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.policy.loading import check_positions, device_of, embedding_rows, load_lm, load_tokenizer, num_positions
+from meetlm.policy.loading import EMBEDDED, device_of, load_lm, load_tokenizer
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
 from meetlm.run.folder import CONFIG, MEET, Meet, pin_lm, read_pinned, write_config, write_result
+from meetlm.run.inputs import encode_inputs
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
-from meetlm.run.share import StageShare, stage_key
+from meetlm.run.stage_cache import StageCache, stage_key
 from meetlm.training.loop import checkpoint_step, checkpoints, remove_checkpoints
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import StageSettings
@@ -38,7 +36,7 @@ def execute(
     config: RunConfig,
     folder: Path,
     *,
-    share: StageShare | None = None,
+    cache: StageCache | None = None,
     prepared: PreparedData | None = None,
     lm_sha256: str | None = None,
     reporter: Reporter = SILENT,
@@ -48,10 +46,10 @@ def execute(
     Args:
         config: The configuration.
         folder: Folder of the run; created.
-        share: Finished stages that this run has in common with others.
+        cache: Finished stages of other runs, which this run takes and adds to.
         prepared: The data, if another run has read them; read again if this run has pinned another prompt format.
         lm_sha256: Hash that the language model must have: that of the other runs of a sweep.
-        reporter: Shows what is being done and measured.
+        reporter: Shows messages, progress and accuracies.
 
     Raises:
         RunError: The folder holds a finished run, a run of another configuration, or other files.
@@ -72,24 +70,17 @@ def execute(
         data = prepare_data(config.data, prompt_format)
         for line in data.lines():
             reporter.message(line)
-    _warn(data, config, reporter)
     write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict())
     reporter.message(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)
     control = build_control(config.control, lm, prompt_format.tokenize, config.seed)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
-    items = {
-        name: [FORMATS[name].item(encoder, example) for example in data.train]
-        for name in dict.fromkeys(stage.format for stage in config.stages)
-    }
-    longest = max(len(sequence.ids) for of_format in items.values() for item in of_format for sequence in item)
-    check_positions(lm, longest, "the longest training sequence")
-    pairs = _within_positions(lm, HeldOutPairs(encoder, data.test), reporter)
-    policy = Policy(lm, control, longest=max(longest, pairs.longest))
+    inputs = encode_inputs(config, data, prompt_format, lm, control, reporter)
+    pairs = inputs.pairs
+    policy = Policy(lm, control, longest=max(inputs.longest, pairs.longest))
     reason = f": {policy.padding_reason}" if policy.padding_reason else ""
     reporter.message(f"batches are {policy.layout}{reason}")
-    accuracies = _Accuracies(folder / "preference.json", share, reporter)
+    accuracies = _Accuracies(folder / "preference.json", cache, reporter)
     reporter.message(f"scoring {len(pairs.bare)} held-out replies under the base model")
     base_logps = reference_logps(policy, pairs.bare, reporter=reporter)
 
@@ -102,8 +93,8 @@ def execute(
     accuracies.record("before training", stage_key(config, data.key, -1), measure_untrained)
     for index, stage in enumerate(config.stages):
         key, stage_folder = stage_key(config, data.key, index), folder / stage.name
-        is_shared = share is not None and share.place(key, stage_folder)
-        stage_items, reference = items[stage.format], None
+        is_shared = cache is not None and cache.restore(key, stage_folder)
+        stage_items, reference = inputs.items[stage.format], None
         if OBJECTIVES[stage.objective.kind].is_pairwise:
             reporter.message(f"{stage.name}: scoring the training pairs under the reference model")
             replies = [sequence for item in stage_items for sequence in item]
@@ -123,8 +114,8 @@ def execute(
         reporter.message(
             f"{stage.name}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} parameters"
         )
-        if share:
-            share.keep(key, stage_folder)
+        if cache:
+            cache.store(key, stage_folder)
         accuracies.record(f"after {stage.name}", key, measure)
     meet = Meet(
         run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
@@ -137,7 +128,7 @@ def execute(
         conversational=data.train[0].prompt.is_chat,
         source=config.data.source,
     )
-    write_result(folder, meet, policy, prompt_format.exported_tokenizer())
+    write_result(folder, meet, policy, prompt_format.exported_tokenizer(), _unchanged_hub_model(config))
     failure_reason = peft_failure_reason(control)
     if failure_reason:
         reporter.message(f"no PEFT folders: {failure_reason}")
@@ -145,6 +136,13 @@ def execute(
         if "lm" in stage.train:  # their checkpoints hold the model and its optimizer; RUN/model has the result
             remove_checkpoints(folder / stage.name)
     reporter.message(f"the run is in {folder}")
+
+
+def _unchanged_hub_model(config: RunConfig) -> str | None:
+    """Return the hub name of the run's model if no stage trains it; ``None`` for a local or a trained model."""
+    name = config.model.name
+    is_trained = any("lm" in stage.train for stage in config.stages)
+    return None if is_trained or name == EMBEDDED or Path(name).expanduser().exists() else name
 
 
 def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: bool, reporter: Reporter) -> None:
@@ -161,17 +159,6 @@ def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: boo
             reporter.message(f"{stage.name}: continuing after step {checkpoint_step(earlier[-1])}")
 
 
-def _warn(data: PreparedData, config: RunConfig, reporter: Reporter) -> None:
-    """Warn of held-out prompts in the training data and of stages with few steps."""
-    overlap = prompt_overlap(data.train, data.test)
-    if overlap:
-        reporter.warning(f"{len(overlap)} of {len(data.test)} held-out prompts are in the training data too")
-    for stage in config.stages:
-        warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
-        if warning:
-            reporter.warning(warning)
-
-
 def _format(
     folder: Path, config: RunConfig, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData | None
 ) -> PromptFormat:
@@ -182,37 +169,23 @@ def _format(
     return PromptFormat(tokenizer, prepared.spec) if prepared else pinned_format(config, tokenizer)
 
 
-def _within_positions(lm: PreTrainedModel, pairs: HeldOutPairs, reporter: Reporter) -> HeldOutPairs:
-    """Return the held-out pairs that fit the model's positions; the filters of the data look at their prompts alone."""
-    limit = num_positions(lm)
-    if limit is not None:
-        num_dropped = pairs.drop_longer(limit)
-        if num_dropped:
-            reporter.message(
-                f"preference accuracy leaves out {num_dropped} pairs with more tokens than {limit} tokens (the model)"
-            )
-        if not pairs.longest:
-            raise ConfigError(f"no held-out pair fits the model's {limit} positions")
-    return pairs
-
-
 class _Accuracies:
-    """``preference.json``: preference accuracy before training and after each stage, kept when a run continues.
+    """``preference.json``: preference accuracy before training and after each stage; a run that continues adds to it.
 
     Args:
         path: The file.
-        share: Measurements by other runs.
+        cache: Measurements by other runs.
         reporter: Shows each accuracy.
     """
 
-    def __init__(self, path: Path, share: StageShare | None, reporter: Reporter) -> None:
-        self.path, self.share, self.reporter = path, share, reporter
+    def __init__(self, path: Path, cache: StageCache | None, reporter: Reporter) -> None:
+        self.path, self.cache, self.reporter = path, cache, reporter
         self.entries = json.loads(path.read_text()) if path.exists() else {}
 
     def record(self, when: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
-        """Measure, unless this run, or another one that shares the stage ``key``, has measured it."""
+        """Measure, unless this run, or another run with the same stage ``key``, has done so."""
         if when not in self.entries:
-            shared = self.share.measured(key) if self.share else None
+            shared = self.cache.accuracy_file(key) if self.cache else None
             if shared and shared.is_file():
                 self.entries[when] = json.loads(shared.read_text())
             else:

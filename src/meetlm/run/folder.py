@@ -1,4 +1,4 @@
-"""The files of a run: configuration, model, control and ``meet.json``, each written beside its place, then renamed."""
+"""The files of a run: configuration, model, control and ``meet.json``, each written under a temporary name first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from meetlm.config.errors import RunError
 from meetlm.config.files import sync, write_atomic
 from meetlm.config.versions import git_hash, versions
-from meetlm.config.yaml_files import check, read_yaml
+from meetlm.config.yaml_files import read_yaml, validate
 from meetlm.controls.build import parse_control
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
@@ -41,7 +41,7 @@ EXECUTION_ONLY = (
 
 @dataclass(frozen=True, slots=True)
 class Meet:
-    """``meet.json``: what :func:`meetlm.load` needs beside the weights.
+    """The contents of ``meet.json``, which :func:`meetlm.load` reads beside the weights.
 
     Attributes:
         run: Id of the run: name of its folder and start of its configuration's hash.
@@ -93,7 +93,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
             "git": git_hash(),
         }
     else:
-        _check_same(folder, old, resolved, data_fingerprint)
+        _refuse_changes(folder, old, resolved, data_fingerprint)
         if (folder / MEET).exists():
             return
         record = {**old, "config": resolved}
@@ -117,7 +117,7 @@ def pin_lm(folder: Path, sha256: str, sweep_sha256: str | None = None) -> None:
     record = _read_config(folder)
     assert record is not None, "write_config() comes first"
     for runs, earlier in (("the run", record.get("lm_sha256")), ("other runs of the sweep", sweep_sha256)):
-        if earlier not in (None, sha256):
+        if earlier is not None and earlier != sha256:
             raise RunError(
                 f"{folder}: {runs} started from another language model; {record['config']['model']['name']!r} has "
                 f"changed since (hash {earlier[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
@@ -145,21 +145,30 @@ def read_data_settings(folder: Path) -> DataSettings:
         RunError: The configuration is missing.
         ConfigError: The configuration was written by a version of meetlm with other settings.
     """
+    _refuse_missing(folder)
     record = _read_config(folder)
     if record is None:
-        raise RunError(f"{folder / CONFIG} is missing, so the data of the run are unknown; pass --data.path")
-    return check(DataSettings, record["config"]["data"], {}, str(folder / CONFIG))
+        raise RunError(f"{folder} has no {CONFIG}, so the data of the run are unknown; pass --data.path")
+    return validate(DataSettings, record["config"]["data"], {}, str(folder / CONFIG))
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
     return read_yaml(folder / CONFIG)[0] if (folder / CONFIG).exists() else None
 
 
-def _check_same(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
-    try:
-        old_config = RunConfig.model_validate(
-            old["config"]
-        )  # gives settings that are new in this version their default
+def _refuse_missing(folder: Path) -> None:
+    if not folder.is_dir():
+        raise RunError(f"no such folder: {folder}; expected the folder of a run, as `meet train` writes it")
+
+
+def _refuse_changes(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
+    """Refuse to continue a run with other settings or data.
+
+    Raises:
+        RunError: Names each key that differs.
+    """
+    try:  # settings that are new in this version have their defaults
+        old_config = RunConfig.model_validate(old["config"])
     except ValidationError as error:
         version = old.get("versions", {}).get("meetlm", "of another version")
         raise RunError(
@@ -190,8 +199,18 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, json.dumps(value, ensure_ascii=False)
 
 
-def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the model, the control, its levels as PEFT folders where PEFT can express them, and last ``meet.json``."""
+def write_result(
+    folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrainedTokenizerBase, base: str | None = None
+) -> None:
+    """Write the model, the control, its levels as PEFT folders where PEFT can express them, and last ``meet.json``.
+
+    Args:
+        folder: Folder of the run.
+        meet: Contents of ``meet.json``.
+        policy: The trained policy.
+        tokenizer: Tokenizer of the model.
+        base: Hub name of the model for the PEFT folders, where training has not changed it; by default the run's model.
+    """
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     policy.lm.save_pretrained(partial)
@@ -204,7 +223,7 @@ def write_result(folder: Path, meet: Meet, policy: Policy, tokenizer: PreTrained
         save_file(state, folder / CONTROL)
         sync(folder / CONTROL)
     if peft_failure_reason(policy.control) is None:
-        export_levels(policy.control, folder / LEVELS, (folder / MODEL).resolve())
+        export_levels(policy.control, folder / LEVELS, base or (folder / MODEL).resolve())
         sync(folder / LEVELS)
     sync(folder, deep=False)
     write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
@@ -221,10 +240,11 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     Raises:
         RunError: There is no finished run, its weights were removed, or another version of meetlm has written it.
     """
+    _refuse_missing(folder)
     path = folder / MEET
     if not path.is_file():
         is_started = (folder / CONFIG).exists()
-        problem = "is an unfinished run (`meet train` continues it)" if is_started else "is not a run"
+        problem = "is an unfinished run (repeat its `meet train` command)" if is_started else "is not a run"
         raise RunError(f"{folder} {problem}: it has no {MEET}")
     try:
         fields = {"source": "pairs", **json.loads(path.read_text())}

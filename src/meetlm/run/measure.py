@@ -34,13 +34,13 @@ from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import StageSettings
 
 TIMED_SHARES = (0.25, 0.5, 0.75)
-"""The timed passes: quartiles of the stage's passes by the number of positions."""
+"""Quantiles, by number of positions, of the forward passes that are timed."""
 SCORED_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """Estimated wall time in seconds: by the mean, the fastest and the slowest of the timed passes."""
+    """Estimated wall time in seconds, from the mean, the fastest and the slowest of the timed passes."""
 
     mean: float
     low: float
@@ -72,13 +72,13 @@ class Cost:
     def extrapolate(self, deeper: Cost, factor: float) -> Cost:
         """Return this cost plus ``factor`` times the difference to that of a deeper model."""
 
-        def at(here: float, there: float) -> float:
+        def extend(here: float, there: float) -> float:
             return max(here, here + factor * (there - here))
 
         return Cost(
-            tuple(map(at, self.per_position, deeper.per_position)),
-            at(self.per_step, deeper.per_step),
-            at(self.activations, deeper.activations),
+            tuple(map(extend, self.per_position, deeper.per_position)),
+            extend(self.per_step, deeper.per_step),
+            extend(self.activations, deeper.activations),
         )
 
 
@@ -116,13 +116,13 @@ def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -
     for depth in depths:
         reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
         lm = load_lm(config.model)[0] if depth == layers else _random_model(config, depth)
-        policy = Policy(lm, build_control(config.control, lm, inputs.tokenize, config.seed), inputs.longest)
+        policy = Policy(lm, build_control(config.control, lm, inputs.tokenize, config.seed), inputs.inputs.longest)
         is_identity = policy.control.is_identity()
         stages = [
-            measure_stage(policy, inputs.items[stage.format], batches, stage, config)
+            measure_stage(policy, inputs.inputs.items[stage.format], batches, stage, config)
             for stage, batches in zip(config.stages, inputs.batches(policy.layout), strict=True)
         ]
-        costs.append(RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.pairs.bare)))
+        costs.append(RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.inputs.pairs.bare)))
         del lm, policy
     few, more = costs[0], costs[-1]
     factor = (layers - depths[0]) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
@@ -156,7 +156,7 @@ def measure_stage(
         policy: With its weights.
         items: Sequences of each pair.
         batches: Forward passes of the stage; the largest one measures memory, others time.
-        stage: What is trained.
+        stage: Settings of the stage.
         config: Configuration of the run.
     """
     set_trainable(policy, stage)
@@ -201,7 +201,7 @@ def measure_stage(
 
 
 def measure_scoring(policy: Policy, sequences: Sequence[Encoded]) -> Cost:
-    """Return the cost of scoring: the reference of a stage that compares, and preference accuracy."""
+    """Return the cost of scoring, for the reference of a pairwise objective and for preference accuracy."""
     size = max(1, SCORED_TOKENS * len(sequences) // sum(len(sequence.ids) for sequence in sequences))
     per_position = []
     for number in range(SCORED_BATCHES + 1):
@@ -221,7 +221,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operators create while it is active.
 
     Attributes:
-        peak: Most bytes at a time, tensors that existed before not counted.
+        peak: Largest number of bytes at a time, without tensors that existed before.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""``meet plan``: what a run will take: steps, tokens, time, memory, GPUs. Trains nothing and writes nothing."""
+"""``meet plan``: an estimate of a run's steps, tokens, time, memory and GPUs. Trains nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ minutes of a CPU with 2 cores."""
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What a stage will take.
+    """The estimate for a stage.
 
     Attributes:
         name: Name of the stage.
-        train: What is trained.
-        counts: What the stage reads.
+        train: Trained parts: control, lm or both.
+        counts: The amount of work.
         time: Time of its steps, checkpoints not included; ``None`` where nothing was measured.
         reference: Time of scoring its pairs under the reference; ``None`` where there is none or nothing was measured.
         states: Weights, gradients and optimizer states, in bytes.
@@ -54,19 +54,19 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will take.
+    """The estimate for a run.
 
     Attributes:
         config: Configuration of the run.
         device: Type of its device.
         layout: Layout of its batches.
-        depths: Numbers of layers of the models that were measured; empty where nothing was measured, and the layout
-            then is that which the architecture promises.
+        depths: Numbers of layers of the models that were measured; empty where nothing was measured, so that the layout
+            is the expected one for the architecture.
         layers: Number of layers of the run's model.
         stages: In order.
-        measured_pairs: Held-out pairs that preference accuracy is measured on.
+        measured_pairs: Number of held-out pairs for preference accuracy.
         evaluating: Time of all these measurements; ``None`` where nothing was measured.
-        gpus: Of this run, then of other models in the paper's setting.
+        gpus: GPUs for this run, and for other models in the paper's setting.
     """
 
     config: RunConfig
@@ -104,7 +104,7 @@ def make_plan(
     others: Sequence[KnownModel] | None = None,
     reporter: Reporter = SILENT,
 ) -> Plan:
-    """Return what a run of ``config`` will take.
+    """Return the estimate for a run of ``config``.
 
     Args:
         config: Resolved configuration.
@@ -119,10 +119,10 @@ def make_plan(
     """
     inputs = read_inputs(config, reporter)
     layout, depths = inputs.expected_layout, _depths(inputs) if measure else ()
-    measured = measure_run(inputs, depths, reporter) if depths else None
-    if measured:
-        layout = measured.layout
-    stages = [_stage_plan(inputs, number, batches, measured) for number, batches in enumerate(inputs.batches(layout))]
+    costs = measure_run(inputs, depths, reporter) if depths else None
+    if costs:
+        layout = costs.layout
+    stages = [_stage_plan(inputs, number, batches, costs) for number, batches in enumerate(inputs.batches(layout))]
     others = known_models() if others is None else others
     return Plan(
         config=config,
@@ -131,8 +131,8 @@ def make_plan(
         depths=depths,
         layers=inputs.num_layers,
         stages=tuple(stages),
-        measured_pairs=len(inputs.pairs.bare) // 2,
-        evaluating=_evaluation_time(inputs, measured) if measured else None,
+        measured_pairs=len(inputs.inputs.pairs.bare) // 2,
+        evaluating=_evaluation_time(inputs, costs) if costs else None,
         gpus=(
             plan_gpus(config.model.name, [(stage.name, stage.gpu) for stage in stages], gpus),
             *(plan_known_model(model, inputs, gpus) for model in others),
@@ -156,7 +156,7 @@ def _depths(inputs: PlanInputs) -> tuple[int, ...]:
     return (layers,)
 
 
-def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, measured: RunCost | None) -> StagePlan:
+def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, costs: RunCost | None) -> StagePlan:
     """Return the plan of a stage: activations as measured, or by formula where nothing was measured."""
     stage = inputs.config.stages[number]
     states = states_of(inputs.skeleton, inputs.control, stage)
@@ -165,19 +165,20 @@ def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, measured
     activations = activation_bytes(inputs.skeleton, shape, "bf16" if on_gpu else "f32")
     gpu = gpu_memory(inputs.skeleton, states, shape)
     time = reference = None
-    if measured:
-        cost = measured.stages[number]
+    if costs:
+        cost = costs.stages[number]
         time = cost.time(counts.positions, counts.steps)
         activations = int(cost.activations)
         gpu = replace(gpu, activations=int(activations * (1 if on_gpu else BF16_SHARE)))
         if OBJECTIVES[stage.objective.kind].is_pairwise:
-            sequences = [sequence for item in inputs.items[stage.format] for sequence in item]
-            reference = measured.scoring_time(sequences)
+            sequences = [sequence for item in inputs.inputs.items[stage.format] for sequence in item]
+            reference = costs.scoring_time(sequences)
     return StagePlan(stage.name, stage.train, counts, time, reference, states, activations, gpu)
 
 
-def _evaluation_time(inputs: PlanInputs, measured: RunCost) -> TimeEstimate:
+def _evaluation_time(inputs: PlanInputs, costs: RunCost) -> TimeEstimate:
     """Return the time of preference accuracy: the base model's scores, before training and after each stage."""
-    times = len(inputs.config.stages) + (not measured.starts_as_identity)  # else equal to the base model's
-    rounds = [measured.scoring_time(rows) for rows in inputs.pairs.by_level.values()] * times
-    return sum(rounds, start=measured.scoring_time(inputs.pairs.bare))
+    times = len(inputs.config.stages) + (not costs.starts_as_identity)  # else equal to the base model's
+    pairs = inputs.inputs.pairs
+    rounds = [costs.scoring_time(rows) for rows in pairs.by_level.values()] * times
+    return sum(rounds, start=costs.scoring_time(pairs.bare))

@@ -34,7 +34,7 @@ class GpuPlan:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that GPUs are planned for by its shape alone.
+    """A model whose shape is known without loading it.
 
     Attributes:
         name: Name of the model.
@@ -64,7 +64,7 @@ def known_models() -> tuple[KnownModel, ...]:
 
 
 def plan_known_model(model: KnownModel, inputs: PlanInputs, sizes: Sequence[int]) -> GpuPlan:
-    """Return the GPUs that the run's stages need over another model, every pair as long as the paper allows.
+    """Return the GPUs that the run's stages need with another model, every pair as long as the paper allows.
 
     Args:
         model: The other model.
@@ -78,7 +78,7 @@ def plan_known_model(model: KnownModel, inputs: PlanInputs, sizes: Sequence[int]
     pairs = config.batch.model_copy(update={"pairs": PAPER_PAIRS}).micro
     stages = []
     for stage in config.stages:
-        replies = sum(len(sequence.spans) for sequence in inputs.items[stage.format][0])
+        replies = sum(len(sequence.spans) for sequence in inputs.inputs.items[stage.format][0])
         positions = pairs * replies * PAPER_TOKENS
         shape = BatchShape(positions, positions // 2, "lm" in stage.train, config.model.gradient_checkpointing)
         memory = gpu_memory(lm, states_of(lm, control, stage), shape, model.activation_bytes)

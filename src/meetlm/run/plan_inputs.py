@@ -12,13 +12,11 @@ from meetlm.config.reporter import Reporter
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control
 from meetlm.data.batch import Layout
-from meetlm.data.encoding import Encoder
-from meetlm.data.formats import FORMATS, Item
 from meetlm.diagnostics.memory import BatchShape, TrainingStates, training_states
-from meetlm.diagnostics.preference import HeldOutPairs
-from meetlm.policy.loading import check_positions, embedding_rows, load_skeleton, load_tokenizer, num_positions
+from meetlm.policy.loading import load_skeleton, load_tokenizer
 from meetlm.policy.packing import attention_failure_reason
 from meetlm.recipes.config import RunConfig
+from meetlm.run.inputs import RunInputs, encode_inputs
 from meetlm.run.planned_batches import StageBatches
 from meetlm.run.prepared import pinned_format, prepare_data
 from meetlm.training.stage import StageSettings
@@ -33,18 +31,14 @@ class PlanInputs:
         tokenize: Tokenizes plain text for the control.
         skeleton: The model without weights.
         control: The control without weights.
-        items: Training sequences of each pair, by data format.
-        pairs: Held-out pairs.
-        longest: Tokens of the longest training sequence.
+        inputs: The encoded data.
     """
 
     config: RunConfig
     tokenize: Callable[[str], list[int]]
     skeleton: PreTrainedModel
     control: Control
-    items: dict[str, list[Item]]
-    pairs: HeldOutPairs
-    longest: int
+    inputs: RunInputs
 
     @property
     def num_layers(self) -> int:
@@ -58,11 +52,8 @@ class PlanInputs:
 
     def batches(self, layout: Layout) -> list[StageBatches]:
         """Return the forward passes of each stage."""
-        config, share = self.config, layout == "packed"
-        return [
-            StageBatches(self.items[stage.format], stage, config.batch, config.seed, layout, share=share)
-            for stage in config.stages
-        ]
+        config, items = self.config, self.inputs.items
+        return [StageBatches(items[stage.format], stage, config.batch, config.seed, layout) for stage in config.stages]
 
     def largest_pass(self, stage: StageSettings, batches: StageBatches) -> BatchShape:
         """Return the size of the largest forward pass of a stage."""
@@ -80,24 +71,10 @@ def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
     data = prepare_data(config.data, prompt_format)
     for line in data.lines():
         reporter.message(line)
-    for stage in config.stages:
-        warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
-        if warning:
-            reporter.warning(warning)
     skeleton = load_skeleton(config.model.name)
     control = skeleton_control(config, skeleton, prompt_format.tokenize)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(skeleton))
-    items = {
-        name: [FORMATS[name].item(encoder, example) for example in data.train]
-        for name in dict.fromkeys(stage.format for stage in config.stages)
-    }
-    longest = max(len(sequence.ids) for form in items.values() for item in form for sequence in item)
-    check_positions(skeleton, longest, "the longest training sequence")
-    pairs = HeldOutPairs(encoder, data.test)
-    positions = num_positions(skeleton)
-    if positions is not None:
-        pairs.drop_longer(positions)
-    return PlanInputs(config, prompt_format.tokenize, skeleton, control, items, pairs, longest)
+    inputs = encode_inputs(config, data, prompt_format, skeleton, control, reporter)
+    return PlanInputs(config, prompt_format.tokenize, skeleton, control, inputs)
 
 
 def skeleton_control(config: RunConfig, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]) -> Control:

@@ -14,7 +14,7 @@ from meetlm.training.stage import BatchSettings, StageSettings
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """One forward and backward pass.
+    """A forward and backward pass.
 
     Attributes:
         items: Indices of the pairs in it, in order.
@@ -27,11 +27,10 @@ class ForwardPass:
 
 @dataclass(frozen=True, slots=True)
 class StageCounts:
-    """What a stage reads.
+    """The amount of work of a stage.
 
     Attributes:
         pairs: Pairs in the training set.
-        sequences: Sequences in one epoch.
         steps: Optimizer steps.
         epochs: Epochs that these steps are.
         tokens_per_epoch: Tokens in one epoch: control slots, prompts and replies.
@@ -40,7 +39,6 @@ class StageCounts:
     """
 
     pairs: int
-    sequences: int
     steps: int
     epochs: float
     tokens_per_epoch: int
@@ -56,33 +54,24 @@ class StageBatches:
         stage: Its length.
         batch: Batch sizes.
         seed: Seed of the data order.
-        layout: Layout of the batches.
-        share: Whether neighbouring sequences share their prompt.
+        layout: Layout of the batches; in packed batches neighbouring sequences share their prompt.
 
     Attributes:
         passes: Forward passes of all steps.
-        counts: What the stage reads.
+        counts: The amount of work.
     """
 
     def __init__(
-        self,
-        items: Sequence[Item],
-        stage: StageSettings,
-        batch: BatchSettings,
-        seed: int,
-        layout: Layout,
-        *,
-        share: bool,
+        self, items: Sequence[Item], stage: StageSettings, batch: BatchSettings, seed: int, layout: Layout
     ) -> None:
         def forward_pass(indices: list[int]) -> ForwardPass:
             sequences = [sequence for index in indices for sequence in items[index]]
-            return ForwardPass(tuple(indices), size_of(sequences, layout, share=share))
+            return ForwardPass(tuple(indices), size_of(sequences, layout, share=layout == "packed"))
 
         steps = list(optimizer_steps(len(items), stage, batch, seed))
         self.passes = [forward_pass(indices) for step in steps for indices in step]
         self.counts = StageCounts(
             pairs=len(items),
-            sequences=sum(map(len, items)),
             steps=len(steps),
             epochs=len(steps) / math.ceil(len(items) / batch.pairs),
             tokens_per_epoch=sum(len(sequence.ids) for item in items for sequence in item),

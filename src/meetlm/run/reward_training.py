@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.extras import require_extra
-from meetlm.config.files import write_atomic
-from meetlm.config.reporter import SILENT, Progress, Reporter
+from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import versions
 from meetlm.data.example import PreferenceExample, fingerprint
 from meetlm.data.filters import FilterReport, PairTokens, filter_eval, filter_train, prompt_overlap
@@ -36,6 +36,8 @@ from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form
 from meetlm.evaluation.settings import RewardSettings, RewardTraining
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
+from meetlm.training.callbacks import ShowProgress
+from meetlm.training.stage import BatchSettings
 
 RESULT = "reward.json"
 """File beside the checkpoint: settings, and the accuracy once training has finished."""
@@ -95,7 +97,7 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         raise ConfigError(f"the tokenizer of {settings.model!r} has neither a pad token nor an EOS token to pad with")
     recorded = getattr(AutoConfig.from_pretrained(source), RECORD, None)
     train, held_out = read_splits(settings.data)
-    form, reason = training_form(tokenizer, recorded, settings.input, not train.rows[0].prompt.is_chat)
+    form, reason = training_form(tokenizer, recorded, settings.input, is_text=not train.rows[0].prompt.is_chat)
     pairs = RewardPairs.prepare(settings.data, train, held_out, RewardInput(tokenizer, form, None))
     for line in pairs.lines():
         reporter.message(line)
@@ -121,13 +123,13 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
 
 
 def training_form(
-    tokenizer: PreTrainedTokenizerBase, recorded: object, requested: str, is_text: bool
+    tokenizer: PreTrainedTokenizerBase, recorded: object, requested: str, *, is_text: bool
 ) -> tuple[Form, str]:
     """Return the form that a reward model is trained in, and the reason for it.
 
     Args:
-        tokenizer: The tokenizer of the model that is trained.
-        recorded: The form that this model was trained in before, if it is a reward model.
+        tokenizer: The tokenizer of the model.
+        recorded: The form that the model was trained in before, if it is a reward model.
         requested: A form, or ``auto``.
         is_text: Whether the data are texts (HH transcripts are), not conversations.
 
@@ -149,8 +151,8 @@ class RewardPairs:
     Attributes:
         train: Chosen and rejected side of each pair, as token ids.
         test: Held-out pairs, one per prompt, without the prompts of ``train``.
-        reports: The filters' accounts of both.
-        num_seen: Held-out pairs left out because their prompt is in the training data.
+        reports: The filters' reports on both.
+        num_seen: Number of held-out pairs that were left out because their prompt is in the training data.
         fingerprint: Hash of every pair used, in order.
     """
 
@@ -182,30 +184,34 @@ class RewardPairs:
             chosen, rejected = (row.ids for row in sides(example))
             return PairTokens(max(len(chosen), len(rejected)), 0, 0, chosen == rejected)
 
-        longest, limits = settings.max_length, (settings.limit_train, settings.limit_eval)
-        kept, train_report = filter_train(train, lengths, longest, limits[0])
-        test, test_report = filter_eval(held_out, lengths, longest, limit=limits[1])
-        seen = {example.group for example in prompt_overlap(kept, test)}
-        fresh = [example for example in test if example.group not in seen]
-        if not fresh:
+        usable, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
+        test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
+        seen = {example.group for example in prompt_overlap(usable, test)}
+        unseen = [example for example in test if example.group not in seen]
+        if not unseen:
             raise DataError(
                 "every held-out prompt is in the training data, so there is nothing to measure on",
                 file=test_report.file,
-                expected="held-out rows of other prompts, or data.holdout",
+                expected="other held-out prompts: pass --data.eval_file FILE, or --data.holdout NUMBER",
             )
-        used = fingerprint((example.prompt, example.chosen, example.rejected) for example in (*kept, *fresh))
-        num_seen = len(test) - len(fresh)
-        return cls([sides(example) for example in kept], fresh, (train_report, test_report), num_seen, used)
+        sha256 = fingerprint((example.prompt, example.chosen, example.rejected) for example in (*usable, *unseen))
+        num_seen = len(test) - len(unseen)
+        return cls([sides(example) for example in usable], unseen, (train_report, test_report), num_seen, sha256)
 
     def lines(self) -> list[str]:
-        """Return how many rows are used and why others are not, as lines of text."""
+        """Return how many rows are used, and why the other rows are not, as lines of text."""
         lines = [line for report in self.reports for line in report.lines()]
-        seen = f"  left out: {self.num_seen} held-out pairs whose prompts are in the training data"
-        return [*lines, seen] if self.num_seen else lines
+        if self.num_seen:
+            lines.append(f"  left out: {self.num_seen} held-out pairs whose prompts are in the training data")
+        return lines
 
 
 def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) -> dict[str, Any]:
-    """Return the record in ``out``, of a training that continues or of a new one."""
+    """Return the record in ``out``, or write one for a new training.
+
+    Raises:
+        RunError: ``out`` holds a training with other settings or data, or other files.
+    """
     resolved = settings.model_dump(mode="json")
     file = out / RESULT
     if file.is_file():
@@ -220,8 +226,7 @@ def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) ->
                 f"{out} holds a reward model of other settings: {'; '.join(differences)}; choose another folder"
             )
         return record
-    if out.is_dir() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty and holds no reward model; choose another folder")
+    refuse_foreign_files(out)
     out.mkdir(parents=True, exist_ok=True)
     record = {"settings": resolved, "input": form, "data_sha256": data_sha256, "versions": versions(*VERSIONS)}
     write_atomic(file, json.dumps(record, indent=2) + "\n")
@@ -248,13 +253,13 @@ def _train(
     from trl.trainer.reward_trainer import RewardTrainer
 
     cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    micro = max(n for n in range(1, min(settings.pairs, settings.micro_pairs) + 1) if settings.pairs % n == 0)
+    batch = BatchSettings(pairs=settings.pairs, micro_pairs=settings.micro_pairs)
     arguments = RewardConfig(
         output_dir=str(out / CHECKPOINTS),
         model_init_kwargs={"dtype": "float32"},
         max_length=None,  # pairs that are too long have been left out and counted; TRL would drop them silently
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.pairs // micro,
+        per_device_train_batch_size=batch.micro,
+        gradient_accumulation_steps=batch.accumulation,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
@@ -326,7 +331,7 @@ def _lora(settings: RewardTraining) -> Any:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the last complete checkpoint; one that a kill cut off has no state and is removed."""
+    """Return the last complete checkpoint, and remove incomplete checkpoints of a killed process."""
     complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         if (path / "trainer_state.json").is_file():
@@ -338,7 +343,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Collator:
-    """Pads the chosen and then the rejected sides of pairs, as TRL's collator does; keeps token types."""
+    """Pads the chosen and then the rejected sides of pairs, as TRL's collator does, with their token types."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -351,20 +356,13 @@ class _Collator:
         return dict(self.tokenizer.pad(columns, padding_side="right", return_tensors="pt"))
 
 
-class _StepProgress(TrainerCallback):
-    """Shows the optimizer steps."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+class _StepProgress(ShowProgress):
+    """Shows the optimizer steps, those of earlier calls included."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the total, and the steps of earlier calls."""
         self._progress.add_total(state.max_steps)
         self._progress.advance(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance."""
-        self._progress.advance()
 
 
 def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Interval, Interval]:
@@ -377,12 +375,6 @@ def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: 
         names = [str(example.origin) for example in pairs.test for _ in range(2)]
         problems = model.problems(rows, rewards, names)
         reasons = "; ".join(f"{problem.what} ({problem.count}: {problem.shown})" for problem in problems)
-        raise RunError(f"training has diverged: {reasons}; try a lower lr")
-    scores = np.array(rewards, dtype=np.float64)
-    sizes = np.array([len(completion.strip()) for completion in completions])
-    return _rate(scores), _rate(sizes)
-
-
-def _rate(values: np.ndarray[Any, Any]) -> Interval:
-    """Return how often the chosen side has the higher value, given the sides alternately, chosen first."""
-    return share_of_pairs(wins(values[::2], values[1::2]))
+        raise RunError(f"training has diverged: {reasons}; set a lower learning rate (--lr)")
+    scores, lengths = np.array(rewards, np.float64), np.array([len(text.strip()) for text in completions])
+    return share_of_pairs(wins(scores[::2], scores[1::2])), share_of_pairs(wins(lengths[::2], lengths[1::2]))

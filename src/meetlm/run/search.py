@@ -1,8 +1,7 @@
-"""A search of learning rates with the same budget for every method, compared on held-out training prompts.
+"""A search of learning rates with the same number of trained stages for every method, on held-out training prompts.
 
-The budget is a number of trained stages. The stages of a method share it evenly and are settled in order: the learning
-rates of the first stage are compared by measurements after it, then, with the best of them, those of the second. A
-settled stage is trained once.
+The stages of a method share the budget evenly. The learning rate of the first stage is chosen by measurements after it;
+with that rate, the learning rate of the second stage is chosen in the same way.
 """
 
 from __future__ import annotations
@@ -23,41 +22,39 @@ from meetlm.data.formats import FORMATS
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.recipes.config import RunConfig
-from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
+from meetlm.run.arm import AfterTraining, refuse_other_arm, run_arm
 from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData
-from meetlm.run.share import StageShare, stage_key
-from meetlm.run.sweep import SHARED, arms_of, data_of
+from meetlm.run.stage_cache import StageCache, stage_key
+from meetlm.run.sweep import SHARED, arm_configs, shared_data
 from meetlm.run.table import aligned
 from meetlm.training.loop import remove_checkpoints
 from meetlm.training.stage import StageSettings
 
-STEP = 3.0
-"""Factor between neighbouring learning rates."""
-
-MEASURES: dict[str, Callable[[PreferenceAccuracy], float | None]] = {
-    "preference": lambda accuracy: None if accuracy.by_sum is None else accuracy.by_sum.value,
+FACTOR = 3.0
+"""Ratio of neighbouring learning rates."""
+METRICS: dict[str, Callable[[PreferenceAccuracy], float]] = {
+    "preference": lambda accuracy: accuracy.by_sum.value if accuracy.by_sum else math.nan,
     "reward": lambda accuracy: accuracy.reward.value,
     "nll": lambda accuracy: -accuracy.nll,
 }
-"""The measures that can decide; more is better."""
-DIVERGED = (-math.inf, 0.0)
-"""Score of a learning rate at which training diverged: it never wins."""
-RECORD_OF_DIVERGED = "diverged.json"
+"""Selection metrics; higher is better."""
+DIVERGED = "diverged.json"
 """File in the folder of a trial that diverged, which is not trained again."""
+AFTER_TRIAL = AfterTraining(sampling=None, prompts=None, keep_weights=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One learning rate of one stage.
+    """A learning rate of a stage.
 
     Attributes:
         recipe: Name of the recipe.
         stage: The stage with this learning rate.
-        by: The measure that decides.
+        by: The selection metric.
         after: Preference accuracy after the stage.
-        best: Whether it won.
-        edge: Whether it is the largest or the smallest of the learning rates.
+        best: Whether this rate was chosen.
+        edge: Whether it is the highest or the lowest of the learning rates.
     """
 
     recipe: str
@@ -79,114 +76,119 @@ class Trial:
         return settings if rate is None else f"{settings} --stages.{self.stage.name}.control_lr {rate:.3g}"
 
 
-class Search:
-    """A search over recipes.
+def search(
+    recipes: Sequence[str],
+    file: Path | None,
+    overrides: Sequence[str | Override],
+    folder: Path,
+    *,
+    trials: int,
+    holdout: int,
+    by: str = "auto",
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> tuple[list[Trial], dict[str, str]]:
+    """Search the learning rates of recipes and write ``search.json``; an interrupted search continues.
 
     Args:
         recipes: Names or patterns.
-        file: YAML file of settings over every recipe.
-        overrides: Settings over that.
+        file: YAML file of settings that replace every recipe's.
+        overrides: Settings that replace those.
+        folder: Folder of the search, with a folder for each trial.
         trials: Number of stages to train per recipe.
         holdout: Number of prompts of the training split to compare on.
-        by: A key of :data:`MEASURES`, or ``auto``: nll for a stage without levels, reward for one with a pairwise
-            objective, else preference.
+        by: A key of :data:`METRICS`, or ``auto``: nll for a stage without levels, reward for a pairwise objective, else
+            preference.
         seed: Seed of all runs.
+        reporter: Shows messages and progress.
 
-    Attributes:
-        failures: Why the search of a recipe has failed, by its name.
+    Returns:
+        The trials, and the reason of the failure of each recipe that diverged at every learning rate of a stage. A
+        learning rate at which training diverges is reported and is not a trial.
 
     Raises:
         ConfigError: A recipe cannot be run, or has too many stages for the number of trials.
+        RunError: ``folder`` holds other files, or another search.
+        MeetError: The data cannot be used.
     """
+    if any(override.key == "data.holdout" for override in parse_overrides(overrides)):
+        raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
+    configs = list(arm_configs(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))]).values())
+    for config in configs:
+        _refuse_small_budget(config, trials, by)
+    data = shared_data(configs[0], folder, reporter)
+    cache = StageCache(folder / SHARED)
+    results: list[Trial] = []
+    failures: dict[str, str] = {}
+    for config in configs:
+        chosen: tuple[StageSettings, ...] = ()
+        for number, stage in enumerate(config.stages):
+            is_last = number == len(config.stages) - 1
+            candidates = [_at_rate(stage, rate) for rate in _rates(stage.lr, trials, len(config.stages), number)]
+            arms = [config.model_copy(update={"stages": (*chosen, candidate)}) for candidate in candidates]
+            keys = [stage_key(arm, data.key, number) for arm in arms]
+            cache.wanted = set() if is_last else set(keys)  # the next stage starts from one of these
+            accuracies = [_accuracy_after(arm, folder, cache, data, reporter) for arm in arms]
+            metric = _metric_for(stage) if by == "auto" else by
+            scores = {n: (METRICS[metric](after), -after.nll) for n, after in enumerate(accuracies) if after}
+            if not scores:
+                failures[config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
+                break
+            best = max(scores, key=lambda n: scores[n])
+            results += [
+                Trial(config.recipe, candidate, metric, after, n == best, n in (0, len(candidates) - 1))
+                for n, (candidate, after) in enumerate(zip(candidates, accuracies, strict=True))
+                if after
+            ]
+            chosen = (*chosen, candidates[best])
+            cache.wanted &= {keys[best]}
+            cache.remove_unwanted()
+            write_atomic(folder / "search.json", json.dumps([trial.to_dict() for trial in results], indent=2) + "\n")
+        cache.wanted = set()
+        cache.remove_unwanted()
+    return results, failures
 
-    def __init__(
-        self,
-        recipes: Sequence[str],
-        file: Path | None,
-        overrides: Sequence[str | Override],
-        *,
-        trials: int,
-        holdout: int,
-        by: str = "auto",
-        seed: int = 0,
-    ) -> None:
-        self.trials, self.by = trials, by
-        self.failures: dict[str, str] = {}
-        if any(override.key == "data.holdout" for override in parse_overrides(overrides)):
-            raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
-        self.arms = arms_of(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))])
-        for arm in self.arms:
-            num_stages = len(arm.config.stages)
-            if trials < 2 * num_stages:
-                raise ConfigError(
-                    f"{arm.config.recipe} has {num_stages} stages, and each needs two trials: pass --trials "
-                    f"{2 * num_stages} or more"
-                )
-            if by == "preference" and len(arm.config.control.levels) < 2:
-                raise ConfigError(f"{arm.config.recipe} has one level, so no preference accuracy: choose another --by")
 
-    def run(self, folder: Path, *, reporter: Reporter = SILENT) -> list[Trial]:
-        """Return all trials and write ``search.json``; an interrupted search continues.
+def _refuse_small_budget(config: RunConfig, trials: int, by: str) -> None:
+    """Refuse a recipe that the budget or the metric does not suit.
 
-        A learning rate at which training diverges is reported and is not a trial. A recipe that diverges at every rate
-        is in :attr:`failures`; the search continues with the others.
+    Raises:
+        ConfigError: Names the option.
+    """
+    num_stages = len(config.stages)
+    if trials < 2 * num_stages:
+        raise ConfigError(
+            f"{config.recipe} has {num_stages} stages, and each needs two trials: "
+            f"pass --trials {2 * num_stages} or more"
+        )
+    if by == "preference" and len(config.control.levels) < 2:
+        raise ConfigError(f"{config.recipe} has one level, so no preference accuracy: choose another --by")
 
-        Raises:
-            MeetError: As of :func:`~meetlm.run.arm.run_arm`.
-        """
-        data = data_of(self.arms[0].config, folder)
-        for line in data.lines():
-            reporter.message(line)
-        trials: list[Trial] = []
-        for arm in self.arms:
-            settled: tuple[StageSettings, ...] = ()
-            for number, stage in enumerate(arm.config.stages):
-                rates = _rates(stage.lr, self.trials, len(arm.config.stages), number)
-                candidates = [_at_rate(stage, rate) for rate in rates]
-                configs = [_with_stages(arm.config, (*settled, candidate)) for candidate in candidates]
-                keys = [stage_key(config, data.key, number) for config in configs]
-                is_last = number == len(arm.config.stages) - 1
-                share = StageShare(folder / SHARED, set() if is_last else set(keys))  # the next stage starts from these
-                results = []
-                for rate, config in zip(rates, configs, strict=True):
-                    name = f"{arm.config.recipe}-{stage.name}-{rate:.3g}"
-                    reporter.message(f"{name}: stage {number + 1} of {len(arm.config.stages)}")
-                    results.append(self._trial(Arm(name, config), folder, share, data, reporter))
-                by = _measure_of(stage) if self.by == "auto" else self.by
-                scores = [_score(by, result) for result in results]
-                best = scores.index(max(scores))
-                if scores[best] == DIVERGED:
-                    self.failures[arm.config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
-                    break
-                trials += [
-                    Trial(arm.config.recipe, candidate, by, result.after, n == best, n in (0, len(rates) - 1))
-                    for n, (candidate, result) in enumerate(zip(candidates, results, strict=True))
-                    if result and scores[n] != DIVERGED
-                ]
-                settled = (*settled, candidates[best])
-                share.keep_only({keys[best]})
-                write_atomic(folder / "search.json", json.dumps([trial.to_dict() for trial in trials], indent=2) + "\n")
-            share.keep_only(set())
-        return trials
 
-    @staticmethod
-    def _trial(arm: Arm, folder: Path, share: StageShare, data: PreparedData, reporter: Reporter) -> ArmResult | None:
-        """Return the result of a trial; ``None`` where it diverged, now or in an earlier call."""
-        then = AfterTraining(sampling=None, prompts=None, keep_weights=False)
-        place = folder / arm.name
-        record = place / RECORD_OF_DIVERGED
-        check_arm(arm, place, then, data)
-        if not record.is_file():
-            lm_sha256 = read_lm(sorted(path for path in folder.iterdir() if path.is_dir()))
-            try:
-                return run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter)
-            except DivergedError as error:
-                write_atomic(record, json.dumps({"error": str(error)}) + "\n")
-        for stage in arm.config.stages:
-            remove_checkpoints(place / stage.name)
-        diverged = json.loads(record.read_text())
-        reporter.message(f"{arm.name}: {diverged.get('error') or diverged.get('said')}")  # "said" before this version
-        return None
+def _accuracy_after(
+    config: RunConfig, search_folder: Path, cache: StageCache, data: PreparedData, reporter: Reporter
+) -> PreferenceAccuracy | None:
+    """Return the accuracy after the last stage of a trial; ``None`` where it diverged, now or in an earlier call."""
+    stage = config.stages[-1]
+    folder = search_folder / f"{config.recipe}-{stage.name}-{stage.lr:.3g}"
+    record = folder / DIVERGED
+    reporter.message(f"{folder.name}: learning rate {stage.lr:.3g} of stage {stage.name}")
+    refuse_other_arm(config, folder, AFTER_TRIAL, data)
+    if not record.is_file():
+        lm_sha256 = read_lm(sorted(path for path in search_folder.iterdir() if path.is_dir()))
+        try:
+            after = run_arm(config, folder, AFTER_TRIAL, cache, data, lm_sha256=lm_sha256, reporter=reporter).after
+            if math.isfinite(after.nll):
+                return after
+            raise DivergedError(f"stage {stage.name!r} has diverged: the NLL of the chosen replies is {after.nll}")
+        except DivergedError as error:
+            write_atomic(record, json.dumps({"error": str(error)}) + "\n")
+    for trained in config.stages:
+        remove_checkpoints(folder / trained.name)
+    error_record = json.loads(record.read_text())
+    reason = error_record.get("error") or error_record.get("said")  # "said" in records of earlier versions
+    reporter.message(f"{folder.name}: {reason}")
+    return None
 
 
 def lines(trials: Sequence[Trial], args: Sequence[str] = (), failures: Container[str] = ()) -> Iterator[str]:
@@ -200,19 +202,12 @@ def lines(trials: Sequence[Trial], args: Sequence[str] = (), failures: Container
     if not trials:
         return
     yield f"On {trials[0].after.pairs} held-out training pairs, after the stage:"
-    head = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "nats/token chosen", "")
+    head = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "NLL of chosen (nats/token)", "")
     yield from aligned([head, *(_row(trial) for trial in trials)])
     yield ""
     for name in dict.fromkeys(trial.recipe for trial in trials if trial.recipe not in failures):
         best = [trial.settings for trial in trials if trial.recipe == name and trial.best]
         yield f"meet train {name} {' '.join([shlex.join(args), *best]).strip()}"
-
-
-def _score(by: str, result: ArmResult | None) -> tuple[float, float]:
-    """Return the score of a trial, higher being better: the measure, then the negative loss."""
-    if result is None or not math.isfinite(result.after.nll):
-        return DIVERGED
-    return MEASURES[by](result.after) or 0.0, -result.after.nll
 
 
 def _row(trial: Trial) -> tuple[str, ...]:
@@ -229,9 +224,9 @@ def _row(trial: Trial) -> tuple[str, ...]:
 
 
 def _rates(lr: float, trials: int, stages: int, number: int) -> list[float]:
-    """Return the learning rates to try for a stage: its own times powers of :data:`STEP`, its share of the trials."""
+    """Return the learning rates to try for a stage: ``lr`` times powers of :data:`FACTOR`, as many as its budget."""
     count = trials // stages + (number < trials % stages)
-    return [lr * STEP ** (n - count // 2) for n in range(count)]
+    return [lr * FACTOR ** (n - count // 2) for n in range(count)]
 
 
 def _at_rate(stage: StageSettings, rate: float) -> StageSettings:
@@ -240,11 +235,7 @@ def _at_rate(stage: StageSettings, rate: float) -> StageSettings:
     return stage.model_copy(update={"lr": rate, "control_lr": control})
 
 
-def _with_stages(config: RunConfig, stages: tuple[StageSettings, ...]) -> RunConfig:
-    return config.model_copy(update={"stages": stages})
-
-
-def _measure_of(stage: StageSettings) -> str:
+def _metric_for(stage: StageSettings) -> str:
     if OBJECTIVES[stage.objective.kind].is_pairwise:
         return "reward"
     return "nll" if len(FORMATS[stage.format].levels) == 1 else "preference"

@@ -1,25 +1,25 @@
-"""Recipes × seeds on the same data: each arm in its own folder, resumable arm by arm, one table at the end."""
+"""Recipes × seeds on the same data: a folder for each run (an *arm*), resumable arm by arm, and a table of all."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from meetlm.config.errors import ConfigError, MeetError, nearest
-from meetlm.config.files import write_atomic
+from meetlm.config.files import refuse_foreign_files, write_atomic
 from meetlm.config.overrides import Override, parse_overrides
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.policy.loading import load_tokenizer
-from meetlm.recipes.config import RunConfig, load_config, settings_in
+from meetlm.recipes.config import LISTING, RunConfig, load_config, settings_in
 from meetlm.recipes.names import recipe_names
-from meetlm.run.arm import AfterTraining, Arm, ArmResult, check_arm, run_arm
+from meetlm.run.arm import AfterTraining, ArmResult, refuse_other_arm, run_arm
 from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
-from meetlm.run.share import StageShare, common_stages, stage_key
+from meetlm.run.stage_cache import StageCache, stage_keys
 from meetlm.run.table import markdown
 
 SHARED = "shared"
@@ -27,45 +27,41 @@ TABLE = "table.md"
 FORMAT = "format.json"
 
 
-def arms_of(
+def arm_configs(
     recipes: Sequence[str], seeds: Sequence[int], file: Path | None, overrides: Sequence[str | Override]
-) -> list[Arm]:
-    """Return an arm for each recipe and seed, checked before anything runs.
+) -> dict[str, RunConfig]:
+    """Return the configuration of each recipe and seed by the name of its arm, checked before anything runs.
 
     Args:
         recipes: Names, or patterns such as ``hh-meet-*``.
         seeds: Seeds of each recipe's runs.
-        file: YAML file of settings over every recipe.
-        overrides: Settings over that.
+        file: YAML file of settings that replace every recipe's.
+        overrides: Settings that replace those.
 
     Raises:
         ConfigError: A pattern matches nothing, a recipe cannot be run, or two recipes have different data.
     """
     overrides = parse_overrides(overrides)
     _refuse_recipe_settings(file, overrides)
-    names = list(dict.fromkeys(name for pattern in recipes for name in _matching(pattern)))
-    arms = [
-        Arm(f"{name}-seed{seed}", load_config(name, file, [*overrides, Override("seed", str(seed))]))
+    names = dict.fromkeys(name for pattern in recipes for name in _matching(pattern))
+    configs = {
+        f"{name}-seed{seed}": load_config(name, file, [*overrides, Override("seed", str(seed))])
         for name in names
-        for seed in dict.fromkeys(seeds)
-    ]
-    for arm in arms[1:]:
-        first = arms[0].config
+        for seed in seeds
+    }
+    first_name, first = next(iter(configs.items()))
+    for name, config in configs.items():
         for block in ("data", "model", "format"):
-            if getattr(arm.config, block) != getattr(first, block):
+            if getattr(config, block) != getattr(first, block):
                 raise ConfigError(
-                    f"{arm.name} has other settings of {block!r} than {arms[0].name}; a sweep compares methods on the "
-                    "same data and model (pass recipes of one data set, or set both)"
+                    f"{name} has other settings of {block!r} than {first_name}; recipes are compared on the same data "
+                    "and model: pass recipes of one data set, or set both"
                 )
-    return arms
+    return configs
 
 
 def sweep(
-    arms: Sequence[Arm],
-    folder: Path,
-    then: AfterTraining,
-    *,
-    reporter: Reporter = SILENT,
+    configs: Mapping[str, RunConfig], folder: Path, after: AfterTraining, *, reporter: Reporter = SILENT
 ) -> tuple[list[ArmResult], dict[str, str]]:
     """Run every arm that is not finished, and write ``table.md``.
 
@@ -73,54 +69,60 @@ def sweep(
     continues after an arm that fails.
 
     Args:
-        arms: Arms on the same data.
+        configs: Configurations on the same data, by name of the arm.
         folder: Folder of the sweep, with a folder for each arm.
-        then: What follows each arm's training.
-        reporter: Shows what is being done.
+        after: Work of each arm after its training.
+        reporter: Shows messages and progress.
 
     Returns:
-        The results in the order of ``arms``, and the reasons of failures by name of the arm.
+        The results in the order of ``configs``, and the reasons of failures by name of the arm.
 
     Raises:
-        RunError: The folder of an arm holds a run of another configuration or other data.
+        RunError: ``folder`` holds other files, or the folder of an arm holds another configuration or other data.
         MeetError: The data cannot be used.
     """
-    data = data_of(arms[0].config, folder)
-    for line in data.lines():
-        reporter.message(line)
-    share = StageShare(folder / SHARED, common_stages([arm.config for arm in arms], data.key))
+    data = shared_data(next(iter(configs.values())), folder, reporter)
+    cache = StageCache(folder / SHARED)
     results: list[ArmResult] = []
     failures: dict[str, str] = {}
-    for arm in arms:  # refuse foreign folders before hours are spent on other arms
-        check_arm(arm, folder / arm.name, then, data)
-    for number, arm in enumerate(arms, 1):
-        place = folder / arm.name
-        reporter.message(f"[{number}/{len(arms)}] {arm.name}" + (": finished before" if ArmResult.read(place) else ""))
-        lm_sha256 = read_lm([folder / other.name for other in arms])
+    for name, config in configs.items():  # refuse other arms before hours are spent
+        refuse_other_arm(config, folder / name, after, data)
+    for number, (name, config) in enumerate(configs.items(), 1):
+        arm = folder / name
+        reporter.message(f"[{number}/{len(configs)}] {name}" + (": finished before" if ArmResult.read(arm) else ""))
+        lm_sha256 = read_lm([folder / other for other in configs])
+        cache.wanted = stage_keys(list(configs.values())[number:], data.key)
         try:
-            results.append(run_arm(arm, place, then, share, data, lm_sha256=lm_sha256, reporter=reporter))
+            results.append(run_arm(config, arm, after, cache, data, lm_sha256=lm_sha256, reporter=reporter))
         except (MeetError, RuntimeError) as error:  # torch raises RuntimeError, such as when memory runs out
-            failures[arm.name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
-            reporter.warning(f"{arm.name} failed: {failures[arm.name]}")
+            failures[name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
+            reporter.warning(f"{name} failed: {failures[name]}")
         write_atomic(folder / TABLE, markdown(results, failures))
-        share.keep_only(
-            {stage_key(other.config, data.key, n) for other in arms[number:] for n in range(len(other.config.stages))}
-        )
+        cache.remove_unwanted()
     if not failures:
         shutil.rmtree(folder / SHARED, ignore_errors=True)
     return results, failures
 
 
-def data_of(config: RunConfig, folder: Path) -> PreparedData:
-    """Return the rows of all arms, read and filtered once, in the prompt format that ``folder`` has pinned."""
-    tokenizer, file = load_tokenizer(config.model.name), folder / FORMAT
+def shared_data(config: RunConfig, folder: Path, reporter: Reporter) -> PreparedData:
+    """Return the rows of all arms, read and filtered once, in the prompt format that ``folder`` has pinned.
+
+    Raises:
+        RunError: ``folder`` holds other files.
+        MeetError: The data cannot be used.
+    """
+    file = folder / FORMAT
     if file.is_file():
-        prompt_format = PromptFormat(tokenizer, FormatSpec.from_dict(json.loads(file.read_text())))
+        spec = FormatSpec.from_dict(json.loads(file.read_text()))
+        prompt_format = PromptFormat(load_tokenizer(config.model.name), spec)
     else:
-        prompt_format = pinned_format(config, tokenizer)
+        refuse_foreign_files(folder)
+        prompt_format = pinned_format(config, load_tokenizer(config.model.name))
     data = prepare_data(config.data, prompt_format)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(data.spec.to_dict(), indent=2) + "\n")
+    for line in data.lines():
+        reporter.message(line)
     return data
 
 
@@ -138,14 +140,14 @@ def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) ->
         if override.key == "recipe":
             raise ConfigError("--recipe has no effect: name recipes as arguments")
         if override.key == "seed":
-            raise ConfigError("--seed has no effect on a sweep: pass --seeds")
+            raise ConfigError(f"seed={override.text}: pass --seeds (meet sweep) or --seed (meet search)")
 
 
 def _matching(pattern: str) -> list[str]:
-    known = recipe_names()
-    names = [name for name in known if fnmatchcase(name, pattern)]
+    """Return the recipes that a name or pattern stands for."""
+    names = [name for name in recipe_names() if fnmatchcase(name, pattern)]
     if not names and any(character in pattern for character in "*?["):
-        raise ConfigError(f"no recipe matches the pattern {pattern!r}; `meet recipes` lists them")
+        raise ConfigError(f"no recipe matches the pattern {pattern!r}; {LISTING}")
     if not names:
-        raise ConfigError(f"unknown recipe {pattern!r}{nearest(pattern, known)}")
+        raise ConfigError(f"unknown recipe {pattern!r}{nearest(pattern, recipe_names(), LISTING)}")
     return names

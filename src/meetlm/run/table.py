@@ -1,4 +1,4 @@
-"""The table of a sweep."""
+"""The table of a sweep, and rows of text with aligned columns."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ COLUMNS = (
     "pairs",
     "preference accuracy",
     "reward accuracy",
-    "nats/token chosen",
+    "NLL of chosen",
     "tokens/reply",
     "cut off",
 )
 LEGEND = (
     "Preference accuracy: how often the log-prob margin good - bad is larger for the chosen reply; methods with one "
     "level have none. Reward accuracy: how often log p(reply), compared with the base model, has risen more for the "
-    "chosen reply. Both on held-out pairs, with 95% intervals; 0.5 is chance. Nats/token chosen: NLL of the chosen "
-    "replies at the best level, before -> after training. Tokens/reply and share of replies cut off at the maximum "
-    "number of tokens: completions under the default level."
+    "chosen reply. Both on held-out pairs, with 95% intervals; 0.5 is chance. NLL of chosen: nats per token of the "
+    "chosen replies at the best level, before -> after training. Tokens/reply and share of replies cut off at the "
+    "maximum number of tokens: completions under the default level."
 )
 
 

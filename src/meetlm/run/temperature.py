@@ -1,26 +1,27 @@
 """The same comparison at several temperatures (the paper's section 4.6 and Figure 3).
 
-Completions that are missing are generated, then evaluated. Completions and scores on disk are reused, so an interrupted
+Missing completions are generated before they are compared. Completions and scores on disk are reused, so an interrupted
 sweep continues when it is run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.config.yaml_files import check
-from meetlm.evaluation.alignment import align_completions
+from meetlm.config.yaml_files import validate
 from meetlm.evaluation.completions import SystemCompletions, read_completions
-from meetlm.evaluation.evaluate import Evaluators, evaluate_completions
+from meetlm.evaluation.evaluate import Evaluators, refuse_unknown_baseline
 from meetlm.evaluation.record import Evaluation
 from meetlm.evaluation.settings import EvaluationSettings
 from meetlm.generation.sampling import Sampling
 from meetlm.report.write import folder_of
 from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
+from meetlm.run.evaluate import compare
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import Level, resolve_level
 
@@ -63,8 +64,7 @@ def sweep_temperature(
         RunError: A run is not finished, or completions are missing and its weights are gone.
     """
     for name in baselines:
-        if name not in runs:
-            raise ConfigError(f"--baseline {name!r} is not one of the runs{nearest(name, list(runs))}")
+        refuse_unknown_baseline(name, list(runs))
     if len(set(baselines)) < len(baselines):
         raise ConfigError(f"--baseline names a run twice: {', '.join(baselines)}")
     others = [name for name in runs if name not in baselines]
@@ -72,50 +72,38 @@ def sweep_temperature(
         raise ConfigError("every run is a --baseline; name another run to compare with them")
     data = read_data_settings(next(iter(runs.values())))
     held_out = chosen_replies(data)
+    generate = partial(write_completions, seed=seed, limit=limit, batch_size=batch_size, reporter=reporter)
     points = []
     for temperature in temperatures:
-        sampling = check(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
-        completions = {
-            name: _completions(name, run, level, sampling, seed, limit, batch_size, reporter)
-            for name, run in runs.items()
-        }
+        sampling = validate(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
+        completions: dict[str, SystemCompletions] = {}
+        for name, run in runs.items():
+            meet = read_meet(run, weights=False)
+            resolved = resolve_level(meet.levels, meet.default_level if level is None else level)
+            file = completions_file(run, resolved, sampling, seed, limit=limit)
+            if not file.is_file():
+                reporter.message(f"{name} at temperature {temperature:g}: generating completions")
+                generate(run, None, resolved, sampling)
+            completions[name] = read_completions(name, [[file]])
         for baseline in baselines:
-            compared = [completions[name] for name in (*others, baseline)]
-            paired = align_completions(compared, held_out.chosen, only_common=only_common)
-            paired.problems.extend(held_out.problems)
-            recorded = {
-                "temperature": temperature,
-                "sampling": sampling.model_dump(),
-                "level": level,
-                "sampling_seed": seed,
-                "limit": limit,
-                "common": only_common,
-                "data": data.model_dump(mode="json"),
-                "data_sha256": held_out.sha256,
-            }
-            evaluation = evaluate_completions(
-                paired, baseline, settings, evaluators, folder, recorded=recorded, reporter=reporter
+            evaluation = compare(
+                [completions[name] for name in (*others, baseline)],
+                held_out,
+                baseline,
+                settings,
+                evaluators,
+                folder,
+                only_common=only_common,
+                recorded={
+                    "temperature": temperature,
+                    "sampling": sampling.model_dump(),
+                    "level": level,
+                    "sampling_seed": seed,
+                    "limit": limit,
+                    "data": data.model_dump(mode="json"),
+                },
+                reporter=reporter,
             )
             evaluation.save(folder / folder_of(temperature, evaluation) / "evaluation.json")
             points.append((temperature, evaluation))
     return points
-
-
-def _completions(
-    name: str,
-    run: Path,
-    level: Level | None,
-    sampling: Sampling,
-    seed: int,
-    limit: int | None,
-    batch_size: int,
-    reporter: Reporter,
-) -> SystemCompletions:
-    """Return the completions of a run, generated first if they are missing."""
-    meet = read_meet(run, weights=False)
-    level = resolve_level(meet.levels, meet.default_level if level is None else level)
-    file = completions_file(run, level, sampling, seed, limit=limit)
-    if not file.is_file():
-        reporter.message(f"{name} at temperature {sampling.temperature:g}: generating completions")
-        write_completions(run, None, level, sampling, seed=seed, limit=limit, batch_size=batch_size, reporter=reporter)
-    return read_completions(name, [[file]])

@@ -1,7 +1,8 @@
-"""Stages that runs of a sweep have in common: trained once, then placed into the other runs as finished.
+"""Finished stages of earlier runs, for later runs of a sweep that begin in the same way.
 
-Two runs share a stage if everything up to its end is the same: model, rows, prompt format, control, seed, optimizer,
-batch and all stages so far. MEET and its ablation "first step only" share step 1; SFT is the first stage of DPO.
+Two runs have the same stage if everything up to its end is the same: model, rows, prompt format, control, seed,
+optimizer, batch size and all stages so far. Step 1 of MEET is also step 1 of its ablation "first step only"; SFT is
+the first stage of DPO.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,26 +45,27 @@ def stage_key(config: RunConfig, data: str, index: int) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def common_stages(configs: Iterable[RunConfig], data: str) -> set[str]:
-    """Return the keys of the stages, and of the state before training, that two or more runs have in common."""
-    counts = Counter(stage_key(config, data, index) for config in configs for index in range(-1, len(config.stages)))
-    return {key for key, count in counts.items() if count > 1}
+def stage_keys(configs: Iterable[RunConfig], data: str) -> set[str]:
+    """Return the keys of all stages of runs."""
+    return {stage_key(config, data, index) for config in configs for index in range(len(config.stages))}
 
 
-class StageShare:
-    """A folder of finished stages.
+class StageCache:
+    """A folder of finished stages, and of the preference accuracy measured after each.
 
     Args:
-        folder: Folder of the stages; created.
-        wanted: Keys of the stages to keep; all stages where ``None``.
+        folder: The folder; created.
+
+    Attributes:
+        wanted: Keys of the stages to store.
     """
 
-    def __init__(self, folder: Path, wanted: set[str] | None = None) -> None:
-        self.folder, self._wanted = folder, wanted
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.wanted = folder, set[str]()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def place(self, key: str, stage: Path) -> bool:
-        """Place the finished stage ``key`` at ``stage``, unless there is a folder; return whether it was placed."""
+    def restore(self, key: str, stage: Path) -> bool:
+        """Copy the stored stage ``key`` to the folder ``stage``, unless that exists; return whether it was copied."""
         stored = self.folder / key
         if not (stored / DONE).is_file() or stage.exists():
             return False
@@ -74,11 +75,10 @@ class StageShare:
         partial.rename(stage)
         return True
 
-    def keep(self, key: str, stage: Path) -> None:
-        """Keep a finished stage for later runs: weights, metrics and record, without the optimizer's state."""
+    def store(self, key: str, stage: Path) -> None:
+        """Store a finished stage if it is wanted: weights, metrics and record, without the optimizer's state."""
         stored = self.folder / key
-        is_wanted = self._wanted is None or key in self._wanted
-        if not is_wanted or (stored / DONE).is_file():
+        if key not in self.wanted or (stored / DONE).is_file():
             return
         last = checkpoints(stage)[-1]
         partial = self.folder / f"{key}.partial"
@@ -91,14 +91,14 @@ class StageShare:
         shutil.rmtree(stored, ignore_errors=True)
         partial.rename(stored)
 
-    def measured(self, key: str) -> Path:
-        """Return the file of the preference accuracy after stage ``key``, written by the run that measured it first."""
+    def accuracy_file(self, key: str) -> Path:
+        """Return the file of the preference accuracy after stage ``key``, which the first run to measure it writes."""
         return self.folder / f"{key}.json"
 
-    def keep_only(self, keys: set[str]) -> None:
-        """Remove the weights of all stages but these."""
+    def remove_unwanted(self) -> None:
+        """Remove the weights of the stages that are not wanted any more."""
         for stored in self.folder.glob("*/"):
-            if stored.name not in keys:
+            if stored.name not in self.wanted:
                 shutil.rmtree(stored)
 
 

@@ -17,7 +17,7 @@ import meetlm
 from meetlm.config.errors import ConfigError
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.execute import execute
-from meetlm.run.share import StageShare, common_stages, stage_key
+from meetlm.run.stage_cache import StageCache, stage_key, stage_keys
 from reporters import RecordingReporter
 from run_folders import local_model, write_pairs
 from test_resume import Killed, kill_after
@@ -49,16 +49,24 @@ def recipe(folder: Path, method: str, *words: str) -> RunConfig:
     return load_config(None, file, [*(f"stages.{stage.name}.epochs=1" for stage in stages), *words])
 
 
-def run(config: RunConfig, folder: Path, share: StageShare | None = None) -> list[str]:
-    """Execute; return what was said."""
+def run(config: RunConfig, folder: Path, cache: StageCache | None = None) -> list[str]:
+    """Execute; return the messages."""
     reporter = RecordingReporter()
-    execute(config, folder, share=share, reporter=reporter)
+    execute(config, folder, cache=cache, reporter=reporter)
     return reporter.messages
 
 
-def taken(said: list[str]) -> list[str]:
-    """The stages that a run has not trained itself."""
-    return [line.split(":")[0] for line in said if "taken from another run" in line]
+class EveryStage(StageCache):
+    """Stores all stages."""
+
+    def store(self, key: str, stage: Path) -> None:
+        self.wanted = {key}
+        super().store(key, stage)
+
+
+def taken(messages: list[str]) -> list[str]:
+    """Return the stages that a run has not trained itself."""
+    return [line.split(":")[0] for line in messages if "taken from another run" in line]
 
 
 def read(folder: Path, name: str = "preference.json") -> Any:
@@ -131,20 +139,19 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
     configs = {method: recipe(tmp_path, method) for method in order}
     run(configs["meet-lora"], tmp_path / "alone")
     rows = fingerprint(tmp_path / "alone")
-    wanted = common_stages(configs.values(), rows)
-    assert wanted == {stage_key(configs[method], rows, index) for method in order for index in (-1, 0)}
-    share = StageShare(tmp_path / "shared", wanted)
     first, second = (tmp_path / method for method in order)
-    said = [run(configs[method], tmp_path / method, share) for method in order]
-    assert list(map(taken, said)) == [[], ["step1"]]
+    cache = StageCache(tmp_path / "shared")
+    cache.wanted = stage_keys([configs[order[1]]], rows)
+    messages = [run(configs[method], tmp_path / method, cache) for method in order]
+    assert list(map(taken, messages)) == [[], ["step1"]]
     # Trained once: a second training would have times of its own.
     for name in ("metrics.jsonl", "stage.json"):
         assert (second / "step1" / name).read_bytes() == (first / "step1" / name).read_bytes()
     one, two = (load_file(folder / "step1" / "checkpoint-3" / "model.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == [
-        stage_key(configs["meet-lora"], rows, 0)
-    ]
+    cache.wanted = {stage_key(configs["meet-lora"], rows, 0)}
+    cache.remove_unwanted()
+    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == list(cache.wanted)
     for when in ("before training", "after step1"):
         assert read(first)[when] == read(second)[when] == read(tmp_path / "alone")[when]
     assert same(tmp_path / "meet-lora", tmp_path / "alone")
@@ -155,14 +162,15 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
 def test_dpo_takes_the_stage_of_sft(tmp_path: Path) -> None:
     configs = {method: recipe(tmp_path, method) for method in ("sft", "dpo")}
     run(configs["dpo"], tmp_path / "alone")
-    share = StageShare(tmp_path / "shared", common_stages(configs.values(), fingerprint(tmp_path / "alone")))
-    run(configs["sft"], tmp_path / "sft", share)
-    assert taken(run(configs["dpo"], tmp_path / "dpo", share)) == ["sft"]
+    cache = StageCache(tmp_path / "shared")
+    cache.wanted = {stage_key(configs["dpo"], fingerprint(tmp_path / "alone"), 0)}
+    run(configs["sft"], tmp_path / "sft", cache)
+    assert taken(run(configs["dpo"], tmp_path / "dpo", cache)) == ["sft"]
     assert (tmp_path / "dpo/sft/stage.json").read_bytes() == (tmp_path / "sft/sft/stage.json").read_bytes()
     assert same(tmp_path / "dpo", tmp_path / "alone")
     assert read(tmp_path / "dpo") == read(tmp_path / "alone")
     assert read(tmp_path / "dpo", "sft/stage.json")["lm_sha256"] == meetlm.load(tmp_path / "sft").meet.lm_sha256
-    assert len([path for path in (tmp_path / "shared").iterdir() if path.is_dir()]) == 1  # no other run has dpo's
+    assert len([path for path in (tmp_path / "shared").iterdir() if path.is_dir()]) == 1  # dpo's is not wanted
 
 
 def test_a_stage_that_a_run_has_begun_is_not_replaced(tmp_path: Path) -> None:
@@ -170,9 +178,11 @@ def test_a_stage_that_a_run_has_begun_is_not_replaced(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 2)
         run(configs["dpo"], tmp_path / "dpo")
-    run(configs["sft"], tmp_path / "sft", share := StageShare(tmp_path / "shared"))
-    said = run(configs["dpo"], tmp_path / "dpo", share)
-    assert "sft: continuing after step 2" in said
+    cache = StageCache(tmp_path / "shared")
+    cache.wanted = {stage_key(configs["sft"], fingerprint(tmp_path / "dpo"), 0)}
+    run(configs["sft"], tmp_path / "sft", cache)
+    assert any(cache.folder.glob("*/stage.json"))
+    assert "sft: continuing after step 2" in run(configs["dpo"], tmp_path / "dpo", cache)
     run(configs["dpo"], tmp_path / "alone")
     assert same(tmp_path / "dpo", tmp_path / "alone")
 
@@ -198,7 +208,7 @@ OTHER = [
 def test_what_decides_a_stage_is_in_its_key(method: str, words: list[str], tmp_path: Path) -> None:
     one, two = recipe(tmp_path, "meet-lora"), recipe(tmp_path, method, *words)
     assert stage_key(one, "rows", 0) != stage_key(two, "rows", 0)
-    assert common_stages([one, two], "rows") <= {stage_key(one, "rows", -1)}
+    assert not stage_keys([one], "rows") & stage_keys([two], "rows")
 
 
 def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
@@ -213,17 +223,16 @@ def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
 
 def test_another_control_is_trained_anew(tmp_path: Path) -> None:
     method, words = "meet-lora-first-step", ["control.rank=8"]
-    share = StageShare(tmp_path / "shared")  # keeps every stage
-    run(recipe(tmp_path, method), tmp_path / "one", share)
-    said = run(recipe(tmp_path, method, *words), tmp_path / "two", share)
-    assert taken(said) == []
+    cache = EveryStage(tmp_path / "shared")
+    run(recipe(tmp_path, method), tmp_path / "one", cache)
+    assert taken(run(recipe(tmp_path, method, *words), tmp_path / "two", cache)) == []
     run(recipe(tmp_path, method, *words), tmp_path / "alone")
     assert same(tmp_path / "two", tmp_path / "alone")
     assert not same(tmp_path / "two", tmp_path / "one")
 
 
 def test_an_interrupted_keep_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    share, config = StageShare(tmp_path / "shared"), recipe(tmp_path, "sft")
+    cache, config = EveryStage(tmp_path / "shared"), recipe(tmp_path, "sft")
     rename = Path.rename
 
     def killed(self: Path, target: Path) -> Path:
@@ -233,9 +242,9 @@ def test_an_interrupted_keep_is_not_taken(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(Path, "rename", killed)
-        run(config, tmp_path / "one", share)
-    assert taken(run(config, tmp_path / "two", share)) == []
-    assert taken(run(config, tmp_path / "three", share)) == ["sft"]
+        run(config, tmp_path / "one", cache)
+    assert taken(run(config, tmp_path / "two", cache)) == []
+    assert taken(run(config, tmp_path / "three", cache)) == ["sft"]
     assert same(tmp_path / "two", tmp_path / "three")
 
 
