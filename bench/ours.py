@@ -16,7 +16,7 @@ from turns import Turns, TurnsMixin
 from meetlm.data.encoding import one_hot
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from curves import CURVES, Curve
 from jobs import JOBS, LEVELS_GOAL, LOSS_TOLERANCE, MEMORY_GOAL, SCORE_TOLERANCE, Job, Peer
+from pydantic import TypeAdapter
+
+from meetlm.config.files import write_atomic
 
 NEAR_TIE = 1e-2
 """Logits that differ by less than this may swap places by rounding alone."""
@@ -80,19 +82,12 @@ class Run:
     def save(self, file: Path) -> None:
         """Write the run to a file, replacing it in one step."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.replace(file)
+        write_atomic(file, TypeAdapter(Run).dump_json(self).decode())
 
     @classmethod
     def load(cls, file: Path) -> Run:
         """Return a saved run, without its failures, so that they are tried again."""
-        raw = json.loads(file.read_text())
-        raw["growth"] = {name: CurveMeasurements(**curve) for name, curve in raw["growth"].items()}
-        raw["measured"] = {
-            job: {key: Measurements(**pair) for key, pair in pairs.items()} for job, pairs in raw["measured"].items()
-        }
-        return cls(**{**raw, "failed": {}})
+        return replace(TypeAdapter(cls).validate_json(file.read_bytes()), failed={})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,40 +105,31 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
     scale = {**scale, **job.scale(options.device)}
     programs = (peer.ours, peer.name)
     workers: dict[str, Worker] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name in programs:
-                workers[name] = Worker(job.name, name, scale, options.threads, Path(folder))
-                measured.startup[name], measured.steps[name] = workers[name].first, []
-                reference = workers[name].reference
-                if reference:
-                    measured.reference[name] = reference
-            for number in range(options.rounds):
-                busy = Busy()
-                for name in programs if number % 2 == 0 else reversed(programs):
-                    event = workers[name].ask("go")
-                    measured.steps[name].append(event)
-                    say(f"{job.name} {number} {name}: {event['seconds']:.2f} s, {event.get('loss', '')}")
-                measured.others.append(busy.others())
-            if job.rows == "prompts":
-                measured.gaps = workers[peer.name].ask(json.dumps(measured.steps[peer.ours][-1]["texts"]))["gaps"]
-        finally:
-            for worker in workers.values():
-                worker.stop()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name in programs:
+            worker = workers[name] = Worker(job.name, name, scale, options.threads, Path(folder))
+            stack.callback(worker.stop)
+            measured.startup[name], measured.steps[name] = worker.first, []
+            if worker.reference:
+                measured.reference[name] = worker.reference
+        for number in range(options.rounds):
+            busy = Busy()
+            for name in programs if number % 2 == 0 else reversed(programs):
+                event = workers[name].ask("go")
+                measured.steps[name].append(event)
+                say(f"{job.name} {number} {name}: {event['seconds']:.2f} s, {event.get('loss', '')}")
+            measured.others.append(busy.others())
+        if job.rows == "prompts":
+            measured.gaps = workers[peer.name].ask(json.dumps(measured.steps[peer.ours][-1]["texts"]))["gaps"]
     return measured
 
 
 def run_growth(options: argparse.Namespace, scale: dict[str, Any]) -> dict[str, CurveMeasurements]:
     """Return the measurements of each curve, whose points take their steps in turns."""
-    grown: dict[str, CurveMeasurements] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         worker = Worker("growth", "ours", scale, options.threads, Path(folder))
-        try:
-            for curve in CURVES:
-                grown[curve.name] = run_curve(curve, worker, min(options.rounds, ROUNDS))
-        finally:
-            worker.stop()
-    return grown
+        stack.callback(worker.stop)
+        return {curve.name: run_curve(curve, worker, min(options.rounds, ROUNDS)) for curve in CURVES}
 
 
 def run_curve(curve: Curve, worker: Worker, rounds: int) -> CurveMeasurements:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 import meetlm
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError, RunError
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import RunConfig
 from reporters import RecordingReporter
 from run_folders import config_for, finished
@@ -164,7 +164,10 @@ def test_an_interrupted_command_says_how_to_continue(tmp_path: Path, monkeypatch
     monkeypatch.setattr("meetlm.run.train.execute", interrupt)
     done = meet("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
     assert done.exit_code == 130
-    assert "interrupted: the run is saved up to its last checkpoint. Run the same command again" in done.stderr
+    assert (
+        "interrupted: finished work is saved, training up to its last checkpoint. Run the same command again"
+        in done.stderr
+    )
 
 
 def test_a_configuration_takes_no_settings_beside_it(tmp_path: Path) -> None:

@@ -15,57 +15,57 @@ from meetlm.recipes.config import load_config
 from run_folders import config_for
 
 
-def meet(*words: str) -> Result:
-    return CliRunner().invoke(main, list(words))
+def meet(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
 
 
 def test_train_and_generate(tmp_path: Path) -> None:
     config_for(tmp_path, "llama", "lora")
     run = tmp_path / "run"
     config = ("--config", str(tmp_path / "config.yaml"))
-    done = meet("train", *config, "--out", str(run), "--quiet", "--stages.step1.epochs", "2", "seed=3")
-    assert done.exit_code == 0, done.output
-    assert "step1: 6 steps" in done.output
-    assert f"the run is in {run}" in done.output
-    done = meet("generate", str(run), "--level", "good=1.5,bad=-0.5", "--max-new-tokens", "3", "--limit", "2")
-    assert done.exit_code == 0, done.output
-    assert "generate:" in done.stderr and "generate:" not in done.stdout
-    assert "/2 [" in done.stderr
+    result = meet("train", *config, "--out", str(run), "--quiet", "--stages.step1.epochs", "2", "seed=3")
+    assert result.exit_code == 0, result.output
+    assert "step1: 6 steps" in result.output
+    assert f"the run is in {run}" in result.output
+    result = meet("generate", str(run), "--level", "good=1.5,bad=-0.5", "--max-new-tokens", "3", "--limit", "2")
+    assert result.exit_code == 0, result.output
+    assert "generate:" in result.stderr and "generate:" not in result.stdout
+    assert "/2 [" in result.stderr
     path = run / "completions" / "good1.5_bad-0.5-t0-p1-n3-seed0-first2.jsonl"
-    assert f"2 completions in {path}" in done.output
+    assert f"2 completions in {path}" in result.output
     assert json.loads(path.read_text().splitlines()[0])["level"] == {"good": 1.5, "bad": -0.5}
     odd = tmp_path / "odd.jsonl"
     odd.write_text(json.dumps({"prompt": "Hi\u2028there"}, ensure_ascii=False) + "\n")
-    done = meet("generate", str(run), "--data.path", str(odd), "--max-new-tokens", "2")
-    assert done.exit_code == 0 and "1 completions in" in done.output, done.output
+    result = meet("generate", str(run), "--data.path", str(odd), "--max-new-tokens", "2")
+    assert result.exit_code == 0 and "1 completion in" in result.output, result.output
     again = meet("train", *config, "--out", str(run), "--quiet")
     assert again.exit_code == 1
     assert "holds a finished run" in again.output
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["train", "hh-met-lora"], "error: unknown recipe 'hh-met-lora'; did you mean 'hh-meet-lora'?"),
         (["train", "hh-meet-lora", "--batch.pears", "3"], "unknown key 'pears'; did you mean 'pairs'?"),
         (["generate", "nowhere"], "no such folder: nowhere; expected the folder of a run"),
         (["generate", "nowhere", "--level", "good=x"], "expected a name, a number, or weights"),
         (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
-        (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: expected a whole number, got 'x'"),
+        (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: Input should be a valid integer"),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["demo-data", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],
 )
-def test_mistakes_end_in_one_line(words: list[str], message: str) -> None:
-    done = meet(*words)
-    assert done.exit_code == 1
-    assert message in done.output
-    assert "Traceback" not in done.output
-    assert len(done.output.strip().splitlines()) == 1
+def test_mistakes_end_in_one_line(args: list[str], message: str) -> None:
+    result = meet(*args)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ["generate", "run", "--top-p", "0"],
         ["generate", "run", "--top-p", "1.1"],
@@ -85,10 +85,10 @@ def test_mistakes_end_in_one_line(words: list[str], message: str) -> None:
     ],
     ids=" ".join,
 )
-def test_what_no_command_takes_is_a_mistake_of_use(words: list[str]) -> None:
-    done = meet(*words)
-    assert done.exit_code == 2
-    assert "Error: " in done.output
+def test_wrong_usage(args: list[str]) -> None:
+    result = meet(*args)
+    assert result.exit_code == 2
+    assert "Error: " in result.output
 
 
 def test_usage() -> None:
@@ -106,25 +106,25 @@ def test_settings_that_the_help_of_train_names_are_settings() -> None:
     shown = [line[:2] for line in lines if line[0] not in ("--config", "--out", "--quiet")]
     keys = [key for key, _ in shown]
     assert {"--preset", "--model.name", "--data.path", "--data.limit_train", "--batch.pairs", "--seed"} <= set(keys)
-    done = meet("config", *(word for pair in shown for word in pair), "hh-meet-lora")
-    assert done.exit_code == 0, done.output
-    config = yaml.safe_load(done.output)
+    result = meet("config", *(part for pair in shown for part in pair), "hh-meet-lora")
+    assert result.exit_code == 0, result.output
+    config = yaml.safe_load(result.output)
     assert (config["preset"], config["data"]["path"], config["seed"]) == ("small", "../hh-rlhf", 1)
     assert config["stages"][0]["lr"] == 3e-3
 
 
 @pytest.mark.parametrize("recipe", ["hh-meet-lora", "tldr-coh-chain", "pairs-dpo", "hh-coh-2x", "pairs-special-token"])
 def test_config_prints_what_train_would_read(recipe: str, tmp_path: Path) -> None:
-    words = ["--preset", "small", "--data.subset", "'a: #b'", "--control.placement", "before_response"]
-    done = meet("config", recipe, *words)
-    assert done.exit_code == 0, done.output
+    args = ["--preset", "small", "--data.subset", "'a: #b'", "--control.placement", "before_response"]
+    result = meet("config", recipe, *args)
+    assert result.exit_code == 0, result.output
     file = tmp_path / "mine.yaml"
-    file.write_text(done.output)
-    assert load_config(None, file) == load_config(recipe, None, words)
-    assert done.output == meet("config", "--config", str(file)).output
-    assert "  pairs: 8  # " in done.output
-    assert "# Folder inside the data set." in done.output
-    assert max(map(len, done.output.splitlines())) <= 112
+    file.write_text(result.output)
+    assert load_config(None, file) == load_config(recipe, None, args)
+    assert result.output == meet("config", "--config", str(file)).output
+    assert "  pairs: 8  # " in result.output
+    assert "# Folder inside the data set." in result.output
+    assert max(map(len, result.output.splitlines())) <= 112
 
 
 def test_a_bar_shows_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

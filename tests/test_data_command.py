@@ -96,7 +96,9 @@ def test_guess_source(fields: dict[str, Any], source: str) -> None:
 
 def test_what_was_guessed_is_said_and_can_be_overridden(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "train.jsonl", [transcript(n) for n in range(3)])
-    assert shown(file, "--model.name", model).startswith("format hh, by the first row: chosen and rejected begin")
+    assert shown(file, "--model.name", model).startswith(
+        "data format: hh, from the first row: chosen and rejected begin"
+    )
     given = shown(file, "--model.name", model, "--data.source", "pairs")
     assert "told by" not in given and "What[[ is 0?" not in given
     assert "the columns info and summaries" in shown(
@@ -270,7 +272,7 @@ def test_shorten_keeps_both_ends() -> None:
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base(model: Path) -> None:
     text = shown(SAMPLE, "--model.name", model, "--data.max_length", 100_000, "--show", 1)
-    assert "format hh" in text
+    assert "data format: hh" in text
     assert "1593 of 1600 rows kept" in text
     assert "a reply is empty (lines 65, 357, 642, 774)" in text
     assert "399 of 400 rows kept" in text

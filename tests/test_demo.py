@@ -28,7 +28,7 @@ from meetlm.demo.build import MIN_GAP, REPLIES, base_engine, build, pairs_of, re
 from meetlm.demo.rule import first_person
 from meetlm.demo.show import GREEDY, SYSTEMS, DemoResult, demo_config, run_demo
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from reporters import RecordingReporter

@@ -14,7 +14,7 @@ from meetlm.generation import decoding
 from meetlm.generation import engine as engines
 from meetlm.generation.decoding import PackedDecoder, PaddedDecoder, Request, decoding_failure_reason
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
 from reporters import RecordingReporter

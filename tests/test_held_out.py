@@ -25,7 +25,7 @@ from meetlm.data.sources import read_examples
 from meetlm.diagnostics.check_data import check_data
 from meetlm.diagnostics.data_report import report_data
 from meetlm.evaluation.record import Evaluation
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import load_tokenizer
 from meetlm.run.completions import completions_file
 from meetlm.run.execute import execute

@@ -110,7 +110,8 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     assert of(found, "rouge-avg").outcomes == ["win" if a > b else "tie" for a, b in zip(own, similar, strict=True)]
 
     win, lose, delta = (100 * one.value for one in (rates.win, rates.lose, rates.delta))
-    assert f"reward: chosen against rejected: win {win:.1f}, lose {lose:.1f}" in said and f"Δ {delta:.1f}" in said
+    row = next(line for line in said.split("Win rates by reward")[1].splitlines() if line.startswith("chosen "))
+    assert all(f" {share:.1f} [" in row for share in (win, lose)) and f" {delta:.1f} [".replace("-", "−") in row
     page, text = ((out / name).read_text() for name in ("report.html", "report.md"))
     assert "image/svg+xml" in page and found.settings["reward"]["weights_sha256"] in page
     assert all(f"{share:.1f} [" in text for share in (win, lose)) and f"{delta:.1f} [".replace("-", "−") in text

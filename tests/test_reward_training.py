@@ -24,7 +24,7 @@ from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
 from meetlm.evaluation.reward_input import RewardInput
-from meetlm.evaluation.settings import RewardTraining
+from meetlm.evaluation.settings import RewardData, RewardTraining
 from meetlm.run.reward_training import CHECKPOINTS, RESULT, RewardPairs, train_reward
 from reward_models import KINDS, TOLERANCE, folder_of, load
 from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
@@ -78,7 +78,7 @@ class Recorder(Reporter, Progress):
 
 
 def _training(tmp_path: Path, model: Path, **changes: Any) -> RewardTraining:
-    data = DataSettings(
+    data = RewardData(
         source="pairs",
         train_file=str(_write_pairs(tmp_path / "train.jsonl", 240, 0, chat=changes.pop("chat", False))),
         eval_file=str(_write_pairs(tmp_path / "test.jsonl", 80, 1, chat=changes.pop("chat_test", False))),

@@ -21,7 +21,7 @@ from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
 from meetlm.run.completions import write_completions

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from meetlm.config.errors import MeetError
 from meetlm.generation import sampling
-from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
+from meetlm.generation.sampling import row_generator, sample_tokens
+from meetlm.generation.settings import Sampling
 
 
 def reference(logits: Tensor, settings: Sampling, generators: list[torch.Generator]) -> list[int]:

@@ -18,7 +18,7 @@ from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.attention import VARLEN
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
 from meetlm.policy.policy import Policy

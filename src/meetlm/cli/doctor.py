@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, configure_for_data
-from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.options import config_option, json_option, print_json
+from meetlm.cli.arguments import SettingsCommand, configure_for_data
+from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
+from meetlm.cli.main import main
+from meetlm.cli.options import config_option, json_option
 from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override
 
@@ -26,27 +28,31 @@ WIDTH = 110
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-@click.command(cls=SettingsCommand, short_help="Check data and model before training.")
-@args_argument("[RECIPE] [SETTING]...")
+@main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Check data and model before training.")
 @config_option
 @json_option
-def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
+def doctor(names: list[str], overrides: list[Override], file: Path | None, as_json: bool) -> None:
     """Check data and model before training.
 
-    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the format is that of the first row,
-    the method MEET with LoRA, the model SmolLM2.
+    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
+    method is MEET with LoRA, the model SmolLM2.
 
-    Does anything but preference distinguish chosen from rejected replies: length, stock replies, wording? Are there
-    enough optimizer steps and enough held-out pairs, none of them in the training data? Does the model fit the data?
+    \b
+    It checks
+    - whether length, stock replies or wording alone distinguish chosen from rejected replies;
+    - whether there are enough optimizer steps and enough held-out pairs, none of them in the training data;
+    - whether the model fits the data: chat template, context length, vocabulary.
+
     Exit code 1 if a check finds a problem, else 0.
 
     \b
-    meet doctor --data.path train.jsonl.gz --data.eval_file test.jsonl.gz --preset small
-    meet doctor hh-meet-lora --data.path ../hh-rlhf --data.subset harmless-base
-    meet doctor pairs-meet-soft-prompt --data.path pairs.csv --model.name ./my-model --data.max_length 1024
+    Examples:
+      meet doctor --data.path train.jsonl.gz --data.eval_file test.jsonl.gz --preset small
+      meet doctor hh-meet-lora --data.path ../hh-rlhf --data.subset harmless-base
+      meet doctor pairs-meet-soft-prompt --data.path pairs.csv --model.name ./my-model --data.max_length 1024
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries(warnings=False)
-    config, _ = configure_for_data(args, file)
+    config, _ = configure_for_data(names, overrides, file)
     from meetlm.controls.build import build_control
     from meetlm.data.prompt_format import pin_format
     from meetlm.diagnostics.checks import Check, Diagnosis
@@ -55,7 +61,10 @@ def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     from meetlm.policy.loading import load_lm
 
     settings = with_test(config.data)
-    configs = {config.preset: config, **_other_preset(args, file, config.preset)}
+    configs = {config.preset: config}
+    other = "small" if config.preset == "paper" else "paper"
+    with suppress(ConfigError):  # where the file sets all that a preset would
+        configs[other], _ = configure_for_data(names, overrides, file, other)
     try:
         lm, tokenizer = load_lm(config.model)
     except ConfigError as error:
@@ -85,28 +94,13 @@ def doctor(args: tuple[str, ...], file: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _print_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> None:
-    for check in diagnosis.checks:
-        _print(check, max(len(check.name) for check in diagnosis.checks))
-    numbers = ", ".join(_number(diagnosis.count(name), name) for name in ("problem", "warning"))
-    click.echo(f"\n{numbers} in {len(diagnosis.checks)} checks (recipe {config.recipe}, preset {config.preset})")
-
-
-def _other_preset(args: tuple[str, ...], file: Path | None, preset: str) -> dict[str, RunConfig]:
-    """Return the configuration under the other preset by its name; none where a file sets all that a preset would."""
-    other = "small" if preset == "paper" else "paper"
-    try:
-        return {other: configure_for_data(args, file, Override("preset", other))[0]}
-    except ConfigError:
-        return {}
-
-
 def _recipe_steps(configs: Mapping[str, RunConfig], preset: str, pairs: int) -> RecipeSteps:
     from meetlm.diagnostics.doctor import RecipeSteps
     from meetlm.training.stage import MIN_STEPS
 
-    shortest = {name: min(stage.steps for stage in _stages(config, pairs)) for name, config in configs.items()}
-    return RecipeSteps(preset, _stages(configs[preset], pairs), shortest, MIN_STEPS)
+    stages = {name: _stages(config, pairs) for name, config in configs.items()}
+    shortest = {name: min(stage.steps for stage in of_preset) for name, of_preset in stages.items()}
+    return RecipeSteps(preset, stages[preset], shortest, MIN_STEPS)
 
 
 def _stages(config: RunConfig, pairs: int) -> tuple[StageSteps, ...]:
@@ -114,11 +108,17 @@ def _stages(config: RunConfig, pairs: int) -> tuple[StageSteps, ...]:
     from meetlm.diagnostics.check_run import StageSteps
 
     steps_per_epoch = -(-pairs // config.batch.pairs)
-    stages = []
-    for stage in config.stages:
-        steps = stage.num_steps(pairs, config.batch.pairs)
-        stages.append(StageSteps(stage.name, steps, steps / steps_per_epoch))
-    return tuple(stages)
+    steps = {stage.name: stage.num_steps(pairs, config.batch.pairs) for stage in config.stages}
+    return tuple(StageSteps(name, number, number / steps_per_epoch) for name, number in steps.items())
+
+
+def _print_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> None:
+    width = max(len(check.name) for check in diagnosis.checks)
+    for check in diagnosis.checks:
+        _print(check, width)
+    counts = {status: diagnosis.count(status) for status in ("problem", "warning")}
+    numbers = ", ".join(f"{count or 'no'} {status}{'' if count == 1 else 's'}" for status, count in counts.items())
+    click.echo(f"\n{numbers} in {len(diagnosis.checks)} checks (recipe {config.recipe}, preset {config.preset})")
 
 
 def _print(check: Check, width: int) -> None:
@@ -129,9 +129,4 @@ def _print(check: Check, width: int) -> None:
     status = click.style(f"{check.status:<9}", fg=COLOURS[check.status])
     click.echo(f"{status}{check.name:<{width}}  {text}")
     if check.advice:
-        lines = textwrap.fill(f"→ {check.advice}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
-        click.echo(lines)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+        click.echo(textwrap.fill(f"→ {check.advice}", WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  "))

@@ -7,116 +7,97 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, held_out_data, split
-from meetlm.cli.console import ConsoleReporter, quiet_libraries
-from meetlm.cli.evaluators import (
-    EVALUATOR_BLOCKS,
-    EvaluatorSettings,
-    evaluation_settings,
-    evaluator_options,
-    evaluator_settings,
-)
-from meetlm.cli.options import HELD_OUT, finite, out_option, quiet_option
+from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
+from meetlm.cli.console import ConsoleReporter, print_report_table, quiet_libraries
+from meetlm.cli.evaluators import EvaluatorSettings, evaluator_options, evaluator_settings
+from meetlm.cli.main import main
+from meetlm.cli.options import out_option, quiet_option, sampling_options
+from meetlm.config.overrides import Override
+from meetlm.evaluation.settings import EvaluationSettings
+from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
-    from meetlm.evaluation.record import Evaluation
+    from meetlm.report.conditions import Conditions
 
 
-@click.command(
+class ComparisonSettings(EvaluatorSettings, HeldOutData):
+    """The settings of a command that compares completions of prompts that may be named."""
+
+
+@main.command(
     cls=SettingsCommand,
-    blocks=HELD_OUT | EVALUATOR_BLOCKS,
+    names="SYSTEM...",
+    missing="folders of runs, or files of completions",
+    settings=ComparisonSettings,
     short_help="Compare completions with a baseline's.",
 )
-@args_argument("SYSTEM... [SETTING]...")
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
 @click.option(
-    "--preset",
-    type=click.Choice(["paper"]),
-    default="paper",
-    show_default=True,
-    help="Level and sampling of the completions to compare.",
+    "--level", default="good", show_default=True, help="Level of a run's completions; '' = each run's default level."
 )
-@click.option("--level", help="Level of the completions of a run  [default: good; '' = each run's default level].")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    callback=finite,
-    help="Temperature the completions were sampled at  [default: 0].",
-)
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Top-p the completions were sampled with  [default: 1]."
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    help="Maximum number of new tokens the completions were sampled with  [default: 128].",
-)
-@click.option("--common", is_flag=True, help="Compare over the prompts that all systems have.")
+@sampling_options()
+@click.option("--common", is_flag=True, help="Compare only the prompts that all systems have completions of.")
 @evaluator_options
 @out_option("runs/evaluation", "Folder of the results.")
 @quiet_option
-def evaluate(args: tuple[str, ...], quiet: bool, out: Path, **options: Any) -> None:
+def evaluate(
+    names: list[str],
+    overrides: list[Override],
+    level: str,
+    sampling: Sampling,
+    settings: EvaluationSettings,
+    out: Path,
+    reporter: ConsoleReporter,
+    **options: Any,
+) -> None:
     """Compare completions of SYSTEMs with those of --baseline on the same held-out prompts.
 
-    A SYSTEM is a run's folder with completions by `meet generate`, or a file of JSON lines with `prompt` and
-    `completion`; NAME=PLACE names it, NAME=PLACE,PLACE gives replicates, such as runs under several seeds. Prompts
-    without a chosen reply in --data.path are compared by all evaluators but ROUGE. Rewards and a judge's responses are
-    stored in --out as they come: the same command continues after an interruption and repeats no call.
+    A SYSTEM is the folder of a run with completions by `meet generate`, or a file of JSON lines with `prompt` and
+    `completion`. NAME=PATH names it; NAME=PATH,PATH gives replicates, such as runs under several seeds.
+
+    --level, --temperature, --top-p and --max-new-tokens select the completions of a run by how they were generated.
+    The evaluators are --reward, --judge and --scorer, and ROUGE where the held-out data have chosen replies.
+
+    Rewards and a judge's responses are stored in --out as they come: the same command continues after an interruption
+    and repeats no call.
 
     \b
-    meet evaluate runs/all/hh-meet-lora-seed0 runs/all/hh-coh-seed0 --baseline hh-coh-seed0 --reward runs/rm
-    meet evaluate meet=runs/meet theirs=answers.jsonl --baseline theirs --data.path test.jsonl \\
-        --judge gpt-4o --judge.prompt summary
+    Examples:
+      meet evaluate runs/all/hh-meet-lora-seed0 runs/all/hh-coh-seed0 --baseline hh-coh-seed0 --reward runs/rm
+      meet evaluate meet=runs/meet theirs=answers.jsonl --baseline theirs --data.path test.jsonl \\
+          --judge gpt-4o --judge.prompt summary
     """  # noqa: D301  click's mark is a real backspace
-    systems, overrides = split(args, EvaluatorSettings, only_dotted=True)
-    if not systems:
-        raise click.UsageError("expected systems: folders of runs, or files of completions")
     quiet_libraries()
-    from meetlm.evaluation.protocol import PRESETS
+    from meetlm.report.conditions import Condition
     from meetlm.run.evaluate import evaluate as compare
     from meetlm.run.levels import parse_level
 
-    names = ("level", "temperature", "top_p", "max_new_tokens")
-    stated = {name: options[name] for name in names if options[name] is not None}
-    protocol = PRESETS[options["preset"]].model_copy(update=stated)
     evaluation = compare(
-        systems,
+        names,
         options["baseline"],
         data=held_out_data(overrides),
-        level=parse_level(protocol.level or None),
-        **protocol.model_dump(exclude={"level"}),
-        settings=evaluation_settings(options),
-        **evaluator_settings(options, overrides),
+        level=parse_level(level),
+        **sampling.model_dump(),
+        settings=settings,
+        **evaluator_settings(options, settings, overrides),
         only_common=options["common"],
         out=out,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=reporter,
     )
-    show(evaluation)
+    show([Condition(evaluation)])
 
 
-def show(evaluation: Evaluation) -> None:
-    """Print the outcomes and the judge's account; list problems on stderr."""
-    from meetlm.report.conclusions import judge_mark
+def show(conditions: Conditions) -> None:
+    """Print the outcomes by each evaluator, and the judge's account; list problems on stderr."""
+    from meetlm.report.conditions import evaluators_of
     from meetlm.report.judge import judge_lines
+    from meetlm.report.tables import outcome_table
 
-    click.echo(
-        f"{len(evaluation.prompts)} prompts, {len(evaluation.cells)} completions per system; Δ = win - lose, in %"
-    )
-    for comparison in evaluation.comparisons:
-        rates = comparison.rates
-        delta = f"{_percent(rates.delta.value)} [{_percent(rates.delta.low)}, {_percent(rates.delta.high)}]"
-        mark = judge_mark(evaluation, comparison.evaluator, comparison.system)
-        click.echo(
-            f"{comparison.evaluator}: {comparison.system} against {comparison.baseline}: "
-            f"win {_percent(rates.win.value)}, lose {_percent(rates.lose.value)}, tie {_percent(rates.tie.value)}, "
-            f"Δ {delta}, sign test p {rates.sign_p:.2g}, {rates.num_prompts} prompts" + (f" {mark}" if mark else "")
-        )
-    for line in judge_lines(evaluation):
-        click.echo(line)
-    for problem in evaluation.problems:
-        examples = f": {problem.shown}" if problem.examples else ""
-        click.echo(f"{problem.count} x {problem.what}{examples}", err=True)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    for evaluator in evaluators_of(conditions):
+        print_report_table(outcome_table(conditions, evaluator))
+    for condition in conditions:
+        for line in judge_lines(condition.evaluation):
+            click.echo(f"{line}{condition.place}")
+        for problem in condition.evaluation.problems:
+            examples = f": {problem.shown}" if problem.examples else ""
+            click.echo(f"{problem.count} x {problem.what}{condition.place}{examples}", err=True)

@@ -1,29 +1,34 @@
-"""``meet generate`` and ``meet chat``: completions of a run under a level."""
+"""``meet generate`` and ``meet chat``: replies of a run at a level."""
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from meetlm.cli.arguments import HeldOutData, SettingsCommand, args_argument, held_out_data, split
-from meetlm.cli.console import ConsoleReporter, quiet_libraries
+from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
+from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
+from meetlm.cli.main import main
 from meetlm.cli.options import (
-    HELD_OUT,
+    PATH,
+    Count,
     batch_size_option,
     json_option,
     level_option,
     out_option,
-    print_json,
     quiet_option,
     sampling_options,
+    seed_option,
 )
+from meetlm.config.errors import ConfigError
+from meetlm.config.overrides import Override
+from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
-    from meetlm.generation.sampling import Sampling
     from meetlm.run.aligned import Aligned
     from meetlm.run.levels import Level
 
@@ -31,67 +36,69 @@ NUM_SHOWN = 2
 CHAT_HELP = "/level NAME, NUMBER or good=1.5,bad=-0.5: change the level; /reset: new conversation; /quit: leave"
 
 
-@click.command(cls=SettingsCommand, blocks=HELD_OUT, short_help="Write completions of a run under a level.")
-@args_argument("RUN [SETTING]...")
+@main.command(
+    cls=SettingsCommand,
+    names="RUN",
+    missing="the folder of a run",
+    settings=HeldOutData,
+    short_help="Generate replies of a run at a level.",
+)
 @click.option("--prompt", "prompts", multiple=True, help="Print a reply to this text; repeatable; - = standard input.")
 @level_option
-@sampling_options
+@sampling_options()
+@seed_option("Seed of sampling.")
 @batch_size_option
-@click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, the first ones  [default: all].")
-@out_option(None, "File of the completions  [default: RUN/completions/LEVEL-….jsonl].")
+@click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
+@out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]")
 @json_option
 @quiet_option
 def generate(
-    args: tuple[str, ...],
+    names: list[str],
+    overrides: list[Override],
     prompts: tuple[str, ...],
     level: str | None,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
+    sampling: Sampling,
     seed: int,
     batch_size: int,
     limit: int | None,
     out: Path | None,
     as_json: bool,
-    quiet: bool,
+    reporter: ConsoleReporter,
 ) -> None:
-    """Write completions of RUN under a level, for the prompts in --data.path or the run's held-out prompts.
+    """Generate a reply to each held-out prompt of RUN, or to each prompt in --data.path, and write them to a file.
 
     With --prompt, print the replies instead. A prompt that is plain text is formatted as in the training data: as the
     human's message for HH transcripts, as a user message for conversations. Rows without a prompt, repeated prompts and
     prompts of the run's own data that are too long are left out, with a message.
 
     \b
-    meet generate runs/lora --prompt "How do I boil rice?" --level 1.5
-    meet generate runs/lora --level good
-    meet generate runs/lora --level good=1.5,bad=-0.5 --data.path prompts.jsonl --temperature 0.7 --top-p 0.95
+    Examples:
+      meet generate runs/lora --prompt "How do I boil rice?" --level 1.5
+      meet generate runs/lora --level good
+      meet generate runs/lora --level good=1.5,bad=-0.5 --data.path prompts.jsonl --temperature 0.7 --top-p 0.95
     """  # noqa: D301  click's mark is a real backspace
-    names, overrides = split(args, HeldOutData)
-    if len(names) != 1:
-        raise click.UsageError(f"expected the folder of one run, got {' '.join(names) or 'none'}")
     if prompts and (overrides or limit or out):
-        raise click.UsageError("--prompt prints replies: it takes no --data settings, --limit or --out")
+        raise click.UsageError("--prompt cannot be combined with settings of data, --limit or --out")
+    run = Path(names[0])
     quiet_libraries()
-    from meetlm.generation.sampling import Sampling
     from meetlm.run.levels import parse_level
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    reporter = ConsoleReporter(quiet=quiet)
     if prompts:
         from meetlm.run.aligned import load
 
         texts = [sys.stdin.read().strip() if text == "-" else text for text in prompts]
         if not all(texts):
             raise click.UsageError("--prompt: the prompt is empty")
-        completions = load(names[0]).complete(
+        completions = load(run).complete(
             texts, parse_level(level), sampling, seed=seed, batch_size=batch_size, reporter=reporter
         )
-        _print_replies([completion.to_dict() for completion in completions], as_json)
+        rows = [completion.to_dict() for completion in completions]
+        print_json(rows) if as_json else _print_replies(rows)
         return
     from meetlm.run.completions import write_completions
 
     path, count = write_completions(
-        Path(names[0]),
+        run,
         held_out_data(overrides),
         parse_level(level),
         sampling,
@@ -105,27 +112,22 @@ def generate(
         print_json({"file": str(path), "num_completions": count})
         return
     with path.open(encoding="utf-8") as lines:
-        _print_replies([json.loads(line) for _, line in zip(range(NUM_SHOWN), lines, strict=False)], as_json)
-    click.echo(f"{count} completions in {path}" + (", the first of them above" if count else ""))
+        _print_replies([json.loads(line) for line in islice(lines, NUM_SHOWN)])
+    click.echo(f"{count} completion{'' if count == 1 else 's'} in {path}" + (", the first above" if count else ""))
 
 
-@click.command(cls=SettingsCommand, short_help="Chat with a run and change its level.")
-@click.argument("run", type=click.Path(path_type=Path))
+@main.command(short_help="Chat with a run and change its level.")
+@click.argument("run", type=PATH)
 @level_option
-@sampling_options
-def chat(
-    run: Path,
-    level: str | None,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int,
-) -> None:
+@sampling_options()
+@seed_option("Seed of sampling.")
+def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
     """Chat with RUN. Every reply is generated at the current level.
 
     \b
     /level NAME                a level, such as good
-    /level 0.7                 a place between worst (0) and best (1); beyond extrapolates
+    /level 0.7                 a place between the worst level (0) and the best (1)
+    /level 1.5                 a number outside this range extrapolates
     /level good=1.5,bad=-0.5   weights of levels
     /reset                     start a new conversation
     /quit                      leave; so does the end of standard input
@@ -133,21 +135,19 @@ def chat(
     A run that was trained on plain text answers each message alone, without the conversation.
 
     \b
-    meet chat runs/lora --level good --temperature 0.7
+    Examples:
+      meet chat runs/lora --level good --temperature 0.7
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.generation.sampling import Sampling
     from meetlm.run.aligned import load
     from meetlm.run.levels import parse_level
 
     aligned = load(run)
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     start = parse_level(level)
     _chat(aligned, aligned.default_level if start is None else start, sampling, seed)
 
 
 def _chat(aligned: Aligned, level: Level, sampling: Sampling, seed: int) -> None:
-    from meetlm.config.errors import ConfigError
     from meetlm.run.levels import level_text, parse_level, resolve_level
 
     level = resolve_level(aligned.levels, level)
@@ -193,11 +193,8 @@ def _print_stream(aligned: Aligned, prompt: Any, level: Level, sampling: Samplin
     return "".join(pieces)
 
 
-def _print_replies(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print_replies(rows: list[dict[str, Any]]) -> None:
     """Print prompts and their replies."""
-    if as_json:
-        print_json(rows)
-        return
     for row in rows:
         prompt = row["prompt"]
         text = prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -1,4 +1,7 @@
-"""The command group; each command imports what it needs when it runs, so that ``--help`` is quick."""
+"""The command group: errors that the input causes end in one message. Each command's module adds it to ``main``.
+
+A command imports what it needs when it runs, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,6 @@ import sys
 
 import click
 
-from meetlm.cli.data import data
-from meetlm.cli.demo import demo, demo_data
-from meetlm.cli.doctor import doctor
-from meetlm.cli.evaluate import evaluate
-from meetlm.cli.generate import chat, generate
-from meetlm.cli.paper import paper
-from meetlm.cli.plan import plan
-from meetlm.cli.recipes import recipes
-from meetlm.cli.reward import reward
-from meetlm.cli.sweep import search, sweep
-from meetlm.cli.temperature import sweep_temperature
-from meetlm.cli.train import show_config, train
 from meetlm.config.errors import MeetError
 
 INTERRUPTED = 130
@@ -25,6 +16,8 @@ EXIT_CODES = (
     "Exit codes: 0 success; 1 an error in data, settings or files, or a problem found by `meet doctor`; 2 wrong usage; "
     "130 interrupted. Results are printed on stdout, messages and progress on stderr."
 )
+RESUMABLE = ("train", "demo", "sweep", "search", "generate", "sweep-temperature", "evaluate", "reward")
+"""Commands that continue where an interrupted call ended."""
 
 
 class _Group(click.Group):
@@ -34,7 +27,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(f"\ninterrupted{_how_to_continue(ctx)}", err=True)
+            saved = (
+                ": finished work is saved, training up to its last checkpoint. Run the same command again to continue"
+            )
+            click.echo(f"\ninterrupted{saved if ctx.invoked_subcommand in RESUMABLE else ''}.", err=True)
             sys.exit(INTERRUPTED)
         except MeetError as error:
             message = str(error)
@@ -42,44 +38,8 @@ class _Group(click.Group):
             if error.filename is None:
                 raise
             message = f"{error.filename}: {error.strerror}"
-        except ValueError as error:
-            message = _settings_problems(error)
-            if not message:
-                raise
         click.echo(f"error: {message}", err=True)
         sys.exit(1)
-
-
-def _how_to_continue(ctx: click.Context) -> str:
-    """Return what an interrupted command has saved; nothing for a command that saves nothing."""
-    command = ctx.invoked_subcommand
-    if command not in RESUMABLE:
-        return "."
-    return f": {RESUMABLE[command]}. Run the same command again to continue."
-
-
-RESUMABLE = {
-    "train": "the run is saved up to its last checkpoint",
-    "demo": "the run is saved up to its last checkpoint",
-    "sweep": "finished runs are saved, the current one up to its last checkpoint",
-    "search": "finished trials are saved, the current one up to its last checkpoint",
-    "generate": "the completions so far are saved",
-    "sweep-temperature": "the completions and scores so far are saved",
-    "evaluate": "the scores and the judge's answers so far are saved",
-    "reward": "training is saved up to its last checkpoint",
-}
-"""What a command has saved when it is interrupted."""
-
-
-def _settings_problems(error: ValueError) -> str:
-    """Return the problems of settings as lines of text; nothing for another error."""
-    from pydantic import ValidationError
-
-    from meetlm.config.settings import problems
-
-    if not isinstance(error, ValidationError):
-        return ""
-    return "\n".join(f"{'.'.join(map(str, (error.title, *loc)))}: {text}" for loc, text in problems(error))
 
 
 @click.group(
@@ -90,24 +50,3 @@ def _settings_problems(error: ValueError) -> str:
 @click.version_option(package_name="meetlm", prog_name="meet")
 def main() -> None:
     """Align language models with levels of preference that can be chosen, mixed and extrapolated at inference."""
-
-
-for command in (
-    train,
-    show_config,
-    generate,
-    chat,
-    data,
-    doctor,
-    demo,
-    demo_data,
-    recipes,
-    sweep,
-    search,
-    plan,
-    evaluate,
-    sweep_temperature,
-    reward,
-    paper,
-):
-    main.add_command(command)

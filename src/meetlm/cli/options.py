@@ -1,44 +1,79 @@
-"""Options that several commands have."""
+"""Options that several commands have. Those that set a field of a settings class are generated from it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
-from meetlm.data.settings import DataSettings
-
-SEED = click.IntRange(0, 2**32 - 1)
-"""Type of a seed."""
-PATH = click.Path(path_type=Path)
-"""Type of a file or folder."""
+from meetlm.cli.console import ConsoleReporter
+from meetlm.config.errors import ConfigError
+from meetlm.config.settings import Settings
+from meetlm.config.yaml_files import validate
+from meetlm.generation.settings import Sampling
 
 Decorator = Callable[[Any], Any]
 
 
-def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN and infinity, which click's number ranges allow; a callback of options."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
-    return value
+class Count(click.IntRange):
+    """A whole number in a range; click's messages would call it an integer range."""
 
+    name = "integer"
+
+
+class Numbers(click.ParamType):
+    """Numbers that are not negative, separated by commas; a list without repetitions.
+
+    Args:
+        kind: ``int`` or ``float``.
+    """
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Return the numbers in a text such as ``0,0.5,1``."""
+        try:
+            numbers = list(dict.fromkeys(self.kind(part) for part in value.split(",")))
+        except ValueError:
+            numbers = []
+        if not numbers or not all(0 <= number < math.inf for number in numbers):
+            noun = "whole numbers" if self.kind is int else "numbers"
+            self.fail(f"{value!r}: expected {noun} of 0 or more, separated by commas", param, ctx)
+        return numbers
+
+
+TYPES: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
+"""What the help calls the value of an option."""
+SEED = Count(0, 2**32 - 1)
+"""Type of a seed."""
+PATH = click.Path(path_type=Path)
+"""Type of a file or folder."""
 
 config_option = click.option("--config", "file", type=PATH, help="YAML file of settings; they replace the recipe's.")
-quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+quiet_option = click.option(
+    "--quiet",
+    "reporter",
+    is_flag=True,
+    callback=lambda context, option, quiet: ConsoleReporter(quiet=quiet),
+    help="Show no progress bars.",
+)
 level_option = click.option(
     "--level",
-    help="Level: a name, a number (0 = worst, 1 = best, beyond extrapolates) or weights such as good=1.5,bad=-0.5  "
-    "[default: the run's default level].",
+    help="Level of the replies: a name, a place between the worst level (0) and the best (1), a number outside this "
+    "range to extrapolate, or weights such as good=1.5,bad=-0.5.  [default: the run's default level]",
 )
-
-
 batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts per batch."
+    "--batch-size", type=Count(1), default=32, show_default=True, help="Number of prompts per batch."
 )
 
 
@@ -49,42 +84,67 @@ def out_option(default: str | None, help: str) -> Decorator:  # noqa: A002  clic
     )
 
 
-def sampling_options(command: Any) -> Any:
-    """Add the options of how completions are sampled: ``temperature``, ``top_p``, ``max_new_tokens``, ``seed``."""
-    options = (
-        click.option(
-            "--temperature",
-            type=click.FloatRange(0),
-            default=0.0,
-            show_default=True,
-            callback=finite,
-            help="Sampling temperature; 0 = greedy decoding.",
-        ),
-        click.option(
-            "--top-p",
-            type=click.FloatRange(0, 1, min_open=True),
-            default=1.0,
-            show_default=True,
-            help="Sample from the most likely tokens of this total probability.",
-        ),
-        click.option(
-            "--max-new-tokens",
-            type=click.IntRange(1),
-            default=128,
-            show_default=True,
-            help="Maximum number of tokens per completion.",
-        ),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of sampling."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+def seed_option(help: str, option: str = "--seed") -> Decorator:  # noqa: A002  click's own name
+    """Return the option of a seed."""
+    return click.option(option, type=SEED, default=0, show_default=True, help=help)
 
 
-def print_json(value: Any) -> None:
-    """Print a value as indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def settings_options(settings: type[Settings], argument: str, *fields: str) -> Decorator:
+    """Return a decorator that adds an option for each field of a class; the command receives the checked settings.
+
+    Args:
+        settings: The class; the descriptions of its fields are the help texts.
+        argument: Name of the command's argument that receives the settings.
+        *fields: Names of the fields that have an option; all of them by default.
+    """
+    names = fields or tuple(settings.model_fields)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def call(**options: Any) -> Any:
+            stated = {name: options.pop(name) for name in names}
+            stated = {name: value for name, value in stated.items() if value is not None}
+            places = {(name,): _option_name(name) for name in stated}
+            try:
+                options[argument] = validate(settings, stated, places, argument)
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from None
+            return command(**options)
+
+        for name in reversed(names):
+            call = _field_option(name, settings.model_fields[name])(call)
+        return call
+
+    return decorate
 
 
-HELD_OUT = {"data": DataSettings}
-"""The settings that commands reading held-out prompts list in their help."""
+def sampling_options(*fields: str) -> Decorator:
+    """Return a decorator that adds the options of sampling; the command receives ``sampling``."""
+    return settings_options(Sampling, "sampling", *fields)
+
+
+def field_help(field: FieldInfo) -> str:
+    """Return the first sentence of a setting's description, and its default."""
+    text = (field.description or "").split(". ")[0].rstrip(".")
+    text = f"{text[:1].upper()}{text[1:]}."
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        return f"{text}  [default: {' '.join(map(str, default))}]"
+    if default is None and "null" not in text or default == {}:
+        return text
+    shown = default if isinstance(default, str) else json.dumps(default).removesuffix(".0")
+    return f"{text}  [default: {shown}]"
+
+
+def _option_name(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _field_option(name: str, field: FieldInfo) -> Decorator:
+    """Return the option of a field. Its values are texts, which the settings class parses."""
+    text = field_help(field)
+    if field.annotation is bool:
+        return click.option(_option_name(name), is_flag=True, help=text.removesuffix("  [default: false]"))
+    is_range = get_origin(field.annotation) is tuple
+    metavar = "LOW HIGH" if is_range else TYPES.get(field.annotation, "TEXT")
+    return click.option(_option_name(name), nargs=2 if is_range else 1, metavar=metavar, help=text)

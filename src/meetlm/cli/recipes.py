@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, configure
-from meetlm.cli.options import json_option, print_json
+from meetlm.cli.arguments import SettingsCommand, configure
+from meetlm.cli.console import print_json, print_table
+from meetlm.cli.main import main
+from meetlm.cli.options import json_option
+from meetlm.config.describe import flow_yaml
+from meetlm.config.overrides import Override
 from meetlm.recipes.names import data_names, description, method_names, recipe_files
 
-if TYPE_CHECKING:
-    from meetlm.recipes.config import RunConfig
 
-
-@click.group(invoke_without_command=True, short_help="List the recipes, or show the stages of one.")
+@main.group(invoke_without_command=True, short_help="List the recipes, or show the stages of one.")
 @json_option
 @click.pass_context
 def recipes(ctx: click.Context, as_json: bool) -> None:
     """List the recipes: combinations of a data set and a method, such as hh-meet-lora.
 
     \b
-    meet recipes
-    meet recipes show tldr-dpo
-    meet recipes show hh-coh --preset small
+    Examples:
+      meet recipes
+      meet recipes show tldr-dpo
+      meet recipes show hh-coh --preset small
     """  # noqa: D301  click's mark is a real backspace
     if ctx.invoked_subcommand is not None:
         return
@@ -33,32 +33,33 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"data": data, "methods": methods})
         return
-    width = max(map(len, methods))
-    click.echo("A recipe is DATA-METHOD, such as hh-meet-lora.")
-    for title, descriptions in (("Data", data), ("Methods", methods)):
-        click.echo(f"\n{title}:")
-        for name, text in descriptions.items():
-            click.echo(f"  {name:<{width}}  {text}")
+    click.echo("A recipe is DATA-METHOD, such as hh-meet-lora.\n")
+    print_table(("data", "description"), data.items())
+    click.echo()
+    print_table(("method", "description"), methods.items())
     click.echo("\n`meet recipes show RECIPE` prints the stages of a recipe, `meet config RECIPE` all its settings.")
 
 
-@recipes.command(cls=SettingsCommand, short_help="Print the resolved stages of a recipe.")
-@args_argument("RECIPE [SETTING]...")
-def show(args: tuple[str, ...]) -> None:
+@recipes.command(
+    cls=SettingsCommand,
+    names="RECIPE",
+    missing="`meet recipes` lists the recipes",
+    short_help="Print the stages of a recipe.",
+)
+def show(names: list[str], overrides: list[Override]) -> None:
     """Print the stages of RECIPE with their learning rates and epochs; takes settings as `meet train` does."""
-    config = configure(args, None)
-    from meetlm.run.table import aligned
-
+    config = configure(names, overrides, None)
     click.echo(f"{config.recipe}  (preset {config.preset})")
     for file in recipe_files(config.recipe):
         click.echo(f"  {description(file)}")
-    click.echo()
-    for key, value in _lines(config):
-        click.echo(f"{key:<9} {value}")
-    rows = [("stage", "trains", "format", "objective", "lr", "control lr", "epochs", "min steps")]
+    click.echo(f"\nmodel:   {config.model.name}")
+    click.echo(f"data:    {config.data.path or config.data.train_file} ({config.data.source})")
+    click.echo(f"control: {flow_yaml(config.control.model_dump(mode='json', exclude_none=True))}")
+    click.echo(f"batch:   {config.batch.pairs} pairs per step\n")
+    rows = []
     for stage in config.stages:
-        objective = stage.objective.model_dump()
-        more = ", ".join(f"{key} {value:g}" for key, value in objective.items() if key != "kind")
+        objective = stage.objective.model_dump(exclude={"kind"})
+        more = ", ".join(f"{key} {value:g}" for key, value in objective.items())
         rows.append(
             (
                 stage.name,
@@ -71,24 +72,5 @@ def show(args: tuple[str, ...]) -> None:
                 str(stage.min_steps or "-"),
             )
         )
-    click.echo()
-    for line in aligned(rows):
-        click.echo(line)
-
-
-def _lines(config: RunConfig) -> list[tuple[str, str]]:
-    """Return the settings that all stages share."""
-    control = {key: value for key, value in config.control.model_dump().items() if value is not None}
-    kind = control.pop("kind")
-    return [
-        ("model", config.model.name),
-        ("data", f"{config.data.path or config.data.train_file} ({config.data.source})"),
-        ("control", f"{kind}: " + ", ".join(f"{key} {_plain(value)}" for key, value in control.items())),
-        ("batch", f"{config.batch.pairs} pairs per step"),
-    ]
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{key} = {text!r}" for key, text in value.items())
-    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    heads = ("stage", "trains", "format", "objective", "lr", "control lr", "epochs", "min steps")
+    print_table(heads, rows)

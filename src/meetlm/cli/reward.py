@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, guess_train_source, split
+from meetlm.cli.arguments import SettingsCommand, guess_train_source
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
+from meetlm.cli.main import main
 from meetlm.cli.options import PATH, quiet_option
-from meetlm.config.overrides import parse_settings
+from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import validate
-from meetlm.data.settings import DataSettings
 from meetlm.evaluation.settings import RewardSettings, RewardTraining
 
 
@@ -23,48 +23,35 @@ class _ScoreSettings(Settings):
     reward: RewardSettings
 
 
-_TRAINING_BLOCKS: dict[str, type[Settings]] = {"": RewardTraining, "data": DataSettings}
-
-
-@click.group(short_help="Train a reward model, or score completions with one.")
+@main.group(short_help="Train a reward model, or score completions with one.")
 def reward() -> None:
     """Train a reward model from preference pairs, or score completions with one."""
 
 
-@reward.command(
-    cls=SettingsCommand,
-    blocks=_TRAINING_BLOCKS,
-    trains=True,
-    short_help="Train a reward model from preference pairs.",
-)
-@args_argument("[SETTING]...")
+@reward.command(cls=SettingsCommand, settings=RewardTraining, short_help="Train a reward model from preference pairs.")
 @click.option("--out", type=PATH, required=True, help="Folder to write the reward model to.")
 @quiet_option
-def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
+def train(names: list[str], overrides: list[Override], out: Path, reporter: ConsoleReporter) -> None:
     """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
 
     The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
-    command to continue an interrupted training. Pairs in which the prompt with either reply exceeds 256 tokens are
-    left out; --data.max_length sets another limit.
+    command to continue an interrupted training.
 
     \b
-    meet reward train --data.path ../hh-rlhf --data.subset harmless-base --out rm
-    meet reward train --data.path pairs.jsonl --data.holdout 200 --model microsoft/deberta-v3-base --out rm
+    Examples:
+      meet reward train --data.path ../hh-rlhf --data.subset harmless-base --out rm
+      meet reward train --data.path pairs.jsonl --data.holdout 200 --model microsoft/deberta-v3-base --out rm
     """  # noqa: D301  click's mark is a real backspace
-    names, overrides = split(args, RewardTraining)
-    if names:
-        raise click.UsageError(f"unexpected argument {names[0]!r}: pass data as --data.path {names[0]}")
     if not any(override.key in ("data.path", "data.train_file") for override in overrides):
         raise click.UsageError("pass the preference pairs: --data.path FILE, FOLDER or HUB_NAME")
     quiet_libraries()
     from meetlm.diagnostics.locate import with_test
     from meetlm.run.reward_training import train_reward
 
-    reporter = ConsoleReporter(quiet=quiet)
     source, reason = guess_train_source(overrides)
     if reason is not None:
         reporter.message(f"data format: {source}, from the first row: {reason} (--data.source overrides)")
-    raw, places = parse_settings(RewardTraining, overrides, {"data": {"max_length": 256, "source": source}})
+    raw, places = parse_settings(RewardTraining, overrides, {"data": {"source": source}})
     settings = validate(RewardTraining, raw, places, "reward train")
     data = with_test(settings.data)
     if data is None:
@@ -74,22 +61,24 @@ def train(args: tuple[str, ...], out: Path, quiet: bool) -> None:
     click.echo(f"The reward model is in {trained.folder}")
 
 
-@reward.command(cls=SettingsCommand, blocks={"reward": RewardSettings}, short_help="Score the completions in files.")
-@args_argument("FILE... [SETTING]...")
+@reward.command(
+    cls=SettingsCommand,
+    names="FILE...",
+    missing="files of completions",
+    settings=_ScoreSettings,
+    short_help="Score the completions in files.",
+)
 @click.option("--reward", "model", metavar="MODEL", required=True, help="Reward model: a hub name or a folder.")
 @click.option("--out", type=PATH, help="Write the reward of each row to this JSONL file.")
 @quiet_option
-def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> None:
+def score(names: list[str], overrides: list[Override], model: str, out: Path | None, reporter: ConsoleReporter) -> None:
     """Score the completions in FILEs, rows with prompt and completion, and print each file's mean reward.
 
     \b
-    meet generate runs/lora --level good
-    meet reward score runs/lora/completions/*.jsonl --reward rm --out rewards.jsonl
+    Examples:
+      meet generate runs/lora --level good
+      meet reward score runs/lora/completions/*.jsonl --reward rm --out rewards.jsonl
     """  # noqa: D301  click's mark is a real backspace
-    names, overrides = split(args, _ScoreSettings, only_dotted=True)
-    if not names:
-        raise click.UsageError("pass at least one file of completions")
-    files = [Path(name) for name in names]
     raw, places = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
     settings = validate(_ScoreSettings, raw, places, "reward score").reward
     quiet_libraries()
@@ -98,7 +87,7 @@ def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> N
     from meetlm.data.rows import read_file
     from meetlm.evaluation.reward import RewardModel
 
-    reporter = ConsoleReporter(quiet=quiet)
+    files = list(dict.fromkeys(map(Path, names)))
     rows = [(file, row) for file in files for row in read_file(file)]
     prompts = [read_prompt(row, "prompt") for _, row in rows]
     completions = [row.text("completion") for _, row in rows]
@@ -108,7 +97,7 @@ def score(args: tuple[str, ...], model: str, out: Path | None, quiet: bool) -> N
     rewards = reward_model.score(tokenized, reporter=reporter)
     for problem in reward_model.problems(tokenized, rewards, [str(row.origin) for _, row in rows]):
         reporter.warning(f"{problem.count} rows: {problem.what} ({problem.shown})")
-    for file in dict.fromkeys(files):
+    for file in files:
         scored = [score for (path, _), score in zip(rows, rewards, strict=True) if path == file and score is not None]
         mean = f"mean reward {sum(scored) / len(scored):.4f}" if scored else "no reward"
         click.echo(f"{file}: {mean} of {len(scored)} completions")

@@ -6,25 +6,29 @@ from pathlib import Path
 
 import click
 
-from meetlm.cli.arguments import SettingsCommand, args_argument, configure
+from meetlm.cli.arguments import SettingsCommand, configure
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
+from meetlm.cli.main import main
 from meetlm.cli.options import config_option, out_option, quiet_option
+from meetlm.config.overrides import Override
 
-RECIPES = "`meet recipes` lists the recipes, `meet config RECIPE` all settings with their meaning."
+RECIPES = "`meet recipes` lists the recipes, `meet config RECIPE` prints all settings with explanations."
 
 
-@click.command(cls=SettingsCommand, epilog=RECIPES, short_help="Train a recipe.")
-@args_argument("[RECIPE] [SETTING]...")
+@main.command(cls=SettingsCommand, names="[RECIPE]", epilog=RECIPES, short_help="Train a recipe.")
 @config_option
-@out_option(None, "Folder of the run  [default: runs/RECIPE].")
+@out_option(None, "Folder of the run.  [default: runs/RECIPE]")
 @quiet_option
-def train(args: tuple[str, ...], file: Path | None, out: Path | None, quiet: bool) -> None:
+def train(
+    names: list[str], overrides: list[Override], file: Path | None, out: Path | None, reporter: ConsoleReporter
+) -> None:
     """Train RECIPE, or the configuration in --config, with any setting changed.
 
     \b
-    meet train hh-meet-lora --out runs/lora
-    meet train pairs-meet-lora --data.path pairs.jsonl --model.name smollm2 --preset small
-    meet train --config mine.yaml --stages.step1.lr 3e-3
+    Examples:
+      meet train hh-meet-lora --out runs/lora
+      meet train pairs-meet-lora --data.path pairs.jsonl --model.name smollm2 --preset small
+      meet train --config mine.yaml --stages.step1.lr 3e-3
 
     A SETTING is --KEY VALUE, --KEY=VALUE or KEY=VALUE. The most common:
 
@@ -39,25 +43,25 @@ def train(args: tuple[str, ...], file: Path | None, out: Path | None, quiet: boo
 
     The same command continues an interrupted run.
     """  # noqa: D301  click's mark is a real backspace
-    config = configure(args, file)
+    config = configure(names, overrides, file)
     quiet_libraries()
     from meetlm.run.train import train as train_run
 
-    click.echo(train_run(config, out=out, reporter=ConsoleReporter(quiet=quiet)))
+    click.echo(train_run(config, out=out, reporter=reporter))
 
 
-@click.command("config", cls=SettingsCommand, epilog=RECIPES, short_help="Print all settings of a recipe.")
-@args_argument("[RECIPE] [SETTING]...")
+@main.command("config", cls=SettingsCommand, names="[RECIPE]", short_help="Print all settings of a recipe.")
 @config_option
-def show_config(args: tuple[str, ...], file: Path | None) -> None:
+def show_config(names: list[str], overrides: list[Override], file: Path | None) -> None:
     """Print the configuration that `meet train` would run with the same arguments, as YAML with explanations.
 
     \b
-    meet config hh-meet-lora
-    meet config hh-meet-lora --preset small --control.rank 8 > mine.yaml
-    meet train --config mine.yaml
+    Examples:
+      meet config hh-meet-lora
+      meet config hh-meet-lora --preset small --control.rank 8 > mine.yaml
+      meet train --config mine.yaml
     """  # noqa: D301  click's mark is a real backspace
-    config = configure(args, file)
+    config = configure(names, overrides, file)
     from meetlm.config.describe import describe
 
     click.echo(describe(config), nl=False)

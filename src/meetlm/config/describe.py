@@ -39,10 +39,11 @@ def _lines(settings: Settings, *, commented: bool, depth: int) -> Iterator[str]:
                 lines = _lines(item, commented=commented and number == 0, depth=depth + 2)
                 yield from _indented(lines, "    ", first="  - ")
         else:
-            yield from _commented(f"{name}: {_value(plain[name])}", field.description if commented else None, depth)
+            yield from _commented(f"{name}: {flow_yaml(plain[name])}", field.description if commented else None, depth)
 
 
-def _value(value: Any) -> str:
+def flow_yaml(value: Any) -> str:
+    """Return a value as one line of YAML."""
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
     return text.removesuffix("...\n").strip()
 

@@ -67,7 +67,7 @@ def nearest(name: str, known: Iterable[str], listing: str | None = None) -> str:
         listing: Clause that tells how to list the known names, where the list itself would be long.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     if listing:
         return f"{hint} {listing}" if close else f"; {listing}"

@@ -22,7 +22,7 @@ from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import EMBEDDED, ModelSettings, load_lm
 from meetlm.policy.policy import Policy
 

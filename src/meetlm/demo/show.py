@@ -22,7 +22,7 @@ from meetlm.demo.build import base_engine, sample
 from meetlm.demo.rule import first_person
 from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.aligned import Aligned, load
 from meetlm.run.execute import execute

@@ -14,7 +14,7 @@ from meetlm.data.places import find_rows
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 
-HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "limit_eval", "columns", "as_chat")
+HELD_OUT_KEYS = ("path", "eval_file", "source", "subset", "eval_split", "columns", "as_chat")
 """Settings of data that locate held-out prompts."""
 TEST_SPLITS = ("test", "validation")
 

@@ -243,7 +243,7 @@ class _Comparer:
         )
         for name in self.others:
             ours, theirs = values[name], values[self.baseline]
-            self._compare("reward", name, by_reward(ours, theirs, self.settings.band), margins(ours, theirs))
+            self._compare("reward", name, by_reward(ours, theirs, self.settings.tie_band), margins(ours, theirs))
         return {
             **model.settings.model_dump(mode="json"),
             "reads": model.form,

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from meetlm.config.errors import ConfigError
 from meetlm.config.settings import Settings
 from meetlm.data.settings import DataSettings
-from meetlm.evaluation.outcomes import PAPER_BAND
+from meetlm.evaluation.outcomes import PAPER_BAND, by_reward
 
 _RESERVED = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 
@@ -16,10 +17,21 @@ _RESERVED = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 class EvaluationSettings(Settings):
     """How outcomes and intervals are computed."""
 
-    band: tuple[float, float] = Field(PAPER_BAND, description="rewards tie where σ(r₁ - r₂) is inside (section 4.3)")
+    tie_band: tuple[float, float] = Field(
+        PAPER_BAND, description="count a tie if sigmoid(reward difference) is between these bounds"
+    )
     stemmer: bool = Field(False, description="stem words for ROUGE")
     resamples: int = Field(2000, ge=100, description="number of bootstrap resamples of prompts")
-    seed: int = Field(0, ge=0, description="seed of the resamples")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
+
+    @field_validator("tie_band")
+    @classmethod
+    def _is_symmetric(cls, value: tuple[float, float]) -> tuple[float, float]:
+        try:
+            by_reward([], [], value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class RewardSettings(Settings):
@@ -28,30 +40,39 @@ class RewardSettings(Settings):
     model: str = Field(description="hub name or folder of a sequence classifier with one label")
     input: Literal["auto", "pair", "chat", "text"] = Field(
         "auto",
-        description="pair: question and answer as two sequences; chat: the tokenizer's chat template; text: prompt and "
-        "completion as one text, joined by a space unless the prompt ends in white space; auto: as the checkpoint or "
-        "its tokenizer states. White space around a completion is always removed",
+        description="input form: pair (question and answer as two sequences), chat (the tokenizer's chat template), "
+        "text (prompt and completion joined by a space unless the prompt ends in white space) or auto (as the "
+        "checkpoint or its tokenizer states). White space around a completion is always removed",
     )
-    eos: bool = Field(False, description="input text: append the EOS token")
+    eos: bool = Field(False, description="append the EOS token to inputs of the form text")
     max_length: int | None = Field(
         None, ge=8, description="maximum number of tokens per row; null = the model's maximum"
     )
     batch_tokens: int = Field(4096, ge=1, description="maximum number of tokens per forward pass, padding included")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cpu, cuda or auto (CUDA if it is available)")
+
+
+class RewardData(DataSettings):
+    """Where preference pairs for a reward model are and which of them are used."""
+
+    source: str = Field(description="Format of the rows: hh, summarize or pairs; by default decided by the first row.")
+    max_length: int = Field(
+        256, ge=1, description="Maximum number of tokens of the prompt with either reply; longer pairs are left out."
+    )
 
 
 class RewardTraining(Settings):
     """What a reward model is trained from, and how."""
 
     model: str = Field("smollm2", description="language model or classifier to start from: hub name, folder or smollm2")
-    data: DataSettings = Field(description="preference pairs")
+    data: RewardData = Field(description="preference pairs")
     input: Literal["auto", "pair", "chat", "text"] = Field(
         "auto",
-        description="form of the input; auto: two sequences if the tokenizer has tokens for them, else the chat "
-        "template for conversations and one text for texts",
+        description="input form: pair, chat, text or auto (pair if the tokenizer has tokens for two sequences, else "
+        "chat for conversations and text for plain text)",
     )
     lora_rank: int = Field(
-        16, ge=0, description="rank of the LoRA that is trained on all linear layers and merged; 0 = train all weights"
+        16, ge=0, description="rank of the LoRA on all linear layers, merged after training; 0 = train all weights"
     )
     lr: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="learning rate of AdamW; null = 5e-4, or 2e-5 with lora_rank 0"
@@ -62,7 +83,7 @@ class RewardTraining(Settings):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
     seed: int = Field(0, ge=0, description="seed of the new head, of LoRA and of the data order")
     save_steps: int = Field(20, ge=1, description="optimizer steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA if available, else CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cpu, cuda or auto (CUDA if it is available)")
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
 
     @property
@@ -89,14 +110,14 @@ class JudgeSettings(Settings):
         description="judge prompt: summary, dialogue, letter or a YAML file; null = summary for summarize data, else "
         "dialogue",
     )
-    num_prompts: int = Field(128, ge=1, description="number of held-out prompts to judge (section 4.3)")
-    seed: int = Field(0, ge=0, description="seed that chooses these prompts")
+    num_prompts: int = Field(128, ge=1, description="number of held-out prompts to judge")
+    seed: int = Field(0, ge=0, description="seed of the choice of these prompts")
     temperature: float | None = Field(0.0, ge=0, description="sampling temperature; null = the endpoint's default")
     max_tokens: int | None = Field(
         1024, ge=1, description="maximum number of tokens per response; null = the endpoint's default"
     )
     extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request, as {seed: 1}")
-    concurrency: int = Field(8, ge=1, description="number of calls at the same time")
+    concurrency: int = Field(8, ge=1, description="number of concurrent calls")
     timeout: float = Field(120.0, gt=0, description="seconds until a call counts as failed")
     retries: int = Field(5, ge=0, description="retries after a rate limit, time-out, lost connection or server error")
     ask_again: bool = Field(False, description="repeat calls whose stored response has no verdict")

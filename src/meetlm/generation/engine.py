@@ -15,7 +15,8 @@ from torch import Tensor
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.decoding import Decoder, PackedDecoder, PaddedDecoder, Request, decoding_failure_reason
-from meetlm.generation.sampling import Sampling, row_generator, sample_tokens
+from meetlm.generation.sampling import row_generator, sample_tokens
+from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import check_positions
 from meetlm.policy.policy import Policy
 

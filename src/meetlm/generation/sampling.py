@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from meetlm.config.settings import Settings
+from meetlm.generation.settings import Sampling
 
 _NUM_TOP_TOKENS = 256
 """Nuclei are first searched for among this many tokens: sorting a vocabulary costs as much as a small model."""
-
-
-class Sampling(Settings):
-    """Settings of sampling; stored with every completion."""
-
-    max_new_tokens: int = Field(128, ge=1, description="largest number of new tokens; the paper uses 128")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="sampling temperature; 0 = greedy decoding")
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="nucleus sampling: smallest set of tokens with this probability",
-    )
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:

@@ -23,7 +23,7 @@ from meetlm.data.sources import SOURCES
 from meetlm.export.peft import update_base_paths
 from meetlm.generation.decoding import Request
 from meetlm.generation.engine import Engine
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy

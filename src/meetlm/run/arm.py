@@ -15,7 +15,7 @@ from meetlm.config.errors import RunError
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.diagnostics.preference import PreferenceAccuracy
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import RunConfig
 from meetlm.run.completions import write_completions
 from meetlm.run.execute import execute

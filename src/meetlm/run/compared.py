@@ -15,7 +15,7 @@ from meetlm.diagnostics.locate import held_out_args
 from meetlm.evaluation.completions import SystemCompletions, read_completions
 from meetlm.evaluation.measures import NO_CHOSEN
 from meetlm.evaluation.record import Problem
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.run.completions import completions_files
 from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
 from meetlm.run.levels import Level, level_text, resolve_level

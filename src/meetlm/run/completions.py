@@ -17,7 +17,7 @@ from meetlm.data.example import Prompt
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import load
 from meetlm.run.folder import read_data_settings, read_meet

@@ -16,7 +16,7 @@ from meetlm.evaluation.completions import SystemCompletions
 from meetlm.evaluation.evaluate import Evaluators, evaluate_completions, refuse_unknown_baseline
 from meetlm.evaluation.record import Evaluation
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.report.write import write_report
 from meetlm.run.compared import HeldOutReplies, chosen_replies, data_of_runs, named_paths, read_systems
 from meetlm.run.levels import Level

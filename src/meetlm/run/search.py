@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData
 from meetlm.run.stage_cache import StageCache, stage_key
 from meetlm.run.sweep import SHARED, arm_configs, shared_data
-from meetlm.run.table import aligned
 from meetlm.training.loop import remove_checkpoints
 from meetlm.training.stage import StageSettings
 
@@ -39,6 +37,7 @@ METRICS: dict[str, Callable[[PreferenceAccuracy], float]] = {
     "nll": lambda accuracy: -accuracy.nll,
 }
 """Selection metrics; higher is better."""
+COLUMNS = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "NLL of chosen (nats/token)", "chosen")
 DIVERGED = "diverged.json"
 """File in the folder of a trial that diverged, which is not trained again."""
 AFTER_TRIAL = AfterTraining(sampling=None, prompts=None, keep_weights=False)
@@ -74,6 +73,20 @@ class Trial:
         settings = f"--stages.{self.stage.name}.lr {self.stage.lr:.3g}"
         rate = self.stage.control_lr
         return settings if rate is None else f"{settings} --stages.{self.stage.name}.control_lr {rate:.3g}"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The trial as a row of a table with :data:`COLUMNS`."""
+        edge = ", at the edge of the range" if self.edge else ""
+        return (
+            self.recipe,
+            self.stage.name,
+            f"{self.stage.lr:.3g}",
+            "-" if self.after.by_sum is None else str(self.after.by_sum),
+            str(self.after.reward),
+            f"{self.after.nll:.3f}",
+            f"best by {self.by}{edge}" if self.best else "",
+        )
 
 
 def search(
@@ -191,36 +204,18 @@ def _accuracy_after(
     return None
 
 
-def lines(trials: Sequence[Trial], args: Sequence[str] = (), failures: Container[str] = ()) -> Iterator[str]:
-    """Yield a table of the trials, and for each recipe without failure the command with the best learning rates.
+def best_rates(trials: Sequence[Trial], failures: Container[str]) -> dict[str, str]:
+    """Return the arguments of `meet train` that set the chosen learning rates, by recipe.
 
     Args:
         trials: All trials.
-        args: Further arguments of the commands.
         failures: Names of recipes without a result.
     """
-    if not trials:
-        return
-    yield f"On {trials[0].after.pairs} held-out training pairs, after the stage:"
-    head = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "NLL of chosen (nats/token)", "")
-    yield from aligned([head, *(_row(trial) for trial in trials)])
-    yield ""
-    for name in dict.fromkeys(trial.recipe for trial in trials if trial.recipe not in failures):
-        best = [trial.settings for trial in trials if trial.recipe == name and trial.best]
-        yield f"meet train {name} {' '.join([shlex.join(args), *best]).strip()}"
-
-
-def _row(trial: Trial) -> tuple[str, ...]:
-    edge = ", at the edge of the range" if trial.edge else ""
-    return (
-        trial.recipe,
-        trial.stage.name,
-        f"{trial.stage.lr:.3g}",
-        "-" if trial.after.by_sum is None else str(trial.after.by_sum),
-        str(trial.after.reward),
-        f"{trial.after.nll:.3f}",
-        f"<- best by {trial.by}{edge}" if trial.best else "",
-    )
+    chosen: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.best and trial.recipe not in failures:
+            chosen.setdefault(trial.recipe, []).append(trial.settings)
+    return {recipe: " ".join(settings) for recipe, settings in chosen.items()}
 
 
 def _rates(lr: float, trials: int, stages: int, number: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The table of a sweep, and rows of text with aligned columns."""
+"""The table of a sweep."""
 
 from __future__ import annotations
 
@@ -27,12 +27,6 @@ LEGEND = (
     "chosen replies at the best level, before -> after training. Tokens/reply and share of replies cut off at the "
     "maximum number of tokens: completions under the default level."
 )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines of text, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def rows(results: Sequence[ArmResult]) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from meetlm.evaluation.completions import SystemCompletions, read_completions
 from meetlm.evaluation.evaluate import Evaluators, refuse_unknown_baseline
 from meetlm.evaluation.record import Evaluation
 from meetlm.evaluation.settings import EvaluationSettings
-from meetlm.generation.sampling import Sampling
+from meetlm.generation.settings import Sampling
 from meetlm.report.write import folder_of
 from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
