@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from meetlm.cli.console import ConsoleReporter
 from meetlm.config.errors import ConfigError
+from meetlm.config.overrides import KeyPath
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import validate
 from meetlm.generation.settings import Sampling
@@ -27,7 +28,7 @@ class Count(click.IntRange):
     name = "integer"
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[list[float]]):
     """Numbers that are not negative, separated by commas; a list without repetitions.
 
     Args:
@@ -104,7 +105,7 @@ def settings_options(settings: type[Settings], argument: str, *fields: str) -> D
         def call(**options: Any) -> Any:
             stated = {name: options.pop(name) for name in names}
             stated = {name: value for name, value in stated.items() if value is not None}
-            places = {(name,): _option_name(name) for name in stated}
+            places: dict[KeyPath, str] = {(name,): _option_name(name) for name in stated}
             try:
                 options[argument] = validate(settings, stated, places, argument)
             except ConfigError as error:
