@@ -51,7 +51,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["generate", "nowhere"], "no such folder: nowhere; expected the folder of a run"),
         (["generate", "nowhere", "--level", "good=x"], "expected a name, a number, or weights"),
         (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
-        (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: Input should be a valid integer"),
+        (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: expected a whole number"),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["demo-data", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],

@@ -90,8 +90,9 @@ class SettingsCommand(click.Command):
 
         try:
             names, overrides = split_args(args, only_dotted=only_dotted)
-        except ConfigError:  # the last argument is an option without a value
-            check_known(args[-1])
+        except ConfigError:
+            if args[-1].startswith("--"):
+                check_known(args[-1])
             raise
         for override in overrides:
             check_known(override.option)
