@@ -53,11 +53,11 @@ def run_of(job: str, *pairs: Measurements) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("values", "shown"),
+    ("values", "text"),
     [([2.0], "2.00"), ([3.0, 1.0, 2.0], "2.00 [1.00, 3.00]"), ([1.0, 2.0], "1.50 [1.00, 2.00]")],
 )
-def test_a_spread_is_the_median_with_both_ends(values: list[float], shown: str) -> None:
-    assert spread(values) == shown
+def test_a_spread_is_the_median_with_both_ends(values: list[float], text: str) -> None:
+    assert spread(values) == text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``meet data``: the format told, every row accounted for, lengths counted, examples shown as encoded."""
+"""``meet data``: the format of rows, the account of every row, lengths, and examples as they are encoded."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data(path: object, *words: object) -> Result:
-    return CliRunner().invoke(main, ["data", "--data.path", str(path), *map(str, words)])
+def data(path: object, *args: object) -> Result:
+    return CliRunner().invoke(main, ["data", "--data.path", str(path), *map(str, args)])
 
 
-def shown(path: object, *words: object) -> str:
-    result = data(path, *words)
+def output(path: object, *args: object) -> str:
+    result = data(path, *args)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -94,14 +94,14 @@ def test_guess_source(fields: dict[str, Any], source: str) -> None:
     assert guess_source(Row(fields, Origin("f", 1)))[0] == source
 
 
-def test_what_was_guessed_is_said_and_can_be_overridden(tmp_path: Path, model: Path) -> None:
+def test_the_format_is_guessed_and_can_be_set(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "train.jsonl", [transcript(n) for n in range(3)])
-    assert shown(file, "--model.name", model).startswith(
+    assert output(file, "--model.name", model).startswith(
         "data format: hh, from the first row: chosen and rejected begin"
     )
-    given = shown(file, "--model.name", model, "--data.source", "pairs")
-    assert "told by" not in given and "What[[ is 0?" not in given
-    assert "the columns info and summaries" in shown(
+    as_pairs = output(file, "--model.name", model, "--data.source", "pairs")
+    assert "from the first row" not in as_pairs and "What[[ is 0?" not in as_pairs
+    assert "the columns info and summaries" in output(
         write(tmp_path / "s.jsonl", [comparison(1)]), "--model.name", model
     )
 
@@ -118,13 +118,13 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
     settings = DataSettings(source="pairs", path=str(tmp_path))
     assert with_test(settings) is None
     write(tmp_path / "validation.jsonl", [pair(2)])
-    found = with_test(settings)
-    assert found is not None and found.eval_split == "validation"
+    completed = with_test(settings)
+    assert completed is not None and completed.eval_split == "validation"
     write(tmp_path / "test.jsonl", [pair(3)])
-    found = with_test(settings)
-    assert found is not None and found.eval_split == "test"
-    found = with_test(settings.model_copy(update={"train_split": "test"}))
-    assert found is not None and found.eval_split == "validation"
+    completed = with_test(settings)
+    assert completed is not None and completed.eval_split == "test"
+    completed = with_test(settings.model_copy(update={"train_split": "test"}))
+    assert completed is not None and completed.eval_split == "validation"
 
 
 def test_a_broken_test_split_is_not_taken_for_none(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_test_file_beside_a_folder_is_not_looked_for_inside(
     write(tmp_path / "set" / "train.jsonl", [pair(1)])
     write(tmp_path / "held.jsonl", [pair(1), pair(2)])
     monkeypatch.chdir(tmp_path)
-    text = shown("set", "--data.eval_file", tmp_path / "held.jsonl", "--model.name", model)
+    text = output("set", "--data.eval_file", tmp_path / "held.jsonl", "--model.name", model)
     assert "held.jsonl: 2 of 2 rows kept" in text
     assert "1 of these prompts are in the training data too (line 1)" in text
 
@@ -156,7 +156,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     rows[4]["chosen"] += " good" * 600
     train = write(tmp_path / "train.jsonl", rows)
     write(tmp_path / "test.jsonl", [transcript(0), transcript(10)])
-    text = shown(tmp_path, "--model.name", model)
+    text = output(tmp_path, "--model.name", model)
     assert f"{train}: 3 of 6 rows kept, 3 distinct prompts" in text
     assert "dropped: 1, the two sides answer different prompts (line 2)" in text
     assert "dropped: 1, duplicate of an earlier row (line 4)" in text
@@ -164,7 +164,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     assert "1 of these prompts are in the training data too (line 1)" in text
     assert "is the chosen one in 100% of the kept pairs, the rejected one in 0%; 0% are equally long" in text
     assert "over 4 pairs, the 1 too long included" in text
-    assert "1 of 1 rows kept" in shown(tmp_path, "--model.name", model, "--data.limit_train", 1)
+    assert "1 of 1 rows kept" in output(tmp_path, "--model.name", model, "--data.limit_train", 1)
 
 
 def test_lengths_by_hand(tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_rows_held_out_of_the_training_rows(tmp_path: Path) -> None:
 
 def test_a_slot_and_trained_tokens_are_marked(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(7)])
-    text = shown(file, "--model.name", model, "--control.kind", "soft-prompt")
+    text = output(file, "--model.name", model, "--control.kind", "soft-prompt")
     assert "\x1b" not in text
     assert "‹control good ×50›What is 7?[[ a good way<|im_end|>]]" in text
     assert "‹control bad ×50›What is 7?[[ bad<|im_end|>]]" in text
     assert "line 1, chosen: level good (50 slot, " in text
-    text = shown(file, "pairs-coh", "--model.name", model)
+    text = output(file, "pairs-coh", "--model.name", model)
     assert "‹control good A good response is›What is 7?[[" in text
-    text = shown(file, "--model.name", model)
+    text = output(file, "--model.name", model)
     assert "has no slot" in text and "   What is 7?[[ bad<|im_end|>]]" in text and "‹control" not in text
 
 
@@ -221,21 +221,21 @@ def test_conversations_show_the_chat_template(tmp_path: Path, model: Path) -> No
         "rejected": [{"role": "assistant", "content": "Bad."}],
     }
     file = write(tmp_path / "a.jsonl", [row])
-    text = shown(file, "--model.name", model)
+    text = output(file, "--model.name", model)
     assert "You are of use." in text and "[[Well.<|im_end|>]]" in text
-    assert "You are of use." not in shown(file, "--model.name", model, "--format.system", "none")
+    assert "You are of use." not in output(file, "--model.name", model, "--format.system", "none")
 
 
 def test_json(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(n) for n in range(5)])
-    report = json.loads(shown(file, "--model.name", model, "--json"))
+    report = json.loads(output(file, "--model.name", model, "--json"))
     assert (report["source"], report["measured"]) == ("pairs", 5)
 
 
 def test_show_and_control(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "a.jsonl", [pair(n) for n in range(5)])
-    assert shown(file, "--model.name", model).count("── line") == 4
-    assert "──" not in shown(file, "--model.name", model, "--show", 0)
+    assert output(file, "--model.name", model).count("── line") == 4
+    assert "──" not in output(file, "--model.name", model, "--show", 0)
     wrong = data(file, "--model.name", model, "--control.kind", "soft-promt")
     assert wrong.exit_code == 1 and wrong.stdout.count("rows kept") == 0
     assert "did you mean 'soft-prompt'" in wrong.stderr
@@ -250,13 +250,13 @@ def test_malformed_rows_end_with_their_place(tmp_path: Path, model: Path) -> Non
 def test_segments_with_the_slot_before_the_response() -> None:
     ids = text_format().tokenize
     sequence = Encoded.of_one((*ids("How"), 320, 321, *ids(" well"), 0), len(ids("How")) + 2, (0.0, 1.0))
-    found = segments(sequence, [320, 321], "before_response", tiny_tokenizer(), 320)
-    assert [(part.kind, part.text) for part in found] == [
+    parts = segments(sequence, [320, 321], "before_response", tiny_tokenizer(), 320)
+    assert [(part.kind, part.text) for part in parts] == [
         ("prompt", "How"),
         ("slot", "×2"),
         ("trained", " well<|endoftext|>"),
     ]
-    assert sum(part.tokens for part in found) == len(sequence.ids)
+    assert sum(part.tokens for part in parts) == len(sequence.ids)
 
 
 def test_shorten_keeps_both_ends() -> None:
@@ -271,7 +271,7 @@ def test_shorten_keeps_both_ends() -> None:
 @pytest.mark.hh
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base(model: Path) -> None:
-    text = shown(SAMPLE, "--model.name", model, "--data.max_length", 100_000, "--show", 1)
+    text = output(SAMPLE, "--model.name", model, "--data.max_length", 100_000, "--show", 1)
     assert "data format: hh" in text
     assert "1593 of 1600 rows kept" in text
     assert "a reply is empty (lines 65, 357, 642, 774)" in text
@@ -283,6 +283,6 @@ def test_harmless_base(model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.exists(), reason="no HH-RLHF sample beside the checkout")
 def test_harmless_base_with_smollm2() -> None:
-    text = shown(SAMPLE)
+    text = output(SAMPLE)
     assert "1539 of 1600 rows kept" in text
     assert "dropped: 54, longer than data.max_length" in text

@@ -31,15 +31,15 @@ def some_words(rng: random.Random, least: int = 4, most: int = 8) -> str:
 
 def rows(count: int, chosen: Reply = some_words, rejected: Reply = some_words, *, start: int = 0) -> list[Row]:
     """Return pairs with distinct prompts, numbered from ``start``."""
-    made = []
+    result = []
     for number in range(start, start + count):
         rng = random.Random(number)
-        made.append({"prompt": f"What is {number}?", "chosen": chosen(rng), "rejected": rejected(rng)})
-    return made
+        result.append({"prompt": f"What is {number}?", "chosen": chosen(rng), "rejected": rejected(rng)})
+    return result
 
 
-def write(path: Path, what: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in what))
+def write(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -63,9 +63,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("model"))
 
 
-def call(path: object, model: object, *words: object) -> tuple[int, str]:
-    args = ["doctor", "--data.path", path, "--model.name", model, *words]
-    result = CliRunner().invoke(main, list(map(str, args)))
+def call(path: object, model: object, *args: object) -> tuple[int, str]:
+    command = ["doctor", "--data.path", path, "--model.name", model, *args]
+    result = CliRunner().invoke(main, list(map(str, command)))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout + result.stderr if result.exit_code == 2 else result.stdout
 
@@ -77,14 +77,14 @@ def doctor(tmp_path: Path, model: Path) -> Callable[..., dict[str, dict[str, Any
     def run(
         train: list[Row],
         test: list[Row] | None = None,
-        *words: str,
+        *args: str,
         model: Path = model,
         preset: str = "small",
     ) -> dict[str, dict[str, Any]]:
         held_out = rows(400, start=100_000) if test is None else test
         train_file, test_file = write(tmp_path / "a.jsonl", train), write(tmp_path / "b.jsonl", held_out)
         more = ["--data.eval_file", test_file] if held_out else []
-        code, text = call(train_file, model, "--json", "--preset", preset, *more, *words)
+        code, text = call(train_file, model, "--json", "--preset", preset, *more, *args)
         result = json.loads(text)
         assert code == (1 if result["status"] == "problem" else 0)
         return {check["name"]: check for check in result["checks"]}
@@ -186,16 +186,16 @@ def test_too_long(doctor: Doctor, count: int, status: str) -> None:
 
 def test_prompts_that_differ(doctor: Doctor) -> None:
     def transcripts(differ: int) -> list[Row]:
-        made = []
+        result = []
         for number, row in enumerate(rows(200)):
             other = "Where" if number < differ else "What"
-            made.append(
+            result.append(
                 {
                     "chosen": f"\n\nHuman: What is {number}?\n\nAssistant:{row['chosen']}",
                     "rejected": f"\n\nHuman: {other} is {number}?\n\nAssistant:{row['rejected']}",
                 }
             )
-        return made
+        return result
 
     assert doctor(transcripts(2), transcripts(0))["prompt"]["status"] == "ok"
     check = doctor(transcripts(20), transcripts(0))["prompt"]
@@ -263,8 +263,8 @@ def test_paper_is_recommended_for_many_pairs() -> None:
 
 
 def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
-    others = [doctor(rows(60), model=save(tmp_path / name, name)) for name in ("gpt-neo", "gptj")]
-    llama, neo, gptj = doctor(rows(60)), *others
+    gpts = [doctor(rows(60), model=save(tmp_path / name, name)) for name in ("gpt-neo", "gptj")]
+    llama, neo, gptj = doctor(rows(60)), *gpts
     assert [checks["packing"]["value"] for checks in (llama, neo, gptj)] == [1, 1, 0]
     assert "AttentionInterface" in gptj["packing"]["finding"]
     assert [checks["head"]["value"] for checks in (llama, neo, gptj)] == [0, 1, 0]
@@ -274,8 +274,8 @@ def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize(("positions", "status"), [(700, "ok"), (600, "warning"), (520, "problem")])
 def test_context(doctor: Doctor, tmp_path: Path, positions: int, status: str) -> None:
     short = save(tmp_path / "short", max_position_embeddings=positions)
-    words = ["pairs-meet-soft-prompt"]  # a slot of 50, max_length 512, 128 new tokens
-    check = doctor(rows(60), None, *words, model=short)["context"]
+    recipe = ["pairs-meet-soft-prompt"]  # a slot of 50, max_length 512, 128 new tokens
+    check = doctor(rows(60), None, *recipe, model=short)["context"]
     assert check["status"] == status and check["value"] == positions - 690
     if status != "ok":
         assert f"data.max_length to {positions - 178} or less" in check["advice"]
@@ -369,7 +369,7 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--preset", "smal"], "did you mean 'small'"),
         (["hh-meet"], "unknown recipe 'hh-meet'"),
@@ -378,9 +378,9 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
         (["--seed=-1"], "--seed: expected 0 or more, got -1"),
     ],
 )
-def test_wrong_words(tmp_path: Path, model: Path, words: list[str], message: str) -> None:
+def test_wrong_arguments(tmp_path: Path, model: Path, args: list[str], message: str) -> None:
     train = write(tmp_path / "train.jsonl", rows(10))
-    result = CliRunner().invoke(main, ["doctor", "--data.path", str(train), "--model.name", str(model), *words])
+    result = CliRunner().invoke(main, ["doctor", "--data.path", str(train), "--model.name", str(model), *args])
     assert result.exit_code == 1 and message in result.stderr
 
 
@@ -460,6 +460,6 @@ def test_rows_of_one_prompt_are_held_out_together() -> None:
 
 
 def test_openings_and_words_of_a_conversation() -> None:
-    said = as_reply("I can't, sorry.")
-    assert shortcuts.opening_features(said) == {"i", "i can", "i can '"}
-    assert shortcuts.word_features(said) == {"i", "can", "'", "t", ",", "sorry", "."}
+    reply = as_reply("I can't, sorry.")
+    assert shortcuts.opening_features(reply) == {"i", "i can", "i can '"}
+    assert shortcuts.word_features(reply) == {"i", "can", "'", "t", ",", "sorry", "."}

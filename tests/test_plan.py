@@ -163,12 +163,12 @@ def test_the_command(tmp_path: Path) -> None:
     config_for(tmp_path, "llama", "lora")
     file = tmp_path / "config.yaml"
     args = ["plan", "--config", str(file), "--no-measure", "--gpu", "24", "--gpu", "80"]
-    shown = CliRunner().invoke(main, args)
-    assert shown.exit_code == 0, shown.output
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
     for expected in ("step1", "step2", "not measured", "by formula", "GPUs of 24 GiB", "Llama 70B", "in one process"):
-        assert expected in shown.stdout
-    assert "12 of 12 rows kept" in shown.stderr
-    assert "warning: stage step1: 3 optimizer steps" in shown.stderr
+        assert expected in result.stdout
+    assert "12 of 12 rows kept" in result.stderr
+    assert "warning: stage step1: 3 optimizer steps" in result.stderr
     plan = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)
     assert [stage["name"] for stage in plan["stages"]] == ["step1", "step2"]
     assert plan["time"] is None
@@ -181,6 +181,6 @@ def test_long_sequences_are_refused(tmp_path: Path) -> None:
     config = config_for(tmp_path, "llama", "lora")
     tiny_lm("llama", dtype=torch.float32, max_position_embeddings=8).save_pretrained(tmp_path / "lm")
     write_pairs(tmp_path / "train.jsonl", 12)
-    shown = CliRunner().invoke(main, ["plan", "--config", str(tmp_path / "config.yaml"), "--no-measure"])
-    assert shown.exit_code != 0 and "the model has 8 positions" in shown.output
+    result = CliRunner().invoke(main, ["plan", "--config", str(tmp_path / "config.yaml"), "--no-measure"])
+    assert result.exit_code != 0 and "the model has 8 positions" in result.output
     assert config.recipe == "mine"
