@@ -62,19 +62,7 @@ MODELS = {
     "gpt-neo-1.3b": Model(
         "1.3B, GPT-Neo 1.3B's shape",
         "gpt_neo",
-        {
-            "vocab_size": 50257,
-            "hidden_size": 2048,
-            "num_layers": 24,
-            "num_heads": 16,
-            "intermediate_size": 8192,
-            "window_size": 256,
-            "attention_types": [[["global", "local"], 12]],
-            "max_position_embeddings": 2048,
-            "attention_dropout": 0.0,
-            "embed_dropout": 0.0,
-            "resid_dropout": 0.0,
-        },
+        {},  # the defaults of its configuration
         {"cpu": 2, "cuda": 4},
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
         gib=19.0,

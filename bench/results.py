@@ -133,29 +133,26 @@ class Comparison:
         return self.name, speeds, spread(self.ratios), f"{ours:,.0f} / {peer:,.0f} MB{share}"
 
     @property
-    def work(self) -> str:
-        """Whether both sides did the same work, in words."""
+    def same_work(self) -> tuple[bool, str]:
+        """Whether both sides did the same work, as far as this can be checked, and how it was checked, in words."""
         if self.peer.other_rows:
-            return f"not step by step: {self.peer.other_rows}"
-        verdict = "" if self.is_same_work else "**NO**: "
+            return True, f"not step by step: {self.peer.other_rows}"
         if self.job.scores:
-            return f"{verdict}scores within {self.gap:.0e}"
+            return self.gap is not None and self.gap <= SCORE_TOLERANCE, f"scores within {self.gap:.0e}"
         if self.job.trains:
-            return f"{verdict}{'the same' if self.same_tokens else 'other'} tokens, losses within {self.gap:.0e}"
+            is_close = self.gap is not None and self.gap < self.tolerance
+            tokens = "the same" if self.same_tokens else "other"
+            return self.same_tokens and is_close, f"{tokens} tokens, losses within {self.gap:.0e}"
         gaps = [gap for gap in self.text_gaps if gap is not None]
         equal = f"{len(self.text_gaps) - len(gaps)} of {len(self.text_gaps)} texts equal"
-        return f"{verdict}{equal}" + (f", the others diverge at a tie within {max(gaps):.0e}" if gaps else "")
+        at_tie = f", the others diverge at a tie within {max(gaps):.0e}" if gaps else ""
+        return all(gap < NEAR_TIE for gap in gaps), f"{equal}{at_tie}"
 
     @property
-    def is_same_work(self) -> bool:
-        """Whether both sides did the same work, as far as this can be checked."""
-        if self.peer.other_rows:
-            return True
-        if self.job.scores:
-            return self.gap is not None and self.gap <= SCORE_TOLERANCE
-        if self.job.trains:
-            return self.same_tokens and self.gap is not None and self.gap < self.tolerance
-        return all(gap is None or gap < NEAR_TIE for gap in self.text_gaps)
+    def work(self) -> str:
+        """Whether both sides did the same work, for a table."""
+        is_same, check = self.same_work
+        return check if is_same else f"**NO**: {check}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +228,7 @@ def comparisons(run: Run) -> Iterator[Comparison]:
 
 def different_work(run: Run) -> list[str]:
     """Return the comparisons whose two sides did not do the same work."""
-    return [f"{row.job.name} beside {row.name}" for row in comparisons(run) if not row.is_same_work]
+    return [f"{row.job.name} beside {row.name}" for row in comparisons(run) if not row.same_work[0]]
 
 
 def pairs(run: Run) -> Iterator[tuple[Job, str, Measurements]]:

@@ -78,7 +78,7 @@ def test_a_ratio_is_taken_in_each_round_but_the_first() -> None:
     (row,) = comparisons(run)
     assert row.ratios == [4.0, 2.0]
     assert row.speeds == (75.0, 25.0)
-    assert row.is_same_work
+    assert row.same_work[0]
     speed, memory = goals(run)
     assert (speed.values, speed.at_least, speed.miss) == ([4.0, 2.0], True, "")
     assert (memory.values, memory.at_least, memory.miss) == ([1.0], False, "67% over")
