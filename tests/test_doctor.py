@@ -227,36 +227,29 @@ def test_overlap(doctor: Doctor, shared: int, status: str) -> None:
     assert ("(lines 1, 2, 3, 4, 5, …)" in check["finding"]) == (shared > 0)
 
 
-# --- steps and presets
+# --- steps
 
 
 def test_steps_under_both_presets(doctor: Doctor) -> None:
     paper = doctor(rows(400), preset="paper")  # 7 batches of 64 pairs, 5 epochs
-    assert statuses(paper, "steps of step1", "steps of step2", "preset") == ["problem", "problem", "warning"]
+    assert statuses(paper, "steps of step1", "steps of step2") == ["problem", "problem"]
     assert paper["steps of step1"]["value"] == 35
-    assert "--preset small" in paper["preset"]["advice"]
+    assert "200 are advisable" in paper["steps of step1"]["advice"]
+    assert "--preset small" in paper["steps of step1"]["advice"]
     small = doctor(rows(400))
-    assert statuses(small, "steps of step1", "steps of step2", "preset") == ["ok", "ok", "ok"]
+    assert statuses(small, "steps of step1", "steps of step2") == ["ok", "ok"]
     assert small["steps of step1"]["value"] == 100
 
 
 def test_overrides_change_the_steps(doctor: Doctor) -> None:
     checks = doctor(rows(400), None, "batch.pairs=20", "--stages.step1.epochs", "10", preset="paper")
-    assert statuses(checks, "steps of step1", "steps of step2", "preset") == ["ok", "ok", "warning"]
+    assert statuses(checks, "steps of step1", "steps of step2") == ["ok", "warning"]
     assert [checks[f"steps of step{n}"]["value"] for n in (1, 2)] == [200, 100]
 
 
 def test_many_epochs_of_few_pairs(doctor: Doctor) -> None:
     check = doctor(rows(40))["steps of step1"]  # 100 steps of 8 pairs
     assert check["status"] == "warning" and "20 epochs" in check["finding"]
-
-
-def test_paper_is_recommended_for_many_pairs() -> None:
-    from meetlm.diagnostics.check_run import StageSteps, check_steps
-
-    stages = (StageSteps("step1", 12_600, 5.0),)
-    *_, preset = check_steps(stages, "paper", {"paper": 12_600, "small": 20_160}, 161_000, 50)
-    assert preset.status == "ok" and preset.finding.startswith("use paper for 161000 pairs")
 
 
 # --- the model
@@ -339,7 +332,7 @@ def test_few_prompts_are_a_problem(doctor: Doctor, count: int, status: str) -> N
 
 def test_every_check_of_the_data_names_rows_and_prompts(doctor: Doctor) -> None:
     checks = doctor(rows(40), rows(50, start=1000))
-    model = ("steps", "preset", "chat template", "vocabulary", "context", "packing", "head")
+    model = ("steps", "chat template", "vocabulary", "context", "packing", "head")
     for name, check in checks.items():
         if not name.startswith(model):
             number = 50 if name in ("held-out pairs", "overlap") else 40

@@ -138,7 +138,7 @@ def configure(names: Sequence[str], overrides: Sequence[Override], file: Path | 
 
 
 def configure_for_data(
-    names: Sequence[str], overrides: Sequence[Override], file: Path | None, preset: str | None = None
+    names: Sequence[str], overrides: Sequence[Override], file: Path | None
 ) -> tuple[RunConfig, str | None]:
     """Return the configuration as :func:`configure` does, and why the data have their format.
 
@@ -149,7 +149,6 @@ def configure_for_data(
         names: A recipe's name, if any.
         overrides: Settings.
         file: YAML over the recipe, or instead of it.
-        preset: The preset, over the one in ``overrides``.
 
     Raises:
         UsageError: Neither a recipe, a file nor data.
@@ -165,9 +164,7 @@ def configure_for_data(
         source, reason = guess_train_source(overrides)
         recipe = {"hh": "hh", "summarize": "tldr"}.get(source, "pairs") + "-meet-lora"
         defaults = {"model.name": "smollm2", "data.source": source, "data.subset": "null", "data.eval_split": "test"}
-    changes = [Override(key, text) for key, text in defaults.items()]
-    changes += [*overrides, *([Override("preset", preset)] if preset else [])]
-    return load_config(recipe, file, changes), reason
+    return load_config(recipe, file, [*(Override(key, text) for key, text in defaults.items()), *overrides]), reason
 
 
 def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,6 @@ from meetlm.config.overrides import Override
 if TYPE_CHECKING:
     from meetlm.diagnostics.check_run import StageSteps
     from meetlm.diagnostics.checks import Check, Diagnosis
-    from meetlm.diagnostics.doctor import RecipeSteps
     from meetlm.recipes.config import RunConfig
 
 WIDTH = 110
@@ -59,12 +56,9 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
     from meetlm.diagnostics.doctor import diagnose
     from meetlm.diagnostics.locate import with_test
     from meetlm.policy.loading import load_lm
+    from meetlm.training.stage import MIN_STEPS
 
     settings = with_test(config.data)
-    configs = {config.preset: config}
-    other = "small" if config.preset == "paper" else "paper"
-    with suppress(ConfigError):  # where the file sets all that a preset would
-        configs[other], _ = configure_for_data(names, overrides, file, other)
     try:
         lm, tokenizer = load_lm(config.model)
     except ConfigError as error:
@@ -77,7 +71,9 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
             settings or config.data,
             lm,
             prompt_format,
-            lambda pairs: _recipe_steps(configs, config.preset, pairs),
+            lambda pairs: _stage_steps(config, pairs),
+            preset=config.preset,
+            min_steps=MIN_STEPS,
             slot=max(map(len, slots)),
             with_eval=settings is not None,
             reporter=ConsoleReporter(),
@@ -94,22 +90,13 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
         sys.exit(1)
 
 
-def _recipe_steps(configs: Mapping[str, RunConfig], preset: str, pairs: int) -> RecipeSteps:
-    from meetlm.diagnostics.doctor import RecipeSteps
-    from meetlm.training.stage import MIN_STEPS
-
-    stages = {name: _stages(config, pairs) for name, config in configs.items()}
-    shortest = {name: min(stage.steps for stage in of_preset) for name, of_preset in stages.items()}
-    return RecipeSteps(preset, stages[preset], shortest, MIN_STEPS)
-
-
-def _stages(config: RunConfig, pairs: int) -> tuple[StageSteps, ...]:
+def _stage_steps(config: RunConfig, pairs: int) -> list[StageSteps]:
     """Return the steps of each stage for a number of pairs."""
     from meetlm.diagnostics.check_run import StageSteps
 
     steps_per_epoch = -(-pairs // config.batch.pairs)
     steps = {stage.name: stage.num_steps(pairs, config.batch.pairs) for stage in config.stages}
-    return tuple(StageSteps(name, number, number / steps_per_epoch) for name, number in steps.items())
+    return [StageSteps(name, number, number / steps_per_epoch) for name, number in steps.items()]
 
 
 def _print_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> None:

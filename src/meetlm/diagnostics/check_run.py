@@ -5,7 +5,7 @@ Runs a forward pass of the model and trains nothing. Settings of stages and pres
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,10 +14,12 @@ from meetlm.diagnostics.checks import Check, worst_status
 from meetlm.policy.loading import embedding_rows, num_positions
 from meetlm.policy.packing import packing_failure_reason
 
-GOOD_STEPS = 100
-SMALL_UNDER = 200
-"""Below this number of steps under preset ``paper``, preset ``small`` is recommended: a tenth of the steps is warm-up,
-and the learning rate falls afterwards."""
+ADVISABLE_STEPS = {
+    "paper": (200, "--preset small takes smaller batches and learning rates for few steps."),
+    "small": (100, "Fewer pairs per step (batch.pairs) or more epochs give more."),
+}
+"""Advisable number of steps by preset, and how to get there. A tenth of them is warm-up; the learning rate falls
+afterwards."""
 
 MANY_EPOCHS = 10
 """Twice the paper's number. With more epochs, a trained language model memorises its pairs."""
@@ -43,45 +45,29 @@ class StageSteps:
     epochs: float
 
 
-def check_steps(
-    stages: Sequence[StageSteps], preset: str, by_preset: Mapping[str, int], pairs: int, minimum: int
-) -> list[Check]:
-    """Return a check of each stage's steps, and one of the preset.
+def check_steps(stages: Sequence[StageSteps], preset: str, pairs: int, minimum: int) -> list[Check]:
+    """Return a check of each stage's steps.
 
     Args:
         stages: Stages of the recipe under the preset.
         preset: Name of the preset.
-        by_preset: Steps of the shortest stage under each preset; the preset is not checked where one is missing.
         pairs: Number of training pairs.
         minimum: A stage of fewer steps hardly changes a control.
     """
     checks = []
+    advisable, remedy = ADVISABLE_STEPS[preset]
     for stage in stages:
-        few, many = stage.steps < GOOD_STEPS, stage.epochs > MANY_EPOCHS
+        few, many = stage.steps < advisable, stage.epochs > MANY_EPOCHS
         advice = ""
         if few:
-            advice = (
-                f"{GOOD_STEPS} are advisable; fewer than {minimum} hardly change a control. Fewer pairs per step "
-                "(batch.pairs) or more epochs give more."
-            )
+            advice = f"{advisable} are advisable; fewer than {minimum} hardly change a control. {remedy}"
         elif many:
             advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
         status = worst_status(warning=few or many, problem=stage.steps < minimum)
         epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs:.3g} epochs"
         finding = f"{stage.steps} optimizer steps, {epochs} of {pairs} pairs"
         checks.append(Check(f"steps of {stage.name}", status, finding, stage.steps, advice=advice))
-    if {"paper", "small"} <= by_preset.keys():
-        checks.append(_preset(preset, by_preset["paper"], by_preset["small"], pairs))
     return checks
-
-
-def _preset(preset: str, paper: int, small: int, pairs: int) -> Check:
-    best = "small" if paper < SMALL_UNDER else "paper"
-    finding = f"use {best} for {pairs} pairs: the shortest stage has {paper} steps under paper and {small} under small"
-    is_unwise = preset == "paper" and best == "small"
-    advice = f"With fewer than {SMALL_UNDER} steps, smaller batches and other learning rates do better: --preset small."
-    status = worst_status(warning=is_unwise)
-    return Check("preset", status, finding, paper, advice=advice if is_unwise else "")
 
 
 def check_model(

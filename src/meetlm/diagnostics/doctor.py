@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -24,29 +23,14 @@ from meetlm.diagnostics.checks import Check, Diagnosis
 from meetlm.diagnostics.data_report import TokenCounts
 
 
-@dataclass(frozen=True, slots=True)
-class RecipeSteps:
-    """The steps of a recipe for a number of training pairs.
-
-    Attributes:
-        preset: Name of the preset.
-        stages: Steps of each stage under it.
-        by_preset: Steps of the shortest stage under each preset.
-        minimum: A stage of fewer steps hardly changes a control.
-    """
-
-    preset: str
-    stages: tuple[StageSteps, ...]
-    by_preset: dict[str, int]
-    minimum: int
-
-
 def diagnose(
     settings: DataSettings,
     lm: PreTrainedModel,
     prompt_format: PromptFormat,
-    steps_for: Callable[[int], RecipeSteps],
+    steps_for: Callable[[int], Sequence[StageSteps]],
     *,
+    preset: str,
+    min_steps: int,
     slot: int,
     with_eval: bool,
     reporter: Reporter = SILENT,
@@ -57,7 +41,9 @@ def diagnose(
         settings: Location of the data.
         lm: In eval mode.
         prompt_format: The run's prompt format.
-        steps_for: Returns the steps of the recipe for a number of training pairs.
+        steps_for: Returns the steps of each stage for a number of training pairs.
+        preset: Name of the recipe's preset.
+        min_steps: A stage of fewer steps hardly changes a control.
         slot: Tokens of the longest control slot.
         with_eval: Whether there are held-out rows to read.
         reporter: Receives messages.
@@ -87,12 +73,11 @@ def diagnose(
     test_report = None
     if with_eval:
         test, test_report = filter_eval(held_out, count_tokens, settings.max_length, limit=settings.limit_eval)
-    steps = steps_for(len(train))
     return Diagnosis(
         (
             *check_data(train, train_report, count_tokens),
             *check_test(train, test, test_report),
-            *check_steps(steps.stages, steps.preset, steps.by_preset, len(train), steps.minimum),
+            *check_steps(steps_for(len(train)), preset, len(train), min_steps),
             *model,
         )
     )
