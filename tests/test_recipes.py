@@ -161,6 +161,7 @@ REFUSED = [
     ("hh-meet-lora", ["optim=3"], "error: --optim: expected a mapping of settings, got 3"),
     ("hh-dpo", ["stages.dpo.objective.kind=dppo"], "unknown objective 'dppo'; did you mean 'dpo'?"),
     ("hh-dpo", ["stages.dpo.objective.kind=[dpo]"], "unknown objective \"['dpo']\""),
+    ("hh-coh", ["stages.tune.objective.beta=1"], "error: --stages.tune.objective.beta: "),
     ("hh-dpo", ["stages.dpo.objective.beta=0"], "objective.beta: expected a number greater than 0"),
     ("hh-coh", ["control.kind=3"], "unknown control '3'; known: lora"),
     ("hh-coh", ["control.placement=[first]"], "control.placement: expected 'first' or 'before_response'"),

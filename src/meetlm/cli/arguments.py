@@ -92,7 +92,7 @@ class SettingsCommand(click.Command):
             names, overrides = split_args(args, only_dotted=only_dotted)
         except ConfigError:
             if args[-1].startswith("--"):
-                check_known(args[-1])
+                check_known(args[-1].partition("=")[0])
             raise
         for override in overrides:
             check_known(override.option)

@@ -14,6 +14,7 @@ from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
 from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
 from meetlm.cli.main import main
 from meetlm.cli.options import (
+    FILE,
     PATH,
     Count,
     batch_size_option,
@@ -49,7 +50,7 @@ CHAT_HELP = "/level NAME, NUMBER or good=1.5,bad=-0.5: change the level; /reset:
 @seed_option("Seed of sampling.")
 @batch_size_option
 @click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
-@out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]")
+@out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]", FILE)
 @json_option
 @quiet_option
 def generate(

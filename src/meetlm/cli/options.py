@@ -58,8 +58,10 @@ SEED = Count(0, 2**32 - 1)
 """Type of a seed."""
 PATH = click.Path(path_type=Path)
 """Type of a file or folder."""
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
-config_option = click.option("--config", "file", type=PATH, help="YAML file of settings; they replace the recipe's.")
+config_option = click.option("--config", "file", type=FILE, help="YAML file of settings; they replace the recipe's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 quiet_option = click.option(
     "--quiet",
@@ -78,10 +80,10 @@ batch_size_option = click.option(
 )
 
 
-def out_option(default: str | None, help: str) -> Decorator:  # noqa: A002  click's own name
+def out_option(default: str | None, help: str, type: click.Path = FOLDER) -> Decorator:  # noqa: A002  click's own names
     """Return the option of where results are written."""
     return click.option(
-        "--out", type=PATH, default=default and Path(default), show_default=default is not None, help=help
+        "--out", type=type, default=default and Path(default), show_default=default is not None, help=help
     )
 
 

@@ -10,7 +10,7 @@ import click
 from meetlm.cli.arguments import SettingsCommand, guess_train_source
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import PATH, quiet_option
+from meetlm.cli.options import FILE, FOLDER, quiet_option
 from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import validate
@@ -29,7 +29,7 @@ def reward() -> None:
 
 
 @reward.command(cls=SettingsCommand, settings=RewardTraining, short_help="Train a reward model from preference pairs.")
-@click.option("--out", type=PATH, required=True, help="Folder to write the reward model to.")
+@click.option("--out", type=FOLDER, required=True, help="Folder to write the reward model to.")
 @quiet_option
 def train(names: list[str], overrides: list[Override], out: Path, reporter: ConsoleReporter) -> None:
     """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
@@ -69,7 +69,7 @@ def train(names: list[str], overrides: list[Override], out: Path, reporter: Cons
     short_help="Score the completions in files.",
 )
 @click.option("--reward", "model", metavar="MODEL", required=True, help="Reward model: a hub name or a folder.")
-@click.option("--out", type=PATH, help="Write the reward of each row to this JSONL file.")
+@click.option("--out", type=FILE, help="Write the reward of each row to this JSONL file.")
 @quiet_option
 def score(names: list[str], overrides: list[Override], model: str, out: Path | None, reporter: ConsoleReporter) -> None:
     """Score the completions in FILEs, rows with prompt and completion, and print each file's mean reward.

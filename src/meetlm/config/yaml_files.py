@@ -80,8 +80,13 @@ def validate(settings: type[S], value: Any, locations: Mapping[KeyPath, str], na
     except ValidationError as error:
         lines = []
         for loc, message in problems(error):
-            known = [loc[:length] for length in range(len(loc), 0, -1) if loc[:length] in locations]
-            location = locations[known[0]] if known else name
+            inside = [
+                key
+                for key, location in locations.items()
+                if loc and key[: len(loc)] == loc and location.startswith("--")
+            ]
+            above = [loc[:length] for length in range(len(loc), 0, -1)]
+            location = next((locations[key] for key in (*inside, *above) if key in locations), name)
             is_named = not loc or (loc in locations and location.startswith("--"))
             lines.append(f"{location}: {'' if is_named else '.'.join(map(str, loc)) + ': '}{message}")
         raise ConfigError("\n".join(lines)) from error

@@ -202,7 +202,7 @@ def _json(text: str, file: Path, line: int) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as bad:
-        what = f"bad JSON at column {bad.colno}: {bad.msg}"
+        what = f"bad JSON: {bad.msg} (column {bad.colno})"
         raise error(what, "one object per line, or a list of objects", line + bad.lineno - 1) from None
     except _DuplicateKey as key:
         raise error(f"has the key {key} twice in one object", "every key once") from None
