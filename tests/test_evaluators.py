@@ -45,6 +45,13 @@ def test_how_a_reward_model_reads_can_be_said(tmp_path: Path) -> None:
     assert (recorded["reads"], recorded["max_length"], recorded["device"]) == ("text", 16, "cpu")
 
 
+def test_json_has_the_rates_of_each_evaluator(tmp_path: Path) -> None:
+    text = evaluate(tmp_path, "--json")
+    (row,) = json.JSONDecoder().raw_decode(text[text.index("[\n") :])[0]
+    assert (row["evaluator"], row["system"], row["baseline"]) == ("rouge-avg", "a", "b")
+    assert row["win"]["value"] + row["lose"]["value"] + row["tie"]["value"] == 1 and row["num_prompts"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
-from meetlm.cli.console import ConsoleReporter, print_report_table, quiet_libraries
+from meetlm.cli.console import ConsoleReporter, print_json, print_report_table, quiet_libraries
 from meetlm.cli.evaluators import EvaluatorSettings, evaluator_options, evaluator_settings
 from meetlm.cli.main import main
-from meetlm.cli.options import out_option, quiet_option, sampling_options
+from meetlm.cli.options import json_option, out_option, quiet_option, sampling_options
 from meetlm.config.overrides import Override
 from meetlm.evaluation.settings import EvaluationSettings
 from meetlm.generation.settings import Sampling
@@ -39,6 +40,7 @@ class ComparisonSettings(EvaluatorSettings, HeldOutData):
 @click.option("--common", is_flag=True, help="Compare only the prompts that all systems have completions of.")
 @evaluator_options
 @out_option("runs/evaluation", "Folder of the results.")
+@json_option
 @quiet_option
 def evaluate(
     names: list[str],
@@ -47,6 +49,7 @@ def evaluate(
     sampling: Sampling,
     settings: EvaluationSettings,
     out: Path,
+    as_json: bool,
     reporter: ConsoleReporter,
     **options: Any,
 ) -> None:
@@ -84,20 +87,28 @@ def evaluate(
         out=out,
         reporter=reporter,
     )
-    show([Condition(evaluation)])
+    show([Condition(evaluation)], as_json=as_json)
 
 
-def show(conditions: Conditions) -> None:
+def show(conditions: Conditions, *, as_json: bool) -> None:
     """Print the outcomes by each evaluator, and the judge's account; list problems on stderr."""
-    from meetlm.report.conditions import evaluators_of
+    from meetlm.report.conditions import comparisons_of, evaluators_of
     from meetlm.report.judge import judge_lines
     from meetlm.report.tables import outcome_table
 
-    for evaluator in evaluators_of(conditions):
-        print_report_table(outcome_table(conditions, evaluator))
+    if as_json:
+        rows = []
+        for condition, comparison in comparisons_of(conditions):
+            names = {name: getattr(comparison, name) for name in ("evaluator", "system", "baseline")}
+            rows.append({**names, "temperature": condition.temperature, **asdict(comparison.rates)})
+        print_json(rows)
+    else:
+        for evaluator in evaluators_of(conditions):
+            print_report_table(outcome_table(conditions, evaluator))
+        for condition in conditions:
+            for line in judge_lines(condition.evaluation):
+                click.echo(f"{line}{condition.place}")
     for condition in conditions:
-        for line in judge_lines(condition.evaluation):
-            click.echo(f"{line}{condition.place}")
         for problem in condition.evaluation.problems:
             examples = f": {problem.shown}" if problem.examples else ""
             click.echo(f"{problem.count} x {problem.what}{condition.place}{examples}", err=True)

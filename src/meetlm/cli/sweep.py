@@ -102,6 +102,7 @@ def sweep(
 @config_option
 @seed_option("Seed of all runs.")
 @out_option("runs/search", "Folder of the trials.")
+@json_option
 @quiet_option
 def search(
     names: list[str],
@@ -112,6 +113,7 @@ def search(
     file: Path | None,
     seed: int,
     out: Path,
+    as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
     """Search learning rates for RECIPEs, with the same number of trained stages for each recipe.
@@ -131,13 +133,15 @@ def search(
     results, failures = run(
         names, file, overrides, out, trials=trials, holdout=holdout, by=by, seed=seed, reporter=reporter
     )
-    if results:
+    if as_json:
+        print_json({"trials": [trial.to_dict() for trial in results], "failures": failures})
+    elif results:
         click.echo(f"On {results[0].after.pairs} held-out training pairs, after the stage:")
         print_table(COLUMNS, (trial.row for trial in results))
         click.echo()
-    args = shlex.join([*as_args(overrides), *(("--config", str(file)) if file else ())])
-    for recipe, rates in best_rates(results, failures).items():
-        click.echo(" ".join(filter(None, ("meet train", recipe, args, rates))))
+        args = shlex.join([*as_args(overrides), *(("--config", str(file)) if file else ())])
+        for recipe, rates in best_rates(results, failures).items():
+            click.echo(" ".join(filter(None, ("meet train", recipe, args, rates))))
     _finish(failures, f"All trials are in {out}.", reporter)
 
 

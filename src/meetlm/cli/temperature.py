@@ -16,6 +16,7 @@ from meetlm.cli.options import (
     Count,
     Numbers,
     batch_size_option,
+    json_option,
     level_option,
     out_option,
     quiet_option,
@@ -52,6 +53,7 @@ from meetlm.generation.settings import Sampling
 @batch_size_option
 @evaluator_options
 @out_option("runs/temperature", "Folder of the report and the evaluations.")
+@json_option
 @quiet_option
 def sweep_temperature(
     names: list[str],
@@ -60,6 +62,7 @@ def sweep_temperature(
     sampling: Sampling,
     settings: EvaluationSettings,
     out: Path,
+    as_json: bool,
     reporter: ConsoleReporter,
     **options: Any,
 ) -> None:
@@ -105,6 +108,6 @@ def sweep_temperature(
         batch_size=options["batch_size"],
         reporter=reporter,
     )
-    show([Condition(evaluation, temperature) for temperature, evaluation in points])
+    show([Condition(evaluation, temperature) for temperature, evaluation in points], as_json=as_json)
     for file in write_temperature_report(points, out):
         reporter.message(f"report: {file}")
