@@ -1,7 +1,7 @@
 """Our program alone, on rows of any size: the cost per token of MEET's step 1. The driver asks for points by name.
 
-The control is trained, the language model frozen. Ids are random: real rows do not have the wanted lengths, and the
-cost does not depend on the ids. The second half of a row is its completion, and trained.
+The control is trained, the language model frozen. Ids are random: real rows do not have the lengths of the curves, and
+the cost does not depend on the ids. The second half of a row is its completion, and trained.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def grow(rows: Rows, gate: Gate) -> None:
     curve: Curve | None = None
     prepared: dict[str, Prepared] = {}
     while True:
-        wanted, name = json.loads(request)
-        if curve is None or curve.name != wanted:
+        curve_name, name = json.loads(request)
+        if curve is None or curve.name != curve_name:
             prepared.clear()
             gc.collect()  # a model and the hooks of its control hold each other
-            curve = next(known for known in CURVES if known.name == wanted)
+            curve = next(candidate for candidate in CURVES if candidate.name == curve_name)
             prepared = {point.name: Prepared(_shrunk(point, rows.scale.shrink), lm, rows) for point in curve.points}
         request = gate.done(**prepared[name].step())
 

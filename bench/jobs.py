@@ -190,8 +190,8 @@ def select_jobs(names: list[str], device: str = "cpu") -> list[Job]:
     """
     known = {job.name: job for job in JOBS if job.device in (device, None)}
     groups = {group: [job.name for job in known.values() if belongs(job)] for group, belongs in GROUPS.items()}
-    chosen = list(dict.fromkeys(job for name in names for job in groups.get(name, [name])))
-    unknown = [name for name in chosen if name not in known]
+    selected = list(dict.fromkeys(job for name in names for job in groups.get(name, [name])))
+    unknown = [name for name in selected if name not in known]
     if unknown:
         raise SystemExit(f"unknown job {unknown[0]!r}; on {device} there are {', '.join(known)}")
-    return [known[name] for name in chosen]
+    return [known[name] for name in selected]

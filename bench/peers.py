@@ -180,13 +180,13 @@ def adapters(rows: Rows, gate: Gate) -> None:
         adapter=LORA,
     )
     for start in range(0, len(items), rows.pairs):
-        chosen = items[start : start + rows.pairs]
-        total = sum(sequence.num_trained for item in chosen for sequence in item)
+        step_items = items[start : start + rows.pairs]
+        total = sum(sequence.num_trained for item in step_items for sequence in item)
         loss = 0.0
         for level, side in ((1, 0), (0, 1)):  # an item is chosen at good, rejected at bad
             model.set_adapter(names[level])
             model.set_requires_grad(list(names.values()), True)  # set_adapter freezes the other one
-            batch = padded([item[side] for item in chosen], rows.tokenizer.pad_token_id)
+            batch = padded([item[side] for item in step_items], rows.tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 part = model(**batch, num_items_in_batch=total, use_cache=False).loss
@@ -195,7 +195,7 @@ def adapters(rows: Rows, gate: Gate) -> None:
         nn.utils.clip_grad_norm_(trained, settings["max_grad_norm"])
         optimizer.step()
         optimizer.zero_grad()
-        gate.done(loss=loss, tokens=real_tokens(chosen))
+        gate.done(loss=loss, tokens=real_tokens(step_items))
 
 
 def generate(rows: Rows, gate: Gate) -> None:

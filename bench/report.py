@@ -45,7 +45,7 @@ def markdown(run: Run) -> str:
         "A ratio is taken in each round; shown are the median and [the lowest, the highest] of all counted rounds. "
         "A goal is met by the median. Memory is a peak over all rounds.",
         "",
-        *_table(("job", "what", "goal", "measured", "met"), map(_goal, goals(run))),
+        *_table(("job", "measure", "goal", "measured", "met"), map(_goal, goals(run))),
         "## Speed and memory",
         "",
         "Real tokens per second: prompt, completion and EOS ids; no padding, no virtual tokens; for generation, new "
@@ -78,7 +78,7 @@ def _machine(run: Run) -> list[str]:
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    others = max((share for _, rounds in _others(run) for share in rounds), default=0.0)
+    highest = max((share for _, rounds in _other_loads(run) for share in rounds), default=0.0)
     source = "HH-RLHF harmless-base" if run.scale.get("data") or HH.is_dir() else "the demo's data"
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
@@ -90,14 +90,14 @@ def _machine(run: Run) -> list[str]:
         f"their table says (half as many pairs where a job takes both replies), at most "
         f"{run.scale.get('max_length', 512)} tokens, in the order of the file: {source}.",
         f"- Ours and the peer are two processes that take their steps in turns; {run.rounds} rounds, the first not "
-        f"counted. A step is a whole turn of a program's loop. Other processes used {others:.0%} of a core at most.",
+        f"counted. A step is a whole turn of a program's loop. Other processes used {highest:.0%} of a core at most.",
     ]
 
 
 def _goal(goal: Goal) -> tuple[str, ...]:
     measured = spread(goal.values) + (f" ({goal.detail})" if goal.detail else "")
     met = f"**no**, {goal.miss}" if goal.miss else "yes"
-    return goal.job, goal.what, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, met
+    return goal.job, goal.measure, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, met
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -107,17 +107,17 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *lines, ""] if lines else ["Not run.", ""]
 
 
-def _others(run: Run) -> Iterator[tuple[str, list[float]]]:
+def _other_loads(run: Run) -> Iterator[tuple[str, list[float]]]:
     """Yield the load of other processes per round, beside what was timed then."""
     for job, key, measured in pairs(run):
-        yield f"{job.name} beside {key}", measured.others
+        yield f"{job.name} beside {key}", measured.other_load
     for name, curve in run.growth.items():
-        yield f"growth, {name}", curve.others
+        yield f"growth, {name}", curve.other_load
 
 
 def _warnings(run: Run) -> Iterator[str]:
     """Yield reasons to doubt times, and failures."""
-    for name, rounds in _others(run):
+    for name, rounds in _other_loads(run):
         busy = [share for share in rounds[1:] if share > LIMIT]
         if busy:
             yield f"**{name}: in {len(busy)} of {len(rounds) - 1} rounds others used up to {max(busy):.0%} of a core.**"
@@ -137,8 +137,8 @@ def _references(run: Run) -> Iterator[str]:
             num_pairs = job.num_rows(run.device) // 2
             ratios = [
                 (theirs["seconds"] + num_pairs * cost.get(peer, 0.0))
-                / (own["seconds"] + num_pairs * cost.get(ours, 0.0))
-                for own, theirs in zip(our_steps[1:], peer_steps[1:], strict=True)
+                / (mine["seconds"] + num_pairs * cost.get(ours, 0.0))
+                for mine, theirs in zip(our_steps[1:], peer_steps[1:], strict=True)
             ]
             yield (
                 f"{job.name} beside {key}: the reference is scored before training, outside the steps: {costs}. "

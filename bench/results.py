@@ -27,14 +27,14 @@ class Measurements:
         startup: What each program reported before its first step.
         reference: For programs that score a reference before training: what they reported of it.
         steps: The steps of each program; the first is warm-up.
-        others: Cores that other processes used, per round.
+        other_load: Cores that other processes used, per round.
         gaps: For generation, per text that differs: the margin of the peer's token over the second likeliest.
     """
 
     startup: dict[str, Step] = field(default_factory=dict)
     reference: dict[str, Step] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
-    others: list[float] = field(default_factory=list)
+    other_load: list[float] = field(default_factory=list)
     gaps: list[float | None] = field(default_factory=list)
 
 
@@ -44,11 +44,11 @@ class CurveMeasurements:
 
     Attributes:
         steps: Steps of each point, one per round; the first is warm-up.
-        others: Cores that other processes used, per round.
+        other_load: Cores that other processes used, per round.
     """
 
     steps: dict[str, list[Step]]
-    others: list[float]
+    other_load: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Goal:
 
     Attributes:
         job: Title of the job.
-        what: What is measured, in words.
+        measure: The measure, in words.
         bound: The goal.
         values: Measured values, one per round.
         at_least: Whether the bound is a minimum; else it is a maximum.
@@ -169,7 +169,7 @@ class Goal:
     """
 
     job: str
-    what: str
+    measure: str
     bound: float
     values: list[float]
     at_least: bool
@@ -202,14 +202,14 @@ def goals(run: Run) -> list[Goal]:
         measured.append(Goal(title, f"tokens per second, over {row.name}", row.peer.goal, row.ratios, at_least=True))
         if peer > 0 and not row.job.scores:
             detail = f"{ours:,.0f} MB beside {peer:,.0f} MB"
-            what = f"memory, over {row.name}"
-            measured.append(Goal(title, what, MEMORY_GOAL, [ours / peer], at_least=False, detail=detail))
+            measure = f"memory, over {row.name}"
+            measured.append(Goal(title, measure, MEMORY_GOAL, [ours / peer], at_least=False, detail=detail))
     for curve in CURVES:
         if curve.varies_levels and curve.name in run.growth:
             first, last = curve.points[0].name, curve.points[-1].name
             ratios = growth_ratios(curve, run.growth[curve.name])[last]
-            what = f"time per token, {last} over {first}"
-            measured.append(Goal(curve.title, what, LEVELS_GOAL, ratios, at_least=False))
+            measure = f"time per token, {last} over {first}"
+            measured.append(Goal(curve.title, measure, LEVELS_GOAL, ratios, at_least=False))
     return measured
 
 

@@ -27,7 +27,7 @@ import psutil
 from curves import CURVES, ROUNDS, Curve
 from jobs import GROUPS, JOBS, Job, Peer, select_jobs
 from models import MODELS
-from quiet import Busy, others_now, refuse
+from quiet import Busy, current_load, refuse
 from report import markdown
 from results import CurveMeasurements, Measurements, Run, Step, different_work
 
@@ -71,8 +71,8 @@ class Worker:
         self.first = self._read()
         self.reference: Step | None = None
         while self.first["next"] != "step":  # scoring the reference comes before
-            came = self.ask("go")
-            self.reference, self.first = (came, self.first) if "seconds" in came else (self.reference, came)
+            event = self.ask("go")
+            self.reference, self.first = (event, self.first) if "seconds" in event else (self.reference, event)
 
     def ask(self, request: str) -> Step:
         """Open the gate and return the report of the step."""
@@ -117,8 +117,8 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
             for name in programs if number % 2 == 0 else reversed(programs):
                 event = workers[name].ask("go")
                 measured.steps[name].append(event)
-                say(f"{job.name} {number} {name}: {event['seconds']:.2f} s, {event.get('loss', '')}")
-            measured.others.append(busy.others())
+                report_progress(f"{job.name} {number} {name}: {event['seconds']:.2f} s, {event.get('loss', '')}")
+            measured.other_load.append(busy.other_load())
         if job.rows == "prompts":
             measured.gaps = workers[peer.name].ask(json.dumps(measured.steps[peer.ours][-1]["texts"]))["gaps"]
     return measured
@@ -134,19 +134,19 @@ def run_growth(options: argparse.Namespace, scale: dict[str, Any]) -> dict[str, 
 
 def run_curve(curve: Curve, worker: Worker, rounds: int) -> CurveMeasurements:
     """Return the measurements of one curve."""
-    grown = CurveMeasurements({point.name: [] for point in curve.points}, [])
+    measured = CurveMeasurements({point.name: [] for point in curve.points}, [])
     for number in range(rounds):
         busy = Busy()
         for point in curve.points if number % 2 == 0 else reversed(curve.points):
             event = worker.ask(json.dumps([curve.name, point.name]))
-            grown.steps[point.name].append(event)
+            measured.steps[point.name].append(event)
             cost = 1e3 * event["seconds"] / event["tokens"]
-            say(f"growth {number} {curve.name}, {point.name}: {cost:.2f} ms per token")
-        grown.others.append(busy.others())
-    return grown
+            report_progress(f"growth {number} {curve.name}, {point.name}: {cost:.2f} ms per token")
+        measured.other_load.append(busy.other_load())
+    return measured
 
 
-def options() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -163,15 +163,17 @@ def options() -> argparse.Namespace:
         "--quick", action="store_true", help="tiny rows, to try the benchmark itself; nothing is written"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue runs/bench-DEVICE.json: what it has is not timed again"
+        "--resume",
+        action="store_true",
+        help="continue runs/bench-DEVICE.json: finished comparisons are not timed again",
     )
     parser.add_argument("--force", action="store_true", help="start on a busy machine; nothing is written")
-    chosen = parser.parse_args()
-    if chosen.rounds < 2:
+    args = parser.parse_args()
+    if args.rounds < 2:
         parser.error("--rounds: at least 2, as the first is not counted")
-    chosen.out = chosen.out or HERE / ("RESULTS.md" if chosen.device == "cpu" else "RESULTS-cuda.md")
-    chosen.kept = HERE.parent / "runs" / f"bench-{chosen.device}.json"
-    return chosen
+    args.out = args.out or HERE / ("RESULTS.md" if args.device == "cpu" else "RESULTS-cuda.md")
+    args.saved_run = HERE.parent / "runs" / f"bench-{args.device}.json"
+    return args
 
 
 def enough_memory(needed: float) -> None:
@@ -185,22 +187,20 @@ def enough_memory(needed: float) -> None:
         raise WorkerError(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
 
 
-def begin(chosen: argparse.Namespace, scale: dict[str, Any]) -> Run:
+def start_or_resume(args: argparse.Namespace, scale: dict[str, Any]) -> Run:
     """Return a new run, or the saved one to continue.
 
     Raises:
         SystemExit: The saved run has other settings.
     """
-    if chosen.resume and chosen.kept.is_file():
-        run = Run.load(chosen.kept)
-        if (run.rounds, run.threads, run.scale) != (chosen.rounds, chosen.threads, scale):
-            raise SystemExit(f"{chosen.kept} is of {run.rounds} rounds, {run.threads} threads and rows of {run.scale}")
+    if args.resume and args.saved_run.is_file():
+        run = Run.load(args.saved_run)
+        if (run.rounds, run.threads, run.scale) != (args.rounds, args.threads, scale):
+            raise SystemExit(f"{args.saved_run} has {run.rounds} rounds, {run.threads} threads and rows of {run.scale}")
         return run
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
     commit = git.stdout.strip() or "no commit"
-    return Run(
-        {}, {}, chosen.rounds, chosen.threads, scale, sys.argv[1:], {}, commit, chosen.device, gpu_name(chosen.device)
-    )
+    return Run({}, {}, args.rounds, args.threads, scale, sys.argv[1:], {}, commit, args.device, gpu_name(args.device))
 
 
 def gpu_name(device: str) -> str:
@@ -218,60 +218,60 @@ def gpu_name(device: str) -> str:
         raise SystemExit(f"--device cuda: nvidia-smi names no GPU ({error})") from None
 
 
-def keep(run: Run, chosen: argparse.Namespace) -> None:
+def save(run: Run, args: argparse.Namespace) -> None:
     """Save the run so far, for ``--resume``."""
-    if not (chosen.force or chosen.quick):
-        run.save(chosen.kept)
+    if not (args.force or args.quick):
+        run.save(args.saved_run)
 
 
 @contextmanager
 def attempt(run: Run, name: str) -> Iterator[None]:
     """Record the failure of a comparison in ``run`` and continue."""
-    say(f"{name}: preparing")
+    report_progress(f"{name}: preparing")
     try:
         yield
     except WorkerError as error:
-        say(str(error))
+        report_progress(str(error))
         run.failed[name] = str(error)
 
 
-def say(text: str) -> None:
+def report_progress(text: str) -> None:
     """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Run the jobs and write the report."""
-    chosen = options()
-    if not chosen.force:
-        refuse(*others_now())
-    scale: dict[str, Any] = {"steps": chosen.rounds + 2}
-    scale |= {name: value for name, value in vars(chosen).items() if name in ("device", "data", "tokenizer") and value}
-    if chosen.quick:
+    args = parse_args()
+    if not args.force:
+        refuse(*current_load())
+    scale: dict[str, Any] = {"steps": args.rounds + 2}
+    scale |= {name: value for name, value in vars(args).items() if name in ("device", "data", "tokenizer") and value}
+    if args.quick:
         scale |= {"max_length": 96, "prompts": 6, "new_tokens": 12, "shrink": 16}
-    run = begin(chosen, scale)
-    for job in select_jobs(chosen.jobs, chosen.device):
+    run = start_or_resume(args, scale)
+    for job in select_jobs(args.jobs, args.device):
         for peer in job.peers:
-            if chosen.peers is not None and peer.name not in chosen.peers:
+            if args.peers is not None and peer.name not in args.peers:
                 continue
             if peer.key in run.measured.get(job.name, {}):
                 continue
             with attempt(run, f"{job.name} beside {peer.key}"):
-                enough_memory(1.0 if chosen.quick else MODELS[job.model].gib if job.model else NEEDED)
-                run.measured.setdefault(job.name, {})[peer.key] = run_pair(job, peer, chosen, scale)
-                keep(run, chosen)
-        if not job.peers and chosen.peers is None and not run.growth:
+                enough_memory(1.0 if args.quick else MODELS[job.model].gib if job.model else NEEDED)
+                run.measured.setdefault(job.name, {})[peer.key] = run_pair(job, peer, args, scale)
+                save(run, args)
+        if not job.peers and args.peers is None and not run.growth:
             with attempt(run, job.name):
-                enough_memory(1.0 if chosen.quick else NEEDED)
-                run.growth.update(run_growth(chosen, scale))
-                keep(run, chosen)
+                enough_memory(1.0 if args.quick else NEEDED)
+                run.growth.update(run_growth(args, scale))
+                save(run, args)
     text = markdown(run)
     print(text)
-    if chosen.force or chosen.quick:
-        say("not written: --force and --quick are for developing")
+    if args.force or args.quick:
+        report_progress("not written: --force and --quick are for developing")
     else:
-        chosen.out.write_text(text)
-        say(f"written to {chosen.out}")
+        args.out.write_text(text)
+        report_progress(f"written to {args.out}")
     wrong = [f"{name} failed" for name in run.failed] + [f"not the same work: {name}" for name in different_work(run)]
     if wrong:
         raise SystemExit("; ".join(wrong))

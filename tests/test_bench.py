@@ -42,7 +42,7 @@ def measured(ours: list[float], peers: list[float], *, peer: str = "peft-adapter
     return Measurements(
         startup={"ours": {}, peer: {"settings": {"learning_rate": 1e-4}, "adapter": {"r": 4}}},
         steps={"ours": [step(seconds) for seconds in ours], peer: [step(seconds) for seconds in peers]},
-        others=[0.9, 0.0, 0.1],
+        other_load=[0.9, 0.0, 0.1],
     )
 
 
@@ -189,18 +189,18 @@ def test_a_busy_machine_is_refused_with_names() -> None:
     assert "12 (make)" in str(caught.value)
 
 
-@pytest.mark.parametrize(("machine", "own", "others"), [(6.0, 4.0, 0.5), (6.0, 6.0, 0.0), (5.9, 6.0, 0.0)])
+@pytest.mark.parametrize(("machine", "ours", "expected"), [(6.0, 4.0, 0.5), (6.0, 6.0, 0.0), (5.9, 6.0, 0.0)])
 def test_others_use_what_is_not_ours(
-    machine: float, own: float, others: float, monkeypatch: pytest.MonkeyPatch
+    machine: float, ours: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reads(*values: float) -> Iterator[float]:
         yield from values
 
-    clock, whole, ours = reads(10.0, 14.0), reads(100.0, 100.0 + machine), reads(20.0, 20.0 + own)
+    clock, all_busy, our_cpu = reads(10.0, 14.0), reads(100.0, 100.0 + machine), reads(20.0, 20.0 + ours)
     monkeypatch.setattr(quiet.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(quiet, "_machine", lambda: next(whole))
-    monkeypatch.setattr(quiet, "_own", lambda: next(ours))
-    assert quiet.Busy().others() == pytest.approx(others)
+    monkeypatch.setattr(quiet, "_busy_seconds", lambda: next(all_busy))
+    monkeypatch.setattr(quiet, "_our_cpu_seconds", lambda: next(our_cpu))
+    assert quiet.Busy().other_load() == pytest.approx(expected)
 
 
 def test_jobs_are_selected_by_name() -> None:
