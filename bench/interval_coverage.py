@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from meetlm.diagnostics.intervals import Interval, bootstrap, mean_interval
 from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.record import Outcome
-from meetlm.evaluation.statistics import agreement, difference
+from meetlm.evaluation.statistics import Clusters, agreement, difference
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 RESAMPLES = 500
@@ -52,7 +52,7 @@ def length_ratio(number: int, num_prompts: int) -> Result:
     needed = rng.gamma(4.0, 1 / 4, size=num_prompts)
     ours, theirs = (size * needed * rng.gamma(3.0, 1 / 3, size=num_prompts) for size in (60.0, 40.0))
     prompts = list(range(num_prompts))
-    result = difference(ours.tolist(), theirs.tolist(), prompts, ratio=True, seed=number, resamples=RESAMPLES)
+    result = difference(ours.tolist(), theirs.tolist(), Clusters(prompts, None, number, RESAMPLES), ratio=True)
     return result and result.ratio, 1.5
 
 
@@ -63,7 +63,7 @@ def kappa(number: int, num_prompts: int, seeds: int, same: float) -> Result:
     first, guess = (rng.choice(3, p=[0.5, 0.1, 0.4], size=num_prompts * seeds) for _ in range(2))
     outcomes = [[NAMES[code] for code in codes] for codes in (first, np.where(follows, first, guess))]
     prompts = np.repeat(np.arange(num_prompts), seeds).tolist()
-    result = agreement(*outcomes, prompts, system="a", evaluators=("r", "j"), seed=number, resamples=RESAMPLES)
+    result = agreement(*outcomes, Clusters(prompts, None, number, RESAMPLES), system="a", evaluators=("r", "j"))
     return result and result.kappa, same
 
 
@@ -86,8 +86,8 @@ def controlled(number: int, probability: float, effect_of_length: float, num_pro
     wins = rng.random(num_prompts) < 1 / (1 + np.exp(-odds))
     outcomes: list[Outcome | None] = ["win" if won else "lose" for won in wins]
     prompts = list(range(num_prompts))
-    result = controlled_win(outcomes, ours.tolist(), theirs.tolist(), prompts, seed=number, resamples=RESAMPLES)
-    return result.win, probability
+    result = controlled_win(outcomes, ours.tolist(), theirs.tolist(), Clusters(prompts, None, number, RESAMPLES))
+    return (None if isinstance(result, str) else result), probability
 
 
 def seeds_taken_for_prompts(number: int) -> Result:

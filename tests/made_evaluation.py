@@ -16,8 +16,7 @@ from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.evaluate import PACKAGES
 from meetlm.evaluation.measures import LENGTHS, MEASURES
-from meetlm.evaluation.outcomes import by_reward, by_value, margins
-from meetlm.evaluation.protocol import PRESETS
+from meetlm.evaluation.outcomes import PAPER_BAND, decide, largest_tie, margins
 from meetlm.evaluation.record import (
     Comparison,
     Consistency,
@@ -31,7 +30,8 @@ from meetlm.evaluation.record import (
     Usage,
 )
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
-from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
+from meetlm.evaluation.statistics import Clusters, agreement, delta_by_replicate, difference, mean, rates
+from meetlm.generation.sampling import Sampling
 
 BASELINE = "hh-coh"
 # Mean quality and mean number of words of each system.
@@ -85,15 +85,14 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         measure: {name: [None if np.isnan(v) else float(v) for v in column] for name, column in by_system.items()}
         for measure, by_system in scores.items()
     }
-    others, clusters = [name for name in SYSTEMS if name != BASELINE], owner.tolist()
-    bootstrap: dict[str, int] = {"seed": 0, "resamples": RESAMPLES}
+    compared = [name for name in SYSTEMS if name != BASELINE]
+    clusters = Clusters(owner.tolist(), resamples=RESAMPLES)
 
     def measure(name: str, description: str, higher: bool | None) -> Measure:
         values = columns[name]
-        means = {system: mean(column, clusters, **bootstrap) for system, column in values.items()}
+        means = {system: mean(column, clusters) for system, column in values.items()}
         differences = {
-            system: difference(values[system], values[BASELINE], clusters, ratio=name in LENGTHS, **bootstrap)
-            for system in others
+            system: difference(values[system], values[BASELINE], clusters, ratio=name in LENGTHS) for system in compared
         }
         return Measure(
             name,
@@ -108,25 +107,22 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         if evaluator == "judge":
             values = np.where(judged, verdicts[name], np.nan)
             clarity = [None if np.isnan(v) else float(v) for v in values]
-            outcomes = by_value(clarity, [0.0] * len(cells))
         else:
-            ours, theirs = columns[evaluator][name], columns[evaluator][BASELINE]
-            clarity = margins(ours, theirs)
-            outcomes = by_reward(ours, theirs) if evaluator == "reward" else by_value(ours, theirs)
-        places = np.flatnonzero(judged).tolist() if evaluator == "judge" else range(len(cells))
-        counted, owners = [outcomes[place] for place in places], [clusters[place] for place in places]
-        of_all = rates(counted, owners, **bootstrap)
-        assert of_all
-        lengths = ([columns["characters"][system][place] for place in places] for system in (name, BASELINE))
-        controlled = controlled_win(counted, *lengths, owners, **bootstrap).win
-        replicates = by_seed(counted, owners, [cells[place][1] for place in places], **bootstrap)
+            clarity = margins(columns[evaluator][name], columns[evaluator][BASELINE])
+        outcomes = decide(clarity, largest_tie=largest_tie(PAPER_BAND) if evaluator == "reward" else 0)
+        all_rates = rates(outcomes, clusters)
+        assert all_rates
+        lengths = (columns["characters"][system] for system in (name, BASELINE))
+        controlled = controlled_win(outcomes, *lengths, clusters)
+        assert not isinstance(controlled, str)
+        replicates = delta_by_replicate(outcomes, [replicate for _, replicate in cells], clusters)
         asked = judged.tolist() if evaluator == "judge" else None
-        return Comparison(name, BASELINE, evaluator, outcomes, clarity, of_all, controlled, replicates, asked)
+        return Comparison(name, BASELINE, evaluator, outcomes, clarity, all_rates, controlled, replicates, asked)
 
-    comparisons = [compare(evaluator, name) for evaluator in ("rouge-avg", "reward", "judge") for name in others]
+    comparisons = [compare(evaluator, name) for evaluator in ("rouge-avg", "reward", "judge") for name in compared]
     agreements = [
-        agreement(a.outcomes, b.outcomes, clusters, system=name, evaluators=(a.evaluator, b.evaluator), **bootstrap)
-        for name in others
+        agreement(a.outcomes, b.outcomes, clusters, system=name, evaluators=(a.evaluator, b.evaluator))
+        for name in compared
         for a, b in combinations([c for c in comparisons if c.system == name], 2)
     ]
     reward = RewardSettings(model="OpenAssistant/reward-model-deberta-v3-large-v2", input="pair")
@@ -135,7 +131,7 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
     stated: dict[str, Any] = {"max_new_tokens": 128, "temperature": temperature, "top_p": 0.95, "stop": []}
     return Evaluation(
         settings={
-            "protocol": PRESETS["paper"].model_copy(update={"temperature": temperature, "top_p": 0.95}).model_dump(),
+            "protocol": {"level": "good", **Sampling(temperature=temperature, top_p=0.95).model_dump()},
             "common": False,
             "data": DataSettings(source="hh", path="Anthropic/hh-rlhf", subset="helpful-base").model_dump(mode="json"),
             "data_sha256": hashlib.sha256(b"data").hexdigest(),
@@ -181,45 +177,38 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
             prompt_text="[system]\nCompare two replies to {question}.\n\n<reply A>\n{a}\n</reply A>",
             overall=Consistency(
                 num_calls=2 * 3 * int(judged.sum()),
-                num_unparsable=1,
+                num_without_verdict=1,
                 num_failed=0,
                 consistency=Interval(0.712, 0.68, 0.745),
                 chance=0.41,
-                conclusive=True,
             ),
             num_cached=400,
             this_run=Usage(176, 401_443, 20_037, 0.1137),
-            kept=Usage(576, 1_204_331, 60_112, 0.3412),
-            finish_reasons={"length": 1},
+            stored=Usage(576, 1_204_331, 60_112, 0.3412),
             by_system={
                 name: Consistency(
                     num_calls=2 * int(judged.sum()),
-                    num_unparsable=int(name == "hh-meet-lora"),
+                    num_without_verdict=int(name == "hh-meet-lora"),
                     num_failed=0,
                     consistency=Interval(share, share - 0.06, share + 0.06),
                     chance=0.41,
-                    conclusive=True,
                 )
                 for name, share in (("hh-meet-lora", 0.78), ("hh-meet-soft-prompt", 0.69), ("hh-dpo", 0.666))
             },
         ),
         problems=[
-            Problem("hh-meet-lora: empty completions, compared like any other", 1, ["runs/hh-meet-lora/good.jsonl:6"]),
+            Problem("hh-meet-lora: empty completions, compared like any other", ["runs/hh-meet-lora/good.jsonl:6"]),
             Problem(
-                "hh-dpo: does not state temperature, top_p, max_new_tokens, stop, taken as those of the others",
-                4,
+                "hh-dpo: temperature, top_p, max_new_tokens, stop not stated; assumed to be the same as for the other "
+                "systems",
                 ["hh-dpo.jsonl"],
-                of_rows=False,
             ),
             Problem(
                 "reward, hh-dpo: a completion has no reward: the reward model's score is NaN or infinite",
-                1,
                 ["hh-dpo.jsonl:4"],
             ),
             Problem(
-                "judge: answers without a verdict, so that their pairs have no outcome (of them: 1 cut off at the most "
-                "tokens)",
-                1,
+                "judge: responses without a verdict, so their pairs have no outcome (1 cut off at --judge.max_tokens)",
                 ["hh-meet-lora, runs/hh-meet-lora/good.jsonl:8: 'Both are' (finish_reason length)"],
             ),
         ],
@@ -246,7 +235,7 @@ def with_inconclusive_judge(evaluation: Evaluation) -> Evaluation:
     """Return the evaluation with a judge from which nothing can be concluded."""
     assert evaluation.judge
     overall = evaluation.judge.overall
-    poor = replace(overall, conclusive=False, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
+    poor = replace(overall, consistency=Interval(0.35, 0.3, 0.4), chance=0.34)
     return replace(evaluation, judge=replace(evaluation.judge, overall=poor))
 
 

@@ -77,13 +77,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def score(scorer: CallableScorer, completions: list[str], chosen: list[str | None] | None = None) -> list[float | None]:
-    return scorer.score([Prompt("p")] * len(completions), completions, chosen or ["c"] * len(completions))
+    return scored(scorer, completions, chosen)[0]
+
+
+def scored(
+    scorer: CallableScorer, completions: list[str], chosen: list[str | None] | None = None
+) -> tuple[list[float | None], list[Problem]]:
+    names = [f"row {number + 1}" for number in range(len(completions))]
+    return scorer.score([Prompt("p")] * len(completions), completions, chosen or ["c"] * len(completions), names)
 
 
 def test_a_function_of_the_users_own(module: str) -> None:
     scorer = load_scorer(f"{module}:brevity")
     assert score(scorer, ["ab", "", "abc"]) == [-2.0, 0.0, -3.0]
-    assert (scorer.description, scorer.higher, scorer.problems) == ("Shorter is better", True, [])
+    assert (scorer.description, scorer.higher_is_better) == ("Shorter is better", True)
     assert scorer.name == f"{module}:brevity"
 
 
@@ -91,18 +98,15 @@ def test_in_batches_and_with_the_chosen_reply(module: str) -> None:
     assert score(load_scorer(f"{module}:kept"), ["a", "b"], ["a", None]) == [1.0, 0.0]
     scorer = load_scorer(f"{module}:repeats")
     assert score(scorer, ["aa", "b"], ["a", None]) == [2.0, 0.5]
-    assert not scorer.higher
+    assert not scorer.higher_is_better
 
 
 def test_what_is_not_finite_is_none_and_counted(module: str) -> None:
     scorer = load_scorer(f"{module}:odd")
-    assert score(scorer, ["nan", "a", "inf", "none", "nan"]) == [None, 1.0, None, None, None]
-    assert scorer.problems == [
-        Problem(f"scorer {module}:odd: returned None", 1, ["row 4"]),
-        Problem(f"scorer {module}:odd: returned NaN or infinity", 3, ["row 1", "row 3", "row 5"]),
-    ]
-    assert scorer.score([Prompt("p")], ["none"], [None], names=["prompt 7f"]) == [None]
-    assert scorer.problems == [Problem(f"scorer {module}:odd: returned None", 1, ["prompt 7f"])]
+    assert scored(scorer, ["nan", "a", "inf", "none", "nan"]) == (
+        [None, 1.0, None, None, None],
+        [Problem("returned None", ["row 4"]), Problem("returned NaN or infinity", ["row 1", "row 3", "row 5"])],
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,8 @@ def test_a_function_that_fails_is_named_with_its_row(module: str, function: str,
         ("no_such_module:f", "no module 'no_such_module', installed or in "),
         ("{0}.inner:f", "no module '{0}.inner', installed or in "),
         ("{0}_broken:f", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("{0}:brevty", "has no 'brevty'; did you mean 'brevity'?"),
-        ("{0}:constant", "'constant' is 3 (int); expected a function"),
+        ("{0}:brevty", "has no function 'brevty'; did you mean 'brevity'?"),
+        ("{0}:constant", "has no function 'constant'"),
         ("{0}:wrong", "has parameters (prompt); expected (prompt, completion)"),
         ("{0}:flagged", "its attribute batch is 'yes' (str); expected True or False"),
     ],

@@ -13,7 +13,7 @@ from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.example import Prompt
 from meetlm.evaluation.alignment import align_completions
 from meetlm.evaluation.completions import SystemCompletions, read_completions
-from meetlm.evaluation.protocol import choose_prompts
+from meetlm.evaluation.judge import choose_prompts
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 128, "stop": []}
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -38,7 +38,7 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     completions = read_completions("a", [[file]])
     assert (completions.system.run, completions.system.level, completions.system.sampling) == (None, None, None)
     assert [one.text for one in completions.by_cell.values()] == ["c", "d"]
-    assert completions.seeds == [0]
+    assert {replicate for _, replicate in completions.by_cell} == {(0, 0)}
     assert not completions.problems
 
 
@@ -72,7 +72,7 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
         {"prompt": "p", "completion": "two"},
     ]
     completions = read_completions("a", [[written(tmp_path / "a.jsonl", rows)]])
-    assert completions.by_cell[Prompt("p").id, 0].text == "one"
+    assert completions.by_cell[Prompt("p").id, (0, 0)].text == "one"
     again, empty = completions.problems
     assert (again.count, again.examples) == (1, [f"{tmp_path / 'a.jsonl'}:3"])
     assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
@@ -82,7 +82,7 @@ def test_every_row_of_a_problem_is_kept_and_five_are_shown(tmp_path: Path) -> No
     rows = [{"prompt": f"p{number}", "completion": ""} for number in range(7)]
     (empty,) = read_completions("a", [[written(tmp_path / "a.jsonl", rows)]]).problems
     assert empty.examples == [f"{tmp_path / 'a.jsonl'}:{line}" for line in range(1, 8)] and empty.count == 7
-    assert empty.shown == ", ".join([*empty.examples[:5], "…"])
+    assert empty.shown_examples == ", ".join([*empty.examples[:5], "…"])
 
 
 def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
@@ -90,12 +90,9 @@ def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
         [written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}])] for n in range(3)
     ]
     completions = read_completions("a", places)
-    assert {seed: one.text for (_, seed), one in completions.by_cell.items()} == {0: "c0", 1: "c1", 2: "c2"}
+    texts = {replicate: one.text for (_, replicate), one in completions.by_cell.items()}
+    assert texts == {(0, 0): "c0", (1, 0): "c1", (2, 0): "c2"}
     assert completions.system.run == "r0, r1, r2"
-    seeded = [
-        [written(tmp_path / f"s{n}.jsonl", [{"prompt": "p", "completion": "c", "seed": n + 7}])] for n in range(2)
-    ]
-    assert read_completions("a", seeded).seeds == [7, 8]
 
 
 def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None:
@@ -109,8 +106,9 @@ def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None
         for n in range(2)
     ]
     completions = read_completions("a", places)
-    assert completions.seeds == [0, 1, 2, 3] and len(completions.by_cell) == 12 and not completions.problems
-    assert [completions.by_cell[Prompt("x").id, place].text for place in range(4)] == ["0x0", "0x1", "1x0", "1x1"]
+    assert len(completions.by_cell) == 12 and not completions.problems
+    paired = align_completions([completions], held_out("x", "y", "z"))
+    assert [one.text for one in paired.completions["a"][:4]] == ["0x0", "0x1", "1x0", "1x1"]
 
 
 def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
@@ -167,8 +165,10 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
         align_completions(systems, held_out("x", "y", "z", "w"))
     paired = align_completions(systems, held_out("x", "y", "z", "w", "v"), only_common=True)
     assert [row.prompt for row in paired.prompts] == ["x"]
-    assert sorted(problem.count for problem in paired.problems if "left out for all" in problem.what) == [1, 2]
-    assert any("no system has" in problem.what and problem.count == 1 for problem in paired.problems)
+    assert sorted(problem.count for problem in paired.problems if "left out for all" in problem.description) == [1, 2]
+    assert any(
+        "no system has a completion" in problem.description and problem.count == 1 for problem in paired.problems
+    )
 
 
 def test_prompts_that_are_not_held_out(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_unstated_sampling_is_accepted_and_marked(tmp_path: Path) -> None:
         completions_of("c", ["x"], tmp_path, level={"good": 1.5}),
     ]
     paired = align_completions(systems, held_out("x"))
-    assert [problem.what.split(":")[0] for problem in paired.problems] == ["b"]
-    assert "temperature" in paired.problems[0].what
+    assert [problem.description.split(":")[0] for problem in paired.problems] == ["b"]
+    assert "temperature" in paired.problems[0].description
 
 
 def test_sampling_is_compared_between_all_that_state_it(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_the_judges_prompts_stay_when_others_come_or_go() -> None:
     ids = [f"prompt {number}" for number in range(300)]
     chosen = choose_prompts(ids, 128, seed=0)
     assert len(set(chosen)) == 128
-    assert choose_prompts(reversed(ids), 128, seed=0) == chosen
+    assert choose_prompts(ids[::-1], 128, seed=0) == chosen
     assert len(set(chosen) & set(choose_prompts([*ids, "one more"], 128, seed=0))) >= 127
     assert set(choose_prompts(ids, 128, seed=1)) != set(chosen)
     assert sorted(choose_prompts(ids[:5], 128, seed=0)) == ids[:5]

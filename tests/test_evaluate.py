@@ -24,7 +24,7 @@ from meetlm.config.versions import git_hash
 from meetlm.data.example import Prompt
 from meetlm.evaluation.record import Comparison, Evaluation
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.score_cache import CachedRewardModel
+from meetlm.evaluation.reward_scorer import RewardScorer
 from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.execute import execute
@@ -116,8 +116,8 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         outcomes = by_name(found, "judge", name).outcomes
         for ours, theirs, outcome in zip(found.completions[name], found.completions["c"], outcomes, strict=True):
             assert outcome in (None, expected[(len(ours) > len(theirs)) - (len(ours) < len(theirs))])
-    assert found.judge is not None and found.judge.overall.conclusive
-    empty = [problem for problem in found.problems if "a: empty completions" in problem.what]
+    assert found.judge is not None and found.judge.overall.is_conclusive
+    empty = [problem for problem in found.problems if "a: empty completions" in problem.description]
     assert [problem.count for problem in empty] == [found.completions["a"].count("")]
     page, text = (tmp_path / "out" / name for name in ("report.html", "report.md"))
     assert "rice is good food" in page.read_text() and "| a " in text.read_text()
@@ -177,7 +177,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         scored.append(len(rows))
         return right(self, rows, **more)
 
-    monkeypatch.setattr("meetlm.evaluation.score_cache.CHUNK", 1)
+    monkeypatch.setattr("meetlm.evaluation.reward_scorer.CHUNK", 1)
     monkeypatch.setattr(RewardModel, "score", dies)
     done = meet("evaluate", *words, "--data.path", held_out(half), "--out", half / "out", "--quiet")
     assert done.exit_code != 0 and not (half / "out" / "evaluation.json").exists()
@@ -278,9 +278,9 @@ def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch
     words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
     for _ in range(2):  # the second time from what is kept
         found = evaluated(tmp_path, *words)
-        named = [problem for problem in found.problems if "NaN" in problem.what]
-        assert named and all(problem.what.startswith("reward, ") for problem in named)
-        lost = by_name(found, "reward", "a").rates.num_left_out
+        named = [problem for problem in found.problems if "NaN" in problem.description]
+        assert named and all(problem.description.startswith("reward, ") for problem in named)
+        lost = by_name(found, "reward", "a").num_left_out
         assert lost == by_name(found, "reward", "a").outcomes.count(None) > 0
 
 
@@ -288,8 +288,8 @@ def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
     files = set()
     for kind in ("deberta", "bert"):
         model = RewardModel.load(RewardSettings(model=str(folder_of(kind, tmp_path / kind))))
-        files.add(CachedRewardModel(model, tmp_path).file)
-        files.add(CachedRewardModel(model, tmp_path).file)
+        files.add(RewardScorer(model, tmp_path).file)
+        files.add(RewardScorer(model, tmp_path).file)
     assert len(files) == 2
 
 
@@ -309,7 +309,7 @@ def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
     said = meet("evaluate", *words, "--max-new-tokens", 64, *rest).output
     assert "a was sampled with max_new_tokens 128, not 64" in said and "--max-new-tokens 128" in said
     found = evaluated(tmp_path, *words, "--baseline", "b")
-    named = [problem for problem in found.problems if "states the level bad, --level is good" in problem.what]
+    named = [problem for problem in found.problems if "states the level bad, --level is good" in problem.description]
     assert len(named) == 2
 
 
@@ -325,11 +325,11 @@ def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeyp
             *["--judge.key_env", "null"],
         )
     assert [one.evaluator for one in found.comparisons] == ["rouge-avg"]
-    named = [problem.what for problem in found.problems if "no outcome in any cell" in problem.what]
+    named = [problem.description for problem in found.problems if "no outcome, so there is no comparison" in problem.description]
     assert [what.split(",")[0] for what in named] == ["silent:score", "judge"]
-    assert found.judge is not None and found.judge.overall.num_unparsable == found.judge.overall.num_calls > 0
+    assert found.judge is not None and found.judge.overall.num_without_verdict == found.judge.overall.num_calls > 0
     page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
-    assert "no outcome in any cell" in page and "no outcome in any cell" in text
+    assert "no outcome, so there is no comparison" in page and "no outcome, so there is no comparison" in text
 
 
 def test_nobody_decides(tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ def test_a_chosen_reply_that_rouge_cannot_read_is_named(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     found = Evaluation.read(tmp_path / "out" / "evaluation.json")
-    (named,) = [problem for problem in found.problems if "are not defined" in problem.what]
-    assert named.count == by_name(found, "rouge-avg", "a").rates.num_left_out == 1
+    (named,) = [problem for problem in found.problems if "are not defined" in problem.description]
+    assert named.count == by_name(found, "rouge-avg", "a").num_left_out == 1
     assert "......" in named.examples[0]
 
 
@@ -379,7 +379,7 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     found = Evaluation.read(tmp_path / "out" / "evaluation.json")
     whole = (run / "completions" / files[2]).read_text().splitlines()
-    assert len(found.cells) == len(whole) and not any("under the same seed" in one.what for one in found.problems)
+    assert len(found.cells) == len(whole) and not any("under the same seed" in one.description for one in found.problems)
     assert [Path(file).name for file in found.systems[0].files] == [files[0], files[2]]
     assert meet(*words, "--data.path", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
 

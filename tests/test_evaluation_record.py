@@ -24,10 +24,10 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     record = json.loads(file.read_text())
     del record["replicates"], record["settings"]["versions"]
     for comparison in record["comparisons"]:
-        del comparison["by_seed"], comparison["asked"]
+        del comparison["by_replicate"], comparison["asked"]
     file.write_text(json.dumps(record))
     evaluation = Evaluation.read(file)
-    assert evaluation.replicates == [] and evaluation.comparisons[0].by_seed == []
+    assert evaluation.replicates == [] and evaluation.comparisons[0].by_replicate == {}
 
 
 def test_a_record_that_cannot_be_read_is_refused_by_version(tmp_path: Path) -> None:

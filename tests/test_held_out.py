@@ -159,7 +159,7 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     what = "rows beside the held-out ones that name another split; left out"
     assert f"2 x {what}: {file}:1, {file}:3\n" in done.stderr
-    (problem,) = [one for one in recorded(tmp_path).problems if one.what == what]
+    (problem,) = [one for one in recorded(tmp_path).problems if one.description == what]
     assert (problem.count, problem.examples) == (2, [f"{file}:1", f"{file}:3"])
 
 
@@ -186,7 +186,7 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     lines = ", ".join(f"{file}:{line}" for line in (2, 3, 5, 6, 7))
     assert f"7 x held-out rows without a prompt; left out: {lines}, …\n" in done.stderr
-    (problem,) = [one for one in recorded(tmp_path).problems if "without a prompt" in one.what]
+    (problem,) = [one for one in recorded(tmp_path).problems if "without a prompt" in one.description]
     assert (problem.count, len(problem.examples)) == (7, 7) and len(recorded(tmp_path).prompts) == 2
     said = meet("generate", tmp_path / "run", "--data.path", file, "--max-new-tokens", 2)
     assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
@@ -216,7 +216,7 @@ def test_prompts_alone_are_compared_by_all_but_rouge(tmp_path: Path) -> None:
     assert [one.chosen for one in found.prompts] == [None] * 3
     assert [one.evaluator for one in found.comparisons] == ["reward"]
     assert not {one.name for one in found.measures} & {"rouge-1", "rouge-2", "rouge-l", "rouge-avg", "length-ratio"}
-    (problem,) = [one for one in found.problems if "without a chosen reply" in one.what]
+    (problem,) = [one for one in found.problems if "without a chosen reply" in one.description]
     assert problem.examples == [f"{tmp_path / 'test.jsonl'}:{line}" for line in (1, 2, 3)]
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
@@ -237,8 +237,8 @@ def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> No
     done = compared(tmp_path, [pairs[0], {"prompt": "Hi"}, *pairs[1:]], "--stemmer")
     assert done.exit_code == 0, done.output
     (one,) = recorded(tmp_path).comparisons
-    assert one.outcomes == ["win", None, "win", "win"] and one.rates.num_left_out == 1
-    (problem,) = [one for one in recorded(tmp_path).problems if "without a chosen reply" in one.what]
+    assert one.outcomes == ["win", None, "win", "win"] and one.num_left_out == 1
+    (problem,) = [one for one in recorded(tmp_path).problems if "without a chosen reply" in one.description]
     assert problem.examples == [f"{tmp_path / 'test.jsonl'}:2"]
 
 
@@ -261,7 +261,7 @@ def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: 
     done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output
     assert [one.chosen for one in recorded(tmp_path).prompts] == ["1", None]
-    (problem,) = [one for one in recorded(tmp_path).problems if "that an earlier row has" in one.what]
+    (problem,) = [one for one in recorded(tmp_path).problems if "that an earlier row has" in one.description]
     assert problem.examples == [f"{file}:2", f"{file}:3"]
 
 

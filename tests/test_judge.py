@@ -52,14 +52,14 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
     assert (
         account.overall.num_calls,
         account.num_cached,
-        account.overall.num_unparsable,
+        account.overall.num_without_verdict,
         account.overall.num_failed,
     ) == (60, 0, 0, 0)
     assert (reporter.total, reporter.done) == (60, 60) and server.distinct == len(server.received) == 60
-    assert account.this_run == account.kept == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
+    assert account.this_run == account.stored == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
     assert account.overall.consistency and account.overall.consistency.value == 1.0
     assert account.overall.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3
-    assert account.overall.conclusive
+    assert account.overall.is_conclusive
     assert "impartial" not in account.prompt_text and "neutral judge" in account.prompt_text
     body = server.received[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge", 0.0, 1024)
@@ -78,10 +78,9 @@ def test_completion_files_without_a_verdict_are_counted_and_shown(tmp_path: Path
         second = judge(pairs(2), settings(server, concurrency=1), tmp_path)
     outcomes, margins, account, (problem,) = first
     assert outcomes == margins == [None, None]
-    assert account.overall.num_unparsable == 3 and account.overall.num_failed == 0
-    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
-    assert problem.count == 3 and "(1 cut off at --judge.max_tokens)" in problem.what
-    assert account.finish_reasons == {"stop": 2, "length": 1}
+    assert account.overall.num_without_verdict == 3 and account.overall.num_failed == 0
+    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.is_conclusive
+    assert problem.count == 3 and "(1 cut off at --judge.max_tokens)" in problem.description
     assert problem.examples == [
         "pair 1, shown first: 'I like both, really.' (finish_reason length)",
         "pair 2, shown first: '?'",
@@ -131,8 +130,8 @@ def test_a_system_against_itself_ties_without_asking(tmp_path: Path) -> None:
     with JudgeServer(says("[[A]]")) as server:
         outcomes, margins, account, problems = judge(same, settings(server), tmp_path)
     assert (outcomes, margins, problems) == (["tie"] * 4, [0.0] * 4, [])
-    assert server.received == [] and account.overall.num_calls == 0 and account.num_same == 4
-    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.conclusive
+    assert server.received == [] and account.overall.num_calls == 0 and account.num_identical == 4
+    assert account.overall.consistency is None and account.overall.chance is None and not account.overall.is_conclusive
 
 
 @pytest.mark.parametrize("prompt", ["dialogue", "summary"])
@@ -149,9 +148,9 @@ def test_pairs_with_the_same_reply_say_nothing_about_the_judge(tmp_path: Path, p
     with JudgeServer(knows) as server:
         outcomes, _, account, problems = judge(asked, settings(server, prompt=prompt), tmp_path)
     assert outcomes == ["tie"] * 60 + ["win"] * 20 + ["lose"] * 20 and problems == []
-    assert len(server.received) == account.overall.num_calls == 80 and account.num_same == 60
+    assert len(server.received) == account.overall.num_calls == 80 and account.num_identical == 60
     assert account.overall.consistency == mean_interval([1.0] * 40, range(40), bounds=(0, 1))
-    assert account.overall.chance == 0.5 and account.overall.conclusive
+    assert account.overall.chance == 0.5 and account.overall.is_conclusive
 
 
 @pytest.mark.parametrize("text", ["[[A]]", "[[B]]", "[[C]]"])
@@ -162,7 +161,7 @@ def test_a_judge_that_always_says_the_same_is_inconclusive(tmp_path: Path, text:
     assert account.overall.consistency and account.overall.consistency.value == account.overall.chance == (
         1.0 if text == "[[C]]" else 0.0
     )
-    assert not account.overall.conclusive
+    assert not account.overall.is_conclusive
 
 
 def test_a_little_above_chance_is_inconclusive(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_a_little_above_chance_is_inconclusive(tmp_path: Path) -> None:
         and account.overall.chance
         and account.overall.consistency.value > account.overall.chance
     )
-    assert not account.overall.conclusive
+    assert not account.overall.is_conclusive
 
 
 def test_chance_by_hand() -> None:
@@ -214,15 +213,15 @@ def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
         outcomes, _, _, (problem,) = judge(
             [(Prompt("q"), " ", "word"), (Prompt("r"), "x", "")], settings(server), tmp_path
         )
-    assert outcomes == ["lose", "win"] and problem.of_rows
-    assert "empty" in problem.what and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
+    assert outcomes == ["lose", "win"]
+    assert "empty" in problem.description and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
 
 
 def test_no_token_counts(tmp_path: Path) -> None:
     with JudgeServer(lambda body, number: chat("[[A]]", usage=None)) as server:
         _, _, account, (problem,) = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path)
-    assert account.this_run == account.kept == Usage(2, None, None, None)
-    assert "token counts" in problem.what and problem.count == 2 and not problem.of_rows
+    assert account.this_run == account.stored == Usage(2, None, None, None)
+    assert "token counts" in problem.description and problem.count == 2
 
 
 def test_inside_a_running_loop(tmp_path: Path) -> None:
@@ -236,8 +235,8 @@ def test_inside_a_running_loop(tmp_path: Path) -> None:
 def test_nothing_to_judge(tmp_path: Path) -> None:
     outcomes, margins, account, problems = judge([], settings("http://127.0.0.1:9/v1"), tmp_path)
     assert (outcomes, margins, problems) == ([], [], [])
-    assert account.overall.num_calls == 0 and account.overall.consistency is None and not account.overall.conclusive
-    assert account.this_run == account.kept == Usage(0, 0, 0, None)
+    assert account.overall.num_calls == 0 and account.overall.consistency is None and not account.overall.is_conclusive
+    assert account.this_run == account.stored == Usage(0, 0, 0, None)
 
 
 def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
@@ -251,11 +250,11 @@ def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
         both = judge([*fair, *blind], settings(server), tmp_path, systems=["fair"] * 40 + ["blind"] * 40).account
         alone = {name: judge(asked, settings(server), tmp_path).account for name, asked in
                  (("fair", fair), ("blind", blind))}  # fmt: skip
-    assert both.overall.conclusive and list(both.by_system) == ["fair", "blind"]
+    assert both.overall.is_conclusive and list(both.by_system) == ["fair", "blind"]
     for name, one in both.by_system.items():
         assert one == alone[name].overall
         assert one.num_calls == 80
-    assert both.by_system["fair"].conclusive and not both.by_system["blind"].conclusive
+    assert both.by_system["fair"].is_conclusive and not both.by_system["blind"].is_conclusive
     assert alone["fair"].by_system == {}
 
 
@@ -269,13 +268,13 @@ def test_costs_of_this_run_and_of_all_that_is_kept(tmp_path: Path) -> None:
     with JudgeServer(mumbles) as server:
         asked = settings(server, concurrency=1, prices=prices)
         first = judge(pairs(3), asked, tmp_path).account
-        assert first.this_run == first.kept == Usage(6, 550, 51, pytest.approx(0.55 + 0.51))
+        assert first.this_run == first.stored == Usage(6, 550, 51, pytest.approx(0.55 + 0.51))
         whole = judge(pairs(9), asked, tmp_path).account
         assert whole.this_run == Usage(12, 1200, 120, pytest.approx(1.2 + 1.2))
-        assert whole.kept == Usage(18, 1750, 171, pytest.approx(1.75 + 1.71))
+        assert whole.stored == Usage(18, 1750, 171, pytest.approx(1.75 + 1.71))
         again = judge(pairs(9), settings(server, ask_again=True, prices=prices), tmp_path).account
-        assert again.this_run == Usage(1, 100, 10, pytest.approx(0.2)) and again.overall.num_unparsable == 0
-        assert again.kept == Usage(19, 1850, 181, pytest.approx(1.85 + 1.81))
+        assert again.this_run == Usage(1, 100, 10, pytest.approx(0.2)) and again.overall.num_without_verdict == 0
+        assert again.stored == Usage(19, 1850, 181, pytest.approx(1.85 + 1.81))
         nothing = judge(pairs(9), asked, tmp_path).account
-    assert nothing.this_run == Usage(0, 0, 0, 0.0) and nothing.kept == again.kept
+    assert nothing.this_run == Usage(0, 0, 0, 0.0) and nothing.stored == again.stored
     assert len(server.received) == 19

@@ -10,8 +10,7 @@ import pytest
 
 from judge_server import Body, JudgeServer, Reply, chat, error, longer, pairs, says, settings
 from meetlm.config.errors import ConfigError
-from meetlm.evaluation.judge import judge
-from meetlm.evaluation.judge_cache import FILE
+from meetlm.evaluation.judge import FILE, judge
 
 
 @pytest.mark.parametrize("text", [None, "", " \n"], ids=["null", "empty", "blank"])
@@ -20,27 +19,19 @@ def test_an_empty_response_is_stored_and_asked_again_on_request(tmp_path: Path, 
     with JudgeServer(lambda body, number: chat(text, finish=reason) if number == 0 else longer(body, number)) as server:
         first_settings = settings(server, concurrency=1)
         outcomes, _, account, (problem,) = judge(pairs(2), first_settings, tmp_path)
-        assert outcomes == [None, "lose"] and (account.overall.num_failed, account.overall.num_unparsable) == (0, 1)
+        assert outcomes == [None, "lose"] and (account.overall.num_failed, account.overall.num_without_verdict) == (
+            0,
+            1,
+        )
         assert problem.examples == [f"pair 1, shown first: an empty response (finish_reason {reason})"]
-        assert "1 empty" in problem.what and "--judge.ask_again true" in problem.what
-        assert account.finish_reasons == {reason: 1} and account.this_run.num_answers == 4
+        assert "1 empty" in problem.description and "--judge.ask_again true" in problem.description
+        assert account.this_run.num_responses == 4
         second = judge(pairs(2), first_settings, tmp_path)
         assert (second.outcomes, second.problems) == (outcomes, [problem]) and second.account.num_cached == 4
-        assert len(server.received) == second.account.kept.num_answers == 4
+        assert len(server.received) == second.account.stored.num_responses == 4
         again = judge(pairs(2), settings(server, ask_again=True), tmp_path)
     assert again.outcomes == ["win", "lose"] and again.account.num_cached == 3 and again.problems == []
-    assert len(server.received) == again.account.kept.num_answers == 5
-
-
-def test_an_empty_response_that_was_to_be_retried_is_asked_again(tmp_path: Path) -> None:
-    """Files of earlier versions hold empty responses that are not final: paid for, and no answer yet."""
-    with JudgeServer(lambda body, number: chat("") if number == 0 else longer(body, number)) as server:
-        judge(pairs(1), settings(server, concurrency=1), tmp_path)
-        line = json.loads((tmp_path / FILE).read_text().splitlines()[0])
-        (tmp_path / FILE).write_text(json.dumps(line | {"final": False}) + "\n")
-        second = judge(pairs(1), settings(server, concurrency=1), tmp_path)
-    assert second.outcomes == ["win"] and second.account.num_cached == 0 and second.problems == []
-    assert (second.account.this_run.num_answers, second.account.kept.num_answers) == (2, 3)
+    assert len(server.received) == again.account.stored.num_responses == 5
 
 
 def test_cut_and_filtered_responses_are_counted_by_reason(tmp_path: Path) -> None:
@@ -53,8 +44,7 @@ def test_cut_and_filtered_responses_are_counted_by_reason(tmp_path: Path) -> Non
     with JudgeServer(cut) as server:
         outcomes, _, account, (problem,) = judge(pairs(4), settings(server, concurrency=1), tmp_path)
     assert outcomes == ["win", None, None, "win"]
-    assert account.finish_reasons == {"content_filter": 2, "length": 2}
-    assert "(2 empty, 2 cut off at --judge.max_tokens, 2 filtered by the endpoint)" in problem.what
+    assert "(2 empty, 2 cut off at --judge.max_tokens, 2 filtered by the endpoint)" in problem.description
     assert problem.examples[2] == "pair 3, shown first: 'I compare' (finish_reason length)"
 
 
@@ -90,7 +80,7 @@ def test_two_different_marks_are_no_verdict(tmp_path: Path) -> None:
 
     with JudgeServer(names_both) as server:
         outcomes, _, account, (problem,) = judge(pairs(4), settings(server, concurrency=1), tmp_path)
-    assert outcomes == [None] * 4 and account.overall.num_unparsable == problem.count == 8
+    assert outcomes == [None] * 4 and account.overall.num_without_verdict == problem.count == 8
 
 
 def test_completion_files_without_a_verdict_are_asked_again_where_that_is_wanted(tmp_path: Path) -> None:
@@ -116,11 +106,11 @@ def test_no_verdict_anywhere_stops_nothing(tmp_path: Path) -> None:
             outcomes, _, account, (problem,) = judge(pairs(20), settings(server, **more), tmp_path)
             assert (
                 outcomes == [None] * 20
-                and problem.count == account.overall.num_unparsable == account.overall.num_calls == 40
+                and problem.count == account.overall.num_without_verdict == account.overall.num_calls == 40
             )
             assert (
                 account.overall.consistency is None
                 and account.overall.chance is None
-                and not account.overall.conclusive
+                and not account.overall.is_conclusive
             )
     assert len(server.received) == 80

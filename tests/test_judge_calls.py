@@ -14,8 +14,7 @@ import pytest
 from judge_server import Body, JudgeServer, Reply, error, longer, pairs, says, settings
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge import judge
-from meetlm.evaluation.judge_cache import FILE
+from meetlm.evaluation.judge import FILE, judge
 
 
 def test_second_run_asks_nothing_and_needs_no_server_and_no_key(tmp_path: Path) -> None:
@@ -26,7 +25,7 @@ def test_second_run_asks_nothing_and_needs_no_server_and_no_key(tmp_path: Path) 
     assert len(server.received) == 14
     assert (second[0], second[1], second[3]) == (first[0], first[1], first[3])
     assert second[2].num_cached == second[2].overall.num_calls == 14
-    assert second[2].kept == first[2].kept and second[2].this_run.num_answers == 0
+    assert second[2].stored == first[2].stored and second[2].this_run.num_responses == 0
 
 
 def test_every_call_is_kept_with_what_was_sent(tmp_path: Path) -> None:
@@ -134,12 +133,7 @@ def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:
         assert len(server.received) == 1
         assert second[0] == first[0] and second[2].num_cached == 5
         (problem,) = second[3]
-        assert (
-            "damaged" in problem.what
-            and not problem.of_rows
-            and problem.examples == [f"{file}:6"]
-            and problem.count == 1
-        )
+        assert "damaged" in problem.description and problem.examples == [f"{file}:6"] and problem.count == 1
         third = judge(pairs(3), settings(server), tmp_path)  # what was asked again is whole, beside the torn line
     assert len(server.received) == 1
     assert third[0] == first[0] and third[2].num_cached == 6 and third[3] == [problem]
@@ -159,9 +153,9 @@ def test_failures_of_single_calls_are_counted(tmp_path: Path) -> None:
             )
             assert outcomes == ["win", "lose", "tie", "win", None, "tie"]
             assert margins[4] is None
-            assert (account.overall.num_failed, account.overall.num_unparsable) == (2, 0)
+            assert (account.overall.num_failed, account.overall.num_without_verdict) == (2, 0)
             (problem,) = problems
-            assert problem.count == 2 and "failed calls" in problem.what
+            assert problem.count == 2 and "failed calls" in problem.description
             assert problem.examples[0].startswith("p4, shown first: HTTP 400: maximum context length")
     assert len(server.received) == 12 + 2
 
@@ -297,7 +291,7 @@ def test_a_server_that_leaves_things_out(tmp_path: Path) -> None:
     with JudgeServer(lambda body, number: least) as server:
         outcomes, _, account, _ = judge(pairs(1), settings(server), tmp_path)
         assert judge(pairs(1), settings(server), tmp_path)[2].num_cached == 2
-    assert outcomes == ["tie"] and account.kept.prompt_tokens is None
+    assert outcomes == ["tie"] and account.stored.prompt_tokens is None
 
 
 def test_an_error_in_words_of_its_own(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
     assert "judge: this run: 6 answers, 600 prompt and 60 completion tokens, cost 1.20\n" in second
     assert "judge: all cached answers: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
     assert "judge: this run: 0 answers, 0 prompt and 0 completion tokens, cost 0.00\n" in third
-    assert found.judge and again.judge and again.judge.kept == found.judge.kept
+    assert found.judge and again.judge and again.judge.stored == found.judge.stored
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
     assert "judge: same verdict in both orders: 100.0%" in second and len(server.received) == 10
     assert "all systems" not in second  # one system is all
@@ -125,9 +125,9 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
             done = CliRunner().invoke(main, [str(word) for word in (*words, server.url)])
             assert done.exit_code == 0, done.output
             found = [Evaluation.read(tmp_path / "out" / f"t{t}" / "r1" / "evaluation.json").judge for t in (0, 1)]
-            used = [one.this_run.num_answers for one in found if one]
+            used = [one.this_run.num_responses for one in found if one]
             assert sum(used) == len(server.received) * asked and len(server.received) == server.distinct > 0
-            assert all(one and one.kept.num_answers >= one.this_run.num_answers for one in found)
+            assert all(one and one.stored.num_responses >= one.this_run.num_responses for one in found)
     reason = "for the data source hh, whose responses are replies in a dialogue"
     assert done.output.count(f"judge: prompt: dialogue, {reason}") == 2
     text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
@@ -151,7 +151,7 @@ def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
     assert judged.asked and judged.asked.count(True) == 3 and rouge.asked is None
     assert [one for one, was in zip(judged.outcomes, judged.asked, strict=True) if not was] == [None, None]
     assert sorted(map(str, judged.outcomes)) == ["None", "None", "None", "win", "win"]
-    assert (judged.rates.num_cells, judged.rates.num_left_out) == (2, 1)
+    assert (judged.rates.num_cells, judged.num_left_out) == (2, 1)
     assert "judge: answers without a verdict: 2 (finish reason: 2 content_filter)\n" in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     (codes,) = re.findall(r'"evaluator":"judge","outcomes":"([^"]*)"', page)

@@ -20,8 +20,7 @@ import pytest
 
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge import judge
-from meetlm.evaluation.judge_cache import FILE
+from meetlm.evaluation.judge import FILE, judge
 from meetlm.evaluation.settings import JudgeSettings
 from meetlm.policy.loading import embedded_lm
 
@@ -88,19 +87,19 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     first = judge(PAIRS, asked, tmp_path)
     outcomes, _, account, problems = first
     assert (account.overall.num_calls, account.num_cached, account.overall.num_failed) == (4, 0, 0)
-    assert account.overall.num_unparsable == sum(one.count for one in problems)
-    assert outcomes.count(None) <= account.overall.num_unparsable <= 2 * outcomes.count(None)
+    assert account.overall.num_without_verdict == sum(one.count for one in problems)
+    assert outcomes.count(None) <= account.overall.num_without_verdict <= 2 * outcomes.count(None)
     assert not account.overall.conclusive  # two pairs
-    used = account.kept
-    assert used == account.this_run and used.num_answers >= 4 and used.prompt_tokens
-    assert used.completion_tokens and used.completion_tokens <= 24 * used.num_answers
+    used = account.stored
+    assert used == account.this_run and used.num_responses >= 4 and used.prompt_tokens
+    assert used.completion_tokens and used.completion_tokens <= 24 * used.num_responses
     assert used.cost == pytest.approx((used.prompt_tokens + 2 * used.completion_tokens) / 1e6)
     answers = [json.loads(line)["answer"] for line in (tmp_path / FILE).read_text().splitlines()]
-    assert len(answers) == used.num_answers and any(answer["text"].strip() for answer in answers)
+    assert len(answers) == used.num_responses and any(answer["text"].strip() for answer in answers)
     assert {answer["finish_reason"] for answer in answers} <= {"stop", "length"}
     second = judge(PAIRS, asked, tmp_path)
     assert second[:2] == first[:2] and second[3] == problems
-    assert second[2].num_cached == 4 and second[2].kept == used and second[2].this_run.num_answers == 0
+    assert second[2].num_cached == 4 and second[2].stored == used and second[2].this_run.num_responses == 0
 
 
 def test_real_endpoint_knows_no_other_model(served: tuple[str, str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import meetlm
 from judge_server import Body, JudgeServer, Reply, longer
-from meetlm.evaluation.judge_cache import FILE
+from meetlm.evaluation.judge import FILE
 from meetlm.evaluation.record import Evaluation
 from reward_models import folder_of
 from test_evaluate import evaluated, held_out, systems
@@ -79,7 +79,7 @@ def test_killed_among_the_judges_calls_it_ends_with_the_same_record(tmp_path: Pa
     found = Evaluation.read(folder / "evaluation.json")
     assert figures(found) == figures(whole)
     assert found.judge is not None and found.judge.num_cached == len(kept)
-    assert found.judge.this_run.num_answers == calls - len(kept) and found.judge.kept.num_answers == calls
+    assert found.judge.this_run.num_responses == calls - len(kept) and found.judge.stored.num_responses == calls
     assert scores.read_text() == scored, "no reply is scored a second time"
     for name in ("report.html", "report.md"):
         assert (folder / name).is_file()

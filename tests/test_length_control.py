@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.controlled import ControlledWinRate, controlled_win
+from meetlm.evaluation.controlled import controlled_win
 from meetlm.evaluation.outcomes import Outcome
+from meetlm.evaluation.statistics import Clusters
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 
@@ -31,12 +32,14 @@ def judged(kind: str, num_prompts: int = 600, seeds: int = 1, seed: int = 0) -> 
     yield from (codes.tolist(), ours.tolist(), theirs.tolist(), np.repeat(np.arange(num_prompts), seeds).tolist())
 
 
-def controlled(kind: str, *, swap: bool = False, **more: int) -> ControlledWinRate:
+def controlled(kind: str, *, swap: bool = False, **more: int) -> Interval:
     codes, ours, theirs, prompts = judged(kind, **more)
     if swap:
         codes, ours, theirs = [2 - code for code in codes], theirs, ours
     outcomes: list[Outcome | None] = [NAMES[int(code)] for code in codes]
-    return controlled_win(outcomes, list(ours), list(theirs), [int(p) for p in prompts], resamples=500)
+    result = controlled_win(outcomes, list(ours), list(theirs), Clusters([int(p) for p in prompts], resamples=500))
+    assert isinstance(result, Interval)
+    return result
 
 
 def test_a_judge_of_length_alone_is_undone() -> None:
@@ -45,8 +48,7 @@ def test_a_judge_of_length_alone_is_undone() -> None:
     for seed in range(20):
         codes = next(judged("length", seed=seed))
         raw.append(sum(code == 0 for code in codes) / len(codes))
-        result = controlled("length", seed=seed).win
-        assert result
+        result = controlled("length", seed=seed)
         undone.append(result.value)
         inside += result.low < 0.5 < result.high
     assert min(raw) > 0.8
@@ -57,8 +59,8 @@ def test_a_judge_of_length_alone_is_undone() -> None:
 def test_a_judge_blind_to_length_is_left_alone() -> None:
     codes = next(judged("quality"))
     raw = sum(1 - code / 2 for code in codes) / len(codes)
-    result = controlled("quality").win
-    assert result and result.value == pytest.approx(raw, abs=0.03)
+    result = controlled("quality")
+    assert result.value == pytest.approx(raw, abs=0.03)
     assert result.low < raw < result.high
     assert result.high - result.low < 0.2
 
@@ -67,17 +69,16 @@ def test_quality_is_found_below_length() -> None:
     """The raw rate says that the system is the better one; at equal lengths it is not: σ(−0.6) is 0.35."""
     codes = next(judged("both"))
     assert sum(1 - code / 2 for code in codes) / len(codes) > 0.5
-    result = controlled("both").win
-    assert result and result.value == pytest.approx(1 / (1 + math.exp(0.6)), abs=0.06)
+    result = controlled("both")
+    assert result.value == pytest.approx(1 / (1 + math.exp(0.6)), abs=0.06)
     assert result.high < 0.5
 
 
 @pytest.mark.parametrize("kind", ["length", "quality", "both"])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_swapping_mirrors_the_controlled_rate(kind: str, seeds: int) -> None:
-    one = controlled(kind, num_prompts=80, seeds=seeds).win
-    other = controlled(kind, num_prompts=80, seeds=seeds, swap=True).win
-    assert one and other
+    one = controlled(kind, num_prompts=80, seeds=seeds)
+    other = controlled(kind, num_prompts=80, seeds=seeds, swap=True)
     assert (one.value, one.low, one.high) == pytest.approx((1 - other.value, 1 - other.high, 1 - other.low), abs=1e-14)
 
 
@@ -85,9 +86,9 @@ def test_seeds_stay_together_in_the_controlled_rate() -> None:
     codes, ours, theirs, prompts = judged("both", num_prompts=60)
     outcomes: list[Outcome | None] = [NAMES[int(code)] for code in codes]
     places = [int(prompt) for prompt in prompts]
-    once = controlled_win(outcomes, ours, theirs, places, resamples=300).win
-    again = controlled_win(outcomes * 4, ours * 4, theirs * 4, places * 4, resamples=300).win
-    assert once and again
+    once = controlled_win(outcomes, ours, theirs, Clusters(places, resamples=300))
+    again = controlled_win(outcomes * 4, ours * 4, theirs * 4, Clusters(places * 4, resamples=300))
+    assert isinstance(once, Interval) and isinstance(again, Interval)
     assert (once.value, once.low, once.high) == pytest.approx((again.value, again.low, again.high), abs=1e-9)
 
 
@@ -95,9 +96,8 @@ def test_where_length_cannot_be_controlled() -> None:
     four = [0, 1, 2, 3]
 
     def reason(outcomes: list[Outcome | None], ours: list[float | None]) -> str | None:
-        result = controlled_win(outcomes, ours, [5.0] * 4, four)
-        assert (result.win is None) == (result.reason is not None)
-        return result.reason
+        result = controlled_win(outcomes, ours, [5.0] * 4, Clusters(four))
+        return result if isinstance(result, str) else None
 
     mixed: list[Outcome | None] = ["win", "lose", "tie", "win"]
     assert reason(["win"] * 4, [3.0, 4.0, 6.0, 7.0]) == "every cell has the same outcome"
@@ -106,5 +106,5 @@ def test_where_length_cannot_be_controlled() -> None:
     assert "every reply is shorter than the baseline's" in (reason(mixed, [1.0, 2.0, 3.0, 4.0]) or "")
     assert reason([None, "win", None, None], [1.0, None, 2.0, 3.0]) == "no cell has an outcome and both lengths"
     assert reason(mixed, [3.0, 4.0, 6.0, 7.0]) is None
-    ties = controlled_win(["tie"] * 4, [3.0, 4.0, 6.0, 7.0], [5.0] * 4, four)
-    assert ties.win == Interval(0.5, 0.5, 0.5)
+    ties = controlled_win(["tie"] * 4, [3.0, 4.0, 6.0, 7.0], [5.0] * 4, Clusters(four))
+    assert ties == Interval(0.5, 0.5, 0.5)

@@ -19,10 +19,9 @@ from meetlm.evaluation.measures import (
     ROUGES,
     coverage_and_density,
     fragments,
-    length_ratio,
     names_absent,
+    num_words,
     numbers_absent,
-    rouge,
     text_measures,
 )
 
@@ -32,6 +31,11 @@ OUTPUTS = [(one, name) for one in EXAMPLES for name in one["outputs"]]
 
 
 # ROUGE
+
+
+def rouge(completions: list[str], chosen: list[str | None], *, stemmer: bool = False) -> dict[str, list[float | None]]:
+    columns = text_measures([Prompt("p")] * len(completions), completions, chosen, stemmer=stemmer)
+    return {name: columns[name] for name in ROUGES}
 
 
 def f1(same: int, ours: int, theirs: int) -> float:
@@ -111,8 +115,6 @@ def test_lengths() -> None:
 
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError):
-        length_ratio(["a", "b"], ["c"])
-    with pytest.raises(ValueError):
         text_measures([Prompt("p")], ["a", "b"], ["c", "d"])
 
 
@@ -181,14 +183,14 @@ def test_fragments_by_hand() -> None:
 def test_coverage_and_density_by_hand() -> None:
     prompt = Prompt("The quick brown fox jumps over the lazy dog.")
     texts = ["The lazy fox jumps high", prompt.text().upper(), "", "Cats?"]
-    coverage, density = coverage_and_density([prompt] * 4, texts)
-    assert coverage == pytest.approx([4 / 5, 1.0, None, 0.0])
-    assert density == pytest.approx([(4 + 4) / 5, 9.0, None, 0.0])
+    coverage, density = zip(*(coverage_and_density(prompt, text) for text in texts), strict=True)
+    assert coverage == (pytest.approx(4 / 5), 1.0, None, 0.0)
+    assert density == (pytest.approx((4 + 4) / 5), 9.0, None, 0.0)
 
 
 def test_messages_are_read() -> None:
     messages = Prompt((Turn("user", "Who is Ada?"), Turn("assistant", "A poet of 1815.")))
-    assert coverage_and_density([messages], ["a poet"]) == ([1.0], [2.0])
+    assert coverage_and_density(messages, "a poet") == (1.0, 2.0)
     assert names_absent(messages, "it was Ada or Grace") == ["Grace"]
     assert numbers_absent(messages, "in 1815 or 1906") == ["1906"]
 
@@ -197,8 +199,8 @@ def test_dpo_copies_in_figure_5() -> None:
     """Section 4.7: most of the content is copied from the post."""
     example = EXAMPLES[0]
     names = ["DPO with temperature 0", "MEET (LoRA)"]
-    coverage, density = coverage_and_density(
-        [Prompt(example["post"])] * 2, [example["outputs"][name] for name in names]
+    coverage, density = zip(
+        *(coverage_and_density(Prompt(example["post"]), example["outputs"][name]) for name in names), strict=True
     )
     assert coverage[0] and density[0] and density[1]
     assert coverage[0] > 0.8 and density[0] > 3 * density[1]
@@ -247,5 +249,5 @@ def test_a_long_text_takes_no_time() -> None:
     text = "Lorem Ipsum, 12 " * 20_000
     start = time.perf_counter()
     assert names_absent(Prompt(""), text) == ["Ipsum", "Lorem"]
-    assert measures.words([text]) == [60_000.0]
+    assert num_words(text) == 60_000
     assert time.perf_counter() - start < 5

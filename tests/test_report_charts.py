@@ -13,10 +13,10 @@ import pytest
 
 from html_page import Page
 from made_evaluation import BASELINE, made_evaluation
-from meetlm.evaluation.record import Evaluation, Measure
+from meetlm.evaluation.record import Evaluation
 from meetlm.report.charts import Chart, Point, delta_chart, draw, group_by_length, length_charts, shortened
-from meetlm.report.conditions import Condition
-from meetlm.report.sections import sections_of, words_of
+from meetlm.report.conditions import Condition, measure_of
+from meetlm.report.sections import sections_of
 
 
 def svg_of(chart: Chart) -> str:
@@ -43,7 +43,9 @@ def test_no_axis_of_delta_goes_beyond_100_percent() -> None:
     first = next(each for each in evaluation.comparisons if each.evaluator == "reward")
     outcomes = replace(first, outcomes=[("win", "lose")[n % 2] if n < 10 else None for n in range(30)])
     lengths = {first.system: [float(n) for n in range(30)], BASELINE: [0.0] * 30}
-    words = Measure("words", "length in words", None, {**words_of(evaluation).values, **lengths}, {})
+    measured = measure_of(evaluation, "words")
+    assert measured
+    words = replace(measured, values={**measured.values, **lengths})
     (chart,) = length_charts(replace(evaluation, comparisons=[outcomes]), words, [])
     ticks = [float(text.replace("−", "-")) for text in texts_of(chart) if re.fullmatch(r"−?\d+", text)]
     assert min(ticks) == -100 and max(ticks) == 100

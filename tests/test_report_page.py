@@ -81,7 +81,7 @@ def test_the_policy_of_the_page_allows_its_own_script_only(page: Page) -> None:
 
 
 def test_there_are_examples_of_every_system_without_the_script(page: Page) -> None:
-    titles = [text for tag, text in page.texts if tag == "h3" and " by reward, seed " in text]
+    titles = [text for tag, text in page.texts if tag == "h3" and " by reward, replicate " in text]
     assert len(titles) == len(page.all("article")) == 3 * 3
     assert [title.split(" by ")[0] for title in titles[:3]] == [
         f"{kind} of hh-meet-lora" for kind in ("Largest win", "Largest loss", "Closest tie")
@@ -103,7 +103,7 @@ def test_completions_and_names_stay_text(evaluation: Evaluation, page: Page, tmp
         evaluation,
         completions=completions,
         prompts=prompts,
-        problems=[replace(problem, what=MARKUP, examples=[MARKUP]) for problem in evaluation.problems],
+        problems=[replace(problem, description=MARKUP, examples=[MARKUP]) for problem in evaluation.problems],
         settings={**evaluation.settings, "note": MARKUP},
         judge=replace(evaluation.judge, model=MARKUP, prompt_text=MARKUP),
     )

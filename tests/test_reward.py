@@ -54,7 +54,7 @@ def problems(model: RewardModel, prompts: Sequence[Prompt], completions: Sequenc
     """Return (text, count, names) of the problems of rows that are called 0, 1, …"""
     tokenized = model.tokenize(prompts, completions)
     listed = model.problems(tokenized, model.score(tokenized), list(map(str, range(len(prompts)))))
-    return [(problem.what, problem.count, problem.examples) for problem in listed]
+    return [(problem.description, problem.count, problem.examples) for problem in listed]
 
 
 def by_pipeline(
@@ -243,7 +243,7 @@ def test_models_that_are_not_reward_models_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "lm", input="text")
     with pytest.raises(ConfigError, match="has 3 labels"):
         load(folder_of("bert", tmp_path / "three", num_labels=3))
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match="no such folder"):
         load(tmp_path / "nowhere")
 
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from meetlm.config.errors import ConfigError
 from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.outcomes import Outcome, by_judge, by_reward, by_value, judge_margin, margins
+from meetlm.evaluation.outcomes import PAPER_BAND, Outcome, decide, judge_margin, largest_tie, margins
 from meetlm.evaluation.record import Agreement, Rates
-from meetlm.evaluation.statistics import agreement, difference, mean, rates
+from meetlm.evaluation.statistics import Clusters, agreement, difference, mean, rates
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 MIRRORED: dict[Outcome | None, Outcome | None] = {"win": "lose", "lose": "win", "tie": "tie", None: None}
@@ -43,6 +42,17 @@ def mirror(interval: Interval) -> Interval:
 # Outcomes
 
 
+Values = list[float | None]
+
+
+def by_reward(ours: Values, theirs: Values, band: tuple[float, float] = PAPER_BAND) -> list[Outcome | None]:
+    return decide(margins(ours, theirs), largest_tie=largest_tie(band))
+
+
+def by_value(ours: Values, theirs: Values, *, higher_is_better: bool = True) -> list[Outcome | None]:
+    return decide(margins(ours, theirs, higher_is_better=higher_is_better))
+
+
 def test_the_tie_band_has_its_edges() -> None:
     edge = math.log(0.55 / 0.45)  # σ is 0.55 there
     assert by_reward([edge, edge + 1e-9, edge - 1e-9], [0.0] * 3) == ["tie", "win", "tie"]
@@ -57,14 +67,14 @@ def test_the_tie_band_is_settable() -> None:
     assert by_reward([1.0, 1.0], [-1.0, 1.0], (0.1, 0.9)) == ["tie", "tie"]  # σ(2) is 0.88
     assert by_reward([1.0, 1.0], [1.0 - 1e-12, 1.0], (0.5, 0.5)) == ["win", "tie"]
     for band in ((0.4, 0.55), (0.55, 0.45), (0.0, 1.0), (0.6, 0.7), (math.nan, 0.5)):
-        with pytest.raises(ConfigError, match=r"tie band .* expected bounds inside \(0, 1\) at equal distances"):
+        with pytest.raises(ValueError, match=r"tie band .* expected bounds inside \(0, 1\) at equal distances"):
             by_reward([1.0], [0.0], band)
 
 
 def test_by_value_and_margins() -> None:
     ours, theirs = [1.0, 2.0, 3.0, None], [2.0, 2.0, 2.0, 2.0]
     assert by_value(ours, theirs) == ["lose", "tie", "win", None]
-    assert by_value(ours, theirs, higher=False) == ["win", "tie", "lose", None]
+    assert by_value(ours, theirs, higher_is_better=False) == ["win", "tie", "lose", None]
     assert margins(ours, theirs) == [-1.0, 0.0, 1.0, None]
     with pytest.raises(ValueError, match="cell 1: values nan and 2.0"):
         by_value([1.0, math.nan], theirs[:2])
@@ -83,7 +93,7 @@ def test_all_nine_verdicts_of_a_judge() -> None:
         ("win", "lose"): "tie",  # wins once and loses once
         ("lose", "win"): "tie",
     }
-    assert {pair: by_judge(*pair) for pair in product(NAMES, NAMES)} == expected
+    assert {pair: decide([judge_margin(*pair)])[0] for pair in product(NAMES, NAMES)} == expected
     assert [judge_margin("win", "win"), judge_margin("tie", "lose"), judge_margin("lose", "win")] == [1, -0.5, 0]
 
 
@@ -91,7 +101,7 @@ def test_all_nine_verdicts_of_a_judge() -> None:
 
 
 def found(outcomes: list[Outcome | None], prompts: list[int], **more: int) -> Rates:
-    result = rates(outcomes, prompts, **more)
+    result = rates(outcomes, Clusters(prompts, **more))
     assert result is not None
     return result
 
@@ -104,7 +114,7 @@ def test_rates_by_hand() -> None:
     assert result.lose.value == pytest.approx((1 / 3 + 0 + 2 / 3) / 3)
     assert result.tie.value == pytest.approx((1 / 3) / 3)
     assert result.delta.value == pytest.approx((0 + 1 - 1 / 3) / 3)
-    assert (result.num_prompts, result.num_cells, result.num_left_out) == (3, 7, 1)
+    assert (result.num_prompts, result.num_cells) == (3, 7)
     assert result.sign_p == 1.0  # prompt 0 is even, one won, one lost
 
 
@@ -162,20 +172,20 @@ def test_seeds_of_a_prompt_stay_together() -> None:
     assert (once.win, once.delta, once.sign_p) == (again.win, again.delta, again.sign_p)
     assert (again.num_prompts, again.num_cells) == (50, 500)
     values = [float(NAMES.index(cast(Outcome, o))) for o in outcomes]
-    assert mean(values, prompts) == mean(values * 2, prompts * 2)
+    assert mean(values, Clusters(prompts)) == mean(values * 2, Clusters(prompts * 2))
 
 
 def test_nothing_to_count() -> None:
-    assert rates([None, None], [0, 1]) is None
-    assert mean([None, None], [0, 1]) is None
+    assert rates([None, None], Clusters([0, 1])) is None
+    assert mean([None, None], Clusters([0, 1])) is None
     assert agreed(["win", None], [None, "win"], [0, 1]) is None
 
 
 def test_mean_by_hand() -> None:
-    result = mean([1.0, 2.0, None, 6.0, None], [0, 0, 0, 1, 2])
+    result = mean([1.0, 2.0, None, 6.0, None], Clusters([0, 0, 0, 1, 2]))
     assert result and result.value == (1.5 + 6.0) / 2
     assert (result.low, result.high) == (1.5, 6.0)  # two prompts: as far as the draws go
-    constant = mean([0.1] * 7, list(range(7)))
+    constant = mean([0.1] * 7, Clusters(range(7)))
     assert constant and constant.low == constant.value == constant.high == pytest.approx(0.1)
 
 
@@ -190,17 +200,17 @@ def test_ten_thousand_prompts_take_seconds() -> None:
 
 
 def test_differences_by_hand() -> None:
-    one = difference([4.0, 6.0, None, 2.0], [1.0, 3.0, 5.0, 2.0], [0, 1, 2, 3], ratio=True)
+    one = difference([4.0, 6.0, None, 2.0], [1.0, 3.0, 5.0, 2.0], Clusters([0, 1, 2, 3]), ratio=True)
     assert one and one.mean.value == 2 and one.ratio and one.ratio.value == pytest.approx(2)
     assert one.sign_p == 0.5  # two of two
-    assert difference([None], [1.0], [0]) is None
+    assert difference([None], [1.0], Clusters([0])) is None
 
 
 # Agreement
 
 
 def agreed(one: list[Outcome | None], other: list[Outcome | None], prompts: list[int]) -> Agreement | None:
-    return agreement(one, other, prompts, system="a", evaluators=("reward", "judge"))
+    return agreement(one, other, Clusters(prompts), system="a", evaluators=("reward", "judge"))
 
 
 def test_kappa_by_hand() -> None:

@@ -67,8 +67,8 @@ MUTATIONS = (
         "tie-counts-as-win",
         "Judgements that tie over both orders are counted as wins.",
         "evaluation/outcomes.py",
-        '    return "win" if points > 0 else "lose" if points < 0 else "tie"\n',
-        '    return "win" if points >= 0 else "lose"\n',
+        '"tie" if abs(margin) <= largest_tie else "win" if margin > 0 else "lose"\n',
+        '"win" if margin >= 0 else "lose"\n',
         ("test_judge.py",),
     ),
     Mutation(
@@ -164,8 +164,8 @@ MUTATIONS = (
         "judge-outcomes-of-first-system",
         "Every system gets the win rate of the first one.",
         "evaluation/evaluate.py",
-        "            for at, place in enumerate(places, number * len(places)):\n",
-        "            for at, place in enumerate(places):\n",
+        "by_cell.get((name, cell), (None, None))",
+        "by_cell.get((self.compared[0], cell), (None, None))",
         ("test_evaluate.py",),
     ),
     Mutation(

@@ -107,8 +107,7 @@ def show(conditions: Conditions, *, as_json: bool) -> None:
             print_report_table(outcome_table(conditions, evaluator))
         for condition in conditions:
             for line in judge_lines(condition.evaluation):
-                click.echo(f"{line}{condition.place}")
+                click.echo(f"{line}{condition.suffix}")
     for condition in conditions:
         for problem in condition.evaluation.problems:
-            examples = f": {problem.shown}" if problem.examples else ""
-            click.echo(f"{problem.count} x {problem.what}{condition.place}{examples}", err=True)
+            click.echo(f"{problem}{condition.suffix}", err=True)

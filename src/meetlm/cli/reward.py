@@ -96,7 +96,7 @@ def score(names: list[str], overrides: list[Override], model: str, out: Path | N
     tokenized = reward_model.tokenize(prompts, completions)
     rewards = reward_model.score(tokenized, reporter=reporter)
     for problem in reward_model.problems(tokenized, rewards, [str(row.origin) for _, row in rows]):
-        reporter.warning(f"{problem.count} rows: {problem.what} ({problem.shown})")
+        reporter.warning(str(problem))
     for file in files:
         scored = [score for (path, _), score in zip(rows, rewards, strict=True) if path == file and score is not None]
         mean = f"mean reward {sum(scored) / len(scored):.4f}" if scored else "no reward"

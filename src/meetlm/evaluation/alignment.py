@@ -1,4 +1,4 @@
-"""Aligns the completions of several systems: the same prompts under the same seeds, or an error.
+"""Pairs the completions of several systems: the same prompts in the same replicates, or an error.
 
 A rate over prompts that one system has and another lacks would compare prompts, not systems.
 """
@@ -6,8 +6,8 @@ A rate over prompts that one system has and another lacks would compare prompts,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,20 +16,23 @@ from meetlm.evaluation.completions import SystemCompletion, SystemCompletions
 from meetlm.evaluation.record import Problem, PromptRow, Replicate, System
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
-"""Settings of sampling that have to be the same. Levels and controls are what is compared."""
+"""Settings of sampling that have to be equal. Levels and controls may differ: they are what is compared."""
+
+Cells = dict[tuple[str, int], SystemCompletion]
+"""Completions of a system by prompt id and number of the replicate."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedCompletions:
-    """Completions of several systems, cell by cell. A cell is one prompt under one seed.
+    """Completions of several systems, cell by cell. A cell is one prompt in one replicate.
 
     Attributes:
         systems: The systems, in the order of the tables.
         prompts: Held-out prompts with completions.
-        cells: [index into ``prompts``, seed].
+        cells: [index into ``prompts``, number of the replicate].
         completions: For each system, one completion per cell.
-        problems: What had to be left out, and what is unknown.
-        replicates: Which run and seed each seed in ``cells`` is, for each system.
+        problems: Rows that were left out, and settings that are unknown.
+        replicates: The run and sampling seed behind each replicate, for each system.
     """
 
     systems: list[System]
@@ -46,8 +49,8 @@ class PairedCompletions:
 
     def runs(self, *systems: str) -> list[int]:
         """Return a number per cell for the training runs that wrote it, one run of each of ``systems``."""
-        run_of = {(replicate.system, replicate.seed): replicate.run for replicate in self.replicates}
-        runs = [tuple(run_of.get((name, seed), 0) for name in systems) for _, seed in self.cells]
+        run_of = {(replicate.system, replicate.number): replicate.run for replicate in self.replicates}
+        runs = [tuple(run_of.get((name, number), 0) for name in systems) for _, number in self.cells]
         numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
         return [numbers[run] for run in runs]
 
@@ -57,8 +60,8 @@ def align_completions(
 ) -> PairedCompletions:
     """Return the cells that several systems have in common.
 
-    Replicates are paired by their seeds; where these differ, in their order. A system with one replicate is compared
-    with every replicate of the others; intervals then do not include the variation of its training, as the report says.
+    Replicates are paired in their order. A system with one replicate is compared with every replicate of the others;
+    intervals then do not include the variation of its training, as the report says.
 
     Args:
         systems: Their completions; at least one system.
@@ -70,26 +73,31 @@ def align_completions(
     """
     _check_sampling(systems)
     problems = [problem for completions in systems for problem in completions.problems]
-    for completions in systems:
-        system = completions.system
+    for system in (completions.system for completions in systems):
         unstated = [name for name in SETTINGS if name not in (system.sampling or {})]
         if unstated:
-            what = f"{system.name}: {', '.join(unstated)} not stated; assumed to be as in the other systems"
-            problems.append(Problem(what, len(unstated), system.files, of_rows=False))
-    origins = _first_origins(systems)
-    not_held_out = sorted(set(origins) - set(chosen))
-    if not_held_out:
-        if len(not_held_out) == len(origins):
-            raise ConfigError(
-                f"none of the {len(not_held_out)} prompts with completions is among the {len(chosen)} held-out "
-                "prompts: pass the data that `meet generate` read as --data.path"
-            )
-        rows = [origins[prompt] for prompt in not_held_out]
-        problems.append(Problem("prompts that are not among the held-out ones; left out", len(rows), rows))
-        systems = [_only_prompts(completions, chosen) for completions in systems]
-    systems = _pair_seeds(systems)
-    common = set.intersection(*(set(completions.by_cell) for completions in systems))
-    missing = _missing(systems)
+            text = f"{system.name}: {', '.join(unstated)} not stated; assumed to be the same as for the other systems"
+            problems.append(Problem(text, system.files))
+    origins: dict[str, str] = {}
+    for completions in systems:
+        for (prompt, _), completion in completions.by_cell.items():
+            origins.setdefault(prompt, str(completion.origin))
+    unknown = sorted(set(origins) - set(chosen))
+    if len(unknown) == len(origins):
+        raise ConfigError(
+            f"none of the {len(unknown)} prompts with completions is among the {len(chosen)} held-out prompts: pass "
+            "the data that `meet generate` read as --data.path"
+        )
+    if unknown:
+        rows = [origins[prompt] for prompt in unknown]
+        problems.append(Problem("prompts that are not among the held-out ones; left out", rows))
+    by_system = _number_replicates(systems, chosen)
+    all_cells = {key: str(completion.origin) for cells in by_system.values() for key, completion in cells.items()}
+    missing = {
+        name: sorted(all_cells[key] for key in all_cells.keys() - cells.keys())
+        for name, cells in by_system.items()
+        if all_cells.keys() - cells.keys()
+    }
     if missing and not only_common:
         counts = "; ".join(f"{name} lacks {len(rows)}, such as {rows[0]}" for name, rows in missing.items())
         raise ConfigError(
@@ -97,32 +105,39 @@ def align_completions(
             "prompts and seeds, or compare over those that all have with --common"
         )
     problems += [
-        Problem(f"{name}: no completion for a prompt or seed that others have; left out for all", len(rows), rows)
+        Problem(f"{name}: no completion for a prompt or seed that other systems have; left out for all", rows)
         for name, rows in missing.items()
     ]
-    in_common = {prompt for prompt, _ in common}
-    prompts = [prompt for prompt in chosen if prompt in in_common]
+    common = set.intersection(*map(set, by_system.values()))
+    prompts = [prompt for prompt in chosen if prompt in {prompt for prompt, _ in common}]
     if not prompts:
         raise ConfigError("there is no prompt for which all systems have completions")
-    without = [prompt for prompt in chosen if prompt not in origins]
-    if without:
-        problems.append(Problem("held-out prompts that no system has a completion for", len(without), without))
-    places = {prompt: place for place, prompt in enumerate(prompts)}
-    cells = sorted((places[prompt], seed) for prompt, seed in common)
-    keys = [(prompts[place], seed) for place, seed in cells]
-    contents = {prompt: completion.prompt.to_json() for (prompt, _), completion in systems[0].by_cell.items()}
+    if unanswered := [prompt for prompt in chosen if prompt not in origins]:
+        problems.append(Problem("held-out prompts for which no system has a completion", unanswered))
+    indices = {prompt: index for index, prompt in enumerate(prompts)}
+    cells = sorted((indices[prompt], number) for prompt, number in common)
+    paired = {name: [of[prompts[index], number] for index, number in cells] for name, of in by_system.items()}
+    first_cell = {index: cell for cell, (index, _) in reversed(list(enumerate(cells)))}
+    first_system = paired[systems[0].system.name]
     return PairedCompletions(
-        [completions.system for completions in systems],
-        [PromptRow(prompt, contents[prompt], chosen[prompt]) for prompt in prompts],
-        cells,
-        {completions.system.name: [completions.by_cell[key] for key in keys] for completions in systems},
-        problems,
-        [replicate for completions in systems for replicate in _replicates(completions, keys)],
+        systems=[completions.system for completions in systems],
+        prompts=[
+            PromptRow(prompt, first_system[first_cell[index]].prompt.to_json(), chosen[prompt])
+            for index, prompt in enumerate(prompts)
+        ],
+        cells=cells,
+        completions=paired,
+        problems=problems,
+        replicates=[
+            replicate
+            for name, completions_of_cells in paired.items()
+            for replicate in _replicates(name, cells, completions_of_cells)
+        ],
     )
 
 
 def _check_sampling(systems: Sequence[SystemCompletions]) -> None:
-    """Refuse systems whose sampling differs; a system that states nothing passes."""
+    """Refuse systems whose sampling differs; a setting that a system does not state passes."""
     for name in SETTINGS:
         stated = [
             (completions.system.name, completions.system.sampling[name])
@@ -137,57 +152,40 @@ def _check_sampling(systems: Sequence[SystemCompletions]) -> None:
                 )
 
 
-def _pair_seeds(systems: Sequence[SystemCompletions]) -> list[SystemCompletions]:
-    """Return the systems with the same seeds, if all systems with several replicates have the same number of them."""
-    seeds = [completions.seeds for completions in systems]
-    most = max(map(len, seeds))
-    are_equal = all(system_seeds == seeds[0] for system_seeds in seeds)
-    if are_equal or not all(len(system_seeds) in (1, most) for system_seeds in seeds):
-        return list(systems)
-    return [replace(completions, by_cell=_renumbered(completions, most)) for completions in systems]
+def _number_replicates(systems: Sequence[SystemCompletions], held_out: Container[str]) -> dict[str, Cells]:
+    """Return the completions of held-out prompts by system, with replicates numbered in their order.
 
-
-def _renumbered(completions: SystemCompletions, most: int) -> dict[tuple[str, int], SystemCompletion]:
-    """Return completions by prompt and number of the replicate; a single replicate has all numbers below ``most``."""
-    cells = completions.by_cell.items()
-    if len(completions.seeds) == 1:
-        return {(prompt, number): completion for (prompt, _), completion in cells for number in range(most)}
-    numbers = {seed: number for number, seed in enumerate(completions.seeds)}
-    return {(prompt, numbers[seed]): completion for (prompt, seed), completion in cells}
-
-
-def _replicates(completions: SystemCompletions, cells: Sequence[tuple[str, int]]) -> list[Replicate]:
-    """Return which run and seed each seed of the cells is in a system.
-
-    Files of one folder that state one run are of one training run; rows that state none are distinguished by place.
+    A single replicate gets the numbers of all replicates that another system has.
     """
-    first: dict[int, SystemCompletion] = {}
-    for prompt, seed in cells:
-        first.setdefault(seed, completions.by_cell[prompt, seed])
+    completions = {
+        system.system.name: {key: value for key, value in system.by_cell.items() if key[0] in held_out}
+        for system in systems
+    }
+    replicates = {name: sorted({replicate for _, replicate in cells}) for name, cells in completions.items()}
+    most = max(map(len, replicates.values()))
+    return {
+        name: {
+            (prompt, number): completion
+            for (prompt, replicate), completion in cells.items()
+            for number in (range(most) if len(replicates[name]) == 1 else [replicates[name].index(replicate)])
+        }
+        for name, cells in completions.items()
+    }
+
+
+def _replicates(
+    system: str, cells: Sequence[tuple[int, int]], completions: Sequence[SystemCompletion]
+) -> list[Replicate]:
+    """Return the run and sampling seed behind each replicate of a system.
+
+    Files of one folder that state one run are of one training run; rows that state none are of one run per source.
+    """
+    first = {number: completion for (_, number), completion in reversed(list(zip(cells, completions, strict=True)))}
     runs: dict[tuple[str | None, str | int], int] = {}
     replicates = []
-    for seed, completion in sorted(first.items()):
+    for number, completion in sorted(first.items()):
         file = completion.origin.file
-        identity = completion.run, completion.place if completion.run is None else str(Path(file).parent)
+        identity = completion.run, completion.source if completion.run is None else str(Path(file).parent)
         run = runs.setdefault(identity, len(runs))
-        source = completion.run or str(file)
-        replicates.append(Replicate(completions.system.name, seed, run, source, completion.sampling_seed))
+        replicates.append(Replicate(system, number, run, completion.run or str(file), completion.seed))
     return replicates
-
-
-def _missing(systems: Sequence[SystemCompletions]) -> dict[str, list[str]]:
-    """Return, for each system that lacks cells, where another system has them."""
-    origins = {key: str(completion.origin) for system in systems for key, completion in system.by_cell.items()}
-    missing = {system.system.name: origins.keys() - system.by_cell.keys() for system in systems}
-    return {name: sorted(origins[key] for key in keys) for name, keys in missing.items() if keys}
-
-
-def _first_origins(systems: Sequence[SystemCompletions]) -> dict[str, str]:
-    """Return file and line of the first completion of each prompt."""
-    cells = [item for completions in systems for item in completions.by_cell.items()]
-    return {prompt: str(completion.origin) for (prompt, _), completion in reversed(cells)}
-
-
-def _only_prompts(completions: SystemCompletions, chosen: Mapping[str, str | None]) -> SystemCompletions:
-    by_cell = {key: completion for key, completion in completions.by_cell.items() if key[0] in chosen}
-    return replace(completions, by_cell=by_cell)

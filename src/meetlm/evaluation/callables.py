@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
+from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.record import Problem
 
 
@@ -29,8 +31,7 @@ class CallableScorer:
 
     Attributes:
         description: First line of the function's docstring, without its full stop; its name without a docstring.
-        higher: Whether higher is better.
-        problems: Rows without a finite value, of the last call of :meth:`score`.
+        higher_is_better: Whether higher is better.
 
     Raises:
         ConfigError: The function cannot be called with these arguments.
@@ -39,9 +40,8 @@ class CallableScorer:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.function = name, function
         self.batch = _flag(function, "batch", name, default=False)
-        self.higher = _flag(function, "higher", name, default=True)
+        self.higher_is_better = _flag(function, "higher", name, default=True)
         self.description = (inspect.getdoc(function) or name).splitlines()[0].removesuffix(".")
-        self.problems: list[Problem] = []
         self._takes_chosen = _takes_chosen(name, function)
 
     def score(
@@ -49,25 +49,26 @@ class CallableScorer:
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         chosen: Sequence[str | None],
+        names: Sequence[str],
         *,
-        names: Sequence[str] | None = None,
-    ) -> list[float | None]:
-        """Return the function's value of each completion.
+        reporter: Reporter = SILENT,
+    ) -> tuple[Column, list[Problem]]:
+        """Return the function's value of each completion, and the rows without a finite value.
 
         Args:
             prompts: One per completion.
             completions: As many.
             chosen: The preferred reply to each prompt, or ``None``.
-            names: Names of the rows in problems and errors; ``row 1``, … by default.
+            names: Names of the rows in problems and errors.
+            reporter: Not used: a function shows its own progress.
 
         Returns:
-            Values; ``None`` where the function returned ``None``, NaN or infinity: :attr:`problems` has these rows.
+            Values, ``None`` where the function returned ``None``, NaN or infinity; and problems that name these rows.
 
         Raises:
             ConfigError: The function raised an exception, or returned anything but a number (or too few of them).
         """
         assert len(prompts) == len(completions) == len(chosen), "one prompt and one chosen reply per completion"
-        names = [f"row {number + 1}" for number in range(len(prompts))] if names is None else names
         json_prompts = [prompt.to_json() for prompt in prompts]
         if self.batch:
             results = self._call("all rows", json_prompts, list(completions), list(chosen))
@@ -80,34 +81,30 @@ class CallableScorer:
                 )
         else:
             results = [self._call(*row) for row in zip(names, json_prompts, completions, chosen, strict=True)]
-        values = [self._value(name, result) for name, result in zip(names, results, strict=True)]
-        missing = [name for name, value in zip(names, values, strict=True) if value is None]
-        not_finite = [name for name, value in zip(names, values, strict=True) if not _is_finite(value)]
-        self.problems = [
-            Problem(f"scorer {self.name}: {what}", len(rows), rows)
-            for what, rows in (("returned None", missing), ("returned NaN or infinity", not_finite))
-            if rows
-        ]
-        return [value if _is_finite(value) else None for value in values]
+        rows = [(name, self._number(name, result)) for name, result in zip(names, results, strict=True)]
+        missing = [name for name, value in rows if value is None]
+        not_finite = [name for name, value in rows if value is not None and not math.isfinite(value)]
+        problems = [Problem("returned None", missing), Problem("returned NaN or infinity", not_finite)]
+        return (
+            [None if value is None or not math.isfinite(value) else value for _, value in rows],
+            [problem for problem in problems if problem.examples],
+        )
 
     def _call(self, name: str, prompt: object, completion: object, chosen: object) -> Any:
         try:
-            options = {"chosen": chosen} if self._takes_chosen else {}
-            return self.function(prompt, completion, **options)
+            return self.function(prompt, completion, **({"chosen": chosen} if self._takes_chosen else {}))
         except Exception as error:
             raise ConfigError(f"scorer {self.name}: {name}: {type(error).__name__}: {error}") from error
 
-    def _value(self, name: str, result: object) -> float | None:
+    def _number(self, name: str, result: object) -> float | None:
         if result is None:
             return None
-        message = f"scorer {self.name}: {name}: returned {_shown(result)}; expected a number or None"
-        # Numbers of numpy and torch too; text has no __float__.
-        if not isinstance(result, SupportsFloat):
-            raise ConfigError(message)
         try:
-            return float(result)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # such as an array of several numbers
-            raise ConfigError(message) from error
+            if isinstance(result, SupportsFloat):  # numbers of numpy and torch too; text has no __float__
+                return float(result)
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # such as an array of several numbers
+            pass
+        raise ConfigError(f"scorer {self.name}: {name}: returned {_shown(result)}; expected a number or None")
 
 
 def load_scorer(name: str) -> CallableScorer:
@@ -129,16 +126,18 @@ def load_scorer(name: str) -> CallableScorer:
         module = importlib.import_module(module_name)
     except Exception as error:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        if is_missing:
-            raise ConfigError(f"scorer {name}: no module {module_name!r}, installed or in {here}") from error
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"scorer {name}: module {module_name!r} cannot be imported: {reason}") from error
+        raise ConfigError(
+            f"scorer {name}: no module {module_name!r}, installed or in {here}"
+            if is_missing
+            else f"scorer {name}: module {module_name!r} cannot be imported: {reason}"
+        ) from error
     function = getattr(module, function_name, None)
-    if function is None:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"scorer {name}: {module_name!r} has no {function_name!r}{nearest(function_name, public)}")
     if not callable(function):
-        raise ConfigError(f"scorer {name}: {function_name!r} is {_shown(function)}; expected a function")
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"scorer {name}: {module_name!r} has no function {function_name!r}{nearest(function_name, public)}"
+        )
     return CallableScorer(name, function)
 
 
@@ -162,10 +161,6 @@ def _flag(function: Callable[..., Any], flag: str, name: str, *, default: bool) 
     if not isinstance(value, bool):
         raise ConfigError(f"scorer {name}: its attribute {flag} is {_shown(value)}; expected True or False")
     return value
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
 
 
 def _shown(value: object) -> str:

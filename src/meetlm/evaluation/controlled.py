@@ -8,46 +8,30 @@ the second term set to zero it predicts how often the system would win at equal 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import expit
 
-from meetlm.diagnostics.intervals import RESAMPLES, Interval, draws, percentile_ends
-from meetlm.evaluation.outcomes import Outcome
+from meetlm.diagnostics.intervals import Array, Interval, draws, percentile_ends
+from meetlm.evaluation.outcomes import POINTS, Outcome
+from meetlm.evaluation.statistics import Clusters
 
-Array = NDArray[np.float64]
-
-_SIDES: dict[Outcome, float] = {"win": 0.5, "tie": 0.0, "lose": -0.5}
 _BLOCK = 30_000
 """Numbers per block of resamples, so that the arrays of a fit stay in the processor's cache."""
 _MAX_STEPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class ControlledWinRate:
-    """A length-controlled win rate, or the reason why there is none.
-
-    Attributes:
-        win: Share in [0, 1], ties counting half; ``None`` where it cannot be estimated.
-        reason: Why ``win`` is ``None``, in one clause.
-    """
-
-    win: Interval | None
-    reason: str | None = None
 
 
 def controlled_win(
     outcomes: Sequence[Outcome | None],
     lengths: Sequence[float | None],
     baseline_lengths: Sequence[float | None],
-    prompts: Sequence[int],
+    clusters: Clusters,
     *,
     ridge: float = 0.1,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> ControlledWinRate:
+) -> Interval | str:
     """Return the win rate that the system would have at equal lengths, with its 95% interval over prompts.
+
+    Where it cannot be estimated, return the reason in one clause. Ties count as half a win.
 
     The model is P(win) = σ(θ + φ·tanh(d / s)), with d the system's length minus the baseline's in a cell and s the
     standard deviation of d over all cells. A win counts 1, a tie ½, a loss 0. θ and φ maximise the log-likelihood, in
@@ -60,41 +44,35 @@ def controlled_win(
         outcomes: One per cell.
         lengths: Lengths of the system's replies, in any unit (AlpacaEval: characters).
         baseline_lengths: Lengths of the baseline's replies. A cell counts where it has an outcome and both lengths.
-        prompts: The prompt of each cell.
+        clusters: The cells' prompts; their training runs are not used.
         ridge: Strength of the penalty on φ. Of 1 … 0.01, 0.1 had the smallest error on simulated judges: a judge of
             length alone, by whom the longer system wins 0.87, gives on average 0.57 on 128 prompts, 0.55 on 600 and
             0.52 on 3,000 (with ridge 1: 0.65, 0.60 and 0.55).
-        seed: Seed of the resampling.
-        resamples: Number of resamples.
     """
-    cells = zip(prompts, outcomes, lengths, baseline_lengths, strict=True)
-    counted = [(p, _SIDES[o], a - b) for p, o, a, b in cells if o is not None and a is not None and b is not None]
+    cells = zip(clusters.prompts, outcomes, lengths, baseline_lengths, strict=True)
+    counted = [(p, POINTS[o] / 2, a - b) for p, o, a, b in cells if o is not None and a is not None and b is not None]
     if not counted:
-        return ControlledWinRate(None, "no cell has an outcome and both lengths")
+        return "no cell has an outcome and both lengths"
     side = np.array([side for _, side, _ in counted])
     difference = np.array([difference for _, _, difference in counted], dtype=np.float64)
     if np.ptp(side) == 0 and side[0]:
-        return ControlledWinRate(None, "every cell has the same outcome")
+        return "every cell has the same outcome"
     if np.ptp(difference) == 0:
-        return ControlledWinRate(None, "the difference in length does not vary")
+        return "the difference in length does not vary"
     if difference.min() > 0 or difference.max() < 0:
         longer = "shorter" if difference.max() < 0 else "longer"
-        return ControlledWinRate(None, f"every reply is {longer} than the baseline's, so equal lengths were not seen")
-    _, place, sizes = np.unique([prompt for prompt, _, _ in counted], return_inverse=True, return_counts=True)
-    x, weights = np.tanh(difference / difference.std()), 1 / sizes[place]
+        return f"every reply is {longer} than the baseline's, so equal lengths were not seen"
+    _, row, sizes = np.unique([prompt for prompt, _, _ in counted], return_inverse=True, return_counts=True)
+    x, weights = np.tanh(difference / difference.std()), 1 / sizes[row]
     theta, phi = (float(value[0]) for value in _fit(weights[None], side, x, ridge, (0.0, 0.0)))
-    counts = draws((1,) * len(sizes), seed, resamples)
+    counts = draws((1,) * len(sizes), clusters.seed, clusters.resamples)
     step = max(_BLOCK // len(side), 1)
     drawn = [
-        _fit(counts[start : start + step][:, place] * weights, side, x, ridge, (theta, phi))[0]
-        for start in range(0, resamples, step)
+        _fit(counts[start : start + step][:, row] * weights, side, x, ridge, (theta, phi))[0]
+        for start in range(0, clusters.resamples, step)
     ]
     low, high = percentile_ends(np.concatenate(drawn), len(sizes))
-    return ControlledWinRate(Interval(_sigmoid(theta), _sigmoid(low), _sigmoid(high)))
-
-
-def _sigmoid(theta: float) -> float:
-    return float(0.5 + np.tanh(theta / 2) / 2)
+    return Interval(*(float(expit(value)) for value in (theta, low, high)))
 
 
 def _fit(weights: Array, side: Array, x: Array, ridge: float, start: tuple[float, float]) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Compares systems with a baseline: aligned completions in, one record out (paper sections 4.3-4.6)."""
+"""Compares systems with a baseline: paired completions in, one record out (paper sections 4.3-4.6)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,51 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import git_hash, versions
 from meetlm.data.example import Prompt
 from meetlm.evaluation.alignment import PairedCompletions
-from meetlm.evaluation.callables import CallableScorer, load_scorer
+from meetlm.evaluation.callables import load_scorer
 from meetlm.evaluation.controlled import controlled_win
-from meetlm.evaluation.judge import judge
+from meetlm.evaluation.judge import choose_prompts, judge
 from meetlm.evaluation.judge_client import missing_key
 from meetlm.evaluation.judge_prompts import load_prompt, prompt_for
 from meetlm.evaluation.measures import LENGTHS, MEASURES, NO_CHOSEN, ROUGES, text_measures
-from meetlm.evaluation.outcomes import Outcome, by_reward, by_value, margins
-from meetlm.evaluation.protocol import choose_prompts
+from meetlm.evaluation.outcomes import Column, Outcome, decide, largest_tie, margins
 from meetlm.evaluation.record import Agreement, Comparison, Evaluation, JudgeAccount, Measure, Problem
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.score_cache import CachedRewardModel
+from meetlm.evaluation.reward_scorer import RewardScorer
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
-from meetlm.evaluation.statistics import agreement, by_seed, difference, mean, rates
+from meetlm.evaluation.statistics import Clusters, agreement, delta_by_replicate, difference, mean, rates
 
 PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score")
 ROUGE = "rouge-avg"
 """The ROUGE measure that decides outcomes."""
-JUDGE_FOLDER = "judge"
-Column = list[float | None]
-"""A value per cell; ``None`` where there is none."""
+JUDGE_FOLDER, SCORES_FOLDER = "judge", "scores"
+OUTPUTS = ("evaluation.json", "temperature.html", "report.html", JUDGE_FOLDER, SCORES_FOLDER)
+"""Files and folders by which the folder of an evaluation is recognised."""
+
+
+class Scorer(Protocol):
+    """Gives each completion a number; the number decides which of two completions wins."""
+
+    name: str
+    description: str
+    higher_is_better: bool
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        chosen: Sequence[str | None],
+        names: Sequence[str],
+        *,
+        reporter: Reporter = SILENT,
+    ) -> tuple[Column, list[Problem]]:
+        """Return the score of each completion, and rows that are unusual or have none."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +63,15 @@ class Evaluators:
         reward: A reward model.
         judge: An LLM judge, with its prompt.
         scorers: Python functions.
+        folder: Folder of the evaluation, which stores rewards and the judge's responses.
         prompt_reason: Why the judge has its prompt, in a clause for the report.
     """
 
-    reward: RewardModel | None = None
-    judge: JudgeSettings | None = None
-    scorers: Sequence[CallableScorer] = ()
-    prompt_reason: str = "given"
+    reward: RewardScorer | None
+    judge: JudgeSettings | None
+    scorers: Sequence[Scorer]
+    folder: Path
+    prompt_reason: str
 
     @classmethod
     def load(
@@ -73,8 +93,10 @@ class Evaluators:
             folder: Folder of the evaluation; where it holds responses of a judge, the judge's key may be missing.
 
         Raises:
-            ConfigError: An evaluator cannot be used.
+            ConfigError: An evaluator cannot be used, or ``folder`` holds other files.
         """
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OUTPUTS):
+            raise ConfigError(f"--out {folder}: the folder is not empty and holds no evaluation; choose another folder")
         reason = "set by --judge.prompt"
         if judge is not None:
             if judge.prompt is None:
@@ -85,30 +107,29 @@ class Evaluators:
             if not has_key and not any((folder / JUDGE_FOLDER).glob("*")):
                 raise ConfigError(missing_key(judge))
         functions = [load_scorer(name) for name in scorers]
-        return cls(RewardModel.load(reward) if reward else None, judge, functions, reason)
+        scorer = RewardScorer(RewardModel.load(reward), folder / SCORES_FOLDER) if reward else None
+        return cls(scorer, judge, functions, folder, reason)
 
 
 def evaluate_completions(
-    completions: PairedCompletions,
+    paired: PairedCompletions,
     baseline: str,
     settings: EvaluationSettings,
     evaluators: Evaluators,
-    folder: Path,
     *,
     recorded: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Compare every system with the baseline, cell by cell (Stiennon et al., 2020; paper section 4.3).
 
-    A cell is one prompt under one seed. Rates, means and differences are shares in [0, 1] or in the measure's own unit,
-    with 95% intervals over prompts and training runs (:mod:`meetlm.diagnostics.intervals`).
+    A cell is one prompt in one replicate. Rates, means and differences are shares in [0, 1] or in the measure's own
+    unit, with 95% intervals over prompts and training runs (:mod:`meetlm.diagnostics.intervals`).
 
     Args:
-        completions: Completions of all systems on the same cells.
+        paired: Completions of all systems on the same cells.
         baseline: Name of the system that the others are compared with.
         settings: How outcomes and intervals are computed.
         evaluators: What decides outcomes.
-        folder: Rewards and the judge's responses are stored here as they come, and are reused.
         recorded: Further settings for the record.
         reporter: Shows the progress.
 
@@ -119,29 +140,31 @@ def evaluate_completions(
         ConfigError: There is no such baseline, no system to compare with it, no evaluator, a judge's endpoint or a
             scorer fails, or ``stemmer`` is set and no prompt has a chosen reply.
     """
-    names = [system.name for system in completions.systems]
+    names = [system.name for system in paired.systems]
     refuse_unknown_baseline(baseline, names)
     if len(names) < 2:
         raise ConfigError(f"{baseline!r} is the only system: name another one to compare it with")
-    no_chosen = next((f"{p.what} ({p.shown})" for p in completions.problems if p.what == NO_CHOSEN), "")
-    if settings.stemmer and all(row.chosen is None for row in completions.prompts):
+    no_chosen = next((f"{NO_CHOSEN} ({p.shown_examples})" for p in paired.problems if p.description == NO_CHOSEN), "")
+    if settings.stemmer and all(row.chosen is None for row in paired.prompts):
         raise ConfigError(f"--stemmer requires ROUGE: {no_chosen or NO_CHOSEN}")
-    work = _Comparer(completions, baseline, settings, folder, reporter)
-    work.add_text_measures()
-    if not (work.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
+    comparer = _Comparer(paired, baseline, settings, reporter)
+    comparer.add_text_measures()
+    if not (comparer.comparisons or evaluators.reward or evaluators.judge or evaluators.scorers):
         reason = no_chosen or "ROUGE is not defined for these replies"
         raise ConfigError(f"no evaluator: pass --reward, --judge or --scorer ({reason})")
-    reward_record = work.add_reward(evaluators.reward) if evaluators.reward else None
+    if evaluators.reward:
+        comparer.add_scores(evaluators.reward, largest_tie=largest_tie(settings.tie_band))
     for scorer in evaluators.scorers:
-        work.add_scorer(scorer)
+        comparer.add_scores(scorer)
     account = None
     if evaluators.judge is not None:
-        account = replace(work.add_judge(evaluators.judge), prompt_reason=evaluators.prompt_reason)
+        account = comparer.add_judge(evaluators.judge, evaluators.folder / JUDGE_FOLDER)
+        account = replace(account, prompt_reason=evaluators.prompt_reason)
     return Evaluation(
         settings={
             **(recorded or {}),
             "evaluation": settings.model_dump(mode="json"),
-            "reward": reward_record,
+            "reward": evaluators.reward and evaluators.reward.record,
             "judge": evaluators.judge and evaluators.judge.model_dump(mode="json"),
             "scorers": [scorer.name for scorer in evaluators.scorers],
             "versions": versions(*PACKAGES, *(["openai"] if evaluators.judge else [])),
@@ -149,16 +172,16 @@ def evaluate_completions(
             "date": datetime.now(UTC).date().isoformat(),
         },
         baseline=baseline,
-        systems=completions.systems,
-        prompts=completions.prompts,
-        cells=completions.cells,
-        completions={name: work.texts[name] for name in names},
-        measures=work.measures,
-        comparisons=work.comparisons,
-        agreements=work.agreements(),
+        systems=paired.systems,
+        prompts=paired.prompts,
+        cells=paired.cells,
+        completions={name: comparer.texts[name] for name in names},
+        measures=comparer.measures,
+        comparisons=comparer.comparisons,
+        agreements=comparer.agreements(),
         judge=account,
-        problems=work.problems,
-        replicates=completions.replicates,
+        problems=comparer.problems,
+        replicates=paired.replicates,
     )
 
 
@@ -174,13 +197,12 @@ def refuse_unknown_baseline(baseline: str, names: Sequence[str]) -> None:
 
 @dataclass
 class _Comparer:
-    """Collects measures and comparisons.
+    """Collects measures, comparisons and problems.
 
     Attributes:
         paired: The completions.
         baseline: Name of the baseline.
         settings: Settings of the evaluation.
-        folder: Folder of what is stored.
         reporter: Shows the progress.
         measures: Measures so far.
         comparisons: Comparisons so far.
@@ -190,146 +212,113 @@ class _Comparer:
     paired: PairedCompletions
     baseline: str
     settings: EvaluationSettings
-    folder: Path
     reporter: Reporter
     measures: list[Measure] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rows = [self.paired.prompts[place] for place, _ in self.paired.cells]
+        self.clusters = self.paired.clusters
+        rows = [self.paired.prompts[index] for index in self.clusters]
         self.prompts, self.chosen = [Prompt.from_json(row.prompt) for row in rows], [row.chosen for row in rows]
-        self.others = [system.name for system in self.paired.systems if system.name != self.baseline]
-        self.names = [self.baseline, *self.others]
+        self.compared = [system.name for system in self.paired.systems if system.name != self.baseline]
         by_name = self.paired.completions
-        self.texts = {name: [completion.text for completion in by_name[name]] for name in self.names}
-        self.origins = {name: [str(completion.origin) for completion in by_name[name]] for name in self.names}
+        self.texts = {name: [cell.text for cell in by_name[name]] for name in (self.baseline, *self.compared)}
+        self.origins = {name: [str(cell.origin) for cell in by_name[name]] for name in self.texts}
         self.problems += self.paired.problems
-        self._bootstrap: dict[str, int] = {"seed": self.settings.seed, "resamples": self.settings.resamples}
 
     def add_text_measures(self) -> None:
         """Add the measures of text, and ROUGE's comparison."""
         columns = {
-            name: text_measures(self.prompts, self.texts[name], self.chosen, stemmer=self.settings.stemmer)
-            for name in self.names
+            name: text_measures(self.prompts, texts, self.chosen, stemmer=self.settings.stemmer)
+            for name, texts in self.texts.items()
         }
-        self.characters = {name: columns[name]["characters"] for name in self.names}
+        self.characters = {name: columns[name]["characters"] for name in self.texts}
         for measure, (description, higher) in MEASURES.items():
-            values = {name: columns[name][measure] for name in self.names}
+            values = {name: columns[name][measure] for name in self.texts}
             self._add_measure(measure, description, higher, values)
             if measure == ROUGE and any(value is not None for value in values[self.baseline]):
-                self._compare_values(measure, values, higher=True)
+                self._compare_values(measure, values)
         rouge = columns[self.baseline][ROUGE]
         undefined = {
             f"{self.paired.prompts[prompt].id}: {chosen!r}": None
-            for prompt, chosen, value in zip(self.paired.clusters, self.chosen, rouge, strict=True)
+            for prompt, chosen, value in zip(self.clusters, self.chosen, rouge, strict=True)
             if value is None and chosen is not None
         }
         if undefined:
-            what = f"chosen replies without a word: {', '.join(ROUGES)} are not defined"
-            self.problems.append(Problem(what, len(undefined), list(undefined)))
+            text = f"chosen replies without a word: {', '.join(ROUGES)} are not defined"
+            self.problems.append(Problem(text, list(undefined)))
 
-    def add_reward(self, model: RewardModel) -> dict[str, Any]:
-        """Add rewards and their comparison; return what the record states about the model."""
-        cached = CachedRewardModel(model, self.folder / "scores")
+    def add_scores(self, scorer: Scorer, *, largest_tie: float = 0.0) -> None:
+        """Add the scores of all completions and the comparison by them."""
         values: dict[str, Column] = {}
-        for name in self.names:
-            values[name], problems = cached.score(
-                self.prompts, self.texts[name], self.origins[name], reporter=self.reporter
+        for name, texts in self.texts.items():
+            values[name], problems = scorer.score(
+                self.prompts, texts, self.chosen, self.origins[name], reporter=self.reporter
             )
-            self.problems += [replace(problem, what=f"reward, {name}: {problem.what}") for problem in problems]
-        self._add_measure(
-            "reward", f"reward of {model.settings.model} (input form {model.form}: {model.form_reason})", True, values
-        )
-        for name in self.others:
-            ours, theirs = values[name], values[self.baseline]
-            self._compare("reward", name, by_reward(ours, theirs, self.settings.tie_band), margins(ours, theirs))
-        return {
-            **model.settings.model_dump(mode="json"),
-            "reads": model.form,
-            "precision": model.precision,
-            "weights_sha256": cached.weights_sha256,
-        }
+            self.problems += [Problem(f"{scorer.name}, {name}: {p.description}", p.examples) for p in problems]
+        self._add_measure(scorer.name, scorer.description, scorer.higher_is_better, values)
+        self._compare_values(scorer.name, values, higher_is_better=scorer.higher_is_better, largest_tie=largest_tie)
 
-    def add_scorer(self, scorer: CallableScorer) -> None:
-        """Add the values of a function and their comparison."""
-        values = {}
-        for name in self.names:
-            values[name] = scorer.score(self.prompts, self.texts[name], self.chosen, names=self.origins[name])
-            self.problems += [replace(problem, what=f"{name}: {problem.what}") for problem in scorer.problems]
-        self._add_measure(scorer.name, scorer.description, scorer.higher, values)
-        self._compare_values(scorer.name, values, higher=scorer.higher)
-
-    def add_judge(self, settings: JudgeSettings) -> JudgeAccount:
+    def add_judge(self, settings: JudgeSettings, folder: Path) -> JudgeAccount:
         """Add the judge's comparison over its prompts; return its account over all systems."""
         chosen = choose_prompts([row.id for row in self.paired.prompts], settings.num_prompts, settings.seed)
-        places = [at for at, (prompt, _) in enumerate(self.paired.cells) if self.paired.prompts[prompt].id in chosen]
+        asked = [cell for cell, index in enumerate(self.clusters) if self.paired.prompts[index].id in chosen]
+        cells = [(name, cell) for name in self.compared for cell in asked]
         judged = judge(
-            [
-                (self.prompts[place], self.texts[name][place], self.texts[self.baseline][place])
-                for name in self.others
-                for place in places
-            ],
+            [(self.prompts[cell], self.texts[name][cell], self.texts[self.baseline][cell]) for name, cell in cells],
             settings,
-            self.folder / JUDGE_FOLDER,
-            names=[f"{name}, {self.origins[name][place]}" for name in self.others for place in places],
-            systems=[name for name in self.others for _ in places],
+            folder,
+            names=[f"{name}, {self.origins[name][cell]}" for name, cell in cells],
+            systems=[name for name, _ in cells],
             reporter=self.reporter,
         )
         self.problems += judged.problems
-        for number, name in enumerate(self.others):
-            outcomes: list[Outcome | None] = [None] * len(self.prompts)
-            judge_margins: Column = [None] * len(self.prompts)
-            for at, place in enumerate(places, number * len(places)):
-                outcomes[place], judge_margins[place] = judged.outcomes[at], judged.margins[at]
-            self._compare("judge", name, outcomes, judge_margins, asked=places)
+        by_cell = dict(zip(cells, zip(judged.outcomes, judged.margins, strict=True), strict=True))
+        for name in self.compared:
+            pairs = [by_cell.get((name, cell), (None, None)) for cell in range(len(self.prompts))]
+            self._compare("judge", name, [pair[0] for pair in pairs], [pair[1] for pair in pairs], asked=asked)
         return judged.account
 
     def agreements(self) -> list[Agreement]:
         """Return how far evaluators agree, two by two, system by system."""
-        results = []
-        for system in self.others:
-            of_system = [comparison for comparison in self.comparisons if comparison.system == system]
-            for first, second in combinations(of_system, 2):
-                result = agreement(
-                    first.outcomes,
-                    second.outcomes,
-                    self.paired.clusters,
-                    system=system,
-                    evaluators=(first.evaluator, second.evaluator),
-                    **self._bootstrap,
-                )
-                results += [result] if result else []
-        return results
+        pairs = [
+            agreement(
+                first.outcomes,
+                second.outcomes,
+                self._clusters(),
+                system=system,
+                evaluators=(first.evaluator, second.evaluator),
+            )
+            for system in self.compared
+            for first, second in combinations([c for c in self.comparisons if c.system == system], 2)
+        ]
+        return [pair for pair in pairs if pair is not None]
+
+    def _clusters(self, *systems: str) -> Clusters:
+        """Return the cells' prompts, and the training runs of some systems."""
+        runs = self.paired.runs(*systems) if systems else None
+        return Clusters(self.clusters, runs, self.settings.seed, self.settings.resamples)
 
     def _add_measure(self, name: str, description: str, higher: bool | None, values: dict[str, Column]) -> None:
         """Add a measure, unless no completion has a value."""
-        paired, clusters = self.paired, self.paired.clusters
-        means = {
-            system: mean(column, clusters, runs=paired.runs(system), **self._bootstrap)
-            for system, column in values.items()
-        }
+        means = {system: mean(column, self._clusters(system)) for system, column in values.items()}
+        baseline, ratio = values[self.baseline], name in LENGTHS
         differences = {
-            system: difference(
-                values[system],
-                values[self.baseline],
-                clusters,
-                runs=paired.runs(system, self.baseline),
-                ratio=name in LENGTHS,
-                **self._bootstrap,
-            )
-            for system in self.others
+            system: difference(values[system], baseline, self._clusters(system, self.baseline), ratio=ratio)
+            for system in self.compared
         }
         defined = {system: interval for system, interval in means.items() if interval is not None}
         if defined:
             paired_differences = {system: value for system, value in differences.items() if value is not None}
             self.measures.append(Measure(name, description, higher, values, defined, paired_differences))
 
-    def _compare_values(self, evaluator: str, values: dict[str, Column], *, higher: bool) -> None:
-        for name in self.others:
-            ours, theirs = values[name], values[self.baseline]
-            signed = margins(ours, theirs) if higher else margins(theirs, ours)
-            self._compare(evaluator, name, by_value(ours, theirs, higher=higher), signed)
+    def _compare_values(
+        self, evaluator: str, values: dict[str, Column], *, higher_is_better: bool = True, largest_tie: float = 0.0
+    ) -> None:
+        for name in self.compared:
+            by_cell = margins(values[name], values[self.baseline], higher_is_better=higher_is_better)
+            self._compare(evaluator, name, decide(by_cell, largest_tie=largest_tie), by_cell)
 
     def _compare(
         self,
@@ -340,19 +329,17 @@ class _Comparer:
         *,
         asked: Sequence[int] | None = None,
     ) -> None:
-        """Add a comparison, if there is any outcome; cells that were not asked about are not counted as left out."""
-        places = range(len(outcomes)) if asked is None else asked
-        clusters = [self.paired.clusters[place] for place in places]
-        counted = [outcomes[place] for place in places]
-        runs = self.paired.runs(system, self.baseline)
-        all_rates = rates(counted, clusters, runs=[runs[place] for place in places], **self._bootstrap)
+        """Add a comparison, if there is any outcome."""
+        clusters = self._clusters(system, self.baseline)
+        all_rates = rates(outcomes, clusters)
         if all_rates is None:
-            what = f"{evaluator}, {system}: no outcome in any cell, so there is no comparison"
-            self.problems.append(Problem(what, len(counted), [], of_rows=False))
+            prompts = [row.id for row in self.paired.prompts]
+            self.problems.append(Problem(f"{evaluator}, {system}: no outcome, so there is no comparison", prompts))
             return
-        ours, theirs = ([self.characters[name][place] for place in places] for name in (system, self.baseline))
-        controlled = controlled_win(counted, ours, theirs, clusters, **self._bootstrap)
-        seeds = [self.paired.cells[place][1] for place in places]
+        lengths = self.characters[system], self.characters[self.baseline]
+        controlled = controlled_win(outcomes, *lengths, clusters)
+        if isinstance(controlled, str):
+            self.problems.append(Problem(f"{evaluator}, {system}: no length-controlled win rate", [controlled]))
         self.comparisons.append(
             Comparison(
                 system,
@@ -361,11 +348,8 @@ class _Comparer:
                 outcomes,
                 cell_margins,
                 all_rates,
-                controlled.win,
-                by_seed(counted, clusters, seeds, **self._bootstrap),
-                None if asked is None else [place in set(asked) for place in range(len(outcomes))],
+                None if isinstance(controlled, str) else controlled,
+                delta_by_replicate(outcomes, [replicate for _, replicate in self.paired.cells], clusters),
+                None if asked is None else [cell in set(asked) for cell in range(len(outcomes))],
             )
         )
-        if controlled.reason:
-            what = f"{evaluator}, {system}: no length-controlled win rate: {controlled.reason}"
-            self.problems.append(Problem(what, 1, [], of_rows=False))

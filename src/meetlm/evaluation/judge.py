@@ -2,26 +2,42 @@
 
 Replies that are equal, apart from white space around them, are a tie without a call: the judge would be shown the same
 text twice.
+
+Every response is written to ``judge_calls.jsonl`` as it arrives, with what was sent, also empty and cut responses: they
+were paid for. So an interrupted evaluation continues, and a repeated one asks nothing. A call is identified by a hash
+of endpoint, model, messages and sampling settings. Of several responses to a call the last one counts.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge_account import Judgement, consistency_of, finish_reasons, problems_of, usage
-from meetlm.evaluation.judge_cache import ResponseCache
+from meetlm.evaluation.judge_account import Judgement, consistency_of, problems_of, usage
 from meetlm.evaluation.judge_client import Call, JudgeResponse, ask
 from meetlm.evaluation.judge_prompts import DEFAULT, JudgePrompt, Verdict, load_prompt
-from meetlm.evaluation.outcomes import Outcome, by_judge, judge_margin
+from meetlm.evaluation.outcomes import Column, Outcome, decide, judge_margin
 from meetlm.evaluation.record import JudgeAccount, Problem
 from meetlm.evaluation.settings import JudgeSettings
 
+FILE = "judge_calls.jsonl"
 Pair = tuple[Prompt, str, str]
 """A prompt, the system's completion, the baseline's."""
+
+_OUTCOMES: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
+    {"A": "win", "B": "lose", "tie": "tie"},
+    {"A": "lose", "B": "win", "tie": "tie"},
+)
+"""The outcome from the system's view: where the system is shown first, and where it is shown second."""
+_ORDERS = ("shown first", "shown second")
 
 
 class Judged(NamedTuple):
@@ -30,22 +46,22 @@ class Judged(NamedTuple):
     Attributes:
         outcomes: The system's outcome for each pair; ``None`` where one of the orders has no verdict.
         margins: The mean of both verdicts for each pair: a win is 1, a tie 0, a loss -1.
-        account: What the judge was asked and how it answered.
-        problems: Named and counted.
+        account: What the judge was asked and how it responded.
+        problems: Responses, calls and rows that a reader has to know of.
     """
 
     outcomes: list[Outcome | None]
-    margins: list[float | None]
+    margins: Column
     account: JudgeAccount
     problems: list[Problem]
 
 
-_OUTCOMES: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
-    {"A": "win", "B": "lose", "tie": "tie"},
-    {"A": "lose", "B": "win", "tie": "tie"},
-)
-"""The outcome from the system's view: where the system is shown first, and where it is shown second."""
-_ORDERS = ("shown first", "shown second")
+def choose_prompts(ids: Sequence[str], number: int, seed: int) -> set[str]:
+    """Return ``number`` of the prompts, or all: the first by a hash of seed and id.
+
+    A prompt that is added or removed displaces at most one other, so a judge's stored responses stay useful.
+    """
+    return set(sorted(ids, key=lambda prompt: sha256(f"{seed}:{prompt}".encode()).digest())[:number])
 
 
 def judge(
@@ -59,8 +75,8 @@ def judge(
 ) -> Judged:
     """Ask a judge about every pair in both orders.
 
-    Responses are stored in ``cache_dir`` as they arrive. Calls with a stored response are not repeated; where there is
-    one for every call, neither key nor endpoint is needed. Equal calls are sent once.
+    Calls with a stored response are not repeated; where there is one for every call, neither key nor endpoint is
+    needed. Equal calls are sent once.
 
     Args:
         pairs: What is compared.
@@ -78,31 +94,25 @@ def judge(
     prompt = load_prompt(prompt_name)
     pair_names = names if names is not None else [f"pair {number}" for number in range(1, len(pairs) + 1)]
     pair_systems = systems if systems is not None else [""] * len(pairs)
-    assert len(pair_names) == len(pair_systems) == len(pairs), "one name and one system per pair"
-    asked = [place for place, (_, ours, theirs) in enumerate(pairs) if ours.strip() != theirs.strip()]
-    judgements = [
-        judgement
-        for place in asked
-        for judgement in _judgements(pairs[place], pair_systems[place], pair_names[place], prompt, settings)
-    ]
-    with ResponseCache(cache_dir) as cache:
-        num_cached, new_responses = _answer(judgements, prompt, settings, cache, reporter)
-        stored = {judgement.key: cache.all(judgement.key) for judgement in judgements}
-        damaged = cache.damaged
+    with Journal(cache_dir / FILE) as journal:
+        stored, damaged = _stored_responses(journal)
+        judgements = [
+            Judgement(index, order, system, question.id, f"{name}, {_ORDERS[order]}", call, stored[call.key])
+            for index, ((question, *replies), system, name) in enumerate(
+                zip(pairs, pair_systems, pair_names, strict=True)
+            )
+            if replies[0].strip() != replies[1].strip()
+            for order in (0, 1)
+            for call in [Call.to_judge(settings, prompt.messages(question, replies[order], replies[1 - order]))]
+        ]
+        num_cached, new_responses = _ask(judgements, prompt, settings, journal, reporter)
     for judgement in judgements:
-        judgement.responses = stored[judgement.key]
         verdict = prompt.verdict(judgement.response.text) if judgement.response else None
         judgement.outcome = _OUTCOMES[judgement.order][verdict] if verdict else None
-    outcomes: list[Outcome | None] = ["tie"] * len(pairs)
-    margins: list[float | None] = [0.0] * len(pairs)
-    for place, first, second in zip(asked, judgements[0::2], judgements[1::2], strict=True):
-        decided = first.outcome and second.outcome and (first.outcome, second.outcome)
-        outcomes[place] = by_judge(*decided) if decided else None
-        margins[place] = judge_margin(*decided) if decided else None
-    by_system = {
-        name: consistency_of([judgement for judgement in judgements if judgement.system == name])
-        for name in dict.fromkeys(judgement.system for judgement in judgements)
-    }
+    margins: Column = [0.0] * len(pairs)
+    for first, second in zip(judgements[0::2], judgements[1::2], strict=True):
+        first_outcome, second_outcome = first.outcome, second.outcome
+        margins[first.pair] = judge_margin(first_outcome, second_outcome) if first_outcome and second_outcome else None
     account = JudgeAccount(
         model=settings.model,
         base_url=settings.base_url,
@@ -111,72 +121,71 @@ def judge(
         overall=consistency_of(judgements),
         num_cached=num_cached,
         this_run=usage(new_responses, settings.prices),
-        kept=usage([response for responses in stored.values() for response in responses], settings.prices),
-        num_same=len(pairs) - len(asked),
-        finish_reasons=finish_reasons(judgements),
-        by_system=by_system if systems is not None else {},
+        stored=usage(
+            [response for key in {judgement.call.key for judgement in judgements} for response in stored[key]],
+            settings.prices,
+        ),
+        num_identical=len(pairs) - len(judgements) // 2,
+        by_system={
+            name: consistency_of([judgement for judgement in judgements if judgement.system == name])
+            for name in dict.fromkeys(judgement.system for judgement in judgements)
+            if systems is not None
+        },
     )
-    problems = [*_damaged(damaged), *problems_of(judgements), *_empty_completions(pairs, pair_names)]
-    return Judged(outcomes, margins, account, problems)
-
-
-def _judgements(pair: Pair, system: str, name: str, prompt: JudgePrompt, settings: JudgeSettings) -> list[Judgement]:
-    """Return a pair in both orders."""
-    question, ours, theirs = pair
-    orders = ((ours, theirs), (theirs, ours))
-    calls = [Call.to_judge(settings, prompt.messages(question, *replies)) for replies in orders]
-    return [
-        Judgement(order, system, question.id, f"{name}, {_ORDERS[order]}", call, call.key)
-        for order, call in enumerate(calls)
+    lines = "judge: damaged lines among the stored responses, as a kill leaves them; their calls are asked again"
+    empty = [
+        f"{name}, {owner}"
+        for name, (_, *replies) in zip(pair_names, pairs, strict=True)
+        for owner, text in zip(("the system's", "the baseline's"), replies, strict=True)
+        if not text.strip()
     ]
+    problems = [
+        Problem(lines, damaged),
+        *problems_of(judgements),
+        Problem("judge: empty completions, compared like any other", empty),
+    ]
+    return Judged(decide(margins), margins, account, [problem for problem in problems if problem.examples])
 
 
-def _answer(
-    judgements: Sequence[Judgement],
-    prompt: JudgePrompt,
-    settings: JudgeSettings,
-    cache: ResponseCache,
-    reporter: Reporter,
+def _stored_responses(journal: Journal) -> tuple[defaultdict[str, list[JudgeResponse]], list[str]]:
+    """Return the responses to each call by its key, in the order of their arrival, and the lines that hold none."""
+    responses: defaultdict[str, list[JudgeResponse]] = defaultdict(list)
+    damaged = list(journal.damaged)
+    for entry in journal.entries:
+        try:
+            responses[entry["key"]].append(JudgeResponse(**entry["answer"]))
+        except (KeyError, TypeError):
+            damaged.append(str(journal.path))
+    return responses, damaged
+
+
+def _ask(
+    judgements: Sequence[Judgement], prompt: JudgePrompt, settings: JudgeSettings, journal: Journal, reporter: Reporter
 ) -> tuple[int, list[JudgeResponse]]:
-    """Set the response or the failure of each judgement; return how many were stored, and the new responses."""
-    by_key: dict[str, list[Judgement]] = {}
+    """Add the missing responses to the judgements; return how many had one before, and the new responses."""
+    by_key: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
-        by_key.setdefault(judgement.key, []).append(judgement)
-        response = cache.get(judgement.key)
-        if response and (not settings.ask_again or prompt.verdict(response.text)):
-            judgement.response = response
-    missing = {judgement.key: judgement.call for judgement in judgements if judgement.response is None}
-    num_cached = sum(judgement.response is not None for judgement in judgements)
-    has_responses = any(cache.get(key) for key in by_key)
+        by_key[judgement.call.key].append(judgement)
+    missing = {
+        key: group[0].call
+        for key, group in by_key.items()
+        if group[0].response is None or (settings.ask_again and not prompt.verdict(group[0].response.text))
+    }
+    num_cached = len(judgements) - sum(len(by_key[key]) for key in missing)
     new_responses: list[JudgeResponse] = []
     with reporter.progress("judge", total=len(missing), unit="call") as progress:
 
-        def on_response(call: Call, response: JudgeResponse) -> None:
-            cache.add(call, response)
-            new_responses.append(response)
-            for judgement in by_key[call.key]:
-                judgement.response = response
+        def store(call: Call, result: JudgeResponse | str) -> None:
+            if isinstance(result, JudgeResponse):
+                entry = {"key": call.key, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+                journal.append(entry | asdict(call) | {"answer": asdict(result)})
+                new_responses.append(result)
+                by_key[call.key][0].responses.append(result)  # equal calls share the list
+            else:
+                for judgement in by_key[call.key]:
+                    judgement.failure = result
             progress.advance()
 
-        def on_failure(call: Call, reason: str) -> None:
-            for judgement in by_key[call.key]:
-                judgement.failure = reason
-            progress.advance()
-
-        ask(list(missing.values()), settings, on_response, on_failure, has_responses=has_responses)
+        has_responses = any(judgement.responses for judgement in judgements)
+        ask(list(missing.values()), settings, store, has_responses=has_responses)
     return num_cached, new_responses
-
-
-def _empty_completions(pairs: Sequence[Pair], names: Sequence[str]) -> list[Problem]:
-    empty = [
-        f"{name}, {owner}"
-        for name, (_, ours, theirs) in zip(names, pairs, strict=True)
-        for owner, text in (("the system's", ours), ("the baseline's", theirs))
-        if not text.strip()
-    ]
-    return [Problem("judge: empty completions, compared like any other", len(empty), empty)] if empty else []
-
-
-def _damaged(lines: list[str]) -> list[Problem]:
-    text = "judge: damaged lines among the stored responses, as a kill leaves them; their calls are asked again"
-    return [Problem(text, len(lines), lines, of_rows=False)] if lines else []

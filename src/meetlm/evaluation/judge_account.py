@@ -6,7 +6,6 @@ judge that cannot see the completions. Where the two cannot be distinguished, no
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,28 +21,31 @@ class Judgement:
     """One pair in one order; the two judgements of a pair follow each other.
 
     Attributes:
+        pair: Index of the pair.
         order: 0 where the system is shown first.
         system: The system whose reply is compared with the baseline's.
-        prompt: The prompt, as one text.
+        prompt: Id of the prompt.
         name: Name of the judgement in messages.
         call: The call that asks for it.
-        key: Key of the call.
-        responses: All stored responses to the call.
-        response: The response that counts; ``None`` where there is none.
-        failure: Why there is none.
+        responses: All stored responses to the call, the last one last.
+        failure: Why there is no response.
         outcome: The verdict from the system's view; ``None`` where there is none.
     """
 
+    pair: int
     order: int
     system: str
     prompt: str
     name: str
     call: Call
-    key: str
-    responses: Sequence[JudgeResponse] = ()
-    response: JudgeResponse | None = None
+    responses: list[JudgeResponse]
     failure: str | None = None
     outcome: Outcome | None = None
+
+    @property
+    def response(self) -> JudgeResponse | None:
+        """The response that counts; ``None`` where there is none, or the last call failed."""
+        return self.responses[-1] if self.responses and self.failure is None else None
 
 
 def consistency_chance(outcomes: Sequence[tuple[Outcome, Outcome]]) -> float:
@@ -74,11 +76,10 @@ def consistency_of(judgements: Sequence[Judgement]) -> Consistency:
         chance = consistency_chance([(first, second) for _, first, second in decided])
     return Consistency(
         num_calls=len(judgements),
-        num_unparsable=len(_without_verdict(judgements)),
+        num_without_verdict=len(_without_verdict(judgements)),
         num_failed=sum(judgement.failure is not None for judgement in judgements),
         consistency=consistency,
         chance=chance,
-        conclusive=consistency is not None and chance is not None and consistency.low > chance,
     )
 
 
@@ -93,49 +94,39 @@ def usage(responses: Sequence[JudgeResponse], prices: Prices | None) -> Usage:
     return Usage(len(responses), num_prompt, num_completion, cost)
 
 
-def finish_reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
-    """Return the finish reasons of responses without a verdict, the most frequent first."""
-    reasons = Counter(response.finish_reason or "not told" for _, response in _without_verdict(judgements))
-    return dict(reasons.most_common())
-
-
 def problems_of(judgements: Sequence[Judgement]) -> list[Problem]:
-    """Return what is wrong with responses, named and counted."""
-    unparsable = _without_verdict(judgements)
+    """Return what is wrong with responses and calls; problems without examples did not occur."""
+    without_verdict = _without_verdict(judgements)
     reasons = {
-        "empty": sum(response.is_empty for _, response in unparsable),
-        "cut off at --judge.max_tokens": sum(response.finish_reason == "length" for _, response in unparsable),
-        "filtered by the endpoint": sum(response.finish_reason == "content_filter" for _, response in unparsable),
+        "empty": sum(response.is_empty for _, response in without_verdict),
+        "cut off at --judge.max_tokens": sum(response.finish_reason == "length" for _, response in without_verdict),
+        "filtered by the endpoint": sum(response.finish_reason == "content_filter" for _, response in without_verdict),
     }
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-    uncounted = [
-        judgement.name
-        for judgement in judgements
-        if any(None in (response.prompt_tokens, response.completion_tokens) for response in judgement.responses)
-    ]
-    problems = [
+    return [
         Problem(
             "judge: responses without a verdict, so their pairs have no outcome"
             + (f" ({counts})" if counts else "")
             + "; --judge.ask_again true repeats these calls",
-            len(unparsable),
-            [f"{judgement.name}: {_shown(response)}" for judgement, response in unparsable],
+            [f"{judgement.name}: {_shown(response)}" for judgement, response in without_verdict],
         ),
-        _listed(
+        Problem(
             "judge: failed calls, so their pairs have no outcome",
             [f"{judgement.name}: {judgement.failure}" for judgement in judgements if judgement.failure],
         ),
-        _listed("judge: responses without token counts, so tokens and cost are unknown", uncounted, of_rows=False),
+        Problem(
+            "judge: responses without token counts, so tokens and cost are unknown",
+            [
+                judgement.name
+                for judgement in judgements
+                if any(None in (response.prompt_tokens, response.completion_tokens) for response in judgement.responses)
+            ],
+        ),
     ]
-    return [problem for problem in problems if problem.count]
-
-
-def _listed(text: str, examples: list[str], *, of_rows: bool = True) -> Problem:
-    return Problem(text, len(examples), examples, of_rows)
 
 
 def _without_verdict(judgements: Sequence[Judgement]) -> list[tuple[Judgement, JudgeResponse]]:
-    return [(one, one.response) for one in judgements if one.response is not None and not one.outcome]
+    return [(judgement, judgement.response) for judgement in judgements if judgement.response and not judgement.outcome]
 
 
 def _shown(response: JudgeResponse, length: int = 120) -> str:

@@ -95,8 +95,7 @@ class JudgeResponse:
 def ask(
     calls: Sequence[Call],
     settings: JudgeSettings,
-    on_response: Callable[[Call, JudgeResponse], object],
-    on_failure: Callable[[Call, str], object],
+    on_result: Callable[[Call, JudgeResponse | str], object],
     *,
     has_responses: bool = False,
 ) -> None:
@@ -105,47 +104,26 @@ def ask(
     Args:
         calls: The calls.
         settings: Settings of the endpoint.
-        on_response: Called with each response as it arrives.
-        on_failure: Called with the reason why a single call failed; the others continue.
+        on_result: Called with each response as it arrives, or with the reason why a single call failed.
         has_responses: Whether the endpoint has answered calls like these before.
 
     Raises:
         ConfigError: ``openai`` is not installed, the key is missing, the endpoint fails in a way that all calls share,
             or no call was answered.
     """
-    if calls:
-        _run(_Endpoint(settings, on_response, on_failure, has_responses).ask(calls))
+    if not calls:
+        return
+    require_extra("openai", "judge", "an LLM judge")
+    import openai
 
+    if settings.key_env is not None and not os.environ.get(settings.key_env):
+        raise ConfigError(missing_key(settings))
+    last_failure = stop_reason = ""
 
-class _Endpoint:
-    def __init__(
-        self,
-        settings: JudgeSettings,
-        on_response: Callable[[Call, JudgeResponse], object],
-        on_failure: Callable[[Call, str], object],
-        has_responses: bool,
-    ) -> None:
-        self.settings, self.on_response, self.on_failure = settings, on_response, on_failure
-        self.has_responses = has_responses
-        self.last_failure = ""
-        self.stop_reason = ""
-
-    async def ask(self, calls: Sequence[Call]) -> None:
-        limit = asyncio.Semaphore(self.settings.concurrency)
-        async with self._client() as client:
-            await asyncio.gather(*(self._ask_one(client, limit, call) for call in calls))
-        endpoint = f"judge {self.settings.model!r} at {self.settings.base_url}"
-        if self.stop_reason:
-            remedy = "responses so far are stored; the same command continues from there"
-            raise ConfigError(f"{endpoint}: {self.stop_reason}; {remedy}")
-        if not self.has_responses:
-            raise ConfigError(f"{endpoint}: none of {len(calls)} calls was answered; the last: {self.last_failure}")
-
-    async def _ask_one(self, client: openai.AsyncOpenAI, limit: asyncio.Semaphore, call: Call) -> None:
-        import openai
-
-        async with limit:
-            if self.stop_reason:
+    async def send(client: openai.AsyncOpenAI, slots: asyncio.Semaphore, call: Call) -> None:
+        nonlocal has_responses, last_failure, stop_reason
+        async with slots:
+            if stop_reason:
                 return
             try:
                 completion = await client.chat.completions.create(
@@ -153,28 +131,31 @@ class _Endpoint:
                 )
                 response = _response(completion)
             except (openai.APIError, ValueError) as error:
-                reason, concerns = _explain(error, self.settings.timeout)
-                self.last_failure = reason
-                if concerns == "every call" or (concerns == "unknown" and not self.has_responses):
-                    self.stop_reason = self.stop_reason or reason
-                self.on_failure(call, reason)
+                last_failure, concerns = _explain(error, settings.timeout)
+                if concerns == "every call" or (concerns == "unknown" and not has_responses):
+                    stop_reason = stop_reason or last_failure
+                on_result(call, last_failure)
             else:
-                self.has_responses = True
-                self.on_response(call, response)
+                has_responses = True
+                on_result(call, response)
 
-    def _client(self) -> openai.AsyncOpenAI:
-        require_extra("openai", "judge", "an LLM judge")
-        import openai
+    async def send_all() -> None:
+        slots = asyncio.Semaphore(settings.concurrency)
+        async with openai.AsyncOpenAI(
+            api_key=os.environ[settings.key_env] if settings.key_env else "none",
+            base_url=settings.base_url,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+        ) as client:
+            await asyncio.gather(*(send(client, slots, call) for call in calls))
 
-        name = self.settings.key_env
-        if name is not None and not os.environ.get(name):
-            raise ConfigError(missing_key(self.settings))
-        return openai.AsyncOpenAI(
-            api_key=os.environ[name] if name else "none",
-            base_url=self.settings.base_url,
-            timeout=self.settings.timeout,
-            max_retries=self.settings.retries,
-        )
+    _run(send_all())
+    endpoint = f"judge {settings.model!r} at {settings.base_url}"
+    if stop_reason:
+        remedy = "responses so far are stored; the same command continues from there"
+        raise ConfigError(f"{endpoint}: {stop_reason}; {remedy}")
+    if not has_responses:
+        raise ConfigError(f"{endpoint}: none of {len(calls)} calls was answered; the last: {last_failure}")
 
 
 def missing_key(settings: JudgeSettings) -> str:
@@ -207,7 +188,7 @@ def _explain(error: Exception, timeout: float) -> tuple[str, Literal["this call"
     if isinstance(error, openai.APIConnectionError):
         return f"no connection: {error.__cause__ or error}", "every call"
     if isinstance(error, json.JSONDecodeError):
-        return f"{_not_a_completion(error.doc)}", "unknown"
+        return _not_a_completion(error.doc), "unknown"
     return _not_a_completion(str(error)), "unknown"
 
 

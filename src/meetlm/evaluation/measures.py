@@ -1,8 +1,8 @@
 """Measures of a completion's text: ROUGE, lengths, how much is copied from the prompt, and what the prompt lacks.
 
-Each function takes columns, one entry per cell, and returns one. ``None`` stands where a measure is not defined, never
-for a bad value: an empty completion has 0 words, a ROUGE of 0 and no absent names, but no share of copied words. The
-paper reports ROUGE (section 4.3) and shows copying and hallucination by example (section 4.7, appendix B).
+``None`` stands where a measure is not defined, never for a bad value: an empty completion has 0 words, a ROUGE of 0 and
+no absent names, but no share of copied words. The paper reports ROUGE (section 4.3) and shows copying and hallucination
+by example (section 4.7, appendix B).
 
 A word is a run of letters and digits of any script. In scripts that do not separate words (Chinese, Japanese, Thai and
 others) every character counts as a word. For English, ROUGE's words are those of the package ``rouge-score``.
@@ -11,16 +11,21 @@ others) every character counts as a word. For English, ROUGE's words are those o
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import regex
 
 from meetlm.data.example import Prompt
+from meetlm.evaluation.outcomes import Column
 
-Column = list[float | None]
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "rouge-avg")
-"""The measures of :func:`rouge`; ``rouge-avg`` is the mean of the others."""
+"""The last is the mean of the others."""
+_ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 LENGTHS = ("words", "characters")
 """Measures whose ratio to the baseline is reported too."""
 NO_CHOSEN = "held-out rows without a chosen reply: ROUGE and length-ratio are not defined for their prompts"
@@ -72,46 +77,42 @@ def text_measures(
         prompts: The prompt of each completion.
         completions: As many.
         chosen: The preferred reply to each prompt; ``None`` where the data have none.
-        stemmer: As in :func:`rouge`.
-    """
-    columns = rouge(completions, chosen, stemmer=stemmer)
-    columns |= {"words": words(completions), "characters": characters(completions)}
-    columns["length-ratio"] = length_ratio(completions, chosen)
-    columns["coverage"], columns["density"] = coverage_and_density(prompts, completions)
-    columns["numbers-absent"] = _count(numbers_absent, prompts, completions)
-    names = _count(names_absent, prompts, completions)
-    columns["names-absent"] = [
-        value if _has_case(text) else None for value, text in zip(names, completions, strict=True)
-    ]
-    return columns
-
-
-def rouge(completions: Sequence[str], chosen: Sequence[str | None], *, stemmer: bool = False) -> dict[str, Column]:
-    """Return F1 of ROUGE-1, 2 and L and their mean, in [0, 1], against the chosen replies (Lin, 2004).
-
-    Computed by the package ``rouge-score`` with words of any script (:func:`tokenize`). ROUGE-L takes a whole text as
-    one sequence.
-
-    Args:
-        completions: One per cell. A completion without a word gets 0.
-        chosen: As many; the value is ``None`` where there is none, or it has no word.
-        stemmer: Stem English words (Porter). The paper does not state it; off is the default of the packages
+        stemmer: Stem English words for ROUGE (Porter). The paper does not state it; off is the default of the packages
             ``rouge-score`` and ``evaluate``.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(kinds, tokenizer=_Tokenizer(stemmer))
-    columns: dict[str, Column] = {name: [] for name in ROUGES}
-    for completion, reference in zip(completions, chosen, strict=True):
-        row: list[float | None] = [None] * len(ROUGES)
-        if reference is not None and tokenize(reference):
-            scores = scorer.score(reference, completion)
-            values = [float(scores[kind].fmeasure) for kind in kinds]
-            row = [*values, sum(values) / len(values)]
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
+    scorer = RougeScorer(_ROUGE_TYPES, tokenizer=_Tokenizer(stemmer))
+    rows = [_measure(*row, scorer) for row in zip(prompts, completions, chosen, strict=True)]
+    return {name: [row[name] for row in rows] for name in MEASURES}
+
+
+def _measure(prompt: Prompt, completion: str, chosen: str | None, scorer: RougeScorer) -> dict[str, float | None]:
+    length, chosen_length = num_words(completion), num_words(chosen or "")
+    coverage, density = coverage_and_density(prompt, completion)
+    return {
+        **_rouge(completion, chosen, scorer),
+        "words": float(length),
+        "characters": float(num_characters(completion)),
+        "length-ratio": length / chosen_length if chosen_length else None,
+        "coverage": coverage,
+        "density": density,
+        "numbers-absent": float(len(numbers_absent(prompt, completion))),
+        "names-absent": float(len(names_absent(prompt, completion))) if _has_case(completion) else None,
+    }
+
+
+def _rouge(completion: str, chosen: str | None, scorer: RougeScorer) -> dict[str, float | None]:
+    """Return F1 of ROUGE-1, 2 and L and their mean, in [0, 1], against the chosen reply (Lin, 2004).
+
+    ``None`` where there is no chosen reply or it has no word; a completion without a word gets 0. ROUGE-L takes a whole
+    text as one sequence.
+    """
+    if chosen is None or not tokenize(chosen):
+        return dict.fromkeys(ROUGES)
+    scores = scorer.score(chosen, completion)
+    values = [float(scores[kind].fmeasure) for kind in _ROUGE_TYPES]
+    return dict(zip(ROUGES, [*values, sum(values) / len(values)], strict=True))
 
 
 def tokenize(text: str) -> list[str]:
@@ -135,23 +136,22 @@ class _Tokenizer:
         return [self._stemmer.stem(token) if len(token) > 3 and token.isascii() else token for token in tokens]
 
 
-def words(completions: Sequence[str]) -> Column:
-    """Return lengths in words: what white space separates, and single characters of scripts without spaces."""
-    return [float(_num_words(text)) for text in completions]
+def num_words(text: str) -> int:
+    """Return the length in words: what white space separates, and single characters of scripts without spaces.
+
+    Punctuation between such characters is not a word.
+    """
+    chunks = _CHUNK.findall(text)
+    is_spaced = not regex.search(rf"[{_UNSPACED}]", text)
+    return len(chunks) if is_spaced else sum(bool(_HAS_LETTER_OR_DIGIT.search(chunk)) for chunk in chunks)
 
 
-def characters(completions: Sequence[str]) -> Column:
-    """Return lengths in characters, an accent being part of its letter, without white space at either end."""
-    return [float(len(unicodedata.normalize("NFC", text.strip()))) for text in completions]
+def num_characters(text: str) -> int:
+    """Return the length in characters, an accent being part of its letter, without white space at either end."""
+    return len(unicodedata.normalize("NFC", text.strip()))
 
 
-def length_ratio(completions: Sequence[str], chosen: Sequence[str | None]) -> Column:
-    """Return words divided by those of the chosen reply; ``None`` where there is none, or it has no word."""
-    lengths = [(_num_words(text), _num_words(reply or "")) for text, reply in zip(completions, chosen, strict=True)]
-    return [length / reference if reference else None for length, reference in lengths]
-
-
-def coverage_and_density(prompts: Sequence[Prompt], completions: Sequence[str]) -> tuple[Column, Column]:
+def coverage_and_density(prompt: Prompt, completion: str) -> tuple[float | None, float | None]:
     """Return extractive coverage and density (Grusky, Naaman and Artzi, 2018, "Newsroom", section 4.1).
 
     With F the fragments of a completion that are in its prompt too (:func:`fragments`) and |S| its number of words:
@@ -159,16 +159,13 @@ def coverage_and_density(prompts: Sequence[Prompt], completions: Sequence[str]) 
     coverage 1 and density n. Words are compared in lower case and without punctuation (the authors use spaCy's tokens).
 
     Returns:
-        Both columns; ``None`` for a completion without a word.
+        ``None`` for a completion without a word.
     """
-    coverage: Column = []
-    density: Column = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        tokens = _words(completion)
-        lengths = fragments(_words(prompt.text()), tokens)
-        coverage.append(sum(lengths) / len(tokens) if tokens else None)
-        density.append(sum(n * n for n in lengths) / len(tokens) if tokens else None)
-    return coverage, density
+    words = _words(completion)
+    if not words:
+        return None, None
+    lengths = fragments(_words(prompt.text()), words)
+    return sum(lengths) / len(words), sum(n * n for n in lengths) / len(words)
 
 
 def fragments(article: Sequence[str], summary: Sequence[str]) -> list[int]:
@@ -177,24 +174,19 @@ def fragments(article: Sequence[str], summary: Sequence[str]) -> list[int]:
     The procedure F(A, S) of Grusky et al. (2018): at each word of the summary the longest match is taken and skipped,
     and the search in the article continues after the end of a match.
     """
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(article):
-        places.setdefault(word, []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(article):
+        positions.setdefault(word, []).append(position)
     lengths: list[int] = []
     at = 0
     while at < len(summary):
         longest = end = 0
-        for place in places.get(summary[at], ()):
-            if place < end:
+        for position in positions.get(summary[at], ()):
+            if position < end:
                 continue
-            length = 1
-            while (
-                at + length < len(summary)
-                and place + length < len(article)
-                and summary[at + length] == article[place + length]
-            ):
-                length += 1
-            longest, end = max(longest, length), place + length
+            matches = takewhile(lambda pair: pair[0] == pair[1], zip(summary[at:], article[position:], strict=False))
+            length = sum(1 for _ in matches)
+            longest, end = max(longest, length), position + length
         if longest:
             lengths.append(longest)
         at += max(longest, 1)
@@ -239,24 +231,10 @@ def _starts_sentence(text: str, at: int) -> bool:
     return is_quoted or not at or text[at - 1] in _SENTENCE_ENDS
 
 
-def _count(find: Callable[[Prompt, str], list[str]], prompts: Sequence[Prompt], completions: Sequence[str]) -> Column:
-    return [float(len(find(prompt, text))) for prompt, text in zip(prompts, completions, strict=True)]
-
-
 def _has_case(text: str) -> bool:
     """Whether a text is empty of letters or has letters with upper and lower case, so that names can be counted."""
     letters = [character for character in text if character.isalpha()]
     return not letters or any(letter.lower() != letter.upper() for letter in letters)
-
-
-def _num_words(text: str) -> int:
-    """Return the number of chunks between white space, counting each character of scripts without spaces.
-
-    Punctuation between such characters is not a word.
-    """
-    chunks = _CHUNK.findall(text)
-    is_spaced = not regex.search(rf"[{_UNSPACED}]", text)
-    return len(chunks) if is_spaced else sum(bool(_HAS_LETTER_OR_DIGIT.search(chunk)) for chunk in chunks)
 
 
 def _words(text: str) -> list[str]:

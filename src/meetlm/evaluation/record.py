@@ -1,7 +1,7 @@
 """The record of an evaluation, ``evaluation.json``: every figure and every row behind it, all that the report reads.
 
-A *cell* is one prompt under one seed. Every list of completions, values and outcomes has one entry per cell, in the
-order of ``cells``. Intervals are over prompts (paper sections 4.3-4.6).
+A *cell* is one prompt in one replicate (a training run and a sampling seed). Every list of completions, values and
+outcomes has one entry per cell, in the order of ``cells``. Intervals are over prompts (paper sections 4.3-4.6).
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Replicate:
-    """The run and seed behind the number of a replicate, in one system.
+    """The run and sampling seed behind the number of a replicate, in one system.
 
     Attributes:
         system: Name of the system.
-        seed: Number of the replicate in ``cells``.
+        number: Number of the replicate in ``cells``.
         run: Index of the training run that wrote it, among the runs of the system.
         source: The run that its rows state; the file where they state none.
         sampling_seed: The seed that its rows state; 0 where they state none.
     """
 
     system: str
-    seed: int
+    number: int
     run: int
     source: str
     sampling_seed: int
@@ -123,8 +123,7 @@ class Rates:
         delta: win - lose (Δ in the paper).
         sign_p: Two-sided p of a sign test over prompts, ties left out.
         num_prompts: Number of prompts counted.
-        num_cells: Number of cells counted.
-        num_left_out: Number of cells without an outcome; the problems name each.
+        num_cells: Number of cells counted; cells without an outcome are left out, and the problems name each.
     """
 
     win: Interval
@@ -134,22 +133,6 @@ class Rates:
     sign_p: float
     num_prompts: int
     num_cells: int
-    num_left_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class SeedDelta:
-    """Δ of one replicate.
-
-    Attributes:
-        seed: Number of the replicate in ``cells``; :class:`Replicate` has its run and seed.
-        delta: Δ, with its interval over prompts.
-        num_prompts: Number of prompts counted.
-    """
-
-    seed: int
-    delta: Interval
-    num_prompts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +144,11 @@ class Comparison:
         baseline: Name of the baseline.
         evaluator: ``reward``, ``judge``, ``rouge-avg`` or the name of a scorer.
         outcomes: One per cell; ``None`` where there is none.
-        margins: How clear each outcome was (a difference of rewards; for a judge, the mean of both orders in -1 … 1),
-            for sorting examples; ``None`` where there is none.
+        margins: How clear each outcome was (a difference of rewards; for a judge, the mean of both orders in -1 … 1);
+            ``None`` where there is none.
         rates: Rates over all cells.
         controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
-        by_seed: Δ of each replicate alone, where there are several.
+        by_replicate: Δ of each replicate alone, where there are several.
         asked: Whether the evaluator was asked about each cell; ``None`` where it was asked about all. A cell that it
             was asked about may still have no outcome.
     """
@@ -177,12 +160,17 @@ class Comparison:
     margins: list[float | None]
     rates: Rates
     controlled_win: Interval | None
-    by_seed: list[SeedDelta] = field(default_factory=list)
+    by_replicate: dict[int, Interval] = field(default_factory=dict)
     asked: list[bool] | None = None
 
     def was_asked(self, cell: int) -> bool:
         """Return whether the evaluator was asked about a cell."""
         return self.asked is None or self.asked[cell]
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of cells that the evaluator was asked about and that have no outcome."""
+        return (len(self.outcomes) if self.asked is None else sum(self.asked)) - self.rates.num_cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +197,13 @@ class Usage:
     """What some responses of a judge cost.
 
     Attributes:
-        num_answers: Number of responses, empty and repeated ones too.
+        num_responses: Number of responses, empty and repeated ones too.
         prompt_tokens: Total, as the endpoint reports; ``None`` where a response has no count.
         completion_tokens: Likewise.
         cost: In the currency of the prices; ``None`` without prices or token counts.
     """
 
-    num_answers: int
+    num_responses: int
     prompt_tokens: int | None
     completion_tokens: int | None
     cost: float | None
@@ -227,24 +215,27 @@ class Consistency:
 
     Attributes:
         num_calls: Number of judgements in both orders.
-        num_unparsable: Number of responses without a verdict, empty ones too.
+        num_without_verdict: Number of responses without a verdict, empty ones too.
         num_failed: Number of calls that failed after all retries.
         consistency: Share of the pairs with two verdicts that have the same verdict in both orders.
         chance: The consistency of a judge with the same verdicts that cannot see the replies.
-        conclusive: Whether the interval of the consistency is above chance; if not, no conclusion can be drawn.
     """
 
     num_calls: int
-    num_unparsable: int
+    num_without_verdict: int
     num_failed: int
     consistency: Interval | None
     chance: float | None
-    conclusive: bool
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether the interval of the consistency is above chance; if not, no conclusion can be drawn."""
+        return self.consistency is not None and self.chance is not None and self.consistency.low > self.chance
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeAccount:
-    """What a judge was asked and how it answered.
+    """What a judge was asked and how it responded.
 
     Attributes:
         model: Name of the model at the endpoint.
@@ -254,10 +245,9 @@ class JudgeAccount:
         overall: How far both orders agree, over all systems.
         num_cached: Number of judgements whose response was stored before.
         this_run: What the responses of this evaluation cost.
-        kept: What all stored responses to its calls cost, those of earlier evaluations too.
-        num_same: Number of pairs with equal replies: a tie without a call, in no other count.
+        stored: What all stored responses to its calls cost, those of earlier evaluations too.
+        num_identical: Number of pairs with equal replies: a tie without a call, in no other count.
         prompt_reason: Why the judge has this prompt, in a clause.
-        finish_reasons: Finish reasons of responses without a verdict, with their number.
         by_system: How far both orders agree, for each system.
     """
 
@@ -268,10 +258,9 @@ class JudgeAccount:
     overall: Consistency
     num_cached: int
     this_run: Usage
-    kept: Usage
-    num_same: int = 0
+    stored: Usage
+    num_identical: int = 0
     prompt_reason: str = "given"
-    finish_reasons: dict[str, int] = field(default_factory=dict)
     by_system: dict[str, Consistency] = field(default_factory=dict)
 
 
@@ -280,19 +269,23 @@ class Problem:
     """Rows that were left out or are unusual, and anything else that a reader has to know.
 
     Attributes:
-        what: The problem, with its system or measure, in one line.
-        count: Number of rows, or of whatever ``what`` names.
-        examples: All of them, where they have names: file and line, or prompt id.
-        of_rows: Whether rows are counted, not settings, estimates or a judge's responses.
+        description: The problem, with its system or measure, in one line.
+        examples: All of them: file and line, prompt id, or whatever the description names.
     """
 
-    what: str
-    count: int
+    description: str
     examples: list[str]
-    of_rows: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.description}: {self.shown_examples}"
 
     @property
-    def shown(self) -> str:
+    def count(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    @property
+    def shown_examples(self) -> str:
         """The first five examples, as text; ``…`` stands for more."""
         return ", ".join([*self.examples[:5], *(["…"] if len(self.examples) > 5 else [])])
 
@@ -306,14 +299,14 @@ class Evaluation:
         baseline: Name of the system that the others are compared with.
         systems: All systems in the order of the tables, the baseline too.
         prompts: Held-out prompts.
-        cells: [index into ``prompts``, seed].
+        cells: [index into ``prompts``, number of the replicate].
         completions: For each system, one completion per cell.
         measures: Measures of completions.
         comparisons: By evaluator and system.
         agreements: Agreement between evaluators.
         judge: The judge's account; ``None`` without a judge.
         problems: Named and counted.
-        replicates: The run and seed behind each seed in ``cells``, for each system.
+        replicates: The run and sampling seed behind each replicate in ``cells``, for each system.
     """
 
     settings: dict[str, Any]

@@ -12,16 +12,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.example import Prompt
+from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward_input import RECORD, RewardInput, TokenizedRow, choose_form
 from meetlm.evaluation.settings import RewardSettings
-from meetlm.policy.loading import num_positions
+from meetlm.policy.loading import load_tokenizer, loading_errors, num_positions
 
 UNLIMITED = 10**9
 """Tokenizers without a maximum length state a number above this one."""
@@ -74,31 +75,26 @@ class RewardModel:
             ConfigError: It cannot be loaded, is not a reward model, its form cannot be determined, or there is no such
                 device.
         """
-        name = settings.model
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda', but PyTorch finds no CUDA device; use cpu or auto")
-        try:
+        has_cuda = torch.cuda.is_available()
+        if settings.device == "cuda" and not has_cuda:
+            raise ConfigError("reward.device is 'cuda', and torch finds no CUDA device here; set it to 'cpu' or 'auto'")
+        with loading_errors(settings.model, "reward model") as source:
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True
+                **source, dtype=torch.float32, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the reward model {name!r} cannot be loaded: {error}") from error
-        missing = sorted(info["missing_keys"])
-        if missing:
+        if missing := sorted(info["missing_keys"]):
             raise ConfigError(
-                f"{name!r} is not a reward model: it has no weights for {', '.join(missing[:3])}; "
+                f"{settings.model!r} is not a reward model: it has no weights for {', '.join(missing[:3])}; "
                 "train one from a language model with `meet reward train`"
             )
-        cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-        nn.Module.to(model, torch.device("cuda" if cuda else "cpu"))
-        return cls(model, tokenizer, settings)
+        nn.Module.to(model, torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu"))
+        return cls(model, load_tokenizer(settings.model), settings)
 
     def tokenize(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenizedRow | str]:
         """Return the token ids of each row, or the reason in one line why the row cannot be scored."""
         return self._input.encode(prompts, completions)
 
-    def score(self, rows: Sequence[TokenizedRow | str], *, reporter: Reporter = SILENT) -> list[float | None]:
+    def score(self, rows: Sequence[TokenizedRow | str], *, reporter: Reporter = SILENT) -> Column:
         """Return the reward of each row, in order.
 
         Args:
@@ -108,7 +104,7 @@ class RewardModel:
         Returns:
             Rewards; ``None`` for a row that is a reason, or whose score is NaN or infinite.
         """
-        rewards: list[float | None] = [None] * len(rows)
+        rewards: Column = [None] * len(rows)
         usable = [(number, row) for number, row in enumerate(rows) if isinstance(row, TokenizedRow)]
         with reporter.progress("reward model", total=len(usable), unit="row") as progress:
             for batch in batches_by_length([row for _, row in usable], self.settings.batch_tokens):
@@ -121,34 +117,28 @@ class RewardModel:
     def problems(
         self, rows: Sequence[TokenizedRow | str], rewards: Sequence[float | None], names: Sequence[str]
     ) -> list[Problem]:
-        """Return the rows that were truncated or have no reward, by kind of problem.
+        """Return the rows that have no reward or were truncated, by reason.
 
         Args:
             rows: As :meth:`tokenize` returns them.
             rewards: As :meth:`score` returns them.
             names: How problems name each row, such as ``file:line``.
         """
-        names_by_problem: dict[str, list[str]] = {}
-        truncated: list[str] = []
-        removed_tokens = 0
+        names_by_reason: dict[str, list[str]] = {}
         for row, reward, name in zip(rows, rewards, names, strict=True):
-            if isinstance(row, str):
-                names_by_problem.setdefault(f"has no reward: {row}", []).append(name)
-                continue
-            if row.num_removed:
-                removed_tokens += row.num_removed
-                truncated.append(name)
             if reward is None:
-                names_by_problem.setdefault("has no reward: the reward model's score is NaN or infinite", []).append(
-                    name
-                )
-        if truncated:
-            problem = (
-                f"is longer than the reward model's maximum of {self.max_tokens} tokens; {removed_tokens} tokens were "
-                "removed, the oldest of the prompt first"
-            )
-            names_by_problem[problem] = truncated
-        return [Problem(f"a completion {what}", len(rows), rows) for what, rows in names_by_problem.items()]
+                reason = row if isinstance(row, str) else "the reward model's score is NaN or infinite"
+                names_by_reason.setdefault(f"has no reward: {reason}", []).append(name)
+        removed = {
+            name: row.num_removed
+            for row, name in zip(rows, names, strict=True)
+            if isinstance(row, TokenizedRow) and row.num_removed
+        }
+        if removed:
+            reason = f"is longer than the reward model's maximum of {self.max_tokens} tokens"
+            cut = f"{sum(removed.values())} tokens were removed, the oldest of the prompt first"
+            names_by_reason[f"{reason}; {cut}"] = list(removed)
+        return [Problem(f"a completion {reason}", group) for reason, group in names_by_reason.items()]
 
     def _forward(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return the scores [B] f32, on the CPU, of rows padded on the right."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,14 +51,17 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
     Raises:
         ConfigError: The form cannot be determined, or the tokenizer does not support it.
     """
+    form: Form
     if requested != "auto":
-        form, reason = _check_form(requested, "input"), "as requested"
+        form, reason = cast(Form, requested), "as requested"
     elif recorded is not None:
-        form, reason = _check_form(str(recorded), f"config.json: {RECORD}"), "recorded in the model's config.json"
+        if recorded not in FORMS:
+            raise ConfigError(f"config.json: {RECORD} is {recorded!r}; expected {', '.join(FORMS)}")
+        form, reason = recorded, "recorded in the model's config.json"
     elif tokenizer.chat_template is not None:
-        return "chat", "the tokenizer has a chat template"
+        form, reason = "chat", "the tokenizer has a chat template"
     elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
-        return "pair", "the tokenizer has CLS and SEP tokens and no chat template"
+        form, reason = "pair", "the tokenizer has CLS and SEP tokens and no chat template"
     else:
         raise ConfigError(
             "the input form of the reward model cannot be determined: its tokenizer has neither a chat template nor "
@@ -68,13 +71,6 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
     if form == "chat" and tokenizer.chat_template is None:
         raise ConfigError("input is 'chat', but the reward model's tokenizer has no chat template; use pair or text")
     return form, reason
-
-
-def _check_form(name: str, source: str) -> Form:
-    for form in FORMS:
-        if form == name:
-            return form
-    raise ConfigError(f"{source} is {name!r}; expected {', '.join(FORMS)}")
 
 
 class RewardInput:
@@ -107,21 +103,17 @@ class RewardInput:
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenizedRow | str]:
         """Return the ids of each row, or in one line why it has none: no token, or refused by the chat template."""
-        completions = [completion.strip() for completion in completions]
+        return [self._encode(*row) for row in zip(prompts, completions, strict=True)]
+
+    def _encode(self, prompt: Prompt, completion: str) -> TokenizedRow | str:
+        completion = completion.strip()
         if self.form == "pair":
-            return [self._encode_pair(*row) for row in zip(prompts, completions, strict=True)]
-        texts: list[str] = []
-        refusals: dict[int, str] = {}
-        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            try:
-                texts.append(self._text(prompt, completion))
-            except ConfigError as error:
-                texts.append("")
-                refusals[index] = str(error)
-        if not texts:
-            return []
-        ids_by_row = self.tokenizer(texts, add_special_tokens=self.form != "chat", verbose=False)["input_ids"]
-        return [refusals.get(index) or self._truncate(ids) for index, ids in enumerate(ids_by_row)]
+            return self._encode_pair(prompt, completion)
+        try:
+            text = self._text(prompt, completion)
+        except ConfigError as error:
+            return str(error)
+        return self._truncate(self.tokenizer(text, add_special_tokens=self.form != "chat", verbose=False)["input_ids"])
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from meetlm.config.errors import ConfigError
 from meetlm.config.settings import Settings
 from meetlm.data.settings import DataSettings
-from meetlm.evaluation.outcomes import PAPER_BAND, by_reward
+from meetlm.evaluation.outcomes import PAPER_BAND, largest_tie
 
 _RESERVED = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
 
@@ -27,10 +26,7 @@ class EvaluationSettings(Settings):
     @field_validator("tie_band")
     @classmethod
     def _is_symmetric(cls, value: tuple[float, float]) -> tuple[float, float]:
-        try:
-            by_reward([], [], value)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        largest_tie(value)
         return value
 
 

@@ -52,7 +52,7 @@ def load_lm(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokeniz
     """
     device = device_of(settings)
     tokenizer = load_tokenizer(settings.name)
-    with _loading_errors(settings.name, "model") as source:
+    with loading_errors(settings.name, "model") as source:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -76,7 +76,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: The tokenizer cannot be found or loaded.
     """
-    with _loading_errors(name, "tokenizer") as source:
+    with loading_errors(name, "tokenizer") as source:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
     return tokenizer
 
@@ -87,14 +87,14 @@ def load_skeleton(name: str) -> PreTrainedModel:
     Raises:
         ConfigError: The model cannot be found or is not a causal language model.
     """
-    with _loading_errors(name, "model") as source, torch.device("meta"):
+    with loading_errors(name, "model") as source, torch.device("meta"):
         config = AutoConfig.from_pretrained(**source)
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return skeleton
 
 
 @contextmanager
-def _loading_errors(name: str, part: str) -> Iterator[dict[str, Any]]:
+def loading_errors(name: str, part: str) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ``from_pretrained`` for ``name``, and turn any error inside into one line.
 
     The errors have no common base class: they come from JSON, safetensors, tokenizers and quantisation libraries.

@@ -20,10 +20,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from meetlm.diagnostics.intervals import Interval
-from meetlm.evaluation.outcomes import Outcome, margins
+from meetlm.diagnostics.intervals import Interval, prompt_means
+from meetlm.evaluation.outcomes import POINTS, margins
 from meetlm.evaluation.record import Evaluation, Measure
-from meetlm.report.conclusions import RULE, is_inconclusive, is_significant, judge_note
+from meetlm.report.conclusions import JUDGE, RULE, is_significant, judge_doubt
 from meetlm.report.conditions import Condition, Conditions, comparisons_of, evaluators_of, measure_of, systems_of
 from meetlm.report.wording import clause, in_percent, number, points, scaled
 
@@ -75,8 +75,7 @@ class Chart:
     caption: str
 
 
-PERCENT: dict[Outcome, float] = {"win": 100.0, "tie": 0.0, "lose": -100.0}
-"""What an outcome contributes to Δ."""
+HOLLOW = "What is hollow allows no conclusion, as the judge is inconsistent; the summary says why."
 
 
 class Point(NamedTuple):
@@ -105,7 +104,7 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Chart:
             win, tie, lose = (
                 scaled(r, 100) for r in (comparison.rates.win, comparison.rates.tie, comparison.rates.lose)
             )
-            hollow = is_inconclusive(evaluation, evaluator, comparison.system)
+            hollow = bool(judge_doubt(evaluation, evaluator, comparison.system))
             start = 0.0
             for name, share, colour in (("win", win, WIN), ("tie", tie, TIE), ("lose", lose, LOSE)):
                 bar = axes.barh(row, share.value, 0.5, left=start, color=colour, label=name if row == 0 else None)
@@ -122,7 +121,7 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Chart:
     alt = "; ".join(f"{c.system}: win {in_percent(c.rates.win)}, lose {in_percent(c.rates.lose)}" for c in compared)
     caption = (
         f"Against {evaluation.baseline}. Lines are 95% intervals: the upper one of the win rate, the lower one of the "
-        f"lose rate, counted from the right. {judge_note(evaluation, evaluator)}"
+        f"lose rate, counted from the right. {HOLLOW if evaluator == JUDGE else ''}"
     )
     return draw(f"Win, tie, lose by {evaluator}", 0.95 + ROW * len(labels), alt, caption, paint)
 
@@ -148,8 +147,7 @@ def delta_chart(evaluation: Evaluation) -> Chart:
         axes.set_xlabel("Δ = win − lose, percentage points")
 
     alt = "; ".join(f"{c.system} by {c.evaluator}: {points(c.rates.delta)}" for c in compared)
-    notes = [f"{note} " for name in evaluators if (note := judge_note(evaluation, name))]
-    caption = f"Against {evaluation.baseline}, with 95% intervals; a marker is filled where {RULE}. {''.join(notes)}"
+    caption = f"Against {evaluation.baseline}, with 95% intervals; a marker is filled where {RULE}."
     return draw("Δ by every evaluator", 0.95 + DELTA_ROW * len(rows), alt, caption, paint)
 
 
@@ -165,28 +163,27 @@ def temperature_charts(conditions: Conditions) -> list[Chart]:
                 value, low, high = _percent(comparison.rates.delta)
                 point = Point(condition.temperature or 0.0, value, low, high, clear)
                 series.setdefault(comparison.system, []).append(point)
-            notes = [f" {note}" for c in against if (note := judge_note(c.evaluation, evaluator, c.place))]
-            caption = f"Against {baseline}, with 95% intervals; a marker is filled where {RULE}.{''.join(notes)}"
+            caption = f"Against {baseline}, with 95% intervals; a marker is filled where {RULE}."
             title = f"Δ against {baseline} by {evaluator}"
             charts.append(_line_chart(title, series, systems_of(conditions), "temperature", "Δ (%)", caption))
     return charts
 
 
 def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
-    """Return the distribution of a measure for each system as a histogram, with its mean, all on one scale."""
+    """Return the distribution of a measure for each system, with its mean, all on one scale."""
     names = list(dict.fromkeys(system.name for c in conditions for system in c.evaluation.systems))
     baselines = {condition.evaluation.baseline for condition in conditions}
     columns: dict[str, NDArray[np.float64]] = {}
     colours = []
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         for condition in conditions:
-            taken = measure_of(condition.evaluation, measure.name) or measure
+            values = (measure_of(condition.evaluation, measure.name) or measure).values
             label = name if condition.temperature is None else f"{name} at {condition.temperature:g}"
-            if name in taken.values and label not in columns:
-                columns[label] = np.array([v for v in taken.values[name] if v is not None], dtype=np.float64)
-                colours.append(MUTED if name in baselines else _style(place)["color"])
-    every = np.concatenate(list(columns.values()))
-    low, high = (float(edge) for edge in np.quantile(every, (0.01, 0.99))) if len(every) else (0.0, 1.0)
+            if name in values and label not in columns:
+                columns[label] = np.array([v for v in values[name] if v is not None], dtype=np.float64)
+                colours.append(MUTED if name in baselines else _style(index)["color"])
+    all_values = np.concatenate(list(columns.values()))
+    low, high = map(float, np.quantile(all_values, (0.01, 0.99))) if len(all_values) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, NUM_BARS + 1)
     decimals = 1 if high - low >= 10 else 2
     means = {label: number(float(values.mean()), decimals) for label, values in columns.items() if len(values)}
@@ -226,15 +223,15 @@ def length_charts(evaluation: Evaluation, words: Measure, scorers: Sequence[Meas
         series = {}
         for _, comparison in comparisons_of([Condition(evaluation)], evaluator):
             longer = margins(words.values[comparison.system], words.values[comparison.baseline])
-            outcomes = [PERCENT.get(outcome) if outcome else None for outcome in comparison.outcomes]
-            is_filled = not is_inconclusive(evaluation, evaluator, comparison.system)
+            outcomes = [None if outcome is None else 100.0 * POINTS[outcome] for outcome in comparison.outcomes]
+            is_filled = not judge_doubt(evaluation, evaluator, comparison.system)
             series[comparison.system] = [
                 point._replace(low=max(point.low, -100.0), high=min(point.high, 100.0), is_filled=is_filled)
                 for point in group_by_length(longer, outcomes, prompts)
             ]
         caption = (
             f"Pairs in {bins}, within ±100%. A line that climbs means that longer replies win. "
-            f"{judge_note(evaluation, evaluator)}"
+            f"{HOLLOW if evaluator == JUDGE else ''}"
         )
         title, x = f"Length against {evaluator}'s outcome", f"words more than {evaluation.baseline}"
         charts.append(_line_chart(title, series, names, x, "Δ (%)", caption))
@@ -263,8 +260,7 @@ def group_by_length(
     means = []
     for group in np.unique(groups):
         inside = groups == group
-        _, place, sizes = np.unique(owners[inside], return_inverse=True, return_counts=True)
-        by_prompt = np.bincount(place, weights=ys[inside]) / sizes
+        by_prompt = prompt_means(ys[inside, None], owners[inside])
         y, half = float(by_prompt.mean()), 0.0
         if len(by_prompt) > 1:
             half = float(1.96 * by_prompt.std(ddof=1) / np.sqrt(len(by_prompt)))
@@ -279,10 +275,10 @@ def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str
         if y.startswith("Δ"):
             axes.axhline(0, color=MUTED, linewidth=1.4)
         step = 0.008 * (max((p.x for line in series.values() for p in line), default=0) or 1.0)
-        for place, (name, line) in enumerate(series.items()):
+        for number_of_line, (name, line) in enumerate(series.items()):
             style = _style(names.index(name))
             # Lines are drawn slightly apart, so that intervals at the same x do not hide each other.
-            xs = [point.x + step * (place - (len(series) - 1) / 2) for point in line]
+            xs = [point.x + step * (number_of_line - (len(series) - 1) / 2) for point in line]
             errors = [[point.y - point.low for point in line], [point.high - point.y for point in line]]
             label = shortened(name, LINE)
             axes.errorbar(xs, [point.y for point in line], yerr=errors, label=label, **(style | {"mfc": "white"}))
@@ -340,19 +336,19 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]], *, gap: float) -> N
         gap: Distance of a row and its texts, in rows.
     """
     for y, (name, figure) in enumerate(rows):
-        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+        above: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
         name = shortened(name, BESIDE_FIGURES if figure else LINE)
-        axes.text(0, y - gap, name, weight="normal" if figure else "bold", **place)
-        axes.text(1, y - gap, figure, ha="right", **place)
+        axes.text(0, y - gap, name, weight="normal" if figure else "bold", **above)
+        axes.text(1, y - gap, figure, ha="right", **above)
     axes.set_ylim(len(rows) - 0.6, -gap - 0.55)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
 
 
-def _style(place: int, *, is_filled: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a series; the ninth has the first one's colour and another marker."""
-    colour = SERIES[place % len(SERIES)]
-    marker = MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
+def _style(index: int, *, is_filled: bool = True) -> dict[str, Any]:
+    """Return colour and marker of a series; the ninth has the colour of the first and another marker."""
+    colour = SERIES[index % len(SERIES)]
+    marker = MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
     return {"color": colour, "marker": marker, "mfc": colour if is_filled else "white", "elinewidth": 1.4}
 
 

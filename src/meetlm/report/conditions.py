@@ -24,9 +24,9 @@ class Condition:
     @property
     def label(self) -> str:
         """``temperature 0.5 against NAME``; empty in a report about one evaluation."""
-        return (
-            "" if self.temperature is None else f"temperature {self.temperature:g} against {self.evaluation.baseline}"
-        )
+        if self.temperature is None:
+            return ""
+        return f"temperature {self.temperature:g} against {self.evaluation.baseline}"
 
     @property
     def heading(self) -> str:
@@ -34,7 +34,7 @@ class Condition:
         return self.label[:1].upper() + self.label[1:]
 
     @property
-    def place(self) -> str:
+    def suffix(self) -> str:
         """The label as it continues a sentence."""
         return f" at {self.label}" if self.label else ""
 
@@ -49,10 +49,10 @@ def over_temperatures(conditions: Conditions) -> bool:
 
 def systems_of(conditions: Conditions) -> list[str]:
     """Return the names of all systems that are compared with a baseline."""
-    return list(dict.fromkeys(name for condition in conditions for name in others_of(condition.evaluation)))
+    return list(dict.fromkeys(name for condition in conditions for name in compared_systems(condition.evaluation)))
 
 
-def others_of(evaluation: Evaluation) -> list[str]:
+def compared_systems(evaluation: Evaluation) -> list[str]:
     """Return the names of the systems that are compared with the baseline."""
     return [system.name for system in evaluation.systems if system.name != evaluation.baseline]
 

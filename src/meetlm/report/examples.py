@@ -78,11 +78,11 @@ def examples_of(evaluation: Evaluation) -> list[Example]:
         ranked = rank_pairs(evaluation, comparison)
         for outcome, title in TITLES.items():
             for pair in ranked[outcome][:1]:
-                prompt, seed = evaluation.cells[pair]
+                prompt, replicate = evaluation.cells[pair]
                 names = {system: system, evaluation.baseline: f"{evaluation.baseline} (baseline)"}
                 examples.append(
                     Example(
-                        f"{title} of {system} by {comparison.evaluator}, seed {seed}",
+                        f"{title} of {system} by {comparison.evaluator}, replicate {replicate}",
                         outcomes_of(evaluation, system, pair),
                         turns(evaluation.prompts[prompt]),
                         [(names[name], evaluation.completions[name][pair].strip() or "(empty)") for name in names],

@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from meetlm.report.examples import Example
 from meetlm.report.sections import Section
 from meetlm.report.summary import Summary
-from meetlm.report.tables import Cell, Table
 from meetlm.report.wording import NO_VALUE
 
 
@@ -62,14 +61,9 @@ class Report:
 
 def to_html(report: Report) -> str:
     """Return the page."""
-    loader = PackageLoader("meetlm.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["unbroken"] = _unbroken
     # Only our own files and JSON made for this place go in unescaped.
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", "report.js"))
-    return environment.get_template("report.html").render(
+    style, script = (Markup(_LOADER.get_source(_TEMPLATES, name)[0]) for name in ("report.css", "report.js"))
+    return _TEMPLATES.get_template("report.html").render(
         report=report,
         data=Markup(report.data),
         style=style,
@@ -79,53 +73,15 @@ def to_html(report: Report) -> str:
     )
 
 
+def to_markdown(report: Report) -> str:
+    """Return the report as Markdown: the text and the tables of the page, and the alternative texts of its charts."""
+    return _TEMPLATES.get_template("report.md").render(report=report)
+
+
 def _unbroken(text: str) -> str:
     """Return text in which no line can end inside an interval, a p or a Δ."""
     figure = r"\[[^\[\] ]+, [^\[\] ]+\]|(?:p )?[<=] [\d.]+|Δ [+−\d]"
     return re.sub(figure, lambda match: match[0].replace(" ", "\xa0"), text)
-
-
-def to_markdown(report: Report) -> str:
-    """Return the report as Markdown: the text and the tables of the page, and the alternative texts of its charts."""
-    return "\n\n".join(part for part in _markdown_parts(report) if part) + "\n"
-
-
-def _markdown_parts(report: Report) -> Iterator[str]:
-    yield f"# {escaped(report.title)}"
-    yield escaped(report.details)
-    yield "## Summary"
-    yield escaped(report.summary.opening)
-    yield "\n".join(f"- **{escaped(f.system)}**: {escaped(f.text)}" for f in report.summary.findings)
-    if report.summary.caveats:
-        yield "### What cannot be concluded"
-        yield "\n".join(f"- {escaped(caveat)}" for caveat in report.summary.caveats)
-    for section in report.sections:
-        yield f"## {section.title}"
-        yield escaped(section.lead)
-        yield from map(_table, section.tables)
-        yield "\n".join(f"- Chart in the page, {escaped(f'{c.title}: {c.alt}')}." for c in section.charts)
-        yield from (f"**{escaped(name)}**\n\n{fenced(text)}" for name, text in section.texts.items())
-    if any(group.examples for group in report.examples):
-        yield "## Examples"
-    for group in report.examples:
-        if group.heading:
-            yield f"{escaped(group.heading)}; all completions are in {group.address}."
-        for example in group.examples:
-            yield f"### {escaped(example.title)}\n\n{escaped(example.outcomes)}."
-            yield from (f"{escaped(name)}:\n\n{fenced(text)}" for name, text in [*example.prompt, *example.replies])
-    yield "## Settings"
-    yield from (f"{escaped(name)}\n\n{fenced(text)}" for name, text in report.settings.items())
-
-
-def _table(table: Table) -> str:
-    lines = ["| " + " | ".join(map(escaped, table.columns)) + " |", "| --- " * len(table.columns) + "|"]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
-    return "\n\n".join([f"**{escaped(table.caption)}**", "\n".join(lines), *map(escaped, table.notes)])
-
-
-def _cell(cell: Cell) -> str:
-    text = f"**{escaped(cell.text)}**" if cell.strong else escaped(cell.text)
-    return f"{text} {escaped(cell.small)}".strip()
 
 
 def escaped(text: str) -> str:
@@ -140,3 +96,15 @@ def fenced(text: str) -> str:
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+_LOADER = PackageLoader("meetlm.report")
+_TEMPLATES = Environment(
+    loader=_LOADER,
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters |= {"unbroken": _unbroken, "line": escaped, "fenced": fenced}

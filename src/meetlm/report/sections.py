@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from meetlm.evaluation.record import Evaluation, Measure
+from meetlm.evaluation.record import Measure
 from meetlm.report.charts import (
     Chart,
     delta_chart,
@@ -68,14 +68,18 @@ def sections_of(conditions: Conditions) -> list[Section]:
     else:
         (condition,) = conditions
         evaluation = condition.evaluation
-        words = words_of(evaluation)
-        lengths = length_charts(evaluation, words, scorers_of(conditions))
+        lengths = []
+        if words := measure_of(evaluation, "words"):
+            lengths = [
+                distribution_chart(conditions, words),
+                *length_charts(evaluation, words, scorers_of(conditions)),
+            ]
         charts = [delta_chart(evaluation), *(win_chart(evaluation, name) for name in evaluators)] if evaluators else []
         sections = [
             Section("results", "Win rates", [*tables, *replicate_tables(evaluation)], charts),
             Section("measures", "Measures", measure_tables(evaluation)),
             Section("scores", "Scores", charts=scores),
-            Section("lengths", "Lengths", charts=[distribution_chart(conditions, words), *lengths]),
+            Section("lengths", "Lengths", charts=lengths),
             Section("agreement", "Agreement", agreement_tables(evaluation)),
         ]
     sections += [
@@ -87,14 +91,6 @@ def sections_of(conditions: Conditions) -> list[Section]:
         lead = f"For orientation only: the paper's models and evaluators differ from those of this report. {ABOUT}"
         sections.append(Section("paper", "The paper's own figures", list(paper_tables(dataset).values()), lead=lead))
     return [section for section in sections if section.tables or section.charts]
-
-
-def words_of(evaluation: Evaluation) -> Measure:
-    """Return the measure ``words``; counted here, without intervals, where the record has none."""
-    values: dict[str, list[float | None]] = {
-        name: [float(len(text.split())) for text in texts] for name, texts in evaluation.completions.items()
-    }
-    return measure_of(evaluation, "words") or Measure("words", "length in words", None, values, {})
 
 
 def scorers_of(conditions: Conditions) -> list[Measure]:

@@ -8,27 +8,16 @@ from dataclasses import dataclass, field
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.measures import ROUGES
 from meetlm.evaluation.record import Evaluation, Measure
-from meetlm.report.conclusions import JUDGE, RULE, is_significant, judge_mark, judge_note
+from meetlm.report.conclusions import INCONCLUSIVE, JUDGE, RULE, is_significant, judge_doubt
 from meetlm.report.conditions import (
     Condition,
     Conditions,
+    compared_systems,
     comparisons_of,
     evaluators_of,
-    others_of,
     over_temperatures,
-    systems_of,
 )
-from meetlm.report.wording import (
-    NO_VALUE,
-    brackets,
-    clause,
-    count,
-    decimals_of,
-    listed,
-    number,
-    p_value,
-    scaled,
-)
+from meetlm.report.wording import NO_VALUE, brackets, clause, count, decimals_of, listed, number, p_value, scaled
 
 NOT_STATED = "not stated"
 
@@ -70,36 +59,24 @@ class Table:
 
 def outcome_table(conditions: Conditions, evaluator: str) -> Table:
     """Return win, lose and tie rates and Δ by one evaluator, as in the paper's tables."""
-    compared = {
-        (id(condition), comparison.system): comparison
-        for condition, comparison in comparisons_of(conditions, evaluator)
-    }
-    has_controlled = any(comparison.controlled_win for comparison in compared.values())
-    figures = ["Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p"]
-    figures += ["Length-controlled win (%)"] * has_controlled + ["Prompts (pairs)"]
+    compared = list(comparisons_of(conditions, evaluator))
+    has_controlled = any(comparison.controlled_win for _, comparison in compared)
+    columns = ["System", *condition_columns(conditions), "Win (%)", "Lose (%)", "Tie (%)", "Δ (%)", "Sign test p"]
+    columns += ["Length-controlled win (%)"] * has_controlled + ["Prompts (pairs)"]
     rows = []
-    for system in systems_of(conditions):
-        for condition in (c for c in conditions if system in others_of(c.evaluation)):
-            evaluation, comparison = condition.evaluation, compared.get((id(condition), system))
-            start = [Cell(system, judge_mark(evaluation, evaluator, system)), *condition_cells(condition)]
-            if comparison is None:
-                rows.append([*start, *[EMPTY] * len(figures)])
-                continue
-            rates = comparison.rates
-            cells = [share_cell(rates.win), share_cell(rates.lose), share_cell(rates.tie)]
-            cells.append(share_cell(rates.delta, strong=is_significant(evaluation, comparison)))
-            cells.append(Cell(p_value(rates.sign_p)))
-            cells += [share_cell(comparison.controlled_win)] * has_controlled
-            rows.append([*start, *cells, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")])
-    columns = ["System", *condition_columns(conditions), *figures]
-    return Table(f"Win rates by {evaluator}", columns, rows, _outcome_notes(conditions, evaluator, has_controlled))
-
-
-def _outcome_notes(conditions: Conditions, evaluator: str, has_controlled: bool) -> list[str]:
-    notes = [note for c in conditions if (note := judge_note(c.evaluation, evaluator, c.place))]
+    for condition, comparison in compared:
+        evaluation, rates = condition.evaluation, comparison.rates
+        mark = INCONCLUSIVE if judge_doubt(evaluation, evaluator, comparison.system) else ""
+        row = [Cell(comparison.system, mark), *condition_cells(condition)]
+        row += [share_cell(rates.win), share_cell(rates.lose), share_cell(rates.tie)]
+        row.append(share_cell(rates.delta, strong=is_significant(evaluation, comparison)))
+        row.append(Cell(p_value(rates.sign_p)))
+        row += [share_cell(comparison.controlled_win)] * has_controlled
+        rows.append([*row, Cell(f"{rates.num_prompts:,}", f"({rates.num_cells:,})")])
+    notes = []
     judges = [condition.evaluation.judge for condition in conditions if condition.evaluation.judge]
-    if evaluator == JUDGE and (num_same := sum(judge.num_same for judge in judges)):
-        notes.append(f"{count(num_same, 'pair')} with identical replies: a tie, without asking the judge.")
+    if evaluator == JUDGE and (num_identical := sum(judge.num_identical for judge in judges)):
+        notes.append(f"{count(num_identical, 'pair')} with identical replies: a tie, without asking the judge.")
     if evaluator == evaluators_of(conditions)[0]:
         against = "" if over_temperatures(conditions) else f"Against {conditions[0].evaluation.baseline}. "
         notes.append(
@@ -112,33 +89,36 @@ def _outcome_notes(conditions: Conditions, evaluator: str, has_controlled: bool)
                 "predicts for replies of equal length, ties counted as half a win (after Dubois et al., 2024, "
                 "arXiv:2404.04475); 50 is even. Its interval is over prompts alone."
             )
-    left_out = [
-        f"{comparison.rates.num_left_out:,} of {comparison.system}{condition.place}"
-        for condition, comparison in comparisons_of(conditions, evaluator)
-        if comparison.rates.num_left_out
-    ]
-    return notes + ([f"Left out, because they have no outcome: {listed(left_out)}."] if left_out else [])
+    left_out = [(comparison, condition.suffix) for condition, comparison in compared if comparison.num_left_out]
+    if left_out:
+        counts = [f"{comparison.num_left_out:,} of {comparison.system}{suffix}" for comparison, suffix in left_out]
+        notes.append(f"Left out, because they have no outcome: {listed(counts)}.")
+    return Table(f"Win rates by {evaluator}", columns, rows, notes)
 
 
 def replicate_tables(evaluation: Evaluation) -> list[Table]:
     """Return Δ per replicate, and the run and seed of each; nothing where there is a single replicate."""
-    seeds = sorted({seed for _, seed in evaluation.cells})
-    rows = []
-    for _, comparison in comparisons_of([Condition(evaluation)]):
-        deltas = {replicate.seed: share_cell(replicate.delta) for replicate in comparison.by_seed}
-        if deltas:
-            cells = [deltas.get(seed, EMPTY) for seed in seeds]
-            rows.append([Cell(comparison.system, f"by {comparison.evaluator}"), *cells])
-    if not rows:
+    numbers = sorted({number for _, number in evaluation.cells})
+    columns = ["System", *(f"Replicate {number}" for number in numbers)]
+    deltas = [
+        [
+            Cell(comparison.system, f"by {comparison.evaluator}"),
+            *(share_cell(comparison.by_replicate.get(number)) for number in numbers),
+        ]
+        for _, comparison in comparisons_of([Condition(evaluation)])
+        if comparison.by_replicate
+    ]
+    if not deltas:
         return []
-    columns = ["System", *(f"Replicate {seed}" for seed in seeds)]
-    tables = [Table("Δ per replicate", columns, rows, ["Δ (%) of one replicate; brackets are 95% intervals."])]
     sources: dict[str, dict[int, Cell]] = {}
     for replicate in evaluation.replicates:
         text = f"training run {replicate.run}, sampling seed {replicate.sampling_seed}"
-        sources.setdefault(replicate.system, {})[replicate.seed] = Cell(replicate.source, text)
-    rows = [[Cell(name), *(cells.get(seed, EMPTY) for seed in seeds)] for name, cells in sources.items()]
-    return [*tables, Table("Run and seed of each replicate", columns, rows)] if rows else tables
+        sources.setdefault(replicate.system, {})[replicate.number] = Cell(replicate.source, text)
+    rows = [[Cell(name), *(cells.get(number, EMPTY) for number in numbers)] for name, cells in sources.items()]
+    return [
+        Table("Δ per replicate", columns, deltas, ["Δ (%) of one replicate; brackets are 95% intervals."]),
+        Table("Run and seed of each replicate", columns, rows),
+    ]
 
 
 def measure_tables(evaluation: Evaluation) -> list[Table]:
@@ -150,17 +130,17 @@ def measure_tables(evaluation: Evaluation) -> list[Table]:
         text = clause(measure.description) + ("; printed × 100" if measure.name in ROUGES else "")
         means = [_value_cell(measure, measure.means.get(name)) for name in names]
         rows.append([Cell(measure.name, text + directions[measure.higher]), *means])
-        differences += _difference_rows(measure, others_of(evaluation))
+        differences += _difference_rows(measure, compared_systems(evaluation))
     notes = ["Means over prompts with 95% intervals."]
-    if missing := _missing_values(evaluation):
-        notes.append(f"Completions without a value: {'; '.join(missing)}.")
     tables = [Table("Means of the measures", ["Measure", *names], rows, notes)] if rows else []
     note = (
         f"Paired with {evaluation.baseline}: mean difference over prompts, 95% interval, p of the sign test over "
         "prompts. A ratio is the mean divided by the baseline's."
     )
     caption = f"Differences from {evaluation.baseline}"
-    return tables + ([Table(caption, ["Measure", *others_of(evaluation)], differences, [note])] if differences else [])
+    return tables + (
+        [Table(caption, ["Measure", *compared_systems(evaluation)], differences, [note])] if differences else []
+    )
 
 
 def _difference_rows(measure: Measure, systems: Sequence[str]) -> list[list[Cell]]:
@@ -174,17 +154,6 @@ def _difference_rows(measure: Measure, systems: Sequence[str]) -> list[list[Cell
         row.append(_value_cell(measure, difference.mean if difference else None, p))
         ratios.append(Cell(number(ratio.value, 2), brackets(ratio, 2)) if ratio else EMPTY)
     return [row] if all(cell == EMPTY for cell in ratios[1:]) else [row, ratios]
-
-
-def _missing_values(evaluation: Evaluation) -> list[str]:
-    """Return how many completions of which systems lack which measures; measures that lack the same are merged."""
-    measures_by_text: dict[str, list[str]] = {}
-    for measure in evaluation.measures:
-        counts = {name: values.count(None) for name, values in measure.values.items()}
-        text = listed([f"{number_of:,} of {name}" for name, number_of in counts.items() if number_of])
-        if text:
-            measures_by_text.setdefault(text, []).append(measure.name)
-    return [f"{listed(measures)}: {text}" for text, measures in measures_by_text.items()]
 
 
 def agreement_tables(evaluation: Evaluation) -> list[Table]:
@@ -201,24 +170,18 @@ def agreement_tables(evaluation: Evaluation) -> list[Table]:
     ]
     columns = ["Evaluators", "System", "Cohen's κ", "Same outcome (%)", "Pairs"]
     note = "κ is the agreement on win, lose and tie beyond chance: 1 is perfect, 0 is chance (Cohen, 1960)."
-    judged = any(JUDGE in agreement.evaluators for agreement in evaluation.agreements)
-    doubts = [text for text in [judge_note(evaluation, JUDGE)] if judged and text]
-    return [Table("Agreement between evaluators", columns, rows, [note, *doubts])] if rows else []
+    return [Table("Agreement between evaluators", columns, rows, [note])] if rows else []
 
 
 def problem_tables(conditions: Conditions) -> list[Table]:
-    """Return the problems, named and counted: those of rows, then other notes."""
-    tables = []
-    for of_rows, caption, counted in ((True, "Rows with problems", "Rows"), (False, "Other notes", "Count")):
-        rows = [
-            [Cell(p.what), *condition_cells(condition), Cell(f"{p.count:,}"), Cell(p.shown or NO_VALUE)]
-            for condition in conditions
-            for p in condition.evaluation.problems
-            if p.of_rows == of_rows
-        ]
-        columns = ["Problem" if of_rows else "Note", *condition_columns(conditions), counted, "Examples"]
-        tables += [Table(caption, columns, rows)] if rows else []
-    return tables
+    """Return the problems with their counts and examples; nothing where there is none."""
+    rows = [
+        [Cell(p.description), *condition_cells(condition), Cell(f"{p.count:,}"), Cell(p.shown_examples)]
+        for condition in conditions
+        for p in condition.evaluation.problems
+    ]
+    columns = ["Problem", *condition_columns(conditions), "Count", "Examples"]
+    return [Table("Problems", columns, rows)] if rows else []
 
 
 def system_table(conditions: Conditions) -> Table:
@@ -240,7 +203,7 @@ def system_table(conditions: Conditions) -> Table:
 
 
 def condition_columns(conditions: Conditions) -> list[str]:
-    """Return the columns that tell several evaluations apart."""
+    """Return the columns that distinguish several evaluations."""
     return ["Temperature", "Baseline"] if over_temperatures(conditions) else []
 
 

@@ -58,9 +58,9 @@ def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder:
     conditions = [Condition(evaluation, temperature) for temperature, evaluation in points]
     groups = []
     for condition, (temperature, evaluation) in zip(conditions, points, strict=True):
-        place = folder_of(temperature, evaluation)
-        write_report(evaluation, folder / place)
-        address = quote(place.as_posix()) + "/report.html"
+        subfolder = folder_of(temperature, evaluation)
+        write_report(evaluation, folder / subfolder)
+        address = quote(subfolder.as_posix()) + "/report.html"
         groups.append(ExampleGroup(condition.heading, address, examples_of(evaluation)))
     settings = conditions[0].evaluation.settings
     report = Report(
@@ -82,9 +82,9 @@ def folder_of(temperature: float, evaluation: Evaluation) -> Path:
 def data_name(settings: dict[str, Any]) -> str:
     """Return the name of the held-out data as it continues a title, such as `` on hh-rlhf (helpful-base)``."""
     data = settings.get("data") or {}
-    place = data.get("eval_file") or data.get("path") or data.get("train_file")
+    source = data.get("eval_file") or data.get("path") or data.get("train_file")
     subset = f" ({data['subset']})" if data.get("subset") else ""
-    return f" on {PurePath(place).name}{subset}" if place else ""
+    return f" on {PurePath(source).name}{subset}" if source else ""
 
 
 def details_of(settings: dict[str, Any]) -> str:

@@ -118,7 +118,7 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     }
     return HeldOutReplies(
         {prompt: None if row.chosen is None else row.chosen.content.strip() for prompt, row in firsts.items()},
-        [Problem(name, len(rows), [str(row) for row in rows]) for name, rows in rows_by_problem.items() if rows],
+        [Problem(name, [str(row) for row in rows]) for name, rows in rows_by_problem.items() if rows],
         fingerprint((row.prompt, row.chosen) for row in firsts.values()),
     )
 
@@ -144,7 +144,7 @@ def _compare_stated(completions: SystemCompletions, level: Level | None, samplin
         problem = (
             f"{system.name} states the level {level_text(system.level)}, --level is {level_text(level)}; used as it is"
         )
-        completions.problems.append(Problem(problem, len(completions.by_cell), system.files, of_rows=False))
+        completions.problems.append(Problem(problem, system.files))
 
 
 def _files(

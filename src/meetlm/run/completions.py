@@ -84,8 +84,7 @@ def write_completions(
         (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
     ):
         if origins:
-            problem = Problem(f"{name}; left out", len(origins), [str(origin) for origin in origins])
-            reporter.message(f"{problem.count} x {problem.what}: {problem.shown}")
+            reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
     prompts = [row.prompt.to_json() for row in rows[:limit]]
     path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,6 @@ def evaluate(
         baseline,
         evaluation_settings,
         evaluators,
-        folder,
         only_common=only_common,
         recorded={"protocol": {"level": level, **sampling.model_dump()}, "data": used_data.model_dump(mode="json")},
         reporter=reporter,
@@ -112,7 +111,6 @@ def compare(
     baseline: str,
     settings: EvaluationSettings,
     evaluators: Evaluators,
-    folder: Path,
     *,
     only_common: bool,
     recorded: Mapping[str, Any],
@@ -122,9 +120,7 @@ def compare(
     completions = align_completions(systems, held_out.chosen, only_common=only_common)
     completions.problems.extend(held_out.problems)
     recorded = {**recorded, "common": only_common, "data_sha256": held_out.sha256}
-    return evaluate_completions(
-        completions, baseline, settings, evaluators, folder, recorded=recorded, reporter=reporter
-    )
+    return evaluate_completions(completions, baseline, settings, evaluators, recorded=recorded, reporter=reporter)
 
 
 def _named(systems: Mapping[str, Paths] | Sequence[str | Path]) -> list[tuple[str, list[Path]]]:

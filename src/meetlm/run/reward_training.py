@@ -374,7 +374,7 @@ def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: 
     if None in rewards:
         names = [str(example.origin) for example in pairs.test for _ in range(2)]
         problems = model.problems(rows, rewards, names)
-        reasons = "; ".join(f"{problem.what} ({problem.count}: {problem.shown})" for problem in problems)
+        reasons = "; ".join(map(str, problems))
         raise RunError(f"training has diverged: {reasons}; set a lower learning rate (--lr)")
     scores, lengths = np.array(rewards, np.float64), np.array([len(text.strip()) for text in completions])
     return share_of_pairs(wins(scores[::2], scores[1::2])), share_of_pairs(wins(lengths[::2], lengths[1::2]))

@@ -92,7 +92,6 @@ def sweep_temperature(
                 baseline,
                 settings,
                 evaluators,
-                folder,
                 only_common=only_common,
                 recorded={
                     "temperature": temperature,

@@ -71,7 +71,7 @@
   }
 
   function card(pair, system) {
-    const [prompt, seed] = data.pairs[pair];
+    const [prompt, replicate] = data.pairs[pair];
     const badges = element("ul", { class: "badges", "aria-label": `Outcomes of ${system}` });
     for (const comparison of data.comparisons.filter((each) => each.system === system)) {
       const outcome = comparison.outcomes[pair];
@@ -95,7 +95,7 @@
     details.open = others.querySelector("mark") !== null;
     return element(
       "article", {},
-      element("h3", {}, `Prompt ${prompt + 1} of ${data.prompts.length} (${data.ids[prompt]}), seed ${seed}`),
+      element("h3", {}, `Prompt ${prompt + 1} of ${data.prompts.length} (${data.ids[prompt]}), replicate ${replicate}`),
       badges, turns, replies, ...(others.childElementCount ? [details] : []),
     );
   }

@@ -10,7 +10,7 @@ import pytest
 
 from meetlm.data.example import Prompt
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.score_cache import CachedRewardModel
+from meetlm.evaluation.reward_scorer import RewardScorer
 from reward_models import TOLERANCE, folder_of, load
 from tiny import CHATML
 
@@ -32,14 +32,14 @@ def test_each_row_is_scored_once_and_problems_are_reported_each_time(
     monkeypatch.setattr(RewardModel, "score", counting)
     prompts = [Prompt(text) for text in ("How are you today? " * 9, "", "Hi")]
     completions = ["well", "", "you"]
-    first = CachedRewardModel(model, tmp_path).score(prompts, completions, ["a", "b", "c"])
+    first = RewardScorer(model, tmp_path).score(prompts, completions, [None] * 3, ["a", "b", "c"])
     assert first[0][1] is None and None not in (first[0][0], first[0][2])
     assert sorted(problem.examples for problem in first[1]) == [["a"], ["b"]]
-    again = CachedRewardModel(model, tmp_path)
-    assert again.score(prompts, completions, ["a", "b", "c"]) == first
+    again = RewardScorer(model, tmp_path)
+    assert again.score(prompts, completions, [None] * 3, ["a", "b", "c"]) == first
     spaced = [f" {text}\n" for text in completions]
-    assert again.score(prompts * 2, spaced * 2, list("abcabc"))[0] == first[0] * 2
-    assert again.score([prompts[2]], [completions[2]], ["c"])[1] == []
+    assert again.score(prompts * 2, spaced * 2, [None] * 6, list("abcabc"))[0] == first[0] * 2
+    assert again.score([prompts[2]], [completions[2]], [None], ["c"])[1] == []
     assert scored == [2]
 
 
@@ -54,12 +54,12 @@ def test_rows_with_other_token_ids_are_scored_anew(change: str, tmp_path: Path) 
         "max_length": {"max_length": 8},
     }
     prompts = [Prompt(prompt.text() * 9) for prompt in PROMPTS]
-    old = CachedRewardModel(load(folder, **before), tmp_path).score(prompts, REPLIES, REPLIES)[0]
+    old = RewardScorer(load(folder, **before), tmp_path).score(prompts, REPLIES, [None] * 4, REPLIES)[0]
     changed = load(folder, **before | changes.get(change, {}))
     if change == "chat template":
         changed.tokenizer.chat_template = CHATML.replace("<|im_start|>", "Turn of ", 1)
         changed = RewardModel(changed.model, changed.tokenizer, changed.settings)
-    new = CachedRewardModel(changed, tmp_path).score(prompts, REPLIES, REPLIES)[0]
+    new = RewardScorer(changed, tmp_path).score(prompts, REPLIES, [None] * 4, REPLIES)[0]
     assert new == pytest.approx(changed.score(changed.tokenize(prompts, REPLIES)), abs=TOLERANCE)
     assert new != pytest.approx(old, abs=TOLERANCE)
 
@@ -67,13 +67,13 @@ def test_rows_with_other_token_ids_are_scored_anew(change: str, tmp_path: Path) 
 def test_a_file_belongs_to_weights_config_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of("llama", tmp_path / "rm")
     model = load(folder, input="text")
-    file = CachedRewardModel(model, tmp_path).file
+    file = RewardScorer(model, tmp_path).file
     moved = load(Path(shutil.copytree(folder, tmp_path / "moved")), input="text")
-    assert CachedRewardModel(moved, tmp_path).file == file
+    assert RewardScorer(moved, tmp_path).file == file
     moved.model.config.pad_token_id = 7
-    assert CachedRewardModel(moved, tmp_path).file != file
+    assert RewardScorer(moved, tmp_path).file != file
     other = load(folder_of("llama", tmp_path / "other", initializer_range=0.3), input="text")
-    assert CachedRewardModel(other, tmp_path).file != file
+    assert RewardScorer(other, tmp_path).file != file
     assert model.precision == "torch.float32 on cpu"
     monkeypatch.setattr(RewardModel, "precision", "bfloat16 on cuda")
-    assert CachedRewardModel(model, tmp_path).file != file
+    assert RewardScorer(model, tmp_path).file != file

@@ -1,4 +1,7 @@
-"""Rewards on disk as they are computed: an interrupted evaluation continues, and a repeated one scores nothing."""
+"""A reward model as a scorer, with its rewards on disk as they are computed.
+
+An interrupted evaluation continues, and a repeated one scores nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
+from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.reward_input import TokenizedRow
@@ -21,41 +26,54 @@ _IRRELEVANT_CONFIG = ("_name_or_path", "transformers_version")
 """Keys of a model's config that do not affect scores."""
 
 
-class CachedRewardModel:
-    """A reward model whose scores are kept in a folder.
+class RewardScorer:
+    """Scores completions with a reward model and stores each score in a folder.
 
     There is one file per weights, config and precision; within it a score is keyed by the row's token ids, so another
     tokenizer, chat template, form or maximum length never reuses a score.
 
     Args:
-        model: Scores the rows that are not in the cache.
-        folder: Folder of the cache; created with the first score.
+        model: Scores the rows that are not stored.
+        folder: Folder of the file; created with the first score.
 
     Attributes:
-        weights_sha256: Hash of the model's weights.
+        description: Which model, and what it reads.
+        record: Settings and identity of the model, for the record of an evaluation.
         file: The file of scores.
     """
 
+    name = "reward"
+    higher_is_better = True
+
     def __init__(self, model: RewardModel, folder: Path) -> None:
         self.model = model
+        self.description = f"reward of {model.settings.model} (input form {model.form}: {model.form_reason})"
         config = {key: value for key, value in model.model.config.to_dict().items() if key not in _IRRELEVANT_CONFIG}
-        self.weights_sha256 = sha256_of(model.model)
-        identity = json.dumps([self.weights_sha256, config, model.precision], sort_keys=True, default=str)
+        weights_sha256 = sha256_of(model.model)
+        self.record: dict[str, Any] = {
+            **model.settings.model_dump(mode="json"),
+            "reads": model.form,
+            "precision": model.precision,
+            "weights_sha256": weights_sha256,
+        }
+        identity = json.dumps([weights_sha256, config, model.precision], sort_keys=True, default=str)
         self.file = folder / f"reward-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.jsonl"
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
+        chosen: Sequence[str | None],
         names: Sequence[str],
         *,
         reporter: Reporter = SILENT,
-    ) -> tuple[list[float | None], list[Problem]]:
+    ) -> tuple[Column, list[Problem]]:
         """Return the reward of each completion, and the problems of these rows.
 
         Args:
             prompts: One per completion.
             completions: As many.
+            chosen: Not used: a reward model does not read the preferred reply.
             names: How problems name each row.
             reporter: Shows the progress.
         """
