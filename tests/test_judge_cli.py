@@ -98,13 +98,13 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
         first, _ = evaluated(tmp_path, "hh", server, *prices, number=2)
         second, found = evaluated(tmp_path, "hh", server, *prices, number=5)
         third, again = evaluated(tmp_path, "hh", server, *prices, number=5)
-    assert "judge: this run: 4 answers, 400 prompt and 40 completion tokens, cost 0.80\n" in first
-    assert "judge: this run: 6 answers, 600 prompt and 60 completion tokens, cost 1.20\n" in second
-    assert "judge: all cached answers: 10 answers, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
-    assert "judge: this run: 0 answers, 0 prompt and 0 completion tokens, cost 0.00\n" in third
+    assert "judge: this run: 4 responses, 400 prompt and 40 completion tokens, cost 0.80\n" in first
+    assert "judge: this run: 6 responses, 600 prompt and 60 completion tokens, cost 1.20\n" in second
+    assert "judge: all stored responses: 10 responses, 1,000 prompt and 100 completion tokens, cost 2.00\n" in second
+    assert "judge: this run: 0 responses, 0 prompt and 0 completion tokens, cost 0.00\n" in third
     assert found.judge and again.judge and again.judge.stored == found.judge.stored
     assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
-    assert "judge: same verdict in both orders: 100.0%" in second and len(server.received) == 10
+    assert "same verdict in both orders: 100.0%" in second and len(server.received) == 10
     assert "all systems" not in second  # one system is all
 
 
@@ -152,7 +152,7 @@ def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
     assert [one for one, was in zip(judged.outcomes, judged.asked, strict=True) if not was] == [None, None]
     assert sorted(map(str, judged.outcomes)) == ["None", "None", "None", "win", "win"]
     assert (judged.rates.num_cells, judged.num_left_out) == (2, 1)
-    assert "judge: answers without a verdict: 2 (finish reason: 2 content_filter)\n" in said
+    assert "judge: a: 6 judgements, 2 without a verdict, 0 failed" in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     (codes,) = re.findall(r'"evaluator":"judge","outcomes":"([^"]*)"', page)
     assert sorted(codes) == ["-", "o", "o", "w", "w"]

@@ -103,7 +103,10 @@ def test_completions_and_names_stay_text(evaluation: Evaluation, page: Page, tmp
         evaluation,
         completions=completions,
         prompts=prompts,
-        problems=[replace(problem, description=MARKUP, examples=[MARKUP]) for problem in evaluation.problems],
+        problems=[
+            replace(problem, description=f"{number} {MARKUP}", examples=[MARKUP])
+            for number, problem in enumerate(evaluation.problems)
+        ],
         settings={**evaluation.settings, "note": MARKUP},
         judge=replace(evaluation.judge, model=MARKUP, prompt_text=MARKUP),
     )
@@ -154,7 +157,7 @@ def test_the_page_is_accessible(page: Page) -> None:
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
-    assert len(page.all("caption")) == len(page.all("table")) == 13 + 4  # the paper's are the last four
+    assert len(page.all("caption")) == len(page.all("table")) == 12 + 4  # the paper's are the last four
     assert len(page.all("img")) == len(page.all("figure")) == len(page.all("figcaption")) == 12
     for image in page.all("img"):
         assert re.search(r"hh-dpo.*\d", image["alt"])

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
+Labels = Sequence[Any] | NDArray[Any]
 Statistic = Callable[[Array], Array]
 """Takes means of columns [R, M], one row per resample, and returns the statistic [R]; NaN where it is not defined."""
 
@@ -54,7 +55,7 @@ class Interval:
 
 def mean_interval(
     values: Sequence[float] | Array,
-    prompts: Sequence[Any],
+    prompts: Labels,
     *,
     runs: Sequence[int] | None = None,
     bounds: tuple[float, float] | None = None,
@@ -143,14 +144,14 @@ def draws(counts: tuple[int, ...], seed: int, resamples: int) -> NDArray[np.floa
     return drawn
 
 
-def prompt_means(columns: Array, prompts: Sequence[Any]) -> Array:
+def prompt_means(columns: Array, prompts: Labels) -> Array:
     """Return the mean of each prompt's rows [P, M], given rows [N, M]; prompts are sorted by name."""
     _, place, sizes = np.unique(np.asarray(prompts), return_inverse=True, return_counts=True)
     means = [np.bincount(place, weights=column) / sizes for column in columns.T]
     return np.column_stack(means)
 
 
-def _widened(interval: Interval, columns: Array, prompts: Sequence[Any], runs: Sequence[int]) -> Interval:
+def _widened(interval: Interval, columns: Array, prompts: Labels, runs: Sequence[int]) -> Interval:
     """Return an interval over prompts widened by the variation between training runs."""
     run_of, prompt_of = np.asarray(runs), np.asarray(prompts)
     names = np.unique(run_of)

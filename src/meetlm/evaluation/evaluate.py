@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.files import refuse_foreign_files
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import git_hash, versions
 from meetlm.data.example import Prompt
@@ -32,7 +33,7 @@ PACKAGES = ("meetlm", "torch", "transformers", "numpy", "scipy", "rouge-score")
 ROUGE = "rouge-avg"
 """The ROUGE measure that decides outcomes."""
 JUDGE_FOLDER, SCORES_FOLDER = "judge", "scores"
-OUTPUTS = ("evaluation.json", "temperature.html", "report.html", JUDGE_FOLDER, SCORES_FOLDER)
+OUTPUTS = ("**/evaluation.json", JUDGE_FOLDER, SCORES_FOLDER)
 """Files and folders by which the folder of an evaluation is recognised."""
 
 
@@ -93,10 +94,11 @@ class Evaluators:
             folder: Folder of the evaluation; where it holds responses of a judge, the judge's key may be missing.
 
         Raises:
-            ConfigError: An evaluator cannot be used, or ``folder`` holds other files.
+            ConfigError: An evaluator cannot be used.
+            RunError: ``folder`` holds files of something else.
         """
-        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OUTPUTS):
-            raise ConfigError(f"--out {folder}: the folder is not empty and holds no evaluation; choose another folder")
+        if not any(any(folder.glob(name)) for name in OUTPUTS):
+            refuse_foreign_files(folder)
         reason = "set by --judge.prompt"
         if judge is not None:
             if judge.prompt is None:

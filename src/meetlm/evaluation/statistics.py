@@ -98,13 +98,14 @@ def rates(outcomes: Sequence[Outcome | None], clusters: Clusters) -> Rates | Non
     """
     points = _points(outcomes)
     is_counted = ~np.isnan(points)
-    win, lose, tie = (np.where(is_counted, points == value, np.nan) for value in (1, -1, 0))
-    shares = [mean(column, clusters, bounds=(0, 1)) for column in (win, lose, tie)]
+    win, lose, tie = (
+        mean(np.where(is_counted, points == value, np.nan), clusters, bounds=(0, 1)) for value in (1, -1, 0)
+    )
     delta = mean(points, clusters, bounds=(-1, 1))
-    if delta is None or None in shares:
+    if win is None or lose is None or tie is None or delta is None:
         return None
     by_prompt = prompt_means(points[is_counted, None], np.asarray(clusters.prompts)[is_counted])[:, 0]
-    return Rates(*shares, delta, _sign_test(by_prompt), len(by_prompt), int(is_counted.sum()))
+    return Rates(win, lose, tie, delta, _sign_test(by_prompt), len(by_prompt), int(is_counted.sum()))
 
 
 def delta_by_replicate(
@@ -174,7 +175,8 @@ def _sign_test(differences: Array) -> float:
 def _ratio(means: Array) -> Array:
     """Return the first column divided by the second [R]; NaN where that is 0."""
     values, baseline = means[:, 0], means[:, 1]
-    return np.divide(values, baseline, out=np.full(len(means), np.nan), where=baseline > 0)
+    quotient: Array = np.divide(values, baseline, out=np.full(len(means), np.nan), where=baseline > 0)
+    return quotient
 
 
 def _kappa(means: Array) -> Array:
@@ -182,4 +184,6 @@ def _kappa(means: Array) -> Array:
     table = means.reshape(-1, len(CODES), len(CODES))
     chance = (table.sum(axis=2) * table.sum(axis=1)).sum(axis=1)
     observed = np.trace(table, axis1=1, axis2=2)
-    return np.divide(observed - chance, 1 - chance, out=np.full(len(means), np.nan), where=chance < 1 - 1e-9)
+    out = np.full(len(means), np.nan)
+    kappa: Array = np.divide(observed - chance, 1 - chance, out=out, where=chance < 1 - 1e-9)
+    return kappa
