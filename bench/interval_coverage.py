@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from meetlm.diagnostics.intervals import Interval, bootstrap, mean_interval
 from meetlm.evaluation.controlled import controlled_win
-from meetlm.evaluation.record import Outcome
+from meetlm.evaluation.outcomes import Outcome
 from meetlm.evaluation.statistics import Clusters, agreement, difference
 
 NAMES: tuple[Outcome, ...] = ("win", "tie", "lose")

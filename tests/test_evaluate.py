@@ -325,7 +325,11 @@ def test_an_evaluator_without_outcomes_leaves_the_others(tmp_path: Path, monkeyp
             *["--judge.key_env", "null"],
         )
     assert [one.evaluator for one in found.comparisons] == ["rouge-avg"]
-    named = [problem.description for problem in found.problems if "no outcome, so there is no comparison" in problem.description]
+    named = [
+        problem.description
+        for problem in found.problems
+        if "no outcome, so there is no comparison" in problem.description
+    ]
     assert [what.split(",")[0] for what in named] == ["silent:score", "judge"]
     assert found.judge is not None and found.judge.overall.num_without_verdict == found.judge.overall.num_calls > 0
     page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
@@ -379,7 +383,9 @@ def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     found = Evaluation.read(tmp_path / "out" / "evaluation.json")
     whole = (run / "completions" / files[2]).read_text().splitlines()
-    assert len(found.cells) == len(whole) and not any("under the same seed" in one.description for one in found.problems)
+    assert len(found.cells) == len(whole) and not any(
+        "under the same seed" in one.description for one in found.problems
+    )
     assert [Path(file).name for file in found.systems[0].files] == [files[0], files[2]]
     assert meet(*words, "--data.path", held_out(tmp_path), "--level", "bad").output.count("meet generate") == 1
 

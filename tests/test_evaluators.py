@@ -87,7 +87,6 @@ def test_a_judge_whose_answers_are_kept_may_need_no_key(tmp_path: Path, monkeypa
     assert "Win rates by judge" in evaluate(tmp_path, *words, server.url)
 
 
-
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
