@@ -111,15 +111,27 @@ def test_half_precision() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_chunked_head_equals_the_logits_of_the_model(architecture: str) -> None:
     policy = tiny_policy(architecture, "lora")
-    assert policy.has_linear_head
+    head = policy.log_prob_head
+    assert head is not None
     batch = collate(sequences(policy, LENGTHS), policy.layout)
     made = []
-    for policy.has_linear_head in (True, False):
+    for policy.log_prob_head in (head, None):
         values = policy(batch["blocks"], batch["num_completions"])
         values.sums().sum().backward()
         made.append((values.values.detach(), gradients(policy)))
     assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
     assert gap(made[0][1], made[1][1]) < 1e-5
+
+
+def test_training_and_scoring_call_the_whole_model() -> None:
+    """What wraps the model's forward pass, such as sharding, sees every layer and the head."""
+    policy = tiny_policy("llama", "lora")
+    calls: list[tuple[int, ...]] = []
+    policy.lm.register_forward_hook(lambda module, inputs, output: calls.append(tuple(output.logits.shape)))
+    batch = collate(sequences(policy, LENGTHS), policy.layout)
+    logps = policy(batch["blocks"], batch["num_completions"])
+    policy.score(sequences(policy, LENGTHS))
+    assert calls == [(len(logps.values), 1)] * 2
 
 
 def test_capped_logits_are_not_a_linear_head() -> None:
@@ -132,7 +144,7 @@ def test_capped_logits_are_not_a_linear_head() -> None:
     assert not is_linear_head(lm)
     assert is_linear_head(tiny_lm("llama"))
     policy = tiny_policy("gemma", "lora", lm=lm.double())
-    assert not policy.has_linear_head
+    assert policy.log_prob_head is None
     (row,) = sequences(policy, [(5, 4)])
     with torch.no_grad():
         weights = torch.tensor(row.spans[0].weights, dtype=torch.float64)

@@ -11,6 +11,7 @@ from meetlm.cli import main
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.settings import EvaluationSettings, RewardTraining
 from meetlm.generation.settings import Sampling
+from meetlm.training.stage import StageSettings
 
 HERE = str(Path(__file__))
 
@@ -53,8 +54,10 @@ def test_settings_take_no_infinity() -> None:
             RewardTraining.model_validate({"data": {"source": "pairs", "path": "p"}, **change})
     with pytest.raises(ValueError, match="finite number"):
         Sampling(temperature=float("inf"))
-    with pytest.raises(ValueError, match="tie band"):
+    with pytest.raises(ValueError, match="finite number"):
         EvaluationSettings(tie_band=(float("nan"), 0.5))
+    with pytest.raises(ValueError, match="finite number"):
+        StageSettings(name="tune", train=("lm",), lr=float("inf"))
 
 
 @pytest.mark.parametrize(

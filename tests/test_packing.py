@@ -17,7 +17,7 @@ from meetlm.data.encoding import Encoded, one_hot
 from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN, AttentionInterface, sdpa_attention_forward, varlen_attention
 from meetlm.policy.packed_layout import PackedLayout
-from meetlm.policy.packing import packing_failure_reason
+from meetlm.policy.packing import try_packed_attention
 from meetlm.policy.policy import Policy
 from tiny import (
     ARCHITECTURES,
@@ -124,7 +124,7 @@ def test_packed_sequences_do_not_see_each_other(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", PACKING)
 def test_the_check_accepts_architectures_that_pack(architecture: str) -> None:
     lm = tiny_lm(architecture, dtype=torch.float32)
-    assert packing_failure_reason(lm) is None
+    assert try_packed_attention(lm) is None
     if architecture == "gpt-neo":
         assert all("_attn" in vars(block.attn.attention) for block in lm.transformer.h)
     else:
@@ -154,7 +154,7 @@ def test_the_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(gpt_neo, "varlen_attention", attention)
     for architecture, own in (("llama", "sdpa"), ("gpt-neo", "eager")):
         lm = tiny_lm(architecture, dtype=torch.float32)
-        why = packing_failure_reason(lm, longest=40)
+        why = try_packed_attention(lm, longest=40)
         assert why is not None
         assert "differ from unpacked logits" in why
         assert lm.config._attn_implementation == own
@@ -175,14 +175,14 @@ def test_a_second_check_that_fails_keeps_the_packed_attention() -> None:
         policy = tiny_policy(architecture, "none")
         batch = collate(sequences(policy, LENGTHS), "packed")
         before = policy(batch["blocks"], batch["num_completions"]).values
-        assert packing_failure_reason(policy.lm, tolerance=-1) is not None
+        assert try_packed_attention(policy.lm, tolerance=-1) is not None
         assert torch.equal(policy(batch["blocks"], batch["num_completions"]).values, before)
 
 
 def test_the_check_refuses_other_attention() -> None:
     lm = tiny_lm("llama")
     lm.set_attn_implementation("eager")
-    why = packing_failure_reason(lm)
+    why = try_packed_attention(lm)
     assert why is not None
     assert "'eager'" in why
 
@@ -233,7 +233,7 @@ def test_an_attention_that_raises_is_a_reason_for_padding(monkeypatch: pytest.Mo
 
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, fails)
     lm = tiny_lm("llama", dtype=torch.float32)
-    assert packing_failure_reason(lm) == "meet_varlen failed: no kernel"
+    assert try_packed_attention(lm) == "meet_varlen failed: no kernel"
     assert lm.config._attn_implementation == "sdpa"
 
 

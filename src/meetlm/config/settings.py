@@ -11,9 +11,9 @@ from meetlm.config.errors import nearest
 
 
 class Settings(BaseModel):
-    """Frozen settings: values are validated, and unknown keys are refused with the nearest name."""
+    """Frozen settings: values are validated, numbers are finite, and unknown keys are refused with the nearest name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

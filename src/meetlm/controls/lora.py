@@ -84,14 +84,14 @@ class LoRA(Control):
             layer = lm.get_submodule(path)
             layer.forward = partial(self._forward, _key(path), layer, layer.forward)
 
-    def _forward(self, key: str, layer: nn.Module, own_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _forward(self, key: str, layer: nn.Module, original_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the output of a target layer for x [R, T, in] or [R·T, in]."""
         assert self.routing is not None, "set_level_weights() comes before the forward pass"
         self.routing.check_tokens(x)
         a, b = self.a[key], self.b[key]
         if can_fuse(layer, x):
             return fused_linear(layer, x, a, b, self.routing)
-        return lora_forward(own_forward, x, a, b, self.routing)
+        return lora_forward(original_forward, x, a, b, self.routing)
 
     def set_level_weights(self, weights: Tensor) -> None:
         """Make the routing of the coming forward pass from weights [R, T, K]."""

@@ -14,7 +14,7 @@ from meetlm.controls.text import SlotText
 
 
 class NoneSettings(ControlSettings):
-    """Settings of no control."""
+    """The plain language model: it has one level and no control."""
 
     kind: Literal["none"] = "none"
     levels: tuple[str, ...] = Field(("good",), description="name of the only level: the model without a control")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.diagnostics.checks import Check, worst_status
 from meetlm.policy.loading import embedding_rows, num_positions
-from meetlm.policy.packing import packing_failure_reason
+from meetlm.policy.packing import try_packed_attention
 
 ADVISABLE_STEPS = {
     "paper": (200, "--preset small takes smaller batches and learning rates for few steps."),
@@ -137,7 +137,7 @@ def _context(lm: PreTrainedModel, max_length: int, slot: int) -> Check:
 
 
 def _packing(lm: PreTrainedModel, longest: int) -> Check:
-    reason = packing_failure_reason(lm, longest)
+    reason = try_packed_attention(lm, longest)
     if reason is None:
         return Check("packing", "ok", "sequences are packed without padding, and their logits do not change", 1)
     finding = f"sequences are grouped by length and padded ({reason}): slower, with the same result"

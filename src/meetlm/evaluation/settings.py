@@ -70,10 +70,8 @@ class RewardTraining(Settings):
     lora_rank: int = Field(
         16, ge=0, description="rank of the LoRA on all linear layers, merged after training; 0 = train all weights"
     )
-    lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="learning rate of AdamW; null = 5e-4, or 2e-5 with lora_rank 0"
-    )
-    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="number of epochs")
+    lr: float | None = Field(None, gt=0, description="learning rate of AdamW; null = 5e-4, or 2e-5 with lora_rank 0")
+    epochs: float = Field(1.0, gt=0, description="number of epochs")
     pairs: int = Field(8, ge=1, description="pairs per optimizer step")
     micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")

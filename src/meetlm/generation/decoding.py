@@ -82,14 +82,13 @@ class Decoder(ABC):
 @torch.no_grad()
 def decoding_failure_reason(policy: Policy) -> str | None:
     """Return why ``policy`` needs the padded decoder; ``None`` if packed decoding gives the logits of one pass."""
-    lm = policy.lm
     if policy.layout == "padded":
         return policy.padding_reason or "its sequences are padded"
     was_training = policy.training
     policy.eval()
     generator = torch.Generator().manual_seed(0)
     zero_weights = (0.0,) * len(policy.control.levels)
-    table = lm.get_input_embeddings().weight
+    table = policy.lm.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     prompts = [torch.randint(0, table.shape[0], (n,), generator=generator).tolist() for n in CHECKED_LENGTHS]
     decoder = PackedDecoder(policy, [Request(tuple(ids[:-1]), zero_weights, 0) for ids in prompts], 1)
@@ -98,9 +97,10 @@ def decoding_failure_reason(policy: Policy) -> str | None:
     reason = None
     for row, logits in zip(decoder.order, decoder.step(last_tokens), strict=True):
         ids = torch.tensor([prompts[row]], device=policy.device)
-        policy.control.set_level_weights(torch.zeros(*ids.shape, len(zero_weights), device=policy.device))
-        expected = lm(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        difference = float((logits - expected.float()).abs().max() / expected.abs().max().clamp(min=1))
+        level_weights = torch.zeros(*ids.shape, len(zero_weights), device=policy.device)
+        positions = torch.arange(ids.shape[1], device=policy.device)[None]
+        expected = policy.run(ids, level_weights, positions, logits_to_keep=1)[0, -1]
+        difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
         if not difference <= TOLERANCE:
             tokens = CHECKED_LENGTHS[row] - 1
             reason = f"logits of a step after {tokens} tokens differ from those of one forward pass by {difference:.2g}"
@@ -164,16 +164,8 @@ class PackedDecoder(Decoder):
         )
 
     def _forward(self, ids: Tensor, weights: list[tuple[float, ...]], positions: Tensor, **arguments: Any) -> Tensor:
-        lm, control = self._policy.lm, self._policy.control
         level_weights = torch.tensor([weights], device=ids.device)
-        control.set_level_weights(level_weights)
-        logits: Tensor = lm(
-            inputs_embeds=control.embed(ids, level_weights, lm.get_input_embeddings()),
-            position_ids=positions,
-            use_cache=False,
-            **arguments,
-        ).logits[0]
-        return logits.float()
+        return self._policy.run(ids, level_weights, positions, **arguments)[0]
 
 
 class PaddedDecoder(Decoder):
@@ -211,18 +203,16 @@ class PaddedDecoder(Decoder):
         self._rows = [self._rows[place] for place in places]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        lm, control = self._policy.lm, self._policy.control
-        level_weights = self._weights.expand(*ids.shape, -1)
-        control.set_level_weights(level_weights)
-        logits: Tensor = lm(
-            inputs_embeds=control.embed(ids, level_weights, lm.get_input_embeddings()),
+        logits = self._policy.run(
+            ids,
+            self._weights.expand(*ids.shape, -1),
+            positions,
             attention_mask=self._mask,
-            position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
-        return logits.float()
+        )
+        return logits[:, -1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ N tokens, D size of the hidden states, V vocabulary size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,39 @@ NUM_LOGITS = {"cpu": 2**22, "cuda": 2**25}
 """About how many logits exist at a time; more are hardly faster (LOG.md, 2026-11-26)."""
 MIN_CHUNK = 1024
 """Smallest chunk of the vocabulary, where so many tokens would leave room for fewer."""
+
+
+class LogProbHead:
+    """A linear LM head that can return log-probs of target tokens in place of all logits.
+
+    It replaces the forward method of the head. So the language model is always called as a whole, and whatever
+    gathers weights around its forward pass, such as sharding, sees the head as well.
+
+    Args:
+        head: A linear layer with a weight [V, D], and a bias [V] or ``None``.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self._head, self._original_forward = head, head.forward
+        self._targets: Tensor | None = None
+        self._stores_probabilities = True
+        head.forward = self
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the log-probs [N, 1] of the targets, or all logits where there are no targets."""
+        if self._targets is None:
+            logits: Tensor = self._original_forward(hidden)
+            return logits
+        return token_logps(hidden, self._head, self._targets, store_probabilities=self._stores_probabilities)[:, None]
+
+    @contextmanager
+    def predicting(self, targets: Tensor, *, store_probabilities: bool) -> Iterator[None]:
+        """Return log-probs of ``targets`` [N] inside this context; see :func:`token_logps`."""
+        self._targets, self._stores_probabilities = targets, store_probabilities
+        try:
+            yield
+        finally:
+            self._targets = None
 
 
 def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, store_probabilities: bool = True) -> Tensor:

@@ -1,7 +1,7 @@
 """Packed sequences in a forward pass of any architecture, and the check that packing changes no logit.
 
 Not every architecture uses transformers' ``AttentionInterface``, and some have attention windows of their own, so
-:func:`packing_failure_reason` compares logits before a model is packed.
+:func:`try_packed_attention` compares logits before a model is packed.
 
 T tokens, Q sequences, V vocabulary size.
 """
@@ -20,7 +20,7 @@ from meetlm.policy.gpt_neo import GPTNeoAttention
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.packed_layout import PackedLayout
 
-HALF_TOLERANCE = 5e-2
+BF16_TOLERANCE = 5e-2
 """Largest relative difference of a logit in bf16."""
 
 
@@ -88,22 +88,22 @@ def attention_failure_reason(lm: PreTrainedModel) -> str | None:
 
 
 @torch.no_grad()
-def packing_failure_reason(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
+def try_packed_attention(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
     """Switch ``lm`` to packed attention if packed logits equal those of sequences one by one.
 
     Args:
-        lm: A model in eval mode. It keeps the packed attention on success and has its own otherwise.
-        longest: Tokens of the longest sequence to check (a shorter attention window is noticed).
+        lm: A model in eval mode. It has packed attention afterwards if nothing differs, else its original attention.
+        longest: Tokens of the longest sequence to check, so that a shorter attention window is noticed.
         tolerance: Largest difference of a logit in f32, relative to the largest logit where that is above 1.
 
     Returns:
-        ``None`` if packing changes no logit, else the reason against it.
+        Why ``lm`` cannot be packed; ``None`` if it now has packed attention.
     """
     attention = _attention_of(lm)
-    obstacle = attention.failure_reason()
-    if obstacle:
-        return obstacle
-    own_attention = attention.name
+    reason = attention.failure_reason()
+    if reason:
+        return reason
+    original_attention = attention.name
     longest = min(longest, getattr(lm.config, "max_position_embeddings", longest))
     lengths = [min(7, longest), longest, longest, min(5, longest)]
     generator = torch.Generator().manual_seed(0)
@@ -118,14 +118,14 @@ def packing_failure_reason(lm: PreTrainedModel, longest: int = 512, tolerance: f
     reason = _difference(lm, rows, shared, expected, tolerance)
     if reason is None and lm.device.type == "cuda":  # training there runs under autocast, with a kernel of its own
         with torch.autocast("cuda", torch.bfloat16):
-            reason = _difference(lm, rows, shared, expected, HALF_TOLERANCE)
+            reason = _difference(lm, rows, shared, expected, BF16_TOLERANCE)
             if reason is not None:  # bf16 alone may change this model as much: compare within bf16
-                attention.switch(own_attention)
+                attention.switch(original_attention)
                 expected = _logits_one_by_one(lm, rows)
                 attention.switch(VARLEN)
-                reason = _difference(lm, rows, shared, expected, HALF_TOLERANCE)
+                reason = _difference(lm, rows, shared, expected, BF16_TOLERANCE)
     if reason is not None:
-        attention.switch(own_attention)
+        attention.switch(original_attention)
     return reason
 
 
@@ -140,11 +140,13 @@ def _difference(
     """Return how packed logits differ from the expected ones; ``None`` where all are within ``tolerance``."""
     try:
         packed = _packed_logits(lm, rows, shared)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         return f"{VARLEN} failed: {error}"
     differences = [
-        float((right - logits).abs().max() / right.abs().max().clamp(min=1))
-        for right, logits in zip(expected, packed, strict=True)
+        float((packed_row - expected_row).abs().max() / expected_row.abs().max().clamp(min=1))
+        for expected_row, packed_row in zip(expected, packed, strict=True)
     ]
     worst = max(range(len(rows)), key=lambda n: math.inf if math.isnan(differences[n]) else differences[n])
     if differences[worst] <= tolerance:

@@ -23,9 +23,9 @@ from meetlm.controls.base import Control
 from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
-from meetlm.policy.head import is_linear_head, token_logps
+from meetlm.policy.head import LogProbHead, is_linear_head
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
-from meetlm.policy.packing import packed_arguments, packing_failure_reason
+from meetlm.policy.packing import packed_arguments, try_packed_attention
 
 SCORED_TOKENS = 2048
 """Largest number of tokens in one forward pass of :meth:`Policy.score`."""
@@ -66,20 +66,22 @@ class Policy(nn.Module):
         layout: ``packed`` if the check showed that packing changes no logit, else ``padded``.
         padding_reason: Why batches are padded; ``None`` when they are packed.
         shares_prompts: Whether neighbours in a packed batch may share their prompt.
-        has_linear_head: Whether the logits are the output of a linear head for the last hidden states.
+        log_prob_head: The LM head as it computes log-probs; ``None`` if the logits are not a linear head's output.
         stores_probabilities: Whether a trained head keeps its probabilities for backward; not under gradient
             checkpointing.
     """
 
     def __init__(self, lm: PreTrainedModel, control: Control, longest: int = 512) -> None:
         super().__init__()
-        self.padding_reason = packing_failure_reason(lm, longest)
+        self.padding_reason = try_packed_attention(lm, longest)
         self.layout: Layout = "packed" if self.padding_reason is None else "padded"
         self.shares_prompts = self.layout == "packed"
-        self.has_linear_head = is_linear_head(lm)
         self.lm, self.control = lm, control
+        has_linear_head = is_linear_head(lm)
         control.attach(lm)
         use_fast_products(lm)
+        head: nn.Module = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.log_prob_head = LogProbHead(head) if has_linear_head else None
         self.stores_probabilities = not checkpoints_activations(lm)
         if not self.stores_probabilities:
             checkpoint_activations(lm, self._checkpoint_contexts)
@@ -96,25 +98,45 @@ class Policy(nn.Module):
 
     def _block_logps(self, block: Block) -> Tensor:
         """Return the log-probs [N] of the trained tokens of a block."""
-        ids, weights, targets = block["input_ids"], block["level_weights"], block["targets"]
-        is_trained = targets != IGNORE
-        self.control.set_level_weights(weights)
-        arguments = (
+        attention = (
             packed_arguments(self.lm, block["cu_seq_lens"], block.get("shared"))
             if "cu_seq_lens" in block
             else {"attention_mask": block["attention_mask"]}
         )
-        arguments |= {
-            "inputs_embeds": self.control.embed(ids, weights, self.lm.get_input_embeddings()),
-            "position_ids": block["position_ids"],
-            "use_cache": False,  # with the default, packed sequences would see each other without an error
-        }
-        if self.has_linear_head:
-            hidden = self.lm.base_model(**arguments).last_hidden_state[is_trained]
-            head: nn.Module = self.lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            return token_logps(hidden, head, targets[is_trained], store_probabilities=self.stores_probabilities)
-        logits = self.lm(logits_to_keep=is_trained, **arguments).logits
-        return -functional.cross_entropy(logits.float(), targets[is_trained], reduction="none")
+        is_trained = block["targets"] != IGNORE
+        targets = block["targets"][is_trained]
+        head = self.log_prob_head
+        predicting = head.predicting(targets, store_probabilities=self.stores_probabilities) if head else nullcontext()
+        with predicting:
+            outputs = self.run(
+                block["input_ids"],
+                block["level_weights"],
+                block["position_ids"],
+                logits_to_keep=is_trained,
+                **attention,
+            )
+        return outputs[:, 0] if head else -functional.cross_entropy(outputs, targets, reduction="none")
+
+    def run(self, ids: Tensor, level_weights: Tensor, positions: Tensor, **arguments: Any) -> Tensor:
+        """Return the logits of one forward pass of the language model under the control, f32.
+
+        Training, scoring and generation all come through here. The level weights hold until the next call, and each
+        part that gradient checkpointing computes again in backward gets the weights of its own call.
+
+        Args:
+            ids: Ids [R, T], virtual ids of the control slot included.
+            level_weights: Level weights [R, T, K].
+            positions: Position of each token in its sequence, [R, T].
+            arguments: Further arguments of the model's forward method: attention, cache, ``logits_to_keep``.
+        """
+        self.control.set_level_weights(level_weights)
+        # With the default of use_cache, packed sequences would see each other without an error.
+        logits: Tensor = self.lm(
+            inputs_embeds=self.control.embed(ids, level_weights, self.lm.get_input_embeddings()),
+            position_ids=positions,
+            **{"use_cache": False, **arguments},
+        ).logits
+        return logits.float()
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts of a checkpointed part's forward pass and of its recomputation in backward.

@@ -40,8 +40,10 @@ class StageSettings(Settings):
     control_lr: float | None = Field(
         None, gt=0, description="learning rate of the control, where both are trained; by default lr"
     )
-    epochs: float = Field(5, gt=0, allow_inf_nan=False, description="epochs over the training pairs")
-    min_steps: int = Field(0, ge=0, description="least number of optimizer steps; adds epochs where they give fewer")
+    epochs: float = Field(5, gt=0, description="epochs over the training pairs")
+    min_steps: int = Field(
+        0, ge=0, description="smallest number of optimizer steps: where epochs gives fewer, train for more epochs"
+    )
 
     @field_validator("name")
     @classmethod
@@ -95,13 +97,10 @@ class StageSettings(Settings):
 class OptimSettings(Settings):
     """AdamW and its schedule, the same for every stage and method. The paper does not state these settings."""
 
-    lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, strict=True, description="learning rate of every stage, instead of its lr"
-    )
+    lr: float | None = Field(None, gt=0, strict=True, description="learning rate of every stage, instead of its lr")
     epochs: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         strict=True,
         description="epochs of every stage, instead of its epochs and min_steps (twice as many in 2x recipes)",
     )

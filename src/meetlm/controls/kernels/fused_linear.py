@@ -120,6 +120,6 @@ def use_fast_products(model: PreTrainedModel) -> None:
             layer.forward = partial(_fast_forward, layer, layer.forward)
 
 
-def _fast_forward(layer: nn.Module, own_forward: Any, x: Tensor) -> Tensor:
-    y: Tensor = fused_linear(layer, x) if can_fuse(layer, x) else own_forward(x)
+def _fast_forward(layer: nn.Module, original_forward: Any, x: Tensor) -> Tensor:
+    y: Tensor = fused_linear(layer, x) if can_fuse(layer, x) else original_forward(x)
     return y
