@@ -1,4 +1,4 @@
-"""The programs of meetlm: its own trainer and engine, with a gate before each step and rows in their order."""
+"""The programs of meetlm: its trainer and generation session, with a gate before each step and rows in their order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from gate import Gate, own_memory
 from rows import Rows, real_tokens
 from stages import STAGES
@@ -14,8 +13,8 @@ from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
 from meetlm.data.encoding import one_hot
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import checkpoint_activations
 from meetlm.policy.policy import Policy
@@ -78,12 +77,11 @@ def generate(rows: Rows, gate: Gate) -> None:
     """Continue all prompts in one batch, again and again."""
     lm = rows.lm().eval()
     control = rows.control(lm, {"kind": "none"})
-    engine = Engine(Policy(lm, control), rows.format)
     own_memory([lm])
-    requests = [Request(ids, one_hot(0, 1), number) for number, ids in enumerate(rows.prompts())]
     sampling = Sampling(max_new_tokens=rows.scale.new_tokens)
+    requests = [Request((Branch(ids, one_hot(0, 1)),), sampling) for ids in rows.prompts()]
+    session = Session(Policy(lm, control), rows.format, batch_size=len(requests))
     gate.ready("step")
     while True:
-        with torch.no_grad():
-            replies = engine.generate(requests, sampling, batch_size=len(requests))
+        replies = session.complete(requests)
         gate.done(tokens=sum(reply.num_tokens for reply in replies), texts=[reply.text for reply in replies])

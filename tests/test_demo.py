@@ -24,10 +24,10 @@ from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.demo import build as making
 from meetlm.demo import show as showing
-from meetlm.demo.build import MIN_GAP, REPLIES, base_engine, build, pairs_of, read_prompts, sample, tidy
+from meetlm.demo.build import MIN_GAP, REPLIES, base_session, build, pairs_of, read_prompts, sample, tidy
 from meetlm.demo.rule import first_person
 from meetlm.demo.show import GREEDY, SYSTEMS, DemoResult, demo_config, run_demo
-from meetlm.generation.engine import Engine
+from meetlm.generation.session import Session
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
@@ -217,7 +217,7 @@ WORDS = ("I", "my", "me", "so", "the", "rice", "soup", "good", "we", "you.", "it
 
 
 @pytest.fixture
-def talker() -> Engine:
+def talker() -> Session:
     """A random model whose tokens are words, so that its replies have sentences and first persons."""
     vocabulary = ["<|im_end|>", "<|im_start|>", "<unk>", *WORDS]
     backend = Tokenizer(WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
@@ -231,12 +231,12 @@ def talker() -> Engine:
         chat_template=CHATML,
     )
     policy = tiny_policy("llama", "none", lm=tiny_lm("llama", vocab_size=len(vocabulary)))
-    return Engine(policy, pin_format(tokenizer, system="none"))
+    return Session(policy, pin_format(tokenizer, system="none"))
 
 
-def test_build(talker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build(talker: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [{"topic": f"t{n % 8}", "prompt": f"What good is the soup so {'so ' * n}?"} for n in range(32)]
-    monkeypatch.setattr(making, "base_engine", lambda: talker)
+    monkeypatch.setattr(making, "base_session", lambda: talker)
     monkeypatch.setattr(making, "read_prompts", lambda: prompts)
     written = {}
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
@@ -264,7 +264,7 @@ def best_of(folder: Path) -> dict[str, str]:
     return {row["prompt"][0]["content"]: row["chosen"][0]["content"] for row in rows}
 
 
-def test_sample_has_a_stream_for_each_reply(talker: Engine) -> None:
+def test_sample_has_a_stream_for_each_reply(talker: Session) -> None:
     sampling = Sampling(max_new_tokens=12, temperature=1.0)
     asked = ["the soup ?", "the rice so good ?"]
     several = sample(talker, asked, sampling, replies=3, seed=1)
@@ -342,22 +342,24 @@ def test_the_base_model_is_the_run_s_own_model_before_it(
     result = run(tmp_path / "run", words)
     assert asked_for == [demo_config(words).model]
     lm, tokenizer = load_lm(ModelSettings(name=str(tmp_path / "lm"), device="cpu"))
-    engine = Engine(tiny_policy("llama", "none", lm=lm), pin_format(tokenizer))  # the system message that it was given
+    session = Session(
+        tiny_policy("llama", "none", lm=lm), pin_format(tokenizer)
+    )  # the system message that it was given
     prompts = [example["prompt"] for example in result.examples]
-    replies = sample(engine, prompts, GREEDY, replies=1, seed=0)
+    replies = sample(session, prompts, GREEDY, replies=1, seed=0)
     assert [example["base model"] for example in result.examples] == [texts[0] for texts in replies]
     assert [example["good"] for example in result.examples] != [texts[0] for texts in replies]
 
 
-def test_base_engine_takes_a_format(tmp_path: Path) -> None:
+def test_base_session_takes_a_format(tmp_path: Path) -> None:
     model = ModelSettings(name=str(local_model(tmp_path, "llama", template=CHATML)), device="cpu")
-    spec = base_engine(model).format.spec
+    spec = base_session(model).format.spec
     assert (spec.preamble, spec.system, spec.stop) == ("", "none", ())
     spec = FormatSpec("Of last year.\n", "auto", ("###",))
-    engine = base_engine(model, spec)
-    assert isinstance(engine.format, PromptFormat)
-    assert engine.format.spec == spec
-    assert engine.format.decode(engine.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
+    session = base_session(model, spec)
+    assert isinstance(session.format, PromptFormat)
+    assert session.format.spec == spec
+    assert session.format.decode(session.format.prompt_ids(Prompt((Turn("user", "Hi"),)))).startswith("Of last year.\n")
 
 
 def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list[str]) -> None:

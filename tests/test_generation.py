@@ -11,43 +11,51 @@ import torch
 from combinations import each_value
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import decoding
-from meetlm.generation import engine as engines
-from meetlm.generation.decoding import PackedDecoder, PaddedDecoder, Request, decoding_failure_reason
-from meetlm.generation.engine import Engine
+from meetlm.generation import session as sessions
+from meetlm.generation.decoding import Branch, PackedDecoder, PaddedDecoder, decoder_of, decoding_failure_reason
+from meetlm.generation.session import GeneratedText, Request, Session, TextStream, guided
 from meetlm.generation.settings import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
 from reporters import RecordingReporter
-from tiny import ARCHITECTURES, OBEYED, PACKING, text_format, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import ARCHITECTURES, OBEYED, PACKING, first_logits, text_format, tiny_lm, tiny_policy, tiny_tokenizer
 
 GREEDY = Sampling(max_new_tokens=12)
 LENGTHS = (3, 17, 9, 1, 12)
 
 
-def requests_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = True) -> list[Request]:
+def branches_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = True) -> list[Branch]:
     """Return random prompts of different levels, the last at a mix of levels if the control supports it."""
     generator = torch.Generator().manual_seed(11)
-    made = []
+    branches = []
     for stream, length in enumerate(lengths):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
         if mixed and policy.control.can_mix_levels and stream == len(lengths) - 1:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
-        made.append(Request((*policy.control.slots[level], *ids), weights, stream))
-    return made
+        branches.append(Branch((*policy.control.slots[level], *ids), weights))
+    return branches
 
 
-def engine_of(policy: Policy, *stop: str) -> Engine:
-    return Engine(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)))
+def requests_of(
+    policy: Policy, lengths: Sequence[int] = LENGTHS, sampling: Sampling = GREEDY, seed: int = 0, mixed: bool = True
+) -> list[Request]:
+    """Return a request for each branch of :func:`branches_of`."""
+    branches = branches_of(policy, lengths, mixed)
+    return [Request((branch,), sampling, seed, stream) for stream, branch in enumerate(branches)]
+
+
+def session_of(policy: Policy, *stop: str, batch_size: int = 32) -> Session:
+    return Session(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)), batch_size)
 
 
 @each_value(architecture=ARCHITECTURES, kind=OBEYED)
 def test_logits_in_a_batch_equal_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
-    engine, requests = engine_of(policy), requests_of(policy)
-    together = engine.first_logits(requests)
-    alone = torch.cat([engine.first_logits([request]) for request in requests])
+    branches = branches_of(policy)
+    together = first_logits(policy, branches)
+    alone = torch.cat([first_logits(policy, [branch]) for branch in branches])
     assert float((together - alone).abs().max()) < 1e-4
     assert float((together[0] - together[1]).abs().max()) > 0.1
 
@@ -56,26 +64,22 @@ def test_logits_in_a_batch_equal_those_alone(architecture: str, kind: str) -> No
 def test_completions_in_a_batch_equal_those_alone(architecture: str, kind: str, temperature: float) -> None:
     """In float64 no two tokens are within rounding of each other."""
     policy = tiny_policy(architecture, kind)
-    engine, requests = engine_of(policy), requests_of(policy)
     settings = Sampling(max_new_tokens=8, temperature=temperature, top_p=0.9)
-    alone = [engine.generate([request], settings, seed=3)[0] for request in requests]
-    assert engine.generate(requests, settings, seed=3, batch_size=2) == alone
-    assert engine.generate(requests[::-1], settings, seed=3)[::-1] == alone
+    requests = requests_of(policy, sampling=settings, seed=3)
+    session = session_of(policy)
+    alone = [session.complete([request])[0] for request in requests]
+    assert session_of(policy, batch_size=2).complete(requests) == alone
+    assert session.complete(requests[::-1])[::-1] == alone
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_decoding_equals_that_of_transformers(architecture: str) -> None:
     """The same model without a control, in f32: equal up to the first tie within 1e-4."""
     policy = tiny_policy(architecture, "lora", move=0.0, dtype=torch.float32)
-    engine = engine_of(policy)
     lm = tiny_lm(architecture, dtype=torch.float32)
     for request in requests_of(policy)[:2]:
-        tokens: list[int] = []
-        with pytest.MonkeyPatch.context() as patch:
-            right, keep = engines.sample_tokens, tokens.extend
-            patch.setattr(engines, "sample_tokens", lambda *a, r=right, k=keep: (c := r(*a), k(c.tolist()))[0])
-            engine.generate([request], Sampling(max_new_tokens=12))
-        ids = torch.tensor([request.ids])
+        (completion,) = session_of(policy).complete([request])
+        ids = torch.tensor([request.branches[0].ids])
         theirs = lm.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -86,7 +90,7 @@ def test_greedy_decoding_equals_that_of_transformers(architecture: str) -> None:
             return_dict_in_generate=True,
         )
         expected = theirs.sequences[0, ids.shape[1] :].tolist()
-        for step, (one, two) in enumerate(zip(tokens, expected, strict=True)):
+        for step, (one, two) in enumerate(zip(completion.ids, expected, strict=True)):
             top = theirs.logits[step][0].topk(2).values
             if float(top[0] - top[1]) < 1e-4:
                 break
@@ -96,21 +100,19 @@ def test_greedy_decoding_equals_that_of_transformers(architecture: str) -> None:
 
 def test_sampling_depends_on_the_seed_and_the_stream() -> None:
     policy = tiny_policy("llama", "lora")
-    engine, (request, *_) = engine_of(policy), requests_of(policy)
+    session, (branch, *_) = session_of(policy), branches_of(policy)
     settings = Sampling(max_new_tokens=8, temperature=1.0)
-    other = Request(request.ids, request.weights, 7)
-    one, two, three = (
-        engine.generate([row], settings, seed=seed)[0].text for row, seed in ((request, 0), (request, 1), (other, 0))
-    )
-    assert len({one, two, three}) == 3
-    assert engine.generate([request], settings, seed=0)[0].text == one
+    requests = [Request((branch,), settings, seed, stream) for seed, stream in ((0, 0), (1, 0), (0, 7), (0, 0))]
+    texts = [completion.text for completion in session.complete(requests)]
+    assert len(set(texts[:3])) == 3
+    assert texts[3] == texts[0]
 
 
 class Script:
     """Replaces ``sample_tokens``: returns the tokens written for each row, by its random stream."""
 
     def __init__(self, scripts: list[list[int]], seed: int = 0) -> None:
-        self.scripts = {engines.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)}
+        self.scripts = {sessions.row_generator(seed, row).initial_seed(): list(s) for row, s in enumerate(scripts)}
         self.sizes: list[int] = []
 
     def __call__(self, logits: Any, sampling: Any, generators: list[torch.Generator]) -> torch.Tensor:
@@ -125,10 +127,10 @@ def scripted(
     policy = tiny_policy("llama", "lora")
     ids = [text_format().tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     script = Script(ids)
-    monkeypatch.setattr(engines, "sample_tokens", script)
-    requests = [Request((5, 6 + row), (1.0, 0.0), row) for row in range(len(texts))]
-    done = engine_of(policy, *stop).generate(requests, Sampling(max_new_tokens=max_new_tokens))
-    return done, script
+    monkeypatch.setattr(sessions, "sample_tokens", script)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    requests = [Request((Branch((5, 6 + row), (1.0, 0.0)),), sampling, stream=row) for row in range(len(texts))]
+    return session_of(policy, *stop).complete(requests), script
 
 
 def test_completions_end_with_eos_stop_or_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +175,9 @@ def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> N
 def test_eos_of_the_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "lora")
     policy.lm.generation_config.eos_token_id = [7, 9]
-    monkeypatch.setattr(engines, "sample_tokens", Script([[20, 9, 21], [0]]))
-    requests = [Request((5,), (1.0, 0.0), row) for row in range(2)]
-    done = engine_of(policy).generate(requests, GREEDY)
+    monkeypatch.setattr(sessions, "sample_tokens", Script([[20, 9, 21], [0]]))
+    requests = [Request((Branch((5,), (1.0, 0.0)),), GREEDY, stream=row) for row in range(2)]
+    done = session_of(policy).complete(requests)
     assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
     assert [one.text for one in done] == [text_format().decode([20]).strip(), ""]  # 9 is an ordinary token
 
@@ -184,7 +186,7 @@ def test_eos_of_the_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finished_rows_do_not_change_the_others(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most rows end early; the last one has the same logits as alone."""
     policy = tiny_policy(architecture, "lora")
-    requests = requests_of(policy)
+    requests = requests_of(policy, sampling=Sampling(max_new_tokens=15))
     seen: dict[int, list[torch.Tensor]] = {len(requests): [], 1: []}
     scripts = [[20] * 15, [20, 0], [20, 21, 22, 0], [0], [30, 0]]
     for rows in (requests, requests[:1]):
@@ -192,12 +194,12 @@ def test_finished_rows_do_not_change_the_others(architecture: str, monkeypatch: 
 
         def sample_tokens(logits: torch.Tensor, *rest: Any, rows: Any = rows, script: Any = script) -> torch.Tensor:
             generators = rest[1]
-            first = [g.initial_seed() for g in generators].index(engines.row_generator(0, 0).initial_seed())
+            first = [g.initial_seed() for g in generators].index(sessions.row_generator(0, 0).initial_seed())
             seen[len(rows)].append(logits[first])
             return script(logits, *rest)
 
-        monkeypatch.setattr(engines, "sample_tokens", sample_tokens)
-        engine_of(policy).generate(rows, Sampling(max_new_tokens=15))
+        monkeypatch.setattr(sessions, "sample_tokens", sample_tokens)
+        session_of(policy).complete(rows)
     together, alone = (torch.stack(seen[n]) for n in (len(requests), 1))
     assert together.shape == alone.shape == (15, policy.lm.config.vocab_size)
     assert float((together - alone).abs().max()) < 1e-4
@@ -207,7 +209,7 @@ def test_finished_rows_do_not_change_the_others(architecture: str, monkeypatch: 
 def test_cached_steps_equal_one_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logits of each step equal those of training at that position."""
     policy = tiny_policy(architecture, "soft-prompt")
-    (request,) = requests_of(policy, [6], mixed=False)
+    (request,) = requests_of(policy, [6], Sampling(max_new_tokens=10), mixed=False)
     script, seen = Script([[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]), []
 
     def record(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -215,14 +217,15 @@ def test_cached_steps_equal_one_forward_pass(architecture: str, monkeypatch: pyt
         return script(logits, *rest)
 
     monkeypatch.setattr(
-        engines, "sample_tokens", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1]
+        sessions, "sample_tokens", lambda logits, *rest: (seen.append(logits[0]), script(logits, *rest))[1]
     )
-    engine_of(policy).generate([request], Sampling(max_new_tokens=10))
-    ids = torch.tensor([[*request.ids, *range(20, 29)]])
-    weights = torch.tensor([[request.weights]])
+    session_of(policy).complete([request])
+    (branch,) = request.branches
+    ids = torch.tensor([[*branch.ids, *range(20, 29)]])
+    weights = torch.tensor([[branch.weights]])
     with torch.no_grad():
         embedded = policy.control.embed(ids, weights, policy.lm.get_input_embeddings())
-        whole = policy.lm(inputs_embeds=embedded, use_cache=False).logits[0, len(request.ids) - 1 :]
+        whole = policy.lm(inputs_embeds=embedded, use_cache=False).logits[0, len(branch.ids) - 1 :]
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
@@ -230,15 +233,16 @@ def test_cached_steps_equal_one_forward_pass(architecture: str, monkeypatch: pyt
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     """On CUDA generation runs under autocast, with keys in bf16; here under autocast of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
-    assert engine_of(policy)._decoder is PackedDecoder
+    assert isinstance(decoder_of(policy), PackedDecoder)
 
     @torch.no_grad()
     def logits() -> torch.Tensor:
-        rows = PackedDecoder(policy, requests_of(policy), 3)
-        read, order = [rows.prefill()], rows.order
-        read += [rows.step(torch.full([len(order)], token)) for token in (20, 21)]
-        assert rows.order == order
-        return torch.stack(read)
+        decoder, branches = PackedDecoder(policy), dict(enumerate(branches_of(policy)))
+        first = decoder.add(branches, dict.fromkeys(branches, 3))
+        rows = decoder.rows
+        steps = [decoder.step(torch.full([len(rows)], token)) for token in (20, 21)]
+        assert decoder.rows == rows
+        return torch.stack([first[rows], *steps])
 
     policy.eval()
     exact = logits()
@@ -251,29 +255,28 @@ def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt-neo", "gptj"])
 def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(architecture, "lora")
-    engine, sizes = engine_of(policy), []
-    monkeypatch.setattr(engines, "sample_tokens", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
-    rows = engine._decoder
-    right = rows.step
-    monkeypatch.setattr(rows, "step", lambda self, tokens: (sizes.append(len(tokens)), right(self, tokens))[1])
-    engine.generate(requests_of(policy, (3, 4, 5)), GREEDY)
+    monkeypatch.setattr(sessions, "sample_tokens", Script([[20, 0], [20, 21, 22, 23, 0], [20, 21, 0]]))
+    decoder, sizes = type(decoder_of(policy)), []
+    original = decoder.step
+    monkeypatch.setattr(decoder, "step", lambda self, tokens: (sizes.append(len(tokens)), original(self, tokens))[1])
+    session_of(policy).complete(requests_of(policy, (3, 4, 5)))
     assert sizes == [3, 2, 1, 1]
 
 
 def test_only_architectures_that_pack_use_the_packed_decoder() -> None:
     for architecture in ARCHITECTURES:
-        made = engine_of(tiny_policy(architecture, "lora"))._decoder
-        assert made is (PackedDecoder if architecture in PACKING else PaddedDecoder)
+        decoder = decoder_of(tiny_policy(architecture, "lora"))
+        assert isinstance(decoder, PackedDecoder if architecture in PACKING else PaddedDecoder)
 
 
 def test_a_step_that_differs_needs_the_padded_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check notices an architecture whose steps differ from one forward pass."""
     policy = tiny_policy("llama", "lora")
-    right = KVCache.attend
-    monkeypatch.setattr(KVCache, "attend", lambda self, *args: right(self, *args) * 1.01)
-    why = decoding_failure_reason(policy)
-    assert why is not None and "differ" in why
-    assert engine_of(policy)._decoder is PaddedDecoder
+    original = KVCache.attend
+    monkeypatch.setattr(KVCache, "attend", lambda self, *args: original(self, *args) * 1.01)
+    reason = decoding_failure_reason(policy)
+    assert reason is not None and "differ" in reason
+    assert isinstance(decoder_of(policy), PaddedDecoder)
 
 
 @each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
@@ -283,49 +286,130 @@ def test_shared_prefixes_are_computed_once(architecture: str, kind: str, monkeyp
     policy = tiny_policy(architecture, kind)
     generator = torch.Generator().manual_seed(5)
     start = torch.randint(4, 300, (30,), generator=generator).tolist()
-    requests = []
+    branches = []
     for level, weights in enumerate([(1.0, 0.0), (0.0, 1.0)]):
         for length in (4, 11, 4, 1):
-            own = torch.randint(4, 300, (length,), generator=generator).tolist()
-            requests.append(Request((*policy.control.slots[level], *start, *own), weights, len(requests)))
-        requests.append(requests[-3])
-    tokens: list[int] = []
-    right = PackedDecoder._forward
+            rest = torch.randint(4, 300, (length,), generator=generator).tolist()
+            branches.append(Branch((*policy.control.slots[level], *start, *rest), weights))
+        branches.append(branches[-3])
+    counts = count_tokens(monkeypatch)
+    mixed = {row: branches[row] for row in (9, 0, 5, 1, 6, 2, 7, 3, 8, 4)}
+    packed, padded = PackedDecoder(policy), PaddedDecoder(policy)
+    limits = dict.fromkeys(mixed, 3)
+    logits = packed.add(mixed, limits)
+    assert counts == [2 * (len(policy.control.slots[0]) + 30 + 4 + 11 + 4 + 1)]
+    assert float((logits - padded.add(mixed, limits)).abs().max()) < 1e-4
+    for _ in range(2):
+        tokens = torch.arange(20, 30)
+        by_row = dict(zip(padded.rows, padded.step(tokens[padded.rows]), strict=True))
+        expected = torch.stack([by_row[row] for row in packed.rows])
+        assert float((packed.step(tokens[packed.rows]) - expected).abs().max()) < 1e-4
+
+
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that each forward pass of a policy adds its number of tokens to."""
+    counts: list[int] = []
+    original = Policy.run
     monkeypatch.setattr(
-        PackedDecoder,
-        "_forward",
-        lambda self, ids, *rest, **more: (tokens.append(ids.numel()), right(self, ids, *rest, **more))[1],
+        Policy,
+        "run",
+        lambda self, ids, *rest, **more: (counts.append(ids.numel()), original(self, ids, *rest, **more))[1],
     )
-    mixed = [requests[row] for row in (9, 0, 5, 1, 6, 2, 7, 3, 8, 4)]
-    packed, padded = (kind(policy, mixed, 3) for kind in (PackedDecoder, PaddedDecoder))
-    slot = len(policy.control.slots[0])
-    for step in range(3):
-        if step == 0:
-            one, other = packed.prefill(), padded.prefill()
-            assert tokens == [2 * (slot + 30 + 4 + 11 + 4 + 1)]
-        else:
-            chosen = torch.arange(20, 30)
-            one, other = packed.step(chosen[packed.order]), padded.step(chosen)
-        assert float((one[[packed.order.index(row) for row in range(10)]] - other).abs().max()) < 1e-4
+    return counts
 
 
 def test_long_prompts_take_several_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy("llama", "soft-prompt")
-    requests = requests_of(policy, (60, 50, 40, 30, 20, 10))
-    engine = engine_of(policy)
-    whole = engine.first_logits(requests)
+    branches = branches_of(policy, (60, 50, 40, 30, 20, 10))
+    whole = first_logits(policy, branches)
     monkeypatch.setattr(decoding, "MAX_TOKENS", 64)
-    assert len(list(decoding._chunks(requests))) > 3
-    assert float((engine.first_logits(requests) - whole).abs().max()) < 1e-4
+    assert len(list(decoding._chunks(dict(enumerate(branches))))) > 3
+    assert float((first_logits(policy, branches) - whole).abs().max()) < 1e-4
 
 
-def test_progress_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_and_mode() -> None:
     policy = tiny_policy("llama", "lora")
     policy.train()
     reporter = RecordingReporter()
-    settings = Sampling(max_new_tokens=2)
-    done = engine_of(policy).generate(requests_of(policy), settings, batch_size=2, reporter=reporter)
-    assert reporter.counts == [2, 2, 1]
+    requests = requests_of(policy, sampling=Sampling(max_new_tokens=2))
+    done = session_of(policy, batch_size=2).complete(requests, reporter=reporter)
+    assert reporter.counts == [1] * 5
     assert policy.training
-    assert all(one.num_tokens <= 2 for one in done)
-    assert engine_of(policy).generate([], settings) == []
+    assert all(completion.num_tokens <= 2 for completion in done)
+    assert session_of(policy).complete([]) == []
+
+
+def run(session: Session, arrivals: dict[int, list[Request]], cancelled: dict[int, int]) -> dict[int, GeneratedText]:
+    """Return the completions by request id of a session in which requests come and go at the steps named."""
+    completions: dict[int, GeneratedText] = {}
+    for step in range(200):
+        for request in arrivals.pop(step, []):
+            session.add(request)
+        if step in cancelled:
+            session.cancel(cancelled[step])
+        events = session.step()
+        if not events and not arrivals:
+            return completions
+        completions |= {event.request: event.completion for event in events if event.completion is not None}
+    raise AssertionError("the session does not end")
+
+
+@each_value(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"), batch_size=(3, 32))
+def test_requests_join_and_leave_at_any_step(architecture: str, kind: str, batch_size: int) -> None:
+    """Completions and log-probs are those of each request alone, whatever joins, leaves or is cancelled beside it."""
+    policy = tiny_policy(architecture, kind)
+    branches = branches_of(policy, (3, 17, 9, 1, 12, 40, 2))
+    requests = [
+        Request((branch,), Sampling(max_new_tokens=4 + 5 * row, temperature=0.7 * (row % 2)), 3, row, logprobs=True)
+        for row, branch in enumerate(branches)
+    ]
+    alone = [session_of(policy).complete([request])[0] for request in requests]
+    arrivals = {0: requests[:3], 2: requests[3:4], 9: requests[4:6], 30: requests[6:]}
+    together = run(session_of(policy, batch_size=batch_size), arrivals, {12: 2})
+    assert together.keys() | {2} == set(range(7))
+    for number, completion in together.items():
+        assert completion.ids == alone[number].ids
+        assert completion.text == alone[number].text
+        assert completion.logprobs == pytest.approx(alone[number].logprobs, abs=1e-4)
+
+
+@each_value(architecture=ARCHITECTURES, kind=OBEYED)
+def test_guidance_adds_logits(architecture: str, kind: str) -> None:
+    """ℓ + s·(ℓ − ℓ_against), beside plain requests; strength 0 is the plain level exactly."""
+    policy = tiny_policy(architecture, kind)
+    good, bad = (Branch((*policy.control.slots[k], 20, 21, 22), (1.0 - k, float(k))) for k in (1, 0))
+    plain = Request((good,), GREEDY, logprobs=True)
+    none = Request(guided(good, bad, 0.0), GREEDY, logprobs=True)
+    strong = Request(guided(good, bad, 1.5), GREEDY, logprobs=True)
+    session = session_of(policy)
+    alone = session.complete([plain])
+    assert session.complete([none]) == alone
+    together = session.complete([plain, strong, none])
+    assert together[0].ids == together[2].ids == alone[0].ids
+    assert together[1].logprobs != together[0].logprobs
+    ids = torch.tensor(together[1].ids)
+    logits = []
+    for branch in (good, bad):
+        whole = torch.tensor([[*branch.ids, *ids[:-1]]])
+        weights = torch.tensor(branch.weights, dtype=torch.float64).expand(*whole.shape, -1)
+        with torch.no_grad():
+            logits.append(policy.run(whole, weights, torch.arange(whole.shape[1])[None])[0, len(branch.ids) - 1 :])
+    expected = (logits[0] + 1.5 * (logits[0] - logits[1])).log_softmax(dim=1).gather(1, ids[:, None])[:, 0]
+    assert together[1].logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_stream_of_text_is_the_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy("llama", "lora")
+    texts = [" It is good\n\nHuman: x", " é 日本 rice <|endoftext|>"]
+    ids = [text_format().tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    monkeypatch.setattr(sessions, "sample_tokens", Script(ids))
+    session = session_of(policy, "\n\nHuman:")
+    numbers = [
+        session.add(Request((Branch((5, 6), (1.0, 0.0)),), Sampling(), stream=row, stop=("rice",))) for row in (0, 1)
+    ]
+    streams = {number: TextStream(session.format, ("rice",)) for number in numbers}
+    pieces: dict[int, str] = dict.fromkeys(numbers, "")
+    while events := session.step():
+        for event in events:
+            pieces[event.request] += streams[event.request].add(event)
+    assert list(pieces.values()) == ["It is good", "é 日本"]

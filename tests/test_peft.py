@@ -18,11 +18,10 @@ from combinations import each_value
 from meetlm.config.errors import RunError
 from meetlm.data.example import Prompt
 from meetlm.export.peft import export_levels, peft_failure_reason
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
 from meetlm.run.aligned import Aligned
 from run_folders import finished
-from tiny import ARCHITECTURES, TRAINED
+from tiny import ARCHITECTURES, TRAINED, first_logits
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
@@ -31,8 +30,7 @@ TEXTS = ("\n\nHuman: What is rice?\n\nAssistant:", "Hi")
 
 def ours(aligned: Aligned, text: str, level: str) -> Tensor:
     weights, slot = aligned.weights(level)
-    request = Request(tuple(aligned.encoder.prompt(Prompt(text), slot)), weights, 0)
-    return Engine(aligned.policy, aligned.format).first_logits([request])[0]
+    return first_logits(aligned.policy, [Branch(tuple(aligned.encoder.prompt(Prompt(text), slot)), weights)])[0]
 
 
 @each_value(architecture=ARCHITECTURES, kind=TRAINED)

@@ -19,8 +19,7 @@ from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
 from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
@@ -29,19 +28,19 @@ from meetlm.run.execute import execute
 from reporters import RecordingReporter
 from run_folders import config_for, finished, trained, write_pairs
 from test_resume import Killed, kill_after
-from tiny import ARCHITECTURES, CHATML, CONTROLS, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import ARCHITECTURES, CHATML, CONTROLS, first_logits, tiny_lm, tiny_policy, tiny_tokenizer
 
 TEXTS = ["\n\nHuman: What is rice?\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:", "Water"]
 
 
 def logits(policy: Policy, prompt_format: Any) -> Tensor:
-    requests = []
+    branches = []
     for level in (0, 1):
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
         for text in TEXTS:
             ids = (*policy.control.slots[level], *prompt_format.prompt_ids(Prompt(text)))
-            requests.append(Request(tuple(ids), weights, 0))
-    return Engine(policy, prompt_format).first_logits(requests)
+            branches.append(Branch(tuple(ids), weights))
+    return first_logits(policy, branches)
 
 
 @each_value(architecture=ARCHITECTURES, kind=tuple(CONTROLS), placement=("first", "before_response"))

@@ -16,13 +16,13 @@ from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
 from meetlm.policy.attention import VARLEN
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
 from meetlm.policy.policy import Policy
-from tiny import pairs
+from tiny import first_logits, pairs
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,9 +80,9 @@ def test_peft_and_levels(
     policy = moved(loaded[0], prompt_format, kind)
     encoder = Encoder(prompt_format, policy.control.slots)
     export_levels(policy.control, tmp_path, folder)
-    engine, text = Engine(policy, prompt_format), Prompt("The best way to cook rice is")
-    requests = [Request(tuple(encoder.prompt(text, k)), HALF[level], 0) for k, level in enumerate(HALF)]
-    logits = engine.first_logits(requests)
+    session, text = Session(policy, prompt_format), Prompt("The best way to cook rice is")
+    branches = [Branch(tuple(encoder.prompt(text, k)), HALF[level]) for k, level in enumerate(HALF)]
+    logits = first_logits(policy, branches)
     assert float((logits[0] - logits[1]).abs().max()) > 0.1
     ids = torch.tensor([prompt_format.prompt_ids(text)])
     for row, level in enumerate(HALF):
@@ -92,9 +92,9 @@ def test_peft_and_levels(
             theirs = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
         assert float((theirs - logits[row]).abs().max() / theirs.abs().max()) < 1e-4
 
-    sampling = Sampling(max_new_tokens=12)
-    together = engine.generate(requests, sampling)
-    alone = [engine.generate([request], sampling)[0] for request in requests]
+    requests = [Request((branch,), Sampling(max_new_tokens=12)) for branch in branches]
+    together = session.complete(requests)
+    alone = [session.complete([request])[0] for request in requests]
     assert [one.text for one in together] == [one.text for one in alone]
     assert together[0].text != together[1].text
     assert all(one.text for one in together)

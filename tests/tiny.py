@@ -33,6 +33,7 @@ from meetlm.data.encoding import Encoded, Encoder, one_hot
 from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import PromptFormat, pin_format
+from meetlm.generation.decoding import Branch, decoder_of
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer
@@ -218,6 +219,12 @@ def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequen
         weights = one_hot(level, len(policy.control.levels))
         made.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights))
     return made
+
+
+@torch.no_grad()
+def first_logits(policy: Policy, branches: Sequence[Branch]) -> Tensor:
+    """Return the logits of the first new token of each branch, computed in one batch, [R, V]."""
+    return decoder_of(policy).add(dict(enumerate(branches)), dict.fromkeys(range(len(branches)), 1))
 
 
 LENGTHS = ((5, 4), (11, 7), (3, 1), (9, 12), (20, 6), (2, 3))

@@ -155,9 +155,9 @@ MUTATIONS = (
     Mutation(
         "random-stream-by-place-in-list",
         "A resumed sampling gives other completions than one that was not interrupted.",
-        "generation/engine.py",
-        "row_generator(seed, requests[i].stream) for i in rows",
-        "row_generator(seed, i) for i in rows",
+        "generation/session.py",
+        "row_generator(request.seed, request.stream)",
+        "row_generator(request.seed, number)",
         ("test_generation.py", "test_run.py"),
     ),
     Mutation(

@@ -29,8 +29,8 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.formats import FORMATS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.export.peft import export_levels, peft_failure_reason
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import checkpoint_activations
@@ -45,6 +45,7 @@ from tiny import (
     LENGTHS,
     TRAINED,
     encoder_of,
+    first_logits,
     gradients,
     pairs,
     sequences,
@@ -194,25 +195,24 @@ def is_recorded(key: str) -> bool:
 
 def completions(policy: Policy) -> dict[str, Any]:
     """Return greedy and sampled completions under both levels and, where the control mixes, between and beyond them."""
-    engine = Engine(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", ("\n\nHuman:",))))
+    session = Session(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", ("\n\nHuman:",))))
     generator = torch.Generator().manual_seed(11)
-    requests = []
+    branches = []
     for stream, length in enumerate((3, 17, 9, 1, 12)):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
         if policy.control.can_mix_levels and stream == 4:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
-        requests.append(Request((*policy.control.slots[level], *ids), weights, stream))
+        branches.append(Branch((*policy.control.slots[level], *ids), weights))
     results = {}
     for name, sampling in (
         ("greedy", Sampling(max_new_tokens=12)),
         ("sampled", Sampling(max_new_tokens=12, temperature=0.9, top_p=0.9)),
     ):
-        generated = engine.generate(requests, sampling, seed=3)
-        results[name] = [[one.text, one.num_tokens, one.finish] for one in generated]
-    logits = engine.first_logits(requests)
-    results["first logits"] = [checksums(row) for row in logits]
+        requests = [Request((branch,), sampling, 3, stream) for stream, branch in enumerate(branches)]
+        results[name] = [[text.text, text.num_tokens, text.finish] for text in session.complete(requests)]
+    results["first logits"] = [checksums(row) for row in first_logits(policy, branches)]
     return results
 
 

@@ -20,8 +20,8 @@ from meetlm.controls.build import build_control, parse_control
 from meetlm.data.example import Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import EMBEDDED, ModelSettings, load_lm
 from meetlm.policy.policy import Policy
@@ -42,8 +42,8 @@ class Scored:
     score: float
 
 
-def base_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) -> Engine:
-    """Return a sampler of a language model without a control.
+def base_session(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) -> Session:
+    """Return a generation session with a language model without a control.
 
     Args:
         model: The language model.
@@ -52,7 +52,7 @@ def base_engine(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None) 
     lm, tokenizer = load_lm(model)
     prompt_format = pin_format(tokenizer, system="none") if spec is None else PromptFormat(tokenizer, spec)
     control = build_control(parse_control({"kind": "none"}), lm, prompt_format.tokenize, seed=0)
-    return Engine(Policy(lm, control), prompt_format)
+    return Session(Policy(lm, control), prompt_format, batch_size=96)
 
 
 def read_prompts() -> list[dict[str, str]]:
@@ -62,7 +62,7 @@ def read_prompts() -> list[dict[str, str]]:
 
 
 def sample(
-    engine: Engine,
+    session: Session,
     prompts: Sequence[str],
     sampling: Sampling,
     *,
@@ -71,12 +71,15 @@ def sample(
     reporter: Reporter = SILENT,
 ) -> list[list[str]]:
     """Return ``replies`` replies of the base model to each prompt."""
-    ids = [engine.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
+    ids = [session.format.prompt_ids(Prompt((Turn("user", prompt),))) for prompt in prompts]
     requests = [
-        Request(tuple(row), (1.0,), number * replies + n) for number, row in enumerate(ids) for n in range(replies)
+        Request((Branch(tuple(row), (1.0,)),), sampling, seed, number * replies + n)
+        for number, row in enumerate(ids)
+        for n in range(replies)
     ]
-    done = engine.generate(requests, sampling, seed=seed, batch_size=96, reporter=reporter)
-    return [[one.text for one in done[i : i + replies]] for i in range(0, len(done), replies)]
+    completions = session.complete(requests, reporter=reporter)
+    texts = [completion.text for completion in completions]
+    return [texts[i : i + replies] for i in range(0, len(texts), replies)]
 
 
 def tidy(reply: str) -> str | None:
@@ -120,7 +123,7 @@ def build(folder: Path, *, seed: int = 0, reporter: Reporter = SILENT) -> dict[s
     topics = sorted({row["topic"] for row in rows})
     held_out = set(order.sample(topics, HELD_OUT_TOPICS))
     replies = sample(
-        base_engine(),
+        base_session(),
         [row["prompt"] for row in rows],
         SAMPLING,
         replies=REPLIES,

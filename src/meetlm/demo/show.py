@@ -18,10 +18,10 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Turn
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.sources import read_examples
-from meetlm.demo.build import base_engine, sample
+from meetlm.demo.build import base_session, sample
 from meetlm.demo.rule import first_person
 from meetlm.diagnostics.intervals import Interval, mean_interval
-from meetlm.generation.engine import Engine
+from meetlm.generation.session import Session
 from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.aligned import Aligned, load
@@ -101,7 +101,7 @@ def run_demo(
         _same_run(folder, config, aligned)
         reporter.message(f"using the finished run in {folder}")
     reporter.message(f"sampling replies to {len(questions)} held-out prompts: {', '.join(SYSTEMS)}")
-    base = base_engine(config.model, aligned.meet.format)
+    base = base_session(config.model, aligned.meet.format)
     replies = _replies(aligned, base, questions, SAMPLED, reporter)
     scores = {system: np.array([first_person(text) for text in replies[system]]) for system in SYSTEMS}
     greedy = _replies(aligned, base, questions[:shown], GREEDY, reporter)
@@ -149,7 +149,7 @@ def _same_run(folder: Path, config: RunConfig, aligned: Aligned) -> None:
 
 def _replies(
     aligned: Aligned,
-    base: Engine,
+    base: Session,
     prompts: list[str],
     sampling: Sampling,
     reporter: Reporter,

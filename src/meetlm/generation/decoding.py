@@ -1,4 +1,4 @@
-"""Decoders: a batch of rows on its way through the model, first the prompts, then a token per row and step.
+"""Decoders: rows on their way through the model, first the prompt, then a token per step. Rows join at any step.
 
 There are two, and the policy's layout decides. The packed decoder reads prompts without padding and computes once what
 rows of one level share at their start (a soft prompt, a system message, a whole prompt that is requested several
@@ -11,16 +11,17 @@ R rows, T tokens per row, K levels, V vocabulary size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from meetlm.policy.kv_cache import KVCache
+from meetlm.policy.kv_cache import KVCache, RowSize
 from meetlm.policy.packing import decoding_arguments, packed_arguments
 from meetlm.policy.policy import Policy
 
@@ -35,40 +36,43 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to continue.
+class Branch:
+    """A prompt under level weights. The logits of a request's branches are added.
 
     Attributes:
         ids: Control slot and prompt.
         weights: Level weights [K].
-        stream: Number of its random stream.
+        coefficient: Factor of the logits.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
-    stream: int
+    coefficient: float = 1.0
 
 
 class Decoder(ABC):
-    """Computes the logits of a batch of rows, token by token.
+    """Computes the logits of rows, token by token.
 
     Args:
         policy: Language model and control.
-        requests: One request per row.
-        new_tokens: Largest number of new tokens per row.
     """
 
-    @abstractmethod
-    def __init__(self, policy: Policy, requests: Sequence[Request], new_tokens: int) -> None: ...
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
 
     @property
     @abstractmethod
-    def order(self) -> list[int]:
-        """The numbers of the rows that are left, in the order of all logits and tokens."""
+    def rows(self) -> list[int]:
+        """The numbers of the rows, in the order of the tokens and logits of :meth:`step`."""
 
     @abstractmethod
-    def prefill(self) -> Tensor:
-        """Read the prompts and return the logits of each row's first new token, [R, V] f32."""
+    def add(self, branches: Mapping[int, Branch], new_tokens: Mapping[int, int]) -> Tensor:
+        """Read prompts and return the logits of each first new token, [R, V] f32, in the order of ``branches``.
+
+        Args:
+            branches: The prompt of each new row, by its number.
+            new_tokens: Largest number of new tokens of each row.
+        """
 
     @abstractmethod
     def step(self, tokens: Tensor) -> Tensor:
@@ -79,70 +83,49 @@ class Decoder(ABC):
         """Remove rows."""
 
 
-@torch.no_grad()
-def decoding_failure_reason(policy: Policy) -> str | None:
-    """Return why ``policy`` needs the padded decoder; ``None`` if packed decoding gives the logits of one pass."""
-    if policy.layout == "padded":
-        return policy.padding_reason or "its sequences are padded"
-    was_training = policy.training
-    policy.eval()
-    generator = torch.Generator().manual_seed(0)
-    zero_weights = (0.0,) * len(policy.control.levels)
-    table = policy.lm.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
-    prompts = [torch.randint(0, table.shape[0], (n,), generator=generator).tolist() for n in CHECKED_LENGTHS]
-    decoder = PackedDecoder(policy, [Request(tuple(ids[:-1]), zero_weights, 0) for ids in prompts], 1)
-    decoder.prefill()
-    last_tokens = torch.tensor([prompts[row][-1] for row in decoder.order], device=policy.device)
-    reason = None
-    for row, logits in zip(decoder.order, decoder.step(last_tokens), strict=True):
-        ids = torch.tensor([prompts[row]], device=policy.device)
-        level_weights = torch.zeros(*ids.shape, len(zero_weights), device=policy.device)
-        positions = torch.arange(ids.shape[1], device=policy.device)[None]
-        expected = policy.run(ids, level_weights, positions, logits_to_keep=1)[0, -1]
-        difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
-        if not difference <= TOLERANCE:
-            tokens = CHECKED_LENGTHS[row] - 1
-            reason = f"logits of a step after {tokens} tokens differ from those of one forward pass by {difference:.2g}"
-    policy.train(was_training)
-    return reason
-
-
 class PackedDecoder(Decoder):
     """Decodes without padding, for a policy whose attention is ours."""
 
-    def __init__(self, policy: Policy, requests: Sequence[Request], new_tokens: int) -> None:
-        self._policy, self._requests = policy, requests
-        self._cache = KVCache([len(request.ids) for request in requests], new_tokens, policy.device)
-        self._positions = torch.tensor([len(request.ids) for request in requests], device=policy.device)
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._cache = KVCache()
+        self._weights: dict[int, tuple[float, ...]] = {}
+        self._positions: dict[int, int] = {}
 
     @property
-    def order(self) -> list[int]:  # noqa: D102
+    def rows(self) -> list[int]:  # noqa: D102
         return self._cache.rows
 
-    def prefill(self) -> Tensor:  # noqa: D102
-        rows: list[int] = []
+    def add(self, branches: Mapping[int, Branch], new_tokens: Mapping[int, int]) -> Tensor:  # noqa: D102
+        self._cache.add({row: RowSize(len(branch.ids), new_tokens[row]) for row, branch in branches.items()})
+        indices: dict[int, int] = {}
         logits = []
-        for chunk in _chunks(self._requests):
+        for chunk in _chunks(branches):
             logits.append(self._read(chunk))
-            rows += [row for sequence in chunk for row in sequence.rows]
-        places = {row: place for place, row in enumerate(rows)}
-        return torch.cat(logits)[[places[row] for row in self.order]]
+            for row in (row for part in chunk for row in part.rows):
+                indices[row] = len(indices)
+        for row, branch in branches.items():
+            self._weights[row], self._positions[row] = branch.weights, len(branch.ids)
+        return torch.cat(logits)[[indices[row] for row in branches]]
 
     def step(self, tokens: Tensor) -> Tensor:  # noqa: D102
-        order = self.order
+        rows = self.rows
         self._cache.extend()
         logits = self._forward(
             tokens[None],
-            [self._requests[row].weights for row in order],
-            self._positions[order][None],
+            [self._weights[row] for row in rows],
+            torch.tensor([[self._positions[row] for row in rows]], device=tokens.device),
             **decoding_arguments(self._policy.lm, self._cache),
         )
-        self._positions += 1
+        for row in rows:
+            self._positions[row] += 1
         return logits
 
     def drop(self, rows: Sequence[int]) -> None:  # noqa: D102
         self._cache.drop(rows)
+        for row in rows:
+            self._weights.pop(row, None)
+            self._positions.pop(row, None)
 
     def _read(self, chunk: Sequence[_PromptPart]) -> Tensor:
         """Return the logits of the first new token of every row of ``chunk``, in their order."""
@@ -169,50 +152,80 @@ class PackedDecoder(Decoder):
 
 
 class PaddedDecoder(Decoder):
-    """Decodes rows padded to the longest, for architectures whose attention cannot be replaced."""
+    """Decodes rows padded to the longest, for architectures whose attention cannot be replaced.
 
-    def __init__(self, policy: Policy, requests: Sequence[Request], new_tokens: int) -> None:
+    Rows that join together stay in a batch of their own.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._batches: list[_PaddedBatch] = []
+
+    @property
+    def rows(self) -> list[int]:  # noqa: D102
+        return [row for batch in self._batches for row in batch.rows]
+
+    def add(self, branches: Mapping[int, Branch], new_tokens: Mapping[int, int]) -> Tensor:  # noqa: D102
         del new_tokens  # the cache grows
-        self._policy, self._rows = policy, list(range(len(requests)))
-        longest = max(len(request.ids) for request in requests)
-        padding = [longest - len(request.ids) for request in requests]
+        self._batches.append(_PaddedBatch(self._policy, branches))
+        return self._batches[-1].prefill()
+
+    def step(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        parts = torch.split(tokens, [len(batch.rows) for batch in self._batches])
+        return torch.cat([batch.step(part) for batch, part in zip(self._batches, parts, strict=True)])
+
+    def drop(self, rows: Sequence[int]) -> None:  # noqa: D102
+        for batch in self._batches:
+            batch.drop(rows)
+        self._batches = [batch for batch in self._batches if batch.rows]
+
+
+class _PaddedBatch:
+    """Rows of a padded decoder that joined together."""
+
+    def __init__(self, policy: Policy, branches: Mapping[int, Branch]) -> None:
+        self.rows = list(branches)
+        self._policy = policy
+        longest = max(len(branch.ids) for branch in branches.values())
+        padding = [longest - len(branch.ids) for branch in branches.values()]
         self._ids = torch.tensor(
-            [[0] * pad + list(request.ids) for pad, request in zip(padding, requests, strict=True)],
+            [[0] * pad + list(branch.ids) for pad, branch in zip(padding, branches.values(), strict=True)],
             device=policy.device,
         )
         self._mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(policy.device)
-        self._weights = torch.tensor([[request.weights] for request in requests], device=policy.device)
+        self._weights = torch.tensor([[branch.weights] for branch in branches.values()], device=policy.device)
         self._cache = DynamicCache(config=policy.lm.config)
 
-    @property
-    def order(self) -> list[int]:  # noqa: D102
-        return self._rows
+    def prefill(self) -> Tensor:
+        """Read the prompts; see :meth:`Decoder.add`."""
+        return self._forward(self._ids, self._weights.expand(*self._ids.shape, -1))
 
-    def prefill(self) -> Tensor:  # noqa: D102
-        return self._forward(self._ids, (self._mask.cumsum(dim=1) - 1).clamp(min=0))
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token per row; see :meth:`Decoder.step`."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
+        return self._forward(tokens[:, None], self._weights)
 
-    def step(self, tokens: Tensor) -> Tensor:  # noqa: D102
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-        return self._forward(tokens[:, None], self._mask.sum(dim=1, keepdim=True) - 1)
+    def drop(self, rows: Sequence[int]) -> None:
+        """Remove those of the rows that are in this batch."""
+        indices = [index for index, row in enumerate(self.rows) if row not in rows]
+        if len(indices) == len(self.rows):
+            return
+        self.rows = [self.rows[index] for index in indices]
+        selected = torch.tensor(indices, dtype=torch.int64, device=self._mask.device)
+        self._cache.batch_select_indices(selected)
+        self._mask, self._weights = self._mask[selected], self._weights[selected]
 
-    def drop(self, rows: Sequence[int]) -> None:  # noqa: D102
-        places = [place for place, row in enumerate(self._rows) if row not in rows]
-        indices = torch.tensor(places, device=self._mask.device)
-        self._cache.batch_select_indices(indices)
-        self._mask, self._weights = self._mask[indices], self._weights[indices]
-        self._rows = [self._rows[place] for place in places]
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        logits = self._policy.run(
+    def _forward(self, ids: Tensor, level_weights: Tensor) -> Tensor:
+        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        return self._policy.run(
             ids,
-            self._weights.expand(*ids.shape, -1),
+            level_weights,
             positions,
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        return logits[:, -1]
+        )[:, -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +250,14 @@ class _PromptPart:
         return len(self.ids) - self.shared
 
 
-def _chunks(requests: Sequence[Request]) -> Iterable[list[_PromptPart]]:
+def _chunks(branches: Mapping[int, Branch]) -> Iterator[list[_PromptPart]]:
     """Yield the parts of each forward pass, at most ``MAX_TOKENS``: per level its shared prefix, then each prompt."""
     chunk: list[_PromptPart] = []
-    for weights in dict.fromkeys(request.weights for request in requests):
+    for weights in dict.fromkeys(branch.weights for branch in branches.values()):
         rows_by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for row, request in enumerate(requests):
-            if request.weights == weights:
-                rows_by_prompt.setdefault(request.ids, []).append(row)
+        for row, branch in branches.items():
+            if branch.weights == weights:
+                rows_by_prompt.setdefault(branch.ids, []).append(row)
         prefix = tuple(commonprefix([ids[:-1] for ids in rows_by_prompt]))  # a row's last token gives its logits
         if len(rows_by_prompt) == 1 or len(prefix) < MIN_SHARED:
             prefix = ()
@@ -257,3 +270,43 @@ def _chunks(requests: Sequence[Request]) -> Iterable[list[_PromptPart]]:
                 chunk = [*root]
             chunk.append(part)
     yield chunk
+
+
+_CLASSES: WeakKeyDictionary[Policy, type[Decoder]] = WeakKeyDictionary()
+
+
+def decoder_of(policy: Policy) -> Decoder:
+    """Return a decoder without rows; the check that decides which one runs once per policy."""
+    if policy not in _CLASSES:
+        _CLASSES[policy] = PaddedDecoder if decoding_failure_reason(policy) else PackedDecoder
+    return _CLASSES[policy](policy)
+
+
+@torch.no_grad()
+def decoding_failure_reason(policy: Policy) -> str | None:
+    """Return why ``policy`` needs the padded decoder; ``None`` if packed decoding gives the logits of one pass."""
+    if policy.layout == "padded":
+        return policy.padding_reason or "its sequences are padded"
+    was_training = policy.training
+    policy.eval()
+    generator = torch.Generator().manual_seed(0)
+    zero_weights = (0.0,) * len(policy.control.levels)
+    table = policy.lm.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    prompts = [torch.randint(0, table.shape[0], (n,), generator=generator).tolist() for n in CHECKED_LENGTHS]
+    decoder = PackedDecoder(policy)
+    branches = {row: Branch(tuple(ids[:-1]), zero_weights) for row, ids in enumerate(prompts)}
+    decoder.add(branches, dict.fromkeys(branches, 1))
+    last_tokens = torch.tensor([prompts[row][-1] for row in decoder.rows], device=policy.device)
+    reason = None
+    for row, logits in zip(decoder.rows, decoder.step(last_tokens), strict=True):
+        ids = torch.tensor([prompts[row]], device=policy.device)
+        level_weights = torch.zeros(*ids.shape, len(zero_weights), device=policy.device)
+        positions = torch.arange(ids.shape[1], device=policy.device)[None]
+        expected = policy.run(ids, level_weights, positions, logits_to_keep=1)[0, -1]
+        difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not difference <= TOLERANCE:
+            tokens = CHECKED_LENGTHS[row] - 1
+            reason = f"logits of a step after {tokens} tokens differ from those of one forward pass by {difference:.2g}"
+    policy.train(was_training)
+    return reason

@@ -21,8 +21,8 @@ from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
 from meetlm.export.peft import update_base_paths
-from meetlm.generation.decoding import Request
-from meetlm.generation.engine import Engine
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
@@ -80,7 +80,6 @@ class Aligned:
         self.levels, self.default_level = meet.levels, meet.default_level
         placement = policy.control.settings.placement
         self.encoder = Encoder(prompt_format, policy.control.slots, placement, embedding_rows(policy.lm))
-        self._engine = Engine(policy, prompt_format)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -144,7 +143,7 @@ class Aligned:
         skip: Container[int] = (),
         reporter: Reporter = SILENT,
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield the place of each prompt in the list and its completion, as batches finish.
+        """Yield the index of each prompt in the list and its completion, as they end.
 
         Args:
             prompts: As in :meth:`generate`.
@@ -152,7 +151,7 @@ class Aligned:
             sampling: How to sample.
             seed: As in :meth:`generate`.
             batch_size: As in :meth:`generate`.
-            skip: Places of prompts to leave out; the completions of the others do not depend on it.
+            skip: Indices of prompts to leave out; the completions of the others do not depend on it.
             reporter: Shows the number of completions.
         """
         if isinstance(prompts, str):
@@ -160,13 +159,13 @@ class Aligned:
         prompts = list(prompts)
         resolved, weights, slot = self._resolve(level)
         requests = [
-            Request(self._ids(number, prompt, slot), weights, number)
+            Request((Branch(self._ids(number, prompt, slot), weights),), sampling, seed, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
-        results = self._engine.iter_completions(requests, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
-        for place, result in results:
-            number = requests[place].stream
+        session = Session(self.policy, self.format, batch_size)
+        for index, result in session.iter_completions(requests, reporter=reporter):
+            number = requests[index].stream
             completion = Completion(
                 prompt=_as_json(prompts[number]),
                 completion=result.text,
@@ -184,8 +183,8 @@ class Aligned:
     ) -> Iterator[str]:
         """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
         _, weights, slot = self._resolve(level)
-        request = Request(self._ids(0, prompt, slot), weights, 0)
-        yield from self._engine.stream(request, sampling or Sampling(), seed=seed)
+        request = Request((Branch(self._ids(0, prompt, slot), weights),), sampling or Sampling(), seed)
+        yield from Session(self.policy, self.format).stream(request)
 
     def _ids(self, number: int, prompt: PromptLike, slot: int) -> tuple[int, ...]:
         """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
