@@ -20,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from meetlm.data.batch import collate
-from meetlm.data.encoding import Encoded, one_hot
+from meetlm.data.encoding import Encoded
+from meetlm.data.levels import LevelSpace
 from meetlm.policy.policy import Policy
 
 CHECKED = 16
@@ -57,17 +58,17 @@ class Prepared:
 
     def __init__(self, point: Point, lm: PreTrainedModel, rows: Rows) -> None:
         copied = copy.deepcopy(lm, memo={id(p): p for p in lm.parameters()})
-        levels = [f"q{k}" for k in range(point.levels)]
-        control = rows.control(copied, {**point.control, "levels": levels})
+        levels = LevelSpace.of_names(*(f"q{k}" for k in range(point.levels)))
+        control = rows.control(copied, point.control, levels)
         self._policy = Policy(copied, control, longest=CHECKED).train()
         generator = torch.Generator().manual_seed(0)
         sequences = []
         for row in range(point.rows):
-            level = row % point.levels
-            slot = control.slots[level]
+            weights = levels.weights([row % point.levels])
+            slot = control.slot(weights)
             ids = torch.randint(0, rows.tokenizer.vocab_size, (point.length,), generator=generator).tolist()
             start = len(slot) + point.length // 2
-            sequences.append(Encoded.of_one((*slot, *ids), start, one_hot(level, point.levels)))
+            sequences.append(Encoded.of_one((*slot, *ids), start, weights))
         self._batch = collate(sequences, self._policy.layout)
         self._tokens = point.rows * point.length
         self._trained: list[nn.Parameter] = list(control.parameters())

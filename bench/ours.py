@@ -12,7 +12,8 @@ from stages import STAGES
 from torch.utils.data import SequentialSampler
 from turns import Turns, TurnsMixin
 
-from meetlm.data.encoding import one_hot
+from meetlm.data.formats import FORMATS
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.generation.decoding import Branch
 from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
@@ -38,8 +39,9 @@ def train(job: str, program: str, rows: Rows, gate: Gate) -> None:
     if rows.scale.checkpointing:
         checkpoint_activations(lm)
     lm.eval()
-    control = rows.control(lm, control_settings)
     stage = StageSettings(name=program, epochs=1, **stage_settings)
+    levels = PAIR_LEVELS if FORMATS[stage.format].uses_levels else PAIR_LEVELS.best_only
+    control = rows.control(lm, control_settings, levels)
     items = rows.items(stage.format, control)
     policy = Policy(lm, control, longest=max(len(sequence.ids) for item in items for sequence in item))
     set_trainable(policy, stage)
@@ -79,7 +81,7 @@ def generate(rows: Rows, gate: Gate) -> None:
     control = rows.control(lm, {"kind": "none"})
     own_memory([lm])
     sampling = Sampling(max_new_tokens=rows.scale.new_tokens)
-    requests = [Request((Branch(ids, one_hot(0, 1)),), sampling) for ids in rows.prompts()]
+    requests = [Request((Branch(ids, (1.0,)),), sampling) for ids in rows.prompts()]
     session = Session(Policy(lm, control), rows.format, batch_size=len(requests))
     gate.ready("step")
     while True:

@@ -29,6 +29,7 @@ from meetlm.controls.base import Control
 from meetlm.data.batch import IGNORE
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import Item
+from meetlm.data.levels import PAIR_LEVELS
 
 PLAIN: dict[str, Any] = {
     "lr_scheduler_type": "constant",
@@ -151,7 +152,7 @@ def _run(trainer: Any, gate: Gate, settings: dict[str, Any], adapter: dict[str, 
 def adapters(rows: Rows, gate: Gate) -> None:
     """Train two LoRA adapters of PEFT in one run: one micro-batch per level, one after the other."""
     lm = rows.lm()
-    control = rows.control(lm, STAGES["lora-two-levels", "ours"][0])
+    control = rows.control(lm, STAGES["lora-two-levels", "ours"][0], PAIR_LEVELS)
     names = {level: name for level, name in enumerate(control.levels)}
     model = peft.get_peft_model(lm, peft.LoraConfig(**LORA), adapter_name=names[0])
     model.add_adapter(names[1], peft.LoraConfig(**LORA))

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.encoding import Encoder
-from meetlm.data.example import PreferenceExample
+from meetlm.data.encoding import Encoder, no_slot
+from meetlm.data.example import Example
 from meetlm.data.formats import FORMATS, Item
+from meetlm.data.levels import PAIR_LEVELS, LevelSpace
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import embedded_lm, load_tokenizer
@@ -75,7 +76,7 @@ class Rows:
         self.format: PromptFormat = pin_format(self.tokenizer, today="2026-01-01")
 
     @cached_property
-    def examples(self) -> Sequence[PreferenceExample]:
+    def examples(self) -> Sequence[Example]:
         """The training pairs that pass the filters, read on first use."""
         return prepare_data(_settings(self.scale), self.format).train
 
@@ -95,9 +96,11 @@ class Rows:
             lm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         return lm.to(self.scale.device)
 
-    def control(self, lm: PreTrainedModel, settings: dict[str, Any]) -> Control:
+    def control(
+        self, lm: PreTrainedModel, settings: dict[str, Any], levels: LevelSpace = PAIR_LEVELS.best_only
+    ) -> Control:
         """Return a fresh control; the same settings give the same initial values."""
-        return build_control(parse_control(settings), lm, self.format.tokenize, seed=0)
+        return build_control(parse_control(settings), levels, lm, self.format.tokenize, seed=0)
 
     def items(self, form: str, control: Control | None = None, steps: int | None = None) -> list[Item]:
         """Return the sequences of the first rows, enough for ``steps`` steps.
@@ -108,7 +111,8 @@ class Rows:
             steps: Number of steps, by default that of the scale.
         """
         count = (self.scale.rows if form == "chosen" else self.pairs) * (steps or self.scale.steps)
-        encoder = Encoder(self.format, control.slots if control else [[] for _ in FORMATS[form].levels])
+        levels = PAIR_LEVELS if FORMATS[form].uses_levels else PAIR_LEVELS.best_only
+        encoder = Encoder(self.format, levels, control.slot if control else no_slot)
         return [FORMATS[form].item(encoder, example) for example in self._first(count)]
 
     def prompts(self) -> list[tuple[int, ...]]:
@@ -116,7 +120,7 @@ class Rows:
         seen = list(dict.fromkeys(example.prompt for example in self.examples))[: self.scale.prompts]
         return [tuple(self.format.prompt_ids(prompt)) for prompt in seen]
 
-    def _first(self, count: int) -> list[PreferenceExample]:
+    def _first(self, count: int) -> list[Example]:
         repeats = -(-count // len(self.examples))
         return (list(self.examples) * repeats)[:count]
 

@@ -30,7 +30,7 @@ Program = Callable[[], Scores]
 def texts(rows: Rows, pairs: range) -> tuple[list[Prompt], list[str]]:
     """Return prompts and completions of some pairs, chosen and rejected side by side, in the order of the file."""
     taken = [rows.examples[number % len(rows.examples)] for number in pairs]
-    both = [(example.prompt, reply) for example in taken for reply in (example.chosen, example.rejected)]
+    both = [(example.prompt, reply) for example in taken for reply in example.best_and_worst]
     return [prompt for prompt, _ in both], [reply.content for _, reply in both]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 LORA = {"kind": "lora", "rank": 4, "alpha": 16}
 PROMPT = {"kind": "soft-prompt", "length": 50}
 STAGES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
-    ("lora-sft", "ours"): ({**LORA, "levels": ["good"]}, {"train": ["control"], "format": "chosen", "lr": 1e-4}),
+    ("lora-sft", "ours"): (LORA, {"train": ["control"], "format": "chosen", "lr": 1e-4}),
     ("lora-two-levels", "ours"): (LORA, {"train": ["control"], "lr": 1e-4}),
-    ("soft-prompt", "ours"): ({**PROMPT, "levels": ["good"]}, {"train": ["control"], "format": "chosen", "lr": 1e-3}),
+    ("soft-prompt", "ours"): (PROMPT, {"train": ["control"], "format": "chosen", "lr": 1e-3}),
     ("full", "ours"): ({"kind": "none"}, {"train": ["lm"], "format": "chosen", "lr": 2e-5}),
     ("full", "ours-meet"): (LORA, {"train": ["control", "lm"], "lr": 2e-5}),
     ("dpo", "ours"): (

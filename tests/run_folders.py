@@ -17,6 +17,8 @@ from meetlm.recipes.config import RunConfig, load_config
 from meetlm.run.folder import Meet, write_result
 from tiny import CONTROLS, TRAINED, items_of, pairs, stage, text_format, tiny_lm, tiny_policy, tiny_tokenizer, trainer
 
+SIDES = ("chosen", "rejected")
+
 
 def trained(architecture: str, kind: str, folder: Path, *, steps: int = 2, **changes: Any) -> Policy:
     """Return a policy trained for ``steps`` steps, at a learning rate that changes its outputs."""
@@ -57,12 +59,13 @@ def write_pairs(path: Path, count: int, *, chat: bool = False) -> Path:
             if chat:
                 prompt = [{"role": "user", "content": example.prompt.text().split(":")[1].split("\n")[0].strip()}]
                 sides = {
-                    side: [{"role": "assistant", "content": getattr(example, side).content.strip()}]
-                    for side in ("chosen", "rejected")
+                    side: [{"role": "assistant", "content": reply.content.strip()}]
+                    for side, reply in zip(SIDES, example.replies, strict=True)
                 }
                 lines.write(json.dumps({"prompt": prompt, **sides}) + "\n")
             else:
-                sides = {s: example.prompt.text() + getattr(example, s).content for s in ("chosen", "rejected")}
+                texts = [example.prompt.text() + reply.content for reply in example.replies]
+                sides = dict(zip(SIDES, texts, strict=True))
                 lines.write(json.dumps(sides) + "\n")
     return path
 

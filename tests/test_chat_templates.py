@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import meetlm
 from meetlm.config.errors import ConfigError, DataError
-from meetlm.data.encoding import pair_lengths
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
+from meetlm.data.encoding import example_lengths
+from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.evaluation.reward_input import RewardInput
@@ -90,12 +90,12 @@ def text_of(prompt_format: PromptFormat, ids: list[int]) -> str:
     return str(prompt_format.tokenizer.decode(ids))
 
 
-def pair(prompt: Prompt, chosen: str, rejected: str, line: int = 7) -> PreferenceExample:
-    return PreferenceExample(prompt, as_reply(chosen), as_reply(rejected), prompt.group, Origin("train.jsonl", line))
+def pair(prompt: Prompt, chosen: str, rejected: str, line: int = 7) -> Example:
+    return Example.of_pair(prompt, as_reply(chosen), as_reply(rejected), prompt.group, Origin("train.jsonl", line))
 
 
-def tokens_at_line_7(prompt_format: PromptFormat, example: PreferenceExample) -> None:
-    filter_train(Read([example], []), lambda each: pair_lengths(prompt_format, each), 999)
+def tokens_at_line_7(prompt_format: PromptFormat, example: Example) -> None:
+    filter_train(Read([example], []), lambda each: example_lengths(prompt_format, each), 999)
 
 
 @pytest.mark.parametrize("name", OPENINGS)
@@ -259,7 +259,7 @@ def test_the_text_of_a_special_token_is_text(template: str | None, said: str) ->
     special = [token for token in opened if token < 4]
     assert special == [token for token in prompt_format.prompt_ids(other) if token < 4]
     example = pair(prompt, said, "No")
-    assert pair_lengths(prompt_format, example).special_text
+    assert example_lengths(prompt_format, example).has_special_text
     assert prompt_format.special_text((*prompt.turns, as_reply("No"))) is None
 
 
@@ -283,8 +283,8 @@ def test_replies_that_are_the_same_tokens_are_left_out() -> None:
     prompt_format = format_of(LLAMA3)
     rows = Read([pair(HI, "Yes.", "Yes. ", 1), pair(HI, "Yes.", "No. <s>", 2)], [])
 
-    def lengths(example: PreferenceExample) -> Any:
-        return pair_lengths(prompt_format, example)
+    def lengths(example: Example) -> Any:
+        return example_lengths(prompt_format, example)
 
     kept, report = filter_train(rows, lengths, 99)
     assert ([row.origin.line for row in kept], report.dropped["identical_replies"].lines) == ([2], [1])

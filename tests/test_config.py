@@ -58,7 +58,7 @@ def test_the_papers_setting() -> None:
         ("step2", ("control", "lm"), 2e-5, 5),
     ]
     assert isinstance(config.control, LoRASettings)
-    assert (config.control.rank, config.control.levels) == (4, ("bad", "good"))
+    assert (config.control.rank, config.uses_levels) == (4, True)
     soft = load_config("hh-meet-soft-prompt", None).control
     assert soft.model_dump()["length"] == 50
 
@@ -330,9 +330,8 @@ def test_registry() -> None:
 
 
 @pytest.mark.parametrize("levels", ["[good, bad]", "[q0, q1, q2]", "[only]"])
-def test_pairs_have_two_levels_worst_first(levels: str) -> None:
-    """Chosen is trained at ``good`` by its place: another order or number would train the wrong level in silence."""
-    with pytest.raises(ConfigError, match=r"need the levels \[bad, good\], worst first"):
+def test_levels_are_no_setting(levels: str) -> None:
+    with pytest.raises(ConfigError, match="levels is not a setting: the levels follow from the data"):
         load_config("hh-meet-lora", None, [f"control.levels={levels}"])
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import PreferenceExample, Prompt, Turn
+from meetlm.data.example import Example, Prompt, Turn
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -165,12 +165,13 @@ def check_rows(folder: Path, prompts: list[dict[str, str]]) -> None:
     assert len(topics["test"]) <= making.HELD_OUT_TOPICS
 
 
-def texts(example: PreferenceExample) -> tuple[str, str, str]:
+def texts(example: Example) -> tuple[str, str, str]:
     """The three texts of a conversation of one message and one reply."""
     (prompt,) = example.prompt.turns
     assert example.prompt.is_chat
-    assert [turn.role for turn in (prompt, example.chosen, example.rejected)] == ["user", "assistant", "assistant"]
-    return prompt.content, example.chosen.content, example.rejected.content
+    assert [turn.role for turn in (prompt, *example.replies)] == ["user", "assistant", "assistant"]
+    chosen, rejected = (reply.content for reply in example.replies)
+    return prompt.content, chosen, rejected
 
 
 def test_the_package_s_pairs() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from transformers.utils import logging
 
 from meetlm.cli import main
-from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
+from meetlm.data.example import Example, Origin, Prompt, as_reply
 from meetlm.diagnostics import shortcuts
 from tiny import CHATML, tiny_lm, tiny_tokenizer
 
@@ -423,8 +423,8 @@ def test_number_of_held_out_pairs() -> None:
     assert shortcuts.half_width(350) == pytest.approx(0.05, abs=1e-4)
 
 
-def example(chosen: str, rejected: str, number: int) -> PreferenceExample:
-    return PreferenceExample(Prompt("x"), as_reply(chosen), as_reply(rejected), str(number), Origin("f", number))
+def example(chosen: str, rejected: str, number: int) -> Example:
+    return Example.of_pair(Prompt("x"), as_reply(chosen), as_reply(rejected), str(number), Origin("f", number))
 
 
 def test_repeated_replies_leave_the_row_itself_out() -> None:

@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 from meetlm.config.errors import ConfigError
 from meetlm.data import hh, summarize
-from meetlm.data.encoding import Encoder, one_hot, pair_lengths
+from meetlm.data.encoding import example_lengths
 from meetlm.data.example import Origin, Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
-from meetlm.data.levels import LevelledExample
+from meetlm.data.levels import PAIR_LEVELS, Attribute, LevelSpace, with_weights
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.rows import Row
-from tiny import CHATML, tiny_tokenizer
+from tiny import CHATML, slots_encoder, tiny_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are of use.<|im_end|>\n"
 USER, ASSISTANT = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
@@ -38,10 +38,10 @@ def test_a_token_without_an_embedding_is_no_slot() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<new>"])
     known = len(tokenizer) - 1
-    encoder = Encoder(pin_format(tokenizer), [[known], [known]], num_embeddings=known)
-    assert encoder.prompt(Prompt("Rice?"), 0)[0] == known
+    encoder = slots_encoder(pin_format(tokenizer), [[known], [known]], num_embeddings=known)
+    assert encoder.prompt(Prompt("Rice?"), (1.0, 0.0))[0] == known
     with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, and the model has embeddings for {known}"):
-        encoder.prompt(Prompt("Rice <new>?"), 0)
+        encoder.prompt(Prompt("Rice <new>?"), (1.0, 0.0))
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -53,8 +53,8 @@ def test_hh(bos: bool) -> None:
             rejected="\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant: No",
         )
     )
-    encoder = Encoder(prompt_format, [[1000, 1001], [1000, 1001]])
-    chosen, rejected = FORMATS["conditional"].item(encoder, example)
+    encoder = slots_encoder(prompt_format, [[1000, 1001], [1000, 1001]])
+    chosen, rejected = FORMATS["conditional"].item(encoder, with_weights(example, PAIR_LEVELS))
     opened = ("<s>" if bos else "") + "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:"
     for side, said, weights in ((chosen, " Boil it.", (0, 1)), (rejected, " No", (1, 0))):
         assert side.ids[:2] == (1000, 1001)  # the slot first, before BOS
@@ -64,11 +64,8 @@ def test_hh(bos: bool) -> None:
         assert side.ids[-1] == 0
         assert side.num_trained == len(prompt_format.tokenize(said)) + 1
         assert side.spans[0].weights == weights
-    assert pair_lengths(prompt_format, example)[:3] == (
-        chosen.spans[0].start - 2,
-        chosen.num_trained,
-        rejected.num_trained,
-    )
+    lengths = (chosen.num_trained, rejected.num_trained)
+    assert example_lengths(prompt_format, example)[:2] == (chosen.spans[0].start - 2, lengths)
 
 
 def test_tldr() -> None:
@@ -76,7 +73,8 @@ def test_tldr() -> None:
     summaries = [{"text": " Too short"}, {"text": " Boil rice."}]
     example = summarize.parse(row(info=info, summaries=summaries, choice=1))
     prompt_format = pin_format(tiny_tokenizer())
-    chosen, rejected = FORMATS["conditional"].item(Encoder(prompt_format, [[], []]), example)
+    encoder = slots_encoder(prompt_format, [[], []])
+    chosen, rejected = FORMATS["conditional"].item(encoder, with_weights(example, PAIR_LEVELS))
     expected = "SUBREDDIT: r/rice\n\nTITLE: Water\n\nPOST: How?\nSo.\n\nTL;DR:"
     for side, said in ((chosen, " Boil rice."), (rejected, " Too short")):
         assert shown(prompt_format, side.ids[: side.spans[0].start]) == expected
@@ -87,9 +85,9 @@ def test_tldr() -> None:
 def test_the_border_never_moves(said: str) -> None:
     """Prompt ids do not depend on the completion, and a completion's not on the prompt."""
     prompt_format = pin_format(tiny_tokenizer())
-    encoder = Encoder(prompt_format, [[]])
-    encoded = encoder.encode(LevelledExample(Prompt("What i"), as_reply(said), 0))
-    assert list(encoded.ids[: encoded.spans[0].start]) == encoder.prompt(Prompt("What i"), 0)
+    encoder = slots_encoder(prompt_format, [[]])
+    encoded = encoder.encode(Prompt("What i"), as_reply(said), (1.0,))
+    assert list(encoded.ids[: encoded.spans[0].start]) == encoder.prompt(Prompt("What i"), (1.0,))
     assert list(encoded.ids[encoded.spans[0].start :]) == [*prompt_format.tokenize(said), 0]
 
 
@@ -97,15 +95,15 @@ def test_the_border_never_moves(said: str) -> None:
 def test_slot_and_chat_template(placement: Any, at: int | None) -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML))
     assert prompt_format.spec == FormatSpec(SYSTEM, "auto", (), date.today().isoformat())
-    encoder = Encoder(prompt_format, [[1000], [2000]], placement)
-    encoded = encoder.encode(LevelledExample(HI, HELLO, 1))
+    encoder = slots_encoder(prompt_format, [[1000], [2000]], placement)
+    encoded = encoder.encode(HI, HELLO, (0.0, 1.0))
     assert shown(prompt_format, encoded.ids[: encoded.spans[0].start]) == SYSTEM + USER + ASSISTANT
     assert shown(prompt_format, encoded.ids[encoded.spans[0].start :]) == "Hello there.<|im_end|>"
     assert encoded.ids[-1] == 3
     assert encoded.ids.index(2000) == (encoded.spans[0].start - 1 if at is None else at)
     assert 1000 not in encoded.ids
     assert encoded.spans[0].weights == (0.0, 1.0)
-    assert encoder.prompt(HI, 1) == list(encoded.ids[: encoded.spans[0].start])
+    assert encoder.prompt(HI, (0.0, 1.0)) == list(encoded.ids[: encoded.spans[0].start])
 
 
 def test_system_none_leaves_the_automatic_message_out() -> None:
@@ -209,8 +207,13 @@ def test_an_empty_prompt_is_not_empty(bos: bool, start: list[int]) -> None:
     assert pin_format(tiny_tokenizer(bos=bos)).prompt_ids(Prompt("")) == start
 
 
-def test_one_hot() -> None:
-    assert one_hot(1, 3) == (0.0, 1.0, 0.0)
+def test_a_level_space_lines_up_the_levels_of_all_attributes() -> None:
+    space = LevelSpace((Attribute("tone", ("casual", "formal"), False), Attribute("", ("q0", "q1", "q2"))))
+    assert tuple(space) == ("tone=casual", "tone=formal", "q0", "q1", "q2")
+    assert space.weights([1, 3]) == (0.0, 1.0, 0.0, 1.0, 0.0)
+    assert (space.best, space.worst) == (space.weights([4]), space.weights([2]))
+    assert space.heaviest((0.0, 1.0, -0.5, 1.5, 0.0)) == (1, 3) and space.heaviest(space.weights([0])) == (0,)
+    assert LevelSpace.from_dict(space.to_dict()) == space
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,23 @@ from torch import Tensor
 
 from meetlm.data import hh
 from meetlm.data.batch import IGNORE, collate
-from meetlm.data.encoding import Encoded, Encoder, Span
-from meetlm.data.example import Origin, PreferenceExample
+from meetlm.data.encoding import Encoded, Span
+from meetlm.data.example import Example, Origin
 from meetlm.data.formats import FORMATS, Item
+from meetlm.data.levels import PAIR_LEVELS, with_weights
 from meetlm.data.rows import Row
 from meetlm.objectives.nll import nll
 from meetlm.policy.policy import Policy
-from tiny import encoder_of, gap, gradients, pairs, text_format, tiny_policy
+from tiny import encoder_of, gap, gradients, pairs, slots_encoder, text_format, tiny_policy
 
 PROMPT, BETTER, WORSE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:", " Boil it.", " No"
 BAD, GOOD = (1.0, 0.0), (0.0, 1.0)
 CHAINED = [("text", {}), ("soft-prompt", {"length": 3}), ("special-token", {})]
 
 
-def hh_pair() -> PreferenceExample:
-    return hh.parse(Row({"chosen": PROMPT + BETTER, "rejected": PROMPT + WORSE}, Origin("rows.jsonl", 1)))
+def hh_pair() -> Example:
+    row = Row({"chosen": PROMPT + BETTER, "rejected": PROMPT + WORSE}, Origin("rows.jsonl", 1))
+    return with_weights(hh.parse(row), PAIR_LEVELS)
 
 
 def parts() -> tuple[list[int], list[int], list[int]]:
@@ -42,19 +44,18 @@ def test_formats_are_these() -> None:
     assert list(FORMATS) == ["chain", "chosen", "conditional", "pairwise"]
     assert [name for name in FORMATS if FORMATS[name].is_pairwise] == ["pairwise"]
     assert [name for name in FORMATS if FORMATS[name].chains] == ["chain"]
-    assert [name for name in FORMATS if FORMATS[name].levels == ("bad", "good")] == ["chain", "conditional"]
-    assert [name for name in FORMATS if FORMATS[name].levels == ("good",)] == ["chosen", "pairwise"]
+    assert [name for name in FORMATS if FORMATS[name].uses_levels] == ["chain", "conditional"]
 
 
 def test_items_of_one_reply_a_sequence() -> None:
     prompt, better, worse = parts()
     opened = len(prompt) + 2
-    two = Encoder(text_format(), [[1000, 1001], [2000, 2001]])
+    two = slots_encoder(text_format(), [[1000, 1001], [2000, 2001]])
     good = one([2000, 2001, *prompt, *better], opened, GOOD)
     assert FORMATS["conditional"].item(two, hh_pair()) == (good, one([1000, 1001, *prompt, *worse], opened, BAD))
     assert FORMATS["chosen"].item(two, hh_pair()) == (good,)
     assert FORMATS["pairwise"].item(two, hh_pair()) == (good, one([2000, 2001, *prompt, *worse], opened, GOOD))
-    single = Encoder(text_format(), [[]])
+    single = slots_encoder(text_format(), [[]])
     chosen, rejected = (one([*prompt, *reply], len(prompt), (1.0,)) for reply in (better, worse))
     assert FORMATS["chosen"].item(single, hh_pair()) == (chosen,)
     assert FORMATS["pairwise"].item(single, hh_pair()) == (chosen, rejected)
@@ -188,7 +189,7 @@ def test_completions_are_numbered_through_chains_and_single_replies(layout: Any)
 
 def test_a_chain_needs_a_slot_before_each_reply() -> None:
     with pytest.raises(AssertionError, match="a slot before each completion"):
-        FORMATS["chain"].item(Encoder(text_format(), [[1000], [1000]], "first"), hh_pair())
+        FORMATS["chain"].item(slots_encoder(text_format(), [[1000], [1000]], "first"), hh_pair())
 
 
 def test_chains_are_not_scored() -> None:

@@ -18,7 +18,7 @@ from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import DataError
 from meetlm.config.overrides import Override
 from meetlm.data.example import Prompt, Turn, as_reply
-from meetlm.data.filters import PairTokens, filter_train
+from meetlm.data.filters import ExampleTokens, filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -135,8 +135,8 @@ def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_p
 def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
     file = of_splits(tmp_path / "p.jsonl", *["train", "valid1"] * 20, "valid2")
     read = read_examples(DataSettings(source="summarize", train_file=str(file)), "train")
-    kept, account = filter_train(read, lambda _: PairTokens(1, 1, 1), 9)
-    (rows,) = [check for check in check_data(kept, account, lambda _: PairTokens(1, 1, 1)) if check.name == "rows"]
+    kept, account = filter_train(read, lambda _: ExampleTokens(1, (1, 1)), 9)
+    (rows,) = [check for check in check_data(kept, account, lambda _: ExampleTokens(1, (1, 1))) if check.name == "rows"]
     assert rows.finding.endswith("; 21 rows of another split are not counted")
 
 

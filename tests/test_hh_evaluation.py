@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from meetlm.cli import main
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import Example
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.evaluation.record import Comparison, Evaluation
@@ -34,12 +34,12 @@ def meet(*words: object) -> str:
     return done.output
 
 
-def short_pairs() -> list[PreferenceExample]:
+def short_pairs() -> list[Example]:
     """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
-    kept: dict[str, PreferenceExample] = {}
+    kept: dict[str, Example] = {}
     for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
         texts = [one.prompt.text(), one.chosen.content, one.rejected.content]
-        usable = one.rejected_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
+        usable = one.other_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
         if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:
             kept.setdefault(texts[0], one)
     return list(kept.values())[:NUMBER]

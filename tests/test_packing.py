@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from combinations import each_value
 from meetlm.data.batch import IGNORE, budget, collate
-from meetlm.data.encoding import Encoded, one_hot
+from meetlm.data.encoding import Encoded
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.policy import gpt_neo
 from meetlm.policy.attention import VARLEN, AttentionInterface, sdpa_attention_forward, varlen_attention
 from meetlm.policy.packed_layout import PackedLayout
@@ -244,7 +245,7 @@ def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
     def ids(count: int) -> list[int]:
         return torch.randint(4, 300, (count,), generator=generator).tolist()
 
-    slot, weights = policy.control.slots[level], one_hot(level, 2)
+    slot, weights = policy.control.slots[level], PAIR_LEVELS.weights([level])
     made = []
     for prompt, replies in ((ids(19), (4, 9, 1)), (ids(6), (3,)), (ids(11), (12, 2))):
         opened = [*slot, *prompt]

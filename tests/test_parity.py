@@ -103,7 +103,8 @@ def settings_for_trl(folder: Path, rows_per_step: int) -> dict[str, Any]:
 def dpo_of_trl(lm: PreTrainedModel, reference: PreTrainedModel, items: Items, folder: Path) -> DPOTrainer:
     """Return TRL's trainer over the pairs that ``items`` are of, after a look at its ids."""
     rows = [
-        {"prompt": e.prompt.text(), "chosen": e.chosen.content, "rejected": e.rejected.content}
+        {"prompt": e.prompt.text()}
+        | {name: r.content for name, r in zip(("chosen", "rejected"), e.replies, strict=True)}
         for e in pairs(len(items))
     ]
     program = DPOTrainer(

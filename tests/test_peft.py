@@ -29,8 +29,8 @@ TEXTS = ("\n\nHuman: What is rice?\n\nAssistant:", "Hi")
 
 
 def ours(aligned: Aligned, text: str, level: str) -> Tensor:
-    weights, slot = aligned.weights(level)
-    return first_logits(aligned.policy, [Branch(tuple(aligned.encoder.prompt(Prompt(text), slot)), weights)])[0]
+    weights = aligned.weights(level)
+    return first_logits(aligned.policy, [Branch(tuple(aligned.encoder.prompt(Prompt(text), weights)), weights)])[0]
 
 
 @each_value(architecture=ARCHITECTURES, kind=TRAINED)

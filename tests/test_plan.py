@@ -50,8 +50,7 @@ DPO = [
 def test_steps_and_tokens_are_those_of_the_run(
     architecture: str, kind: str, stages: list[dict[str, Any]] | None, tmp_path: Path
 ) -> None:
-    overrides = ["batch.pairs=5", "batch.micro_pairs=5", *(["control.levels=[good]"] if stages else [])]
-    config = config_for(tmp_path, architecture, kind, *overrides, stages=stages)
+    config = config_for(tmp_path, architecture, kind, "batch.pairs=5", "batch.micro_pairs=5", stages=stages)
     plan = make_plan(config, others=())
     execute(config, tmp_path / "run")
     assert plan.layout == ("padded" if architecture == "gptj" else "packed")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from meetlm.data.encoding import Encoded, Encoder
-from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
+from meetlm.data.example import Example, Origin, Prompt, as_reply
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.diagnostics.preference import (
     HeldOutPairs,
@@ -21,7 +21,7 @@ from meetlm.diagnostics.preference import (
     share_of_pairs,
 )
 from meetlm.policy.policy import Policy
-from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, text_format, tiny_policy
+from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, slots_encoder, text_format, tiny_policy
 
 # Per prompt and side: log p under good, log p under bad, trained tokens.
 Table = dict[tuple[str, str], tuple[float, float, int]]
@@ -46,13 +46,13 @@ class Fake:
 
 def measure(table: Table) -> Any:
     prompts = dict.fromkeys(prompt for prompt, _ in table)
-    examples = [PreferenceExample(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
-    held = HeldOutPairs(Encoder(text_format(), [[], []]), examples)
+    examples = [Example.of_pair(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
+    held = HeldOutPairs(slots_encoder(text_format(), [[], []]), examples)
     base_logps = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
     return preference_accuracy(cast(Policy, Fake(table)), held, base_logps)
 
 
-def accuracy(policy: Policy, encoder: Encoder, examples: list[PreferenceExample]) -> PreferenceAccuracy:
+def accuracy(policy: Policy, encoder: Encoder, examples: list[Example]) -> PreferenceAccuracy:
     """Measure against the policy itself with no level at all."""
     held = HeldOutPairs(encoder, examples)
     return preference_accuracy(policy, held, policy.score(held.bare)[0])
@@ -108,12 +108,12 @@ def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> Non
 def test_against_scores_one_by_one(kind: str) -> None:
     policy = tiny_policy("llama", kind)
     encoder, examples = encoder_of(policy), pairs(8)
-    examples = [replace(e, chosen=e.rejected, rejected=e.chosen) if i % 3 else e for i, e in enumerate(examples)]
+    examples = [replace(e, completions=e.completions[::-1]) if i % 3 else e for i, e in enumerate(examples)]
     result = accuracy(policy, encoder, examples)
     wins = []
     for example in examples:
         margins = []
-        for side in (example.chosen, example.rejected):
+        for side in example.replies:
             prompt = text_format().prompt_ids(example.prompt)
             completion = text_format().completion_ids(example.prompt, side)
             good, bad = (
@@ -121,12 +121,12 @@ def test_against_scores_one_by_one(kind: str) -> None:
                     policy.score(
                         [
                             Encoded.of_one(
-                                (*encoder.slots[k], *prompt, *completion), len(encoder.slots[k]) + len(prompt), w
+                                (*encoder.slot(w), *prompt, *completion), len(encoder.slot(w)) + len(prompt), w
                             )
                         ]
                     )[0]
                 )
-                for k, w in ((1, (0.0, 1.0)), (0, (1.0, 0.0)))
+                for w in ((0.0, 1.0), (1.0, 0.0))
             )
             margins.append(good - bad)
         wins.append(margins[0] > margins[1])

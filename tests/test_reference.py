@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meetlm.data.encoding import Encoded, one_hot
+from meetlm.data.encoding import Encoded
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.policy import reference as module
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
@@ -102,7 +103,7 @@ def other_border(rows: Rows) -> Rows:
 
 
 def other_level(rows: Rows) -> Rows:
-    return [Encoded.of_one(rows[0].ids, rows[0].spans[0].start, one_hot(1, 2)), *rows[1:]]
+    return [Encoded.of_one(rows[0].ids, rows[0].spans[0].start, PAIR_LEVELS.weights([1])), *rows[1:]]
 
 
 def other_order(rows: Rows) -> Rows:

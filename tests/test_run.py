@@ -50,7 +50,7 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
     assert torch.equal(logits(policy, aligned.format), logits(aligned.policy, aligned.format))
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, aligned.policy.get_parameter(name)), name
-    assert aligned.levels == ("bad", "good")
+    assert tuple(aligned.levels) == ("bad", "good")
     assert aligned.default_level == "good"
     replies = aligned.generate(TEXTS, level="bad", max_new_tokens=5)
     assert len(replies) == 3
@@ -298,8 +298,8 @@ def test_a_prompt_is_the_same_in_any_batch(tmp_path: Path) -> None:
 
 def test_levels(tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "lora"))
-    assert aligned.weights("bad") == ((1.0, 0.0), 0)
-    assert aligned.weights({"good": 1.5, "bad": -0.5}) == ((-0.5, 1.5), 1)
+    assert aligned.weights("bad") == (1.0, 0.0)
+    assert aligned.weights({"good": 1.5, "bad": -0.5}) == (-0.5, 1.5)
     with pytest.raises(ConfigError, match="unknown level 'god'; did you mean 'good'"):
         aligned.generate(["Hi"], level="god")
     with pytest.raises(ConfigError, match="expected a list"):
@@ -310,7 +310,7 @@ def test_levels(tmp_path: Path) -> None:
 
 def test_text_takes_no_mix(tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "text"))
-    assert aligned.weights({"good": 1}) == ((0.0, 1.0), 1)
+    assert aligned.weights({"good": 1}) == (0.0, 1.0)
     with pytest.raises(ConfigError, match="'text' takes one level at a time"):
         aligned.generate(["Hi"], {"good": 0.5, "bad": 0.5})
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.batch import collate
-from meetlm.data.encoding import Encoder
 from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.formats import FORMATS
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.export.peft import export_levels
 from meetlm.generation.decoding import Branch
@@ -22,7 +22,7 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.attention import VARLEN
 from meetlm.policy.loading import ModelSettings, embedded_lm, load_lm
 from meetlm.policy.policy import Policy
-from tiny import first_logits, pairs
+from tiny import encoder_of, first_logits, pairs
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ def loaded(folder: Path) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerB
 def moved(lm: PreTrainedModel, prompt_format: PromptFormat, kind: str) -> Policy:
     """A policy whose levels differ by a random step."""
     settings = parse_control({"kind": kind, **({"length": 8} if kind == "soft-prompt" else {})})
-    control = build_control(settings, lm, prompt_format.tokenize, seed=0)
+    control = build_control(settings, PAIR_LEVELS, lm, prompt_format.tokenize, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in control.parameters():
@@ -58,7 +58,7 @@ def test_packed_is_padded_is_alone(kind: str, loaded: tuple[PreTrainedModel, Pre
     policy = moved(loaded[0], prompt_format, kind)
     assert (policy.layout, policy.padding_reason) == ("packed", None)
     assert policy.lm.config._attn_implementation == VARLEN
-    encoder = Encoder(prompt_format, policy.control.slots)
+    encoder = encoder_of(policy, prompt_format)
     batch = [sequence for example in pairs(4) for sequence in FORMATS["conditional"].item(encoder, example)]
     with torch.no_grad():
         sums = [
@@ -78,10 +78,10 @@ def test_peft_and_levels(
     peft = pytest.importorskip("peft")
     prompt_format = pin_format(loaded[1])
     policy = moved(loaded[0], prompt_format, kind)
-    encoder = Encoder(prompt_format, policy.control.slots)
+    encoder = encoder_of(policy, prompt_format)
     export_levels(policy.control, tmp_path, folder)
     session, text = Session(policy, prompt_format), Prompt("The best way to cook rice is")
-    branches = [Branch(tuple(encoder.prompt(text, k)), HALF[level]) for k, level in enumerate(HALF)]
+    branches = [Branch(tuple(encoder.prompt(text, HALF[level])), HALF[level]) for level in HALF]
     logits = first_logits(policy, branches)
     assert float((logits[0] - logits[1]).abs().max()) > 0.1
     ids = torch.tensor([prompt_format.prompt_ids(text)])

@@ -105,7 +105,7 @@ def test_a_method_from_its_recipe_to_its_run(
 ) -> None:
     run(recipe(tmp_path, method), tmp_path / "run")
     aligned = meetlm.load(tmp_path / "run")
-    assert (aligned.levels, aligned.default_level) == (levels, "good")
+    assert (tuple(aligned.levels), aligned.default_level) == (levels, "good")
     replies = aligned.generate(TEXTS, max_new_tokens=5)
     assert replies == aligned.generate(TEXTS, "good", max_new_tokens=5)
     assert all(replies)

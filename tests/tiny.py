@@ -29,9 +29,10 @@ from transformers import (
 
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.encoding import Encoded, Encoder, one_hot
-from meetlm.data.example import Origin, PreferenceExample, Prompt, as_reply
+from meetlm.data.encoding import Encoded, Encoder, Placement
+from meetlm.data.example import Example, Origin, Prompt, as_reply
 from meetlm.data.formats import FORMATS
+from meetlm.data.levels import PAIR_LEVELS, LevelSpace, with_weights
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.generation.decoding import Branch, decoder_of
 from meetlm.policy.policy import Policy
@@ -52,7 +53,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "soft-prompt": {"kind": "soft-prompt", "length": 3},
     "special-token": {"kind": "special-token"},
     "text": {"kind": "text"},
-    "none": {"kind": "none", "levels": ["bad", "good"]},
+    "none": {"kind": "none"},
 }
 OBEYED = tuple(kind for kind in CONTROLS if kind != "none")
 """Kinds of control whose levels differ."""
@@ -173,10 +174,19 @@ def text_format() -> PromptFormat:
     return pin_format(tiny_tokenizer())
 
 
-def tiny_control(lm: PreTrainedModel, kind: str, *, seed: int = 0, move: float = 0.0, **changes: Any) -> Control:
+def tiny_control(
+    lm: PreTrainedModel,
+    kind: str,
+    *,
+    levels: Sequence[str] = PAIR_LEVELS,
+    seed: int = 0,
+    move: float = 0.0,
+    **changes: Any,
+) -> Control:
     """Return a control in the model's dtype; ``move`` is the size of a random step from its start."""
+    space = levels if isinstance(levels, LevelSpace) else LevelSpace.of_names(*levels)
     settings = parse_control({**CONTROLS[kind], **changes})
-    control = build_control(settings, lm, text_format().tokenize, seed)
+    control = build_control(settings, space, lm, text_format().tokenize, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in control.parameters():
@@ -205,7 +215,16 @@ def tiny_policy(
 
 def encoder_of(policy: Policy, prompt_format: PromptFormat | None = None) -> Encoder:
     """Return the encoder that belongs to the policy's control."""
-    return Encoder(prompt_format or text_format(), policy.control.slots, policy.control.settings.placement)
+    control = policy.control
+    return Encoder(prompt_format or text_format(), control.levels, control.slot, control.settings.placement)
+
+
+def slots_encoder(
+    prompt_format: PromptFormat, slots: Sequence[Sequence[int]], placement: Placement = "first", **more: Any
+) -> Encoder:
+    """Return an encoder of the levels bad and good, or good alone, with these slots."""
+    levels = LevelSpace.of_names(*PAIR_LEVELS[-len(slots) :])
+    return Encoder(prompt_format, levels, lambda weights: slots[levels.heaviest(weights)[0]], placement, **more)
 
 
 def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequence[int] | None = None) -> list[Encoded]:
@@ -215,8 +234,8 @@ def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequen
     for index, (prompt, completion) in enumerate(lengths):
         level = levels[index] if levels else index % 2
         ids = torch.randint(4, 300, (prompt + completion,), generator=generator).tolist()
-        slot = policy.control.slots[level]
-        weights = one_hot(level, len(policy.control.levels))
+        weights = policy.control.levels.weights([level])
+        slot = policy.control.slot(weights)
         made.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights))
     return made
 
@@ -231,16 +250,15 @@ LENGTHS = ((5, 4), (11, 7), (3, 1), (9, 12), (20, 6), (2, 3))
 """Of different prompts and completions, some longer than the tiny models' windows."""
 
 
-def pairs(count: int) -> list[PreferenceExample]:
-    """Return ``count`` HH-like pairs of different lengths."""
+def pairs(count: int) -> list[Example]:
+    """Return ``count`` HH-like pairs of different lengths, with their level weights."""
     nouns = ("rice", "water", "a conversation", "the way", "today")
     made = []
     for i in range(count):
         prompt = f"\n\nHuman: What is {nouns[i % 5]}? {'Please. ' * (i % 3)}{i}\n\nAssistant:"
         chosen, rejected = f" It is {'good ' * (1 + i % 4)}{i}.", f" {'bad ' * (1 + (i + 1) % 3)}{i}"
-        made.append(
-            PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), prompt, Origin("pairs", i + 1))
-        )
+        sides = as_reply(chosen), as_reply(rejected)
+        made.append(with_weights(Example.of_pair(Prompt(prompt), *sides, prompt, Origin("pairs", i + 1)), PAIR_LEVELS))
     return made
 
 

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data import hh, pairs
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
-from meetlm.data.filters import PairTokens, filter_eval, filter_train
+from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
+from meetlm.data.filters import ExampleTokens, filter_eval, filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.rows import Row, read_file
 from meetlm.data.settings import DataSettings
@@ -32,7 +32,7 @@ CALLS = [[{"type": "function", "function": {"name": name, "arguments": {}}}] for
 ASKED = (Turn("user", "Is rice good?"),)
 
 
-def parse(**fields: Any) -> PreferenceExample:
+def parse(**fields: Any) -> Example:
     return pairs.parse(Row(fields, Origin("x.jsonl", 7)))
 
 
@@ -44,13 +44,13 @@ def refusal(**fields: Any) -> str:
     return text
 
 
-def tokens_of(example: PreferenceExample) -> PairTokens:
+def tokens_of(example: Example) -> ExampleTokens:
     """Return three tokens; replies that are the same in lower case are the same tokens."""
-    chosen, rejected = ((reply.content.lower(), reply.extra) for reply in (example.chosen, example.rejected))
-    return PairTokens(1, 1, 1, chosen == rejected)
+    chosen, rejected = ((reply.content.lower(), reply.extra) for reply in example.replies)
+    return ExampleTokens(1, (1, 1), chosen == rejected)
 
 
-def kept(*examples: PreferenceExample) -> tuple[list[PreferenceExample], dict[str, int]]:
+def kept(*examples: Example) -> tuple[list[Example], dict[str, int]]:
     """Filter; return what is kept, and the count of each reason and oddity."""
     left, report = filter_train(Read(list(examples), []), tokens_of, 9)
     return left, {name: tally.count for name, tally in (report.dropped | report.odd).items()}
@@ -96,7 +96,7 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[Turn, ...]]] = {
 def test_conversations_are_read(name: str) -> None:
     fields, turns = CONVERSATIONS[name]
     example = parse(**fields, chosen=[YES], rejected=[NO])
-    assert (example.prompt.content, example.chosen, example.rejected) == (turns, as_reply("Yes."), as_reply("No."))
+    assert (example.prompt.content, *example.replies) == (turns, as_reply("Yes."), as_reply("No."))
     single = {"chosen": {"from": "gpt", "value": "Yes."}, "rejected": {"from": "gpt", "value": "No."}}
     assert parse(**fields, **single) == example
     assert parse(**fields, chosen=json.dumps([YES]), rejected=json.dumps([NO])) == example
@@ -164,10 +164,10 @@ def test_alpacas_comparisons_are_refused_by_name() -> None:
 def test_fields_of_messages_go_to_the_template() -> None:
     sides = [[{"role": "assistant", "content": None, "tool_calls": calls}] for calls in CALLS]
     example = parse(prompt=[USER], chosen=sides[0], rejected=sides[1])
-    assert example.chosen.to_message() == {"role": "assistant", "content": "", "tool_calls": CALLS[0]}
+    assert example.replies[0].to_message() == {"role": "assistant", "content": "", "tool_calls": CALLS[0]}
     assert kept(example) == ([example], {}), "two calls are not the same reply, and a call is not empty"
     thought = parse(prompt=[USER], chosen=[{**YES, "reasoning_content": "Rice is food."}], rejected=[YES])
-    assert thought.chosen.to_message()["reasoning_content"] == "Rice is food." and kept(thought)[0] == [thought]
+    assert thought.replies[0].to_message()["reasoning_content"] == "Rice is food." and kept(thought)[0] == [thought]
     answer = {"role": "tool", "content": "4", "name": "look", "tool_call_id": "1"}
     assert parse(prompt=[USER, *sides[0], answer], chosen=[YES], rejected=[NO]).prompt.to_json()[2] == answer
     assert parse(prompt=[{**USER, "name": None}], chosen=[YES], rejected=[NO]).prompt == Prompt(ASKED), "Arrow's nulls"
@@ -176,17 +176,17 @@ def test_fields_of_messages_go_to_the_template() -> None:
 def test_conversations_that_repeat_the_begun_reply_lose_it() -> None:
     whole = [[USER, {"role": "assistant", "content": f"Well, {word}"}] for word in ("yes", "no")]
     example = parse(prompt=[USER, {"role": "assistant", "content": "Well,"}], chosen=whole[0], rejected=whole[1])
-    assert (example.chosen.content, example.rejected.content) == (" yes", " no")
+    assert tuple(r.content for r in example.replies) == (" yes", " no")
 
 
 def test_remarks_are_counted() -> None:
     both = parse(prompt="Is rice good?", chosen="Is rice good? Yes.", rejected="Is rice good? No.")
-    assert (both.chosen.content, both.rejected.content) == (" Yes.", " No.")
+    assert tuple(r.content for r in both.replies) == (" Yes.", " No.")
     one = parse(prompt="Is rice good?", chosen="Is rice good? Yes.", rejected=" No.")
-    assert one.chosen.content == "Is rice good? Yes."
+    assert one.replies[0].content == "Is rice good? Yes."
     differs = parse(prompt="Is water?", chosen=[USER, YES], rejected=[USER, NO])
     assert differs.prompt == Prompt(ASKED)
-    assert kept(both, one, differs)[1] == {"repeated_in_both": 1, "repeated_in_one": 1, "prompt_differs": 1}
+    assert kept(both, one, differs)[1] == {"repeated_in_both": 1, "repeated_in_one": 1, "prompt_column_ignored": 1}
 
 
 def test_replies_that_are_equal_as_trained_are_dropped() -> None:
@@ -200,7 +200,7 @@ def test_replies_that_are_equal_as_trained_are_dropped() -> None:
 
 
 def test_an_error_of_the_prompt_format_names_the_row() -> None:
-    def refuse(example: PreferenceExample) -> PairTokens:
+    def refuse(example: Example) -> ExampleTokens:
         raise ConfigError("the chat template refuses a conversation")
 
     with pytest.raises(DataError, match=r"^x\.jsonl:7: the chat template refuses"):
@@ -208,7 +208,7 @@ def test_an_error_of_the_prompt_format_names_the_row() -> None:
 
 
 class TestTranscripts:
-    def parse(self, chosen: str, rejected: str) -> PreferenceExample:
+    def parse(self, chosen: str, rejected: str) -> Example:
         return hh.parse(Row({"chosen": chosen, "rejected": rejected}, Origin("x.jsonl", 7)))
 
     def test_a_humans_turn_after_the_reply_is_not_trained(self) -> None:
@@ -289,7 +289,7 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
 
 
 class TestColumns:
-    def examples(self, folder: Path, row: dict[str, Any], **settings: Any) -> list[PreferenceExample]:
+    def examples(self, folder: Path, row: dict[str, Any], **settings: Any) -> list[Example]:
         file = write(folder / "a.jsonl", json.dumps(row) + "\n")
         return read_examples(DataSettings(**{"source": "pairs", "path": str(file), **settings}), "train").rows
 
@@ -297,7 +297,7 @@ class TestColumns:
         row = {"instruction": "Translate.", "input": "Reis", "answer_good": "rice", "answer_bad": "ice"}
         columns = "prompt=instruction+input, chosen=answer_good,rejected=answer_bad"
         [example] = self.examples(tmp_path, row, columns=columns)
-        assert (example.prompt.text(), example.chosen.content) == ("Translate.\n\nReis", "rice")
+        assert (example.prompt.text(), example.replies[0].content) == ("Translate.\n\nReis", "rice")
         [example] = self.examples(tmp_path, row | {"input": ""}, columns=columns)
         assert example.prompt.text() == "Translate."
 
@@ -309,7 +309,7 @@ class TestColumns:
     def test_they_hold_for_transcripts(self, tmp_path: Path) -> None:
         row = {"good": "\n\nHuman: Hi\n\nAssistant: a", "bad": "\n\nHuman: Hi\n\nAssistant: b"}
         [example] = self.examples(tmp_path, row, columns="chosen=good,rejected=bad", source="hh")
-        assert example.chosen.content == " a"
+        assert example.replies[0].content == " a"
 
     def test_a_missing_column_is_named_with_the_setting(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.jsonl:1: field 'frage': is missing; .*columns renames to 'prompt'"):
@@ -330,7 +330,7 @@ class TestAsChat:
         file = write(tmp_path / "a.jsonl", json.dumps({"prompt": "Rice?", "chosen": " yes", "rejected": " no"}) + "\n")
         settings = DataSettings(source="pairs", path=str(file), as_chat=True)
         [example] = read_examples(settings, "train").rows
-        assert (example.prompt, example.chosen) == (Prompt((Turn("user", "Rice?"),)), as_reply("yes"))
+        assert (example.prompt, example.replies[0]) == (Prompt((Turn("user", "Rice?"),)), as_reply("yes"))
 
     def test_transcripts_become_turns(self, tmp_path: Path) -> None:
         start = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:"
@@ -338,7 +338,7 @@ class TestAsChat:
         settings = DataSettings(source="hh", train_file=str(file), eval_file=str(file), as_chat=True)
         turns = (Turn("user", "Hi"), as_reply("Yes?"), Turn("user", "Rice?"))
         [example] = read_examples(settings, "train").rows
-        assert (example.prompt, example.chosen) == (Prompt(turns), as_reply("a"))
+        assert (example.prompt, example.replies[0]) == (Prompt(turns), as_reply("a"))
         assert [row.prompt for row in read_prompts(settings).prompts] == [Prompt(turns)]
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import pytest
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn, as_reply
-from meetlm.data.filters import PairTokens, filter_eval, filter_train, prompt_overlap
+from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
+from meetlm.data.filters import ExampleTokens, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
 
 def make(
     line: int, prompt: str, chosen: str, rejected: str, other: str | None = None, group: str | None = None
-) -> PreferenceExample:
+) -> Example:
     asked = None if other is None else Prompt(other)
     origin = Origin("x.jsonl", line)
-    return PreferenceExample(Prompt(prompt), as_reply(chosen), as_reply(rejected), group or prompt, origin, asked)
+    sides = as_reply(chosen), as_reply(rejected)
+    return Example.of_pair(Prompt(prompt), *sides, group or prompt, origin, other_prompt=asked)
 
 
-def letters(example: PreferenceExample) -> PairTokens:
-    return PairTokens(len(example.prompt.text()), len(example.chosen.content), len(example.rejected.content))
+def letters(example: Example) -> ExampleTokens:
+    return ExampleTokens(len(example.prompt.text()), tuple(len(reply.content) for reply in example.replies))
 
 
 def num_letters(prompt: Prompt) -> int:
@@ -51,7 +52,7 @@ def test_train_by_hand() -> None:
         "groups": 4,
         "beyond_limit": 0,
         "dropped": {
-            "prompts_differ": {"count": 1, "lines": [2]},
+            "sides_differ": {"count": 1, "lines": [2]},
             "empty_reply": {"count": 2, "lines": [3, 4]},
             "identical_replies": {"count": 1, "lines": [5]},
             "duplicate": {"count": 1, "lines": [6]},
@@ -83,7 +84,7 @@ def test_eval_by_hand() -> None:
     assert [example.origin.line for example in kept] == [1, 10, 11]
     counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
     assert counts == {
-        "prompts_differ": (1, [2]),
+        "sides_differ": (1, [2]),
         "empty_reply": (2, [3, 4]),
         "identical_replies": (1, [5]),
         "repeated_prompt": (3, [6, 7, 9]),
@@ -92,7 +93,7 @@ def test_eval_by_hand() -> None:
 
 
 def test_prompts_alone_by_hand() -> None:
-    rows = [HeldOutPrompt(one.prompt, one.chosen, one.origin) for one in ROWS[1:5] + ROWS[7:]]
+    rows = [HeldOutPrompt(one.prompt, one.replies[0], one.origin) for one in ROWS[1:5] + ROWS[7:]]
 
     def lines(*both: list[HeldOutPrompt]) -> tuple[list[int], ...]:
         return tuple([row.origin.line for row in found] for found in both)
@@ -143,7 +144,7 @@ def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
 def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
     looked_at = []
 
-    def lengths(example: PreferenceExample) -> PairTokens:
+    def lengths(example: Example) -> ExampleTokens:
         looked_at.append(example.origin.line)
         return letters(example)
 
@@ -176,10 +177,10 @@ def test_conversations_are_compared_by_their_turns() -> None:
     ask, blank = Prompt((Turn("user", "hi"),)), as_reply(" ")
     answer, other = as_reply("yo"), as_reply("no")
     rows = [
-        PreferenceExample(ask, one, two, "g", Origin("x", line))
+        Example.of_pair(ask, one, two, "g", Origin("x", line))
         for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
-    kept, report = filter_train(Read(rows, []), lambda _: PairTokens(1, 1, 1), 9)
+    kept, report = filter_train(Read(rows, []), lambda _: ExampleTokens(1, (1, 1)), 9)
     assert kept == rows[:1]
     assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
 

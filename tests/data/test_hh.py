@@ -10,7 +10,7 @@ import pytest
 from meetlm.config.errors import DataError
 from meetlm.data import hh
 from meetlm.data.example import Origin, Prompt
-from meetlm.data.filters import PairTokens, filter_train
+from meetlm.data.filters import ExampleTokens, filter_train
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -25,25 +25,25 @@ def row(**fields: object) -> Row:
 
 def test_split_at_the_last_assistant_turn() -> None:
     example = hh.parse(row(chosen=QUESTION + " yes", rejected=QUESTION + " no\n\nmore"))
-    assert (example.prompt.content, example.chosen.content, example.rejected.content) == (
+    assert (example.prompt.content, *(reply.content for reply in example.replies)) == (
         QUESTION,
         " yes",
         " no\n\nmore",
     )
-    assert example.group == QUESTION and example.rejected_prompt is None
+    assert example.group == QUESTION and example.other_prompt is None
     assert str(example.origin) == "x.jsonl:7"
 
 
 def test_an_empty_reply_stays_empty() -> None:
     example = hh.parse(row(chosen=QUESTION, rejected=QUESTION + " no"))
-    assert (example.prompt.content, example.chosen.content) == (QUESTION, "")
+    assert (example.prompt.content, example.replies[0].content) == (QUESTION, "")
 
 
 def test_sides_that_part_earlier_are_each_split_at_their_own_border() -> None:
     other = "\n\nHuman: a\n\nAssistant: something else\n\nHuman: c\n\nAssistant:"
     example = hh.parse(row(chosen=QUESTION + " yes", rejected=other + " no"))
-    assert (example.prompt, example.rejected_prompt) == (Prompt(QUESTION), Prompt(other))
-    assert (example.chosen.content, example.rejected.content) == (" yes", " no")
+    assert (example.prompt, example.other_prompt) == (Prompt(QUESTION), Prompt(other))
+    assert tuple(r.content for r in example.replies) == (" yes", " no")
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: in
     examples = read.rows
     assert len(examples) == total
     for example in examples:
-        prompt, chosen = example.prompt.text(), example.chosen.content
+        prompt, chosen = example.prompt.text(), example.replies[0].content
         assert prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:")
         assert chosen == "" or chosen[0].isspace()
-    report = filter_train(read, lambda _: PairTokens(0, 0, 0), 512)[1]
+    report = filter_train(read, lambda _: ExampleTokens(0, (0, 0)), 512)[1]
     counts = {name: tally.count for name, tally in report.dropped.items()}
-    assert counts == {name: n for name, n in {"prompts_differ": differ, "empty_reply": empty}.items() if n}
+    assert counts == {name: n for name, n in {"sides_differ": differ, "empty_reply": empty}.items() if n}
     assert (report.kept, report.groups) == (kept, kept)
     assert len({example.prompt for example in examples}) == total

@@ -12,7 +12,7 @@ import pytest
 
 from meetlm.config.errors import DataError
 from meetlm.data import pairs
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
+from meetlm.data.example import Example, Origin, Prompt, Turn
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -30,20 +30,20 @@ def turns(*messages: dict[str, str]) -> tuple[Turn, ...]:
     return tuple(Turn(message["role"], message["content"]) for message in messages)
 
 
-def parse(**fields: Any) -> PreferenceExample:
+def parse(**fields: Any) -> Example:
     return pairs.parse(Row(fields, Origin("x.jsonl", 7)))
 
 
-def parts(example: PreferenceExample) -> tuple[Any, Any, Any]:
+def parts(example: Example) -> tuple[Any, Any, Any]:
     chat = example.prompt.is_chat
-    replies = ((side,) if chat else side.content for side in (example.chosen, example.rejected))
+    replies = ((side,) if chat else side.content for side in example.replies)
     return example.prompt.content, *replies
 
 
 def test_explicit_text() -> None:
     example = parse(prompt="Q:", chosen=" a", rejected=" a b")
     assert parts(example) == ("Q:", " a", " a b")
-    assert (example.group, example.rejected_prompt) == ("Q:", None)
+    assert (example.group, example.other_prompt) == ("Q:", None)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_implicit_conversation_shares_the_leading_turns() -> None:
     shared = [{"role": "system", "content": "s"}, user("a"), reply("b"), user("c")]
     example = parse(chosen=[*shared, reply("yes")], rejected=[*shared, reply("no")])
     assert parts(example) == (turns(*shared), turns(reply("yes")), turns(reply("no")))
-    assert example.rejected_prompt is None
+    assert example.other_prompt is None
 
 
 def test_implicit_conversation_of_equal_sides_keeps_a_completion() -> None:
@@ -92,7 +92,7 @@ def test_implicit_conversation_that_parts_before_the_last_question() -> None:
     rejected = [user("a"), reply("B"), user("c"), reply("no")]
     example = parse(chosen=chosen, rejected=rejected)
     assert parts(example) == (turns(*chosen[:3]), turns(reply("yes")), turns(reply("no")))
-    assert example.rejected_prompt == Prompt(turns(*rejected[:3]))
+    assert example.other_prompt == Prompt(turns(*rejected[:3]))
 
 
 def test_a_text_prompt_beside_conversations_is_a_copy() -> None:

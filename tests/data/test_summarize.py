@@ -52,14 +52,14 @@ def test_the_prompt_of_a_post() -> None:
     assert example.prompt.text() == (
         "SUBREDDIT: r/legaladvice\n\nTITLE: A car [accident]\n\nPOST: One.\nTwo.\nThree.\n\nTL;DR:"
     )
-    assert (example.chosen.content, example.rejected.content) == (" second", " first")
+    assert tuple(r.content for r in example.replies) == (" second", " first")
     assert (example.group, str(example.origin)) == ("t3_2vwp1w", "x.jsonl:7")
 
 
 def test_choice_zero_and_braces_in_a_post() -> None:
     info = {**fields()["info"], "post": "{title} and {0}"}
     example = parse(fields(choice=0, info=info))
-    assert (example.chosen.content, example.rejected.content) == (" first", " second")
+    assert tuple(r.content for r in example.replies) == (" first", " second")
     assert "POST: {title} and {0}\n\n" in example.prompt.text()
 
 
@@ -124,4 +124,4 @@ def test_the_hub_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for split, lines in [("train", [1]), ("eval", [1, 2])]:
         examples = read_examples(settings, split).rows  # type: ignore[arg-type]
         assert [example.origin.line for example in examples] == lines
-        assert all((row.prompt, row.chosen) == (expected.prompt, expected.chosen) for row in examples)
+        assert all((row.prompt, row.replies[0]) == (expected.prompt, expected.replies[0]) for row in examples)

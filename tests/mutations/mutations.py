@@ -51,8 +51,8 @@ MUTATIONS = (
         "prompt-trained",
         "The loss includes the prompt's tokens.",
         "data/encoding.py",
-        "        return Encoded.of_one((*opened, *completion), len(opened), one_hot(example.level, self.num_levels))\n",
-        "        return Encoded.of_one((*opened, *completion), 1, one_hot(example.level, self.num_levels))\n",
+        "        return Encoded.of_one((*opened, *completion), len(opened), weights)\n",
+        "        return Encoded.of_one((*opened, *completion), 1, weights)\n",
         ("test_encoding.py",),
     ),
     Mutation(

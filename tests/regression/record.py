@@ -39,7 +39,7 @@ from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer
 from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings
-from run_folders import local_model, write_pairs
+from run_folders import SIDES, local_model, write_pairs
 from tiny import (
     CHATML,
     LENGTHS,
@@ -220,7 +220,7 @@ def write_texts(path: Path, count: int) -> Path:
     """Write ``count`` pairs of plain text in the columns ``prompt``, ``chosen`` and ``rejected``."""
     rows = [
         {"prompt": f"Question {i}: {example.prompt.text().split(':')[1].split('?')[0].strip()}?\nAnswer:"}
-        | {"chosen": example.chosen.content, "rejected": example.rejected.content}
+        | {side: reply.content for side, reply in zip(SIDES, example.replies, strict=True)}
         for i, example in enumerate(pairs(count))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

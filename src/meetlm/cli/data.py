@@ -16,9 +16,9 @@ from meetlm.cli.options import Count, config_option, json_option
 from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
-    from meetlm.controls.base import ControlSettings
     from meetlm.data.prompt_format import PromptFormat
     from meetlm.diagnostics.data_report import DataReport, Segment
+    from meetlm.recipes.config import RunConfig
 
 WORDS_SHOWN = 60
 
@@ -63,22 +63,24 @@ def data(names: list[str], overrides: list[Override], file: Path | None, show: i
     for line in report.lines():
         click.echo(line)
     if show > 0:
-        _show(report, prompt_format, config.model.name, config.control, show)
+        _show(report, prompt_format, config, show)
 
 
-def _show(report: DataReport, prompt_format: PromptFormat, model: str, settings: ControlSettings, number: int) -> None:
+def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, number: int) -> None:
     """Print the first pairs as they are encoded under a fresh control."""
     from meetlm.controls.build import build_control
     from meetlm.data.encoding import Encoder
     from meetlm.data.formats import FORMATS
+    from meetlm.data.levels import PAIR_LEVELS, with_weights
     from meetlm.diagnostics.data_report import segments, shorten
     from meetlm.policy.loading import embedding_rows, load_skeleton
 
-    lm = load_skeleton(model)
-    control = build_control(settings, lm, prompt_format.tokenize, seed=0)
+    settings, levels = config.control, config.control_levels(PAIR_LEVELS)
+    lm = load_skeleton(config.model.name)
+    control = build_control(settings, levels, lm, prompt_format.tokenize, seed=0)
     vocabulary = embedding_rows(lm)
-    encoder = Encoder(prompt_format, control.slots, settings.placement, vocabulary)
-    data_format = FORMATS["conditional" if len(control.levels) > 1 else "chosen"]
+    encoder = Encoder(prompt_format, levels, control.slot, settings.placement, vocabulary)
+    data_format = FORMATS["conditional" if config.uses_levels else "chosen"]
     is_plain = not sys.stdout.isatty()
     trained = "[[…]]" if is_plain else click.style("green", fg="green", bold=True)
     slot = "‹…›" if is_plain else click.style("‹…›", fg="cyan")
@@ -88,9 +90,10 @@ def _show(report: DataReport, prompt_format: PromptFormat, model: str, settings:
     click.echo(f"\nThe first pairs as the model reads them, with a control of kind {settings.kind}:")
     click.echo(f"{trained} are the trained tokens, the others are the prompt; {where}.")
     for example in report.kept[:number]:
-        levels = ("good", "bad")[: len(control.levels)]
-        for level, encoded in zip(levels, data_format.item(encoder, example), strict=True):
-            slot_ids = control.slots[control.levels.index(level)]
+        for level, encoded in zip(
+            levels[::-1], data_format.item(encoder, with_weights(example, PAIR_LEVELS)), strict=True
+        ):
+            slot_ids = control.slot(encoded.spans[0].weights)
             side = "chosen" if level == "good" else "rejected"
             parts = segments(encoded, slot_ids, settings.placement, prompt_format.tokenizer, vocabulary)
             counts = ", ".join(f"{part.tokens} {part.kind}" for part in parts)

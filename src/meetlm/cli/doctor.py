@@ -51,6 +51,7 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
     quiet_libraries(warnings=False)
     config, _ = configure_for_data(names, overrides, file)
     from meetlm.controls.build import build_control
+    from meetlm.data.levels import PAIR_LEVELS
     from meetlm.data.prompt_format import pin_format
     from meetlm.diagnostics.checks import Check, Diagnosis
     from meetlm.diagnostics.doctor import diagnose
@@ -66,7 +67,8 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
         diagnosis = Diagnosis((Check("model", "problem", str(error), advice=advice),))
     else:
         prompt_format = pin_format(tokenizer, system=config.format.system, reasoning=config.format.reasoning)
-        slots = build_control(config.control, lm, prompt_format.tokenize, config.seed).slots
+        levels = config.control_levels(PAIR_LEVELS)
+        slots = build_control(config.control, levels, lm, prompt_format.tokenize, config.seed).slots
         diagnosis = diagnose(
             settings or config.data,
             lm,

@@ -14,31 +14,32 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from meetlm.config.registry import Registry
 from meetlm.config.settings import Settings
 from meetlm.data.encoding import Placement
+from meetlm.data.example import Weights
+from meetlm.data.levels import LevelSpace
 
 
 class ControlSettings(Settings):
     """Settings that all controls share; a subclass fixes ``kind`` and adds its own."""
 
     kind: str = Field(description="kind of control")
-    levels: tuple[str, ...] = Field(("bad", "good"), description="names of the levels, worst first")
     placement: Placement = Field("first", description="place of the control slot: first, or before_response")
 
-    @field_validator("levels")
+    @model_validator(mode="before")
     @classmethod
-    def _check_levels(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
-        if not levels:
-            raise ValueError("a control needs at least one level")
-        for name in levels:
-            if levels.count(name) > 1:
-                raise ValueError(f"two levels have the name {name!r}")
-        return levels
+    def _without_levels(cls, value: Any) -> Any:
+        """Accept the levels that runs of version 0.1 have in their settings."""
+        if not isinstance(value, dict) or "levels" not in value:
+            return value
+        if list(value["levels"]) not in (["bad", "good"], ["good"]):
+            raise ValueError("levels is not a setting: the levels follow from the data")
+        return {name: setting for name, setting in value.items() if name != "levels"}
 
 
 class Control(nn.Module, ABC):
@@ -46,6 +47,7 @@ class Control(nn.Module, ABC):
 
     Args:
         settings: The control's settings.
+        levels: The K levels, in the order of the stacked parameters.
 
     Attributes:
         slots: For each level, the ids of its control slot: K lists, empty for a control without a slot.
@@ -57,15 +59,18 @@ class Control(nn.Module, ABC):
     can_mix_levels: ClassVar[bool] = True
     slots: list[list[int]]
 
-    def __init__(self, settings: ControlSettings) -> None:
+    def __init__(self, settings: ControlSettings, levels: LevelSpace) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.levels = settings, levels
         self.routing: Any = None
 
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """The names of the levels, in the order of the stacked parameters."""
-        return self.settings.levels
+    def slot(self, weights: Weights) -> list[int]:
+        """Return the ids of the control slot for level weights [K].
+
+        These are the slots of each attribute's heaviest level, in the order of the attributes; an attribute without a
+        weight has no slot.
+        """
+        return [token for level in self.levels.heaviest(weights) for token in self.slots[level]]
 
     def is_identity(self) -> bool:
         """Return whether every level gives the base model, such as no control or an untrained LoRA."""
@@ -98,8 +103,8 @@ class Control(nn.Module, ABC):
         """Return the control's part of PEFT's ``adapter_config.json``; ``None`` where PEFT cannot express it."""
 
 
-Build = Callable[[Any, PreTrainedModel, Callable[[str], list[int]], torch.Generator], Control]
-"""Builds a control from its settings, the language model, a tokenizer of plain text, and a seeded generator."""
+Build = Callable[[Any, LevelSpace, PreTrainedModel, Callable[[str], list[int]], torch.Generator], Control]
+"""Builds a control from settings, levels, the language model, a tokenizer of plain text, and a seeded generator."""
 
 
 class ControlKind:

@@ -16,6 +16,7 @@ import meetlm.controls.text
 import meetlm.controls.virtual  # noqa: F401  registers its kinds
 from meetlm.config.kinds import parse_field, parse_kind
 from meetlm.controls.base import CONTROLS, Control, ControlSettings
+from meetlm.data.levels import LevelSpace
 
 
 def parse_control(value: Any) -> ControlSettings:
@@ -35,16 +36,20 @@ AnyControlSettings = Annotated[
 
 
 def build_control(
-    settings: ControlSettings, lm: PreTrainedModel, tokenize: Callable[[str], list[int]], seed: int
+    settings: ControlSettings, levels: LevelSpace, lm: PreTrainedModel, tokenize: Callable[[str], list[int]], seed: int
 ) -> Control:
     """Return an untrained control, not yet attached.
 
     Args:
         settings: Settings of a registered kind.
+        levels: Its levels.
         lm: The language model it is for.
         tokenize: Returns the ids of plain text, without BOS and EOS.
         seed: Seed of the initial values.
+
+    Raises:
+        ConfigError: The settings do not fit the model or the levels.
     """
     generator = torch.Generator().manual_seed(seed)
-    control = CONTROLS[settings.kind].build(settings, lm, tokenize, generator)
+    control = CONTROLS[settings.kind].build(settings, levels, lm, tokenize, generator)
     return control.to(lm.device)

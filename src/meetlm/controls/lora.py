@@ -25,6 +25,7 @@ from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
 from meetlm.controls.kernels.fused_linear import can_fuse, fused_linear
 from meetlm.controls.kernels.low_rank import FusedRouting
 from meetlm.controls.lora_reference import lora_forward
+from meetlm.data.levels import LevelSpace
 
 
 class LoRASettings(ControlSettings):
@@ -43,7 +44,8 @@ class LoRA(Control):
     """The LoRA control.
 
     Args:
-        settings: Levels, rank, scale, target layers.
+        settings: Rank, scale, target layers.
+        levels: The levels.
         lm: The language model it is for.
         generator: Random source of the initial A.
 
@@ -59,14 +61,16 @@ class LoRA(Control):
 
     routing: FusedRouting | None
 
-    def __init__(self, settings: LoRASettings, lm: PreTrainedModel, generator: torch.Generator) -> None:
-        super().__init__(settings)
-        self.slots = [[] for _ in settings.levels]
+    def __init__(
+        self, settings: LoRASettings, levels: LevelSpace, lm: PreTrainedModel, generator: torch.Generator
+    ) -> None:
+        super().__init__(settings, levels)
+        self.slots = [[] for _ in levels]
         self.rank, self.scale = settings.rank, settings.alpha / settings.rank
         self._targets = target_layers(lm, settings.targets)
         self._fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in self._targets.values())
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
-        num_levels, rank = len(settings.levels), settings.rank
+        num_levels, rank = len(levels), settings.rank
         for path, layer in self._targets.items():
             size_in, size_out = _sizes(layer)
             bound = 1 / math.sqrt(size_in)  # PEFT's kaiming_uniform(a=sqrt(5))
@@ -171,12 +175,13 @@ def _path(key: str) -> str:
 
 def _build(
     settings: LoRASettings,
+    levels: LevelSpace,
     lm: PreTrainedModel,
     tokenize: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> LoRA:
     del tokenize
-    return LoRA(settings, lm, generator)
+    return LoRA(settings, levels, lm, generator)
 
 
 CONTROLS.register("lora")(ControlKind(LoRASettings, _build, has_slot=False))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from meetlm.config.errors import nearest
+from meetlm.config.errors import ConfigError, nearest
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+from meetlm.data.levels import LevelSpace
 
 
 class TextSettings(ControlSettings):
@@ -23,29 +24,20 @@ class TextSettings(ControlSettings):
         description="text of each level; the default is the paper's for HH (section 4.2)",
     )
 
-    @model_validator(mode="after")
-    def _check_prompts(self) -> Self:
-        for level in self.levels:
-            if not self.prompts.get(level):
-                raise ValueError(f"prompts: no text for level {level!r}")
-        for level in self.prompts:
-            if level not in self.levels:
-                raise ValueError(f"prompts: unknown level {level!r}{nearest(level, self.levels)}")
-        return self
-
 
 class SlotText(Control):
     """A control without parameters: plain ids in the slot, or an empty slot.
 
     Args:
-        settings: Settings with the levels.
+        settings: The control's settings.
+        levels: The levels.
         slots: The ids of each level.
     """
 
     can_mix_levels: ClassVar[bool] = False
 
-    def __init__(self, settings: ControlSettings, slots: list[list[int]]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: ControlSettings, levels: LevelSpace, slots: list[list[int]]) -> None:
+        super().__init__(settings, levels)
         self.slots = slots
 
     def is_identity(self) -> bool:
@@ -64,12 +56,19 @@ class SlotText(Control):
 
 def _build(
     settings: TextSettings,
+    levels: LevelSpace,
     lm: PreTrainedModel,
     tokenize: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> SlotText:
     del lm, generator
-    return SlotText(settings, [tokenize(settings.prompts[level]) for level in settings.levels])
+    for level in levels:
+        if not settings.prompts.get(level):
+            raise ConfigError(f"control.prompts: no text for level {level!r}; set --control.prompts.{level} TEXT")
+    for level in settings.prompts:
+        if level not in levels and len(levels) > 1:  # one level alone may have the default texts of two
+            raise ConfigError(f"control.prompts: unknown level {level!r}{nearest(level, levels)}")
+    return SlotText(settings, levels, [tokenize(settings.prompts[level]) for level in levels])
 
 
 CONTROLS.register("text")(ControlKind(TextSettings, _build, has_parameters=False))

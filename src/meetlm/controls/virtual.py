@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from meetlm.config.errors import ConfigError
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+from meetlm.data.levels import LevelSpace
 
 
 class SpecialTokenSettings(ControlSettings):
@@ -44,7 +45,8 @@ class SoftPrompt(Control):
     """Trained vectors in the slot.
 
     Args:
-        settings: Levels and placement.
+        settings: The control's settings.
+        levels: The levels.
         length: Vectors per level, n.
         words: Text of each level; its embeddings, repeated to the length, are the initial vectors.
         lm: The language model, for its embeddings.
@@ -57,20 +59,21 @@ class SoftPrompt(Control):
     def __init__(
         self,
         settings: ControlSettings,
+        levels: LevelSpace,
         length: int,
         words: dict[str, str],
         lm: PreTrainedModel,
         tokenize: Callable[[str], list[int]],
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, levels)
         embedding = lm.get_input_embeddings()
         self.length = length
         table = embedding.weight
         assert isinstance(table, Tensor)
         self.first_id = table.shape[0]
-        self.slots = [list(range(self.first_id, self.first_id + length)) for _ in settings.levels]
+        self.slots = [list(range(self.first_id, self.first_id + length)) for _ in levels]
         rows = []
-        for level in settings.levels:
+        for level in levels:
             ids = tokenize(words.get(level, ""))
             if not ids:
                 raise ConfigError(f"control.words: no initial text for level {level!r}")
@@ -120,13 +123,15 @@ def _shape(lm: PreTrainedModel) -> dict[str, int]:
 
 def _build(
     settings: SoftPromptSettings | SpecialTokenSettings,
+    levels: LevelSpace,
     lm: PreTrainedModel,
     tokenize: Callable[[str], list[int]],
     generator: torch.Generator,
 ) -> SoftPrompt:
     del generator  # the initial values are embeddings of text
     length = settings.length if isinstance(settings, SoftPromptSettings) else 1
-    return SoftPrompt(settings, length, settings.words or {level: level for level in settings.levels}, lm, tokenize)
+    words = settings.words or {level: level.rpartition("=")[2] for level in levels}
+    return SoftPrompt(settings, levels, length, words, lm, tokenize)
 
 
 CONTROLS.register("soft-prompt")(ControlKind(SoftPromptSettings, _build))

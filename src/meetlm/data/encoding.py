@@ -6,17 +6,26 @@ may be virtual: at or above the size of the embedding table, resolved by the con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from meetlm.config.errors import ConfigError
-from meetlm.data.example import PreferenceExample, Prompt
-from meetlm.data.filters import PairTokens
-from meetlm.data.levels import LevelledExample
+from meetlm.data.example import Completion, Example, Prompt, Turn, Weights
+from meetlm.data.filters import ExampleTokens
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import PromptFormat
 
 Placement = Literal["first", "before_response"]
+
+Slot = Callable[[Weights], Sequence[int]]
+"""Returns the ids of a control's slot for level weights [K]."""
+
+
+def no_slot(weights: Weights) -> tuple[int, ...]:
+    """Return no ids: the slot of a control that has none."""
+    del weights
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +35,13 @@ class Span:
     Attributes:
         start: Index of its first token; its tokens are trained.
         end: Index behind its last token.
-        weights: The level weights [K] of its tokens and of those before it, back to the completion before: one-hot in
-            training, any mix at inference.
+        weights: The level weights [K] of its tokens and of those before it, back to the completion before. In training
+            they are 1 for each level that the completion shows; at inference they are any mix.
     """
 
     start: int
     end: int
-    weights: tuple[float, ...]
+    weights: Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Encoded:
     spans: tuple[Span, ...]
 
     @classmethod
-    def of_one(cls, ids: Sequence[int], start: int, weights: tuple[float, ...]) -> Encoded:
+    def of_one(cls, ids: Sequence[int], start: int, weights: Weights) -> Encoded:
         """Return a sequence whose tokens from ``start`` on are its one completion."""
         return cls(tuple(ids), (Span(start, len(ids), weights),))
 
@@ -63,7 +72,8 @@ class Encoder:
 
     Args:
         prompt_format: Turns text into ids.
-        slots: The ids of the control slot of each level, K lists.
+        levels: The K levels of the control.
+        slot: Returns the ids of the control slot for level weights.
         placement: Where the slot stands.
         num_embeddings: Number of ids with an embedding in the model, if known; text with other tokens is refused.
     """
@@ -71,41 +81,42 @@ class Encoder:
     def __init__(
         self,
         prompt_format: PromptFormat,
-        slots: Sequence[Sequence[int]],
+        levels: LevelSpace,
+        slot: Slot,
         placement: Placement = "first",
         num_embeddings: int | None = None,
     ) -> None:
-        self.format, self.slots, self.placement = prompt_format, [tuple(slot) for slot in slots], placement
-        self.num_levels, self._num_embeddings = len(self.slots), num_embeddings
+        self.format, self.levels, self.slot, self.placement = prompt_format, levels, slot, placement
+        self._num_embeddings = num_embeddings
 
-    def prompt(self, prompt: Prompt, level: int) -> list[int]:
-        """Return slot and prompt ids: what generation under ``level`` starts from.
+    def prompt(self, prompt: Prompt, weights: Weights) -> list[int]:
+        """Return slot and prompt ids: what generation under level weights [K] starts from.
 
         Raises:
             ConfigError: The model has no embedding for a token. All methods raise this.
         """
-        slot, ids = self.slots[level], self._require_embeddings(self.format.prompt_ids(prompt))
+        slot, ids = self.slot(weights), self._require_embeddings(self.format.prompt_ids(prompt))
         return [*slot, *ids] if self.placement == "first" else [*ids, *slot]
 
-    def encode(self, example: LevelledExample) -> Encoded:
-        """Return the sequence of one completion under its level."""
-        opened = self.prompt(example.prompt, example.level)
-        completion = self._require_embeddings(self.format.completion_ids(example.prompt, example.completion))
-        return Encoded.of_one((*opened, *completion), len(opened), one_hot(example.level, self.num_levels))
+    def encode(self, prompt: Prompt, reply: Turn, weights: Weights) -> Encoded:
+        """Return the sequence of one reply under level weights [K]."""
+        assert len(weights) == len(self.levels), "level weights of another control"
+        opened = self.prompt(prompt, weights)
+        completion = self._require_embeddings(self.format.completion_ids(prompt, reply))
+        return Encoded.of_one((*opened, *completion), len(opened), weights)
 
-    def chain(self, examples: Sequence[LevelledExample]) -> Encoded:
-        """Return one sequence of a prompt and several of its completions, each behind the slot of its level.
+    def chain(self, prompt: Prompt, completions: Sequence[Completion]) -> Encoded:
+        """Return one sequence of a prompt and several completions, each behind the slot of its level.
 
-        Args:
-            examples: Completions of one prompt, in their order; the slot must stand before the response.
+        The slot must stand before the response.
         """
         assert self.placement == "before_response", "a chain has a slot before each completion"
-        ids, spans = self._require_embeddings(self.format.prompt_ids(examples[0].prompt)), []
-        for example in examples:
-            ids += self.slots[example.level]
+        ids, spans = self._require_embeddings(self.format.prompt_ids(prompt)), []
+        for completion in completions:
+            ids += self.slot(completion.weights)
             start = len(ids)
-            ids += self._require_embeddings(self.format.completion_ids(example.prompt, example.completion))
-            spans.append(Span(start, len(ids), one_hot(example.level, self.num_levels)))
+            ids += self._require_embeddings(self.format.completion_ids(prompt, completion.reply))
+            spans.append(Span(start, len(ids), completion.weights))
         return Encoded(tuple(ids), tuple(spans))
 
     def _require_embeddings(self, ids: list[int]) -> list[int]:
@@ -124,13 +135,8 @@ class Encoder:
         return ids
 
 
-def one_hot(level: int, num_levels: int) -> tuple[float, ...]:
-    """Return the weights [K] that select one level."""
-    return tuple(1.0 if k == level else 0.0 for k in range(num_levels))
-
-
-def pair_lengths(prompt_format: PromptFormat, example: PreferenceExample) -> PairTokens:
-    """Return the numbers of tokens of prompt, chosen and rejected, without any control.
+def example_lengths(prompt_format: PromptFormat, example: Example) -> ExampleTokens:
+    """Return the numbers of tokens of an example, without any control.
 
     The filters count with this, so that every method trains on the same rows.
 
@@ -138,6 +144,7 @@ def pair_lengths(prompt_format: PromptFormat, example: PreferenceExample) -> Pai
         ConfigError: The row cannot be turned into tokens.
     """
     prompt = prompt_format.prompt_ids(example.prompt)
-    chosen, rejected = (prompt_format.completion_ids(example.prompt, r) for r in (example.chosen, example.rejected))
-    special = prompt_format.special_text((*example.prompt.turns, example.chosen, example.rejected))
-    return PairTokens(len(prompt), len(chosen), len(rejected), chosen == rejected, special is not None)
+    replies = [tuple(prompt_format.completion_ids(example.prompt, reply)) for reply in example.replies]
+    special = prompt_format.special_text((*example.prompt.turns, *example.replies))
+    has_same = len(set(replies)) < len(replies)
+    return ExampleTokens(len(prompt), tuple(map(len, replies)), has_same, special is not None)

@@ -137,28 +137,71 @@ class Origin:
         return f"{self.file}:{self.line}"
 
 
+Feedback = tuple[tuple[str, str | float], ...]
+"""What the data state about a reply: names of attributes, each with a level's name or a number (more is better).
+
+The only attribute of data that name none, such as that of pairs, has the name ``""``.
+"""
+
+Weights = tuple[float, ...]
+"""A weight for each of K levels."""
+
+
 @dataclass(frozen=True, slots=True)
-class PreferenceExample:
-    """A pair (x, y_w, y_l) of the paper's section 3.1.
+class Completion:
+    """A reply, and what the data state about it.
+
+    Attributes:
+        reply: The reply alone; as plain text with its leading space.
+        feedback: The statements of the data; an attribute may be missing.
+        weights: Weights of the levels that the feedback stands for; empty until a level scheme is applied.
+    """
+
+    reply: Turn
+    feedback: Feedback
+    weights: Weights = ()
+
+
+PAIR_FEEDBACK: tuple[Feedback, Feedback] = ((("", "good"),), (("", "bad"),))
+"""Feedback on the chosen and the rejected reply of a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with one or more replies to it; with two of them it is a pair (x, y_w, y_l) of the paper's section 3.1.
 
     Attributes:
         prompt: x.
-        chosen: y_w, the reply alone; as plain text with its leading space.
-        rejected: y_l, likewise.
-        group: Its prompt or post: evaluation uses one row per group, bootstraps resample groups.
+        completions: The replies; best first where the data order them.
+        group: Its prompt or post: evaluation uses one example per group, bootstraps resample groups.
         origin: Where it was read.
-        rejected_prompt: The prompt of the rejected side where it differs from ``prompt``, else ``None``.
-        remarks: What was noticed while reading: names of :data:`~meetlm.data.filters.REASONS` and
+        other_prompt: The prompt of the rejected reply where it differs from ``prompt``, else ``None``.
+        remarks: Remarks of the reader: names of :data:`~meetlm.data.filters.REASONS` and
             :data:`~meetlm.data.filters.ODDITIES`.
     """
 
     prompt: Prompt
-    chosen: Turn
-    rejected: Turn
+    completions: tuple[Completion, ...]
     group: str
     origin: Origin
-    rejected_prompt: Prompt | None = None
+    other_prompt: Prompt | None = None
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of_pair(cls, prompt: Prompt, chosen: Turn, rejected: Turn, group: str, origin: Origin, **more: Any) -> Example:
+        """Return the example of a chosen and a rejected reply; ``more`` are further attributes."""
+        completions = tuple(map(Completion, (chosen, rejected), PAIR_FEEDBACK))
+        return cls(prompt, completions, group, origin, **more)
+
+    @property
+    def replies(self) -> tuple[Turn, ...]:
+        """The replies alone."""
+        return tuple(completion.reply for completion in self.completions)
+
+    @property
+    def best_and_worst(self) -> tuple[Turn, Turn]:
+        """The best and the worst reply: those of a pair; the same one where there is only one."""
+        return self.completions[0].reply, self.completions[-1].reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,34 +11,34 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from meetlm.config.errors import DataError, locate_errors
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Read, Turn
+from meetlm.data.example import Example, Origin, Prompt, Read, Turn
 
 
-class PairTokens(NamedTuple):
-    """The tokens of a pair, without the control.
+class ExampleTokens(NamedTuple):
+    """The tokens of an example, without the control.
 
     Attributes:
         prompt: Number of tokens of the prompt.
-        chosen: Number of tokens of the chosen reply.
-        rejected: Number of tokens of the rejected reply.
-        same_replies: Whether both replies are the same tokens.
-        special_text: Whether the data hold the text of a special token, which is encoded as ordinary text.
+        replies: Number of tokens of each reply.
+        has_same_replies: Whether two replies are the same tokens.
+        has_special_text: Whether the data hold the text of a special token, which is encoded as ordinary text.
     """
 
     prompt: int
-    chosen: int
-    rejected: int
-    same_replies: bool = False
-    special_text: bool = False
+    replies: tuple[int, ...]
+    has_same_replies: bool = False
+    has_special_text: bool = False
 
 
-Lengths = Callable[[PreferenceExample], PairTokens]
+Lengths = Callable[[Example], ExampleTokens]
+Key = tuple[Prompt, *tuple[Turn, ...]]
+"""What makes two rows duplicates: prompt and replies."""
 
 REASONS = {
-    "prompts_differ": "the two sides answer different prompts",
+    "sides_differ": "the two sides answer different prompts",
     "human_turn": "a human's turn follows the reply",
     "empty_reply": "a reply is empty",
-    "identical_replies": "both replies are the same",
+    "identical_replies": "two replies are the same",
     "duplicate": "duplicate of an earlier row",
     "repeated_prompt": "an earlier row has the same prompt",
     "too_long": "longer than data.max_length",
@@ -50,7 +50,7 @@ ODDITIES = {
     "contradiction": "an earlier row has the same replies the other way round",
     "repeated_in_both": "both replies repeated the prompt, which was removed from them",
     "repeated_in_one": "one reply repeats the prompt",
-    "prompt_differs": "the text in 'prompt' is not in the conversation, which is used instead",
+    "prompt_column_ignored": "the text in 'prompt' is not in the conversation, which is used instead",
     "special_text": "the text of a special token is encoded as ordinary text",
 }
 """Warnings about rows that are used."""
@@ -132,47 +132,47 @@ def _line(what: str, tally: Tally, why: str) -> str:
 
 
 def filter_train(
-    read: Read[PreferenceExample],
+    read: Read[Example],
     lengths: Lengths,
     max_length: int,
     limit: int | None = None,
-) -> tuple[list[PreferenceExample], FilterReport]:
-    """Keep the pairs that can be trained on, in their order.
+) -> tuple[list[Example], FilterReport]:
+    """Keep the rows that can be trained on, in their order.
 
-    Drop pairs whose sides answer different prompts, with an empty reply, with two equal replies, exact
-    duplicates, and pairs whose prompt and longer reply together exceed ``max_length``.
+    Drop rows whose sides answer different prompts, with an empty reply, with two equal replies, exact
+    duplicates, and rows whose prompt and longest reply together exceed ``max_length``.
 
     Args:
         read: What a source read.
         lengths: Token counts without the control.
-        max_length: Most tokens of prompt and longer reply.
+        max_length: Most tokens of prompt and longest reply.
         limit: Stop once this many rows are kept; later rows are not looked at.
 
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
-    seen: set[tuple[Prompt, Turn, Turn]] = set()
+    seen: set[Key] = set()
 
-    def unfit(example: PreferenceExample) -> str | None:
-        return _unfit_pair(example) or ("duplicate" if _key(example) in seen else None)
+    def drop_reason(example: Example) -> str | None:
+        return _drop_reason(example) or ("duplicate" if _key(example) in seen else None)
 
-    def is_too_long(example: PreferenceExample, tokens: PairTokens) -> bool:
+    def is_too_long(example: Example, tokens: ExampleTokens) -> bool:
         seen.add(_key(example))
-        return tokens.prompt + max(tokens.chosen, tokens.rejected) > max_length
+        return tokens.prompt + max(tokens.replies) > max_length
 
-    return _filter(read, unfit, lengths, is_too_long, limit)
+    return _filter(read, drop_reason, lengths, is_too_long, limit)
 
 
 def filter_eval(
-    read: Read[PreferenceExample],
+    read: Read[Example],
     lengths: Lengths,
     max_length: int,
     *,
     limit: int | None = None,
-) -> tuple[list[PreferenceExample], FilterReport]:
+) -> tuple[list[Example], FilterReport]:
     """Keep one row per group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
-    Both replies are used (preference accuracy): rows that are no proper pairs are dropped as in training.
+    All replies are used (preference accuracy): rows that cannot be trained on are dropped as in training.
 
     Args:
         read: What a source read.
@@ -185,55 +185,55 @@ def filter_eval(
     """
     seen: set[str] = set()
 
-    def unfit(example: PreferenceExample) -> str | None:
-        return _unfit_pair(example) or ("repeated_prompt" if example.group in seen else None)
+    def drop_reason(example: Example) -> str | None:
+        return _drop_reason(example) or ("repeated_prompt" if example.group in seen else None)
 
-    def is_too_long(example: PreferenceExample, tokens: PairTokens) -> bool:
+    def is_too_long(example: Example, tokens: ExampleTokens) -> bool:
         seen.add(example.group)
         return tokens.prompt > max_length
 
-    return _filter(read, unfit, lengths, is_too_long, limit)
+    return _filter(read, drop_reason, lengths, is_too_long, limit)
 
 
-def prompt_overlap(train: Iterable[PreferenceExample], test: Iterable[PreferenceExample]) -> list[PreferenceExample]:
+def prompt_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
     """Return the rows of ``test`` whose group (prompt or post) occurs in ``train`` as well."""
     groups = {example.group for example in train}
     return [example for example in test if example.group in groups]
 
 
 def _filter(
-    read: Read[PreferenceExample],
-    unfit: Callable[[PreferenceExample], str | None],
+    read: Read[Example],
+    drop_reason: Callable[[Example], str | None],
     lengths: Lengths,
-    is_too_long: Callable[[PreferenceExample, PairTokens], bool],
+    is_too_long: Callable[[Example, ExampleTokens], bool],
     limit: int | None,
-) -> tuple[list[PreferenceExample], FilterReport]:
+) -> tuple[list[Example], FilterReport]:
     examples = read.rows
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
     for row in read.other_split_rows:
         report.other_split_rows.add(row)
-    kept: list[PreferenceExample] = []
-    pairs: set[tuple[Prompt, Turn, Turn]] = set()
+    kept: list[Example] = []
+    pairs: set[Key] = set()
     for number, example in enumerate(examples):
         if limit is not None and len(kept) == limit:
             report.beyond_limit = len(examples) - number
             break
-        reason = unfit(example)
+        reason = drop_reason(example)
         if reason is None:
             with locate_errors(example.origin.file, example.origin.line):
                 tokens = lengths(example)
-            if tokens.same_replies:
+            if tokens.has_same_replies:
                 reason = "identical_replies"
             elif is_too_long(example, tokens):
                 reason = "too_long"
         if reason:
             report.dropped.setdefault(reason, Tally()).add(example.origin)
             continue
-        for remark in (*example.remarks, *(["special_text"] if tokens.special_text else [])):
+        for remark in (*example.remarks, *(["special_text"] if tokens.has_special_text else [])):
             report.odd.setdefault(remark, Tally()).add(example.origin)
         if example.prompt.is_blank:
             report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
-        if (example.prompt, example.rejected, example.chosen) in pairs:
+        if len(example.completions) == 2 and (example.prompt, *example.replies[::-1]) in pairs:
             report.odd.setdefault("contradiction", Tally()).add(example.origin)
         pairs.add(_key(example))
         kept.append(example)
@@ -244,15 +244,17 @@ def _filter(
     return kept, report
 
 
-def _unfit_pair(example: PreferenceExample) -> str | None:
-    if example.rejected_prompt is not None:
-        return "prompts_differ"
+def _drop_reason(example: Example) -> str | None:
+    """Return why a row cannot be trained on, by its text alone."""
+    if example.other_prompt is not None:
+        return "sides_differ"
     if "human_turn" in example.remarks:
         return "human_turn"
-    if example.chosen.is_blank or example.rejected.is_blank:
+    if any(reply.is_blank for reply in example.replies):
         return "empty_reply"
-    return "identical_replies" if example.chosen.stripped == example.rejected.stripped else None
+    stripped = [reply.stripped for reply in example.replies]
+    return "identical_replies" if len(set(stripped)) < len(stripped) else None
 
 
-def _key(example: PreferenceExample) -> tuple[Prompt, Turn, Turn]:
-    return example.prompt, example.chosen, example.rejected
+def _key(example: Example) -> Key:
+    return example.prompt, *example.replies

@@ -1,6 +1,6 @@
-"""Data formats: which sequences a stage trains for one preference pair. Knows no tokenizer and no model.
+"""Data formats: which sequences a stage trains for one example. Knows no tokenizer and no model.
 
-An *item* is the sequences of one pair; all of them are in one optimizer step. A new format is one class here.
+An *item* is the sequences of one example; all of them are in one optimizer step. A new format is one class here.
 """
 
 from __future__ import annotations
@@ -10,91 +10,77 @@ from typing import ClassVar
 
 from meetlm.config.registry import Registry
 from meetlm.data.encoding import Encoded, Encoder
-from meetlm.data.example import PreferenceExample
-from meetlm.data.levels import PAIR_LEVELS, LevelledExample
+from meetlm.data.example import Example
 
 Item = tuple[Encoded, ...]
-"""The sequences of one pair."""
-
-BEST = PAIR_LEVELS[-1]
+"""The sequences of one example."""
 
 
 class DataFormat(ABC):
-    """How a pair becomes sequences.
+    """How an example becomes sequences.
 
     Attributes:
-        levels: The levels that the completions of an item have, worst first; the control has the same levels.
+        uses_levels: Whether the sequences differ in their levels; without it the control has the best level alone.
         is_pairwise: Whether an item is two completions (chosen, rejected) of one prompt at one level, for pairwise
             objectives.
         chains: Whether a sequence has completions of several levels: they need a slot before each response.
     """
 
-    levels: ClassVar[tuple[str, ...]]
+    uses_levels: ClassVar[bool] = False
     is_pairwise: ClassVar[bool] = False
     chains: ClassVar[bool] = False
 
     @abstractmethod
-    def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
-        """Return the sequences of one pair. The first level of the encoder is the worst, the last one the best."""
+    def item(self, encoder: Encoder, example: Example) -> Item:
+        """Return the sequences of one example, whose completions have level weights, best first."""
 
 
 FORMATS: Registry[DataFormat] = Registry("data format")
 
 
 class Conditional(DataFormat):
-    """Chosen at ``good``, rejected at ``bad``: the two terms that eqs. 1 and 2 take from one pair."""
+    """Each completion at its level; of a pair, chosen at good and rejected at bad: the two terms of eqs. 1 and 2."""
 
-    levels = PAIR_LEVELS
+    uses_levels = True
 
-    def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
-        """Return (chosen at good, rejected at bad)."""
-        return tuple(encoder.encode(levelled) for levelled in _levelled(encoder, example))
+    def item(self, encoder: Encoder, example: Example) -> Item:
+        """Return the completions, each at its level."""
+        return tuple(encoder.encode(example.prompt, c.reply, c.weights) for c in example.completions)
 
 
 class Chosen(DataFormat):
-    """The chosen completion alone: supervised fine-tuning."""
+    """The best completion alone: supervised fine-tuning."""
 
-    levels = (BEST,)
-
-    def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
-        """Return (chosen,)."""
-        return (encoder.encode(LevelledExample(example.prompt, example.chosen, encoder.num_levels - 1)),)
+    def item(self, encoder: Encoder, example: Example) -> Item:
+        """Return (best,)."""
+        best, _ = example.best_and_worst
+        return (encoder.encode(example.prompt, best, encoder.levels.best),)
 
 
 class Pairwise(DataFormat):
-    """Chosen and rejected at the same level: for objectives that compare them (DPO)."""
+    """The best and the worst completion at the same level: for objectives that compare them (DPO)."""
 
-    levels = (BEST,)
     is_pairwise = True
 
-    def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
-        """Return (chosen, rejected)."""
-        best, sides = encoder.num_levels - 1, (example.chosen, example.rejected)
-        return tuple(encoder.encode(LevelledExample(example.prompt, side, best)) for side in sides)
+    def item(self, encoder: Encoder, example: Example) -> Item:
+        """Return (best, worst)."""
+        best = encoder.levels.best
+        return tuple(encoder.encode(example.prompt, reply, best) for reply in example.best_and_worst)
 
 
 class Chain(DataFormat):
-    """Both completions in one sequence, each behind its level's feedback (Chain of Hindsight, Liu et al., 2023).
+    """All completions in one sequence, each behind its level's feedback (Chain of Hindsight, Liu et al., 2023).
 
     Both orders, as in its authors' code (``pn`` and ``np``). EOS closes each completion, there as here.
     """
 
-    levels = PAIR_LEVELS
+    uses_levels = True
     chains = True
 
-    def item(self, encoder: Encoder, example: PreferenceExample) -> Item:
+    def item(self, encoder: Encoder, example: Example) -> Item:
         """Return (x, good, y_w, bad, y_l) and (x, bad, y_l, good, y_w)."""
-        chosen, rejected = _levelled(encoder, example)
-        return encoder.chain((chosen, rejected)), encoder.chain((rejected, chosen))
-
-
-def _levelled(encoder: Encoder, example: PreferenceExample) -> tuple[LevelledExample, LevelledExample]:
-    """Return (chosen at the best level, rejected at the worst)."""
-    assert encoder.num_levels == len(PAIR_LEVELS), "a pair shows two levels"
-    return (
-        LevelledExample(example.prompt, example.chosen, encoder.num_levels - 1),
-        LevelledExample(example.prompt, example.rejected, 0),
-    )
+        orders = dict.fromkeys((example.completions, example.completions[::-1]))
+        return tuple(encoder.chain(example.prompt, order) for order in orders)
 
 
 FORMATS.register("conditional")(Conditional())

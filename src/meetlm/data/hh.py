@@ -2,7 +2,7 @@ r"""Anthropic's HH-RLHF: two transcripts per row, ``\n\nHuman: …\n\nAssistant:
 
 Knows the transcripts; knows neither files nor tokenizers. Each side is split at its own last
 ``\n\nAssistant:``. In some rows the two sides differ before that: cutting the rejected side by the length of
-the chosen prompt, as is often done, would then tear a word in two. Such rows carry ``rejected_prompt``; the
+the chosen prompt, as is often done, would then tear a word in two. Such rows carry ``other_prompt``; the
 filters drop and count them, and rows in which a human's turn follows the reply.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
+from meetlm.data.example import Example, Prompt, Turn, as_reply
 from meetlm.data.rows import Row
 
 ASSISTANT = "\n\nAssistant:"
@@ -22,21 +22,21 @@ _MARKS = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def parse(row: Row) -> PreferenceExample:
+def parse(row: Row) -> Example:
     r"""Turn a row with the fields ``chosen`` and ``rejected`` into an example, grouped by its prompt.
 
     Raises:
         DataError: A field is missing, is not a string, or holds no ``\n\nAssistant:``.
     """
     prompt, chosen = _split(row, "chosen")
-    rejected_prompt, rejected = _split(row, "rejected")
-    return PreferenceExample(
+    other_prompt, rejected = _split(row, "rejected")
+    return Example.of_pair(
         prompt=Prompt(prompt),
         chosen=as_reply(chosen),
         rejected=as_reply(rejected),
         group=prompt,
         origin=row.origin,
-        rejected_prompt=None if rejected_prompt == prompt else Prompt(rejected_prompt),
+        other_prompt=None if other_prompt == prompt else Prompt(other_prompt),
         remarks=("human_turn",) if HUMAN in chosen or HUMAN in rejected else (),
     )
 

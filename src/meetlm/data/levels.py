@@ -1,28 +1,130 @@
-"""Examples with levels: which reply shows which level.
+"""Levels: named degrees of preference, and the space of all levels that a control has.
 
-A level is a named degree of preference. In a pair the rejected reply shows ``bad`` and the chosen reply ``good``.
+In a pair the rejected reply shows ``bad`` and the chosen reply ``good``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, overload
 
-from meetlm.data.example import Prompt, Turn
-
-PAIR_LEVELS = ("bad", "good")
-"""Levels of pairwise data, worst first; the last one is the default at inference."""
+from meetlm.data.example import Example, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class LevelledExample:
-    """One reply with the level that it shows: a term of the sums in eqs. 1 and 2.
+class Attribute:
+    """One property of replies, such as helpfulness or tone; a reply shows at most one of its levels.
 
     Attributes:
-        prompt: x.
-        completion: y.
-        level: Index into the run's levels.
+        name: Its name; empty for the only attribute of data that name none.
+        levels: Names of its levels; worst first where they are ordered.
+        is_ordered: Whether the levels are a scale from worst to best.
     """
 
-    prompt: Prompt
-    completion: Turn
-    level: int
+    name: str
+    levels: tuple[str, ...]
+    is_ordered: bool = True
+
+
+@dataclass(frozen=True)
+class LevelSpace(Sequence[str]):
+    """All K levels of a control, those of all attributes one after the other, as a sequence of their names.
+
+    A level of a named attribute is called ``tone=formal``, one of the unnamed attribute ``good``.
+
+    Attributes:
+        attributes: The attributes.
+    """
+
+    attributes: tuple[Attribute, ...]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all levels, in the order of the stacked parameters."""
+        return tuple(
+            f"{attribute.name}={level}" if attribute.name else level
+            for attribute in self.attributes
+            for level in attribute.levels
+        )
+
+    @cached_property
+    def ranges(self) -> dict[str, range]:
+        """Indices of the levels of each attribute, by its name."""
+        ranges, start = {}, 0
+        for attribute in self.attributes:
+            ranges[attribute.name] = range(start, start + len(attribute.levels))
+            start += len(attribute.levels)
+        return ranges
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.names[index]
+
+    def weights(self, levels: Iterable[int]) -> Weights:
+        """Return the weights [K] that select some levels, by their indices."""
+        selected = set(levels)
+        return tuple(1.0 if k in selected else 0.0 for k in range(len(self)))
+
+    @property
+    def best(self) -> Weights:
+        """Weights of the best level of each ordered attribute."""
+        return self.weights(self.ranges[a.name][-1] for a in self.attributes if a.is_ordered)
+
+    @property
+    def worst(self) -> Weights:
+        """Weights of the worst level of each ordered attribute."""
+        return self.weights(self.ranges[a.name][0] for a in self.attributes if a.is_ordered)
+
+    @property
+    def best_only(self) -> LevelSpace:
+        """The space of the best level alone, for formats that use no levels."""
+        return LevelSpace.of_names(*(name for name, weight in zip(self, self.best, strict=True) if weight))
+
+    def heaviest(self, weights: Weights) -> tuple[int, ...]:
+        """Return the index of the level with the largest weight of each attribute that has a weight, in order."""
+        stated = [levels for levels in self.ranges.values() if any(weights[k] for k in levels)]
+        return tuple(max(levels, key=lambda k: weights[k]) for levels in stated)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the attributes as JSON values."""
+        return [{"name": a.name, "levels": list(a.levels), "is_ordered": a.is_ordered} for a in self.attributes]
+
+    @classmethod
+    def from_dict(cls, attributes: Iterable[Mapping[str, Any]]) -> LevelSpace:
+        """Return what :meth:`to_dict` wrote."""
+        return cls(tuple(Attribute(a["name"], tuple(a["levels"]), a["is_ordered"]) for a in attributes))
+
+    @classmethod
+    def of_names(cls, *names: str) -> LevelSpace:
+        """Return a space of one unnamed attribute with these levels, worst first."""
+        return cls((Attribute("", names),))
+
+
+PAIR_LEVELS = LevelSpace.of_names("bad", "good")
+"""Levels of pairwise data."""
+
+
+def with_weights(example: Example, levels: LevelSpace) -> Example:
+    """Return an example whose completions have the weights of the levels that their feedback names."""
+    starts = {attribute.name: (levels.ranges[attribute.name][0], attribute.levels) for attribute in levels.attributes}
+
+    def index(name: str, value: str | float) -> int:
+        start, names = starts[name]
+        return start + names.index(str(value))
+
+    completions = tuple(
+        replace(completion, weights=levels.weights(index(name, value) for name, value in completion.feedback))
+        for completion in example.completions
+    )
+    return replace(example, completions=completions)

@@ -7,7 +7,7 @@ replies start.
   replies keep their leading space and no word is torn (TRL cuts at the first differing character).
 * Conversations part at the first turn that differs; at least the last turn is the reply. Where a user or
   system turn would land in a reply, the two sides answer different prompts: each side is then split
-  before its closing assistant turns and ``rejected_prompt`` is set, as for HH.
+  before its closing assistant turns and ``other_prompt`` is set, as for HH.
 
 A text ``prompt`` beside chat replies is the user's message, or a copy of it where the replies repeat the conversation.
 A prompt whose last turn is the assistant's is the beginning of the reply. ``system`` is the system message of a
@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from os.path import commonprefix
 
-from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
+from meetlm.data.example import Example, Prompt, Turn, as_reply
 from meetlm.data.messages import read_prompt
 from meetlm.data.rows import Row
 
@@ -46,7 +46,7 @@ ABOUT_PROMPTS = re.compile(r"id|index|hash|length|source|model|type|name|num|sco
 """What the name of a column has in it that only says something about a prompt."""
 
 
-def parse(row: Row) -> PreferenceExample:
+def parse(row: Row) -> Example:
     """Turn one row into an example, grouped by its prompt.
 
     Raises:
@@ -66,7 +66,7 @@ def parse(row: Row) -> PreferenceExample:
         example = _chat_pair(row, prompt, *sides)
     else:
         example = _text_pair(row, prompt, chosen.text(), rejected.text())
-    refuse_unused(row, example.prompt, example.chosen, example.rejected)
+    refuse_unused(row, example.prompt, *example.replies)
     return example
 
 
@@ -95,12 +95,12 @@ def _conversation(row: Row) -> Prompt | None:
     return None
 
 
-def _text_pair(row: Row, prompt: Prompt | None, chosen: str, rejected: str) -> PreferenceExample:
+def _text_pair(row: Row, prompt: Prompt | None, chosen: str, rejected: str) -> Example:
     """Return a pair of plain texts; replies that both repeat the prompt lose it."""
     if prompt is None:
         border = _border(chosen, rejected)
         prompt, chosen, rejected = Prompt(chosen[:border]), chosen[border:], rejected[border:]
-        return PreferenceExample(prompt, as_reply(chosen), as_reply(rejected), prompt.group, row.origin)
+        return Example.of_pair(prompt, as_reply(chosen), as_reply(rejected), prompt.group, row.origin)
     asked = prompt.text().rstrip()
     remarks: tuple[str, ...] = ()
     if len(asked.split()) > 1:
@@ -109,17 +109,17 @@ def _text_pair(row: Row, prompt: Prompt | None, chosen: str, rejected: str) -> P
             chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
         remarks = ("repeated_in_both",) if all(repeated) else ("repeated_in_one",) if any(repeated) else ()
     sides = as_reply(chosen), as_reply(rejected)
-    return PreferenceExample(prompt, *sides, prompt.group, row.origin, remarks=remarks)
+    return Example.of_pair(prompt, *sides, prompt.group, row.origin, remarks=remarks)
 
 
-def _chat_pair(row: Row, prompt: Prompt | None, chosen: Turns, rejected: Turns) -> PreferenceExample:
+def _chat_pair(row: Row, prompt: Prompt | None, chosen: Turns, rejected: Turns) -> Example:
     remarks: tuple[str, ...] = ()
     other: Turns | None = None
     has_question = any(turn.role == "user" for turn in chosen + rejected)
     if prompt is None or (has_question and not prompt.is_chat):
         asked, chosen, rejected, other = _split_turns(_ended(row, "chosen", chosen), _ended(row, "rejected", rejected))
         if prompt is not None and not prompt.is_blank and _squeeze(prompt.text()) not in _squeeze(Prompt(asked).text()):
-            remarks = ("prompt_differs",)
+            remarks = ("prompt_column_ignored",)
     else:
         asked = prompt.turns
         chosen, rejected = _after(row, "chosen", asked, chosen), _after(row, "rejected", asked, rejected)
@@ -130,7 +130,9 @@ def _chat_pair(row: Row, prompt: Prompt | None, chosen: Turns, rejected: Turns) 
         raise row.error("is missing", field="prompt", expected=expected)
     other_prompt = None if other is None else Prompt(with_system(row, other))
     sides = _single(row, "chosen", chosen), _single(row, "rejected", rejected)
-    return PreferenceExample(Prompt(asked), *sides, Prompt(asked).group, row.origin, other_prompt, remarks)
+    return Example.of_pair(
+        Prompt(asked), *sides, Prompt(asked).group, row.origin, other_prompt=other_prompt, remarks=remarks
+    )
 
 
 def with_system(row: Row, turns: Turns) -> Turns:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from meetlm.config.errors import DataError, locate_errors
-from meetlm.data.example import Origin, PreferenceExample, Prompt, Turn
+from meetlm.data.example import Example, Origin, Prompt, Turn
 from meetlm.data.messages import read_prompt
 from meetlm.data.pairs import CHAT_COLUMNS, refuse_unused, with_system
 from meetlm.data.rows import Row
@@ -148,6 +148,7 @@ def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
     return HeldOutPrompt(prompt, None, row.origin)
 
 
-def _of_pair(example: PreferenceExample) -> HeldOutPrompt:
-    chosen = None if "human_turn" in example.remarks else example.chosen
+def _of_pair(example: Example) -> HeldOutPrompt:
+    best, _ = example.best_and_worst
+    chosen = None if "human_turn" in example.remarks else best
     return HeldOutPrompt(example.prompt, chosen, example.origin)

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import hh, pairs, summarize
-from meetlm.data.example import PreferenceExample, Prompt, Read, Turn
+from meetlm.data.example import Example, Prompt, Read, Turn
 from meetlm.data.places import find_rows
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
@@ -47,7 +47,7 @@ class Source:
         task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` where the format does not say.
     """
 
-    parse: Callable[[Row], PreferenceExample]
+    parse: Callable[[Row], Example]
     fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
@@ -92,25 +92,24 @@ def read_rows(
     return read
 
 
-def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[PreferenceExample]:
+def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[Example]:
     """Read every pair of a split; raises what :func:`read_rows` does."""
 
-    def parse(row: Row, source: Source) -> PreferenceExample:
+    def parse(row: Row, source: Source) -> Example:
         example = source.parse(row)
         return to_chat(example, source) if settings.as_chat else example
 
     return read_rows(settings, split, parse)
 
 
-def to_chat(example: PreferenceExample, source: Source) -> PreferenceExample:
+def to_chat(example: Example, source: Source) -> Example:
     """Return an example whose text prompt is a conversation and whose replies have no white space around them."""
     if example.prompt.is_chat:
         return example
-    other = example.rejected_prompt
+    other = example.other_prompt
     return replace(
         example,
         prompt=Prompt(source.to_turns(example.prompt)),
-        rejected_prompt=None if other is None else Prompt(source.to_turns(other)),
-        chosen=example.chosen.stripped,
-        rejected=example.rejected.stripped,
+        other_prompt=None if other is None else Prompt(source.to_turns(other)),
+        completions=tuple(replace(c, reply=c.reply.stripped) for c in example.completions),
     )

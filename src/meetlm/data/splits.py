@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import PreferenceExample, Read
+from meetlm.data.example import Example, Read
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 
 
-def read_splits(settings: DataSettings) -> tuple[Read[PreferenceExample], Read[PreferenceExample]]:
+def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
     """Return the rows to train on and the rows to evaluate on.
 
     With ``settings.holdout`` the rows to evaluate on are all rows of that many prompts of the training split: the

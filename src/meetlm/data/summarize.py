@@ -15,14 +15,14 @@ name another split are left out and counted.
 
 from __future__ import annotations
 
-from meetlm.data.example import PreferenceExample, Prompt, Turn, as_reply
+from meetlm.data.example import Example, Prompt, Turn, as_reply
 from meetlm.data.rows import Row
 
 REDDIT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 NEWS = "Article:\n{article}\n\nTL;DR:"
 
 
-def parse(row: Row) -> PreferenceExample:
+def parse(row: Row) -> Example:
     """Turn a row with ``info``, ``summaries`` and ``choice`` into an example.
 
     Raises:
@@ -36,7 +36,7 @@ def parse(row: Row) -> PreferenceExample:
     choice = row.number("choice")
     if choice not in (0, 1):
         raise row.error(f"is {choice}", field="choice", expected="0 or 1, the index of the better summary")
-    return PreferenceExample(
+    return Example.of_pair(
         prompt=Prompt(_prompt(info)),
         chosen=_summary(row, summaries, choice),
         rejected=_summary(row, summaries, 1 - choice),

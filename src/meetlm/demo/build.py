@@ -18,6 +18,7 @@ from typing import Any
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.example import Prompt, Turn
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.demo.rule import first_person
 from meetlm.generation.decoding import Branch
@@ -51,7 +52,7 @@ def base_session(model: ModelSettings = SMOLLM2, spec: FormatSpec | None = None)
     """
     lm, tokenizer = load_lm(model)
     prompt_format = pin_format(tokenizer, system="none") if spec is None else PromptFormat(tokenizer, spec)
-    control = build_control(parse_control({"kind": "none"}), lm, prompt_format.tokenize, seed=0)
+    control = build_control(parse_control({"kind": "none"}), PAIR_LEVELS.best_only, lm, prompt_format.tokenize, seed=0)
     return Session(Policy(lm, control), prompt_format, batch_size=96)
 
 

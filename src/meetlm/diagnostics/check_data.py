@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from meetlm.data.example import PreferenceExample
+from meetlm.data.example import Example
 from meetlm.data.filters import ODDITIES, REASONS, FilterReport, Lengths, prompt_overlap
 from meetlm.diagnostics import shortcuts
 from meetlm.diagnostics.checks import FEW_PROMPTS, Check, Status, share_check, worst_status
@@ -35,7 +35,7 @@ USUAL_ACCURACY = 0.65
 USUAL_INTERVAL = 0.05
 
 
-def check_data(train: Sequence[PreferenceExample], report: FilterReport, lengths: Lengths) -> list[Check]:
+def check_data(train: Sequence[Example], report: FilterReport, lengths: Lengths) -> list[Check]:
     """Return the checks of the training pairs.
 
     Args:
@@ -60,9 +60,7 @@ def check_data(train: Sequence[PreferenceExample], report: FilterReport, lengths
     ]
 
 
-def check_test(
-    train: Sequence[PreferenceExample], test: Sequence[PreferenceExample], report: FilterReport | None
-) -> list[Check]:
+def check_test(train: Sequence[Example], test: Sequence[Example], report: FilterReport | None) -> list[Check]:
     """Return the checks of the held-out pairs.
 
     Args:
@@ -115,8 +113,8 @@ def _too_long(name: str, report: FilterReport, advice: str, what: str = "rows") 
 
 def _unusable(report: FilterReport) -> Check:
     rows = _checked(report)
-    others = ("too_long", "prompts_differ", "repeated_prompt")
-    dropped = {REASONS[name]: tally.count for name, tally in report.dropped.items() if name not in others}
+    separate = ("too_long", "sides_differ", "repeated_prompt")
+    dropped = {REASONS[name]: tally.count for name, tally in report.dropped.items() if name not in separate}
     odd = {ODDITIES[name]: tally.count for name, tally in report.odd.items() if name != "empty_prompt"}
     share = sum(dropped.values()) / rows
     finding = f"{sum(dropped.values())} of {rows} rows ({share:.1%}) are left out{_listed(dropped)}"
@@ -134,7 +132,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _differing_prompts(report: FilterReport) -> Check:
-    tally = report.dropped.get("prompts_differ")
+    tally = report.dropped.get("sides_differ")
     rows, count = _checked(report), tally.count if tally else 0
     finding = f"{count} of {rows} rows ({count / rows:.1%}) compare replies to two different prompts and are left out"
     status = worst_status(warning=count / rows > UNUSABLE_WARNING)
@@ -142,10 +140,11 @@ def _differing_prompts(report: FilterReport) -> Check:
     return Check("prompt", status, finding, count / rows, advice=advice)
 
 
-def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
+def _length(train: Sequence[Example], lengths: Lengths) -> Check:
     sizes = [lengths(example) for example in train]
     groups = [example.group for example in train]
-    share = shortcuts.longer_is_chosen([size[1] for size in sizes], [size[2] for size in sizes], groups)
+    chosen, rejected = ([size.replies[side] for size in sizes] for side in (0, -1))
+    share = shortcuts.longer_is_chosen(chosen, rejected, groups)
     side = "longer" if share.value >= 0.5 else "shorter"
     share = share if share.value >= 0.5 else Interval(1 - share.value, 1 - share.high, 1 - share.low)
     advice = (
@@ -156,7 +155,7 @@ def _length(train: Sequence[PreferenceExample], lengths: Lengths) -> Check:
     return share_check("length", _form_status(share), finding, share, advice, groups)
 
 
-def _repeated(train: Sequence[PreferenceExample]) -> Check:
+def _repeated(train: Sequence[Example]) -> Check:
     share, repeated = shortcuts.repeated_replies(train)
     finding = (
         f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing from that reply's "
@@ -167,10 +166,8 @@ def _repeated(train: Sequence[PreferenceExample]) -> Check:
     return share_check("stock replies", _form_status(share), finding, share, advice, groups)
 
 
-def _surface(
-    name: str, features_name: str, train: Sequence[PreferenceExample], features: Callable[..., set[str]]
-) -> Check:
-    chosen, rejected = [features(e.chosen) for e in train], [features(e.rejected) for e in train]
+def _surface(name: str, features_name: str, train: Sequence[Example], features: Callable[..., set[str]]) -> Check:
+    chosen, rejected = ([features(e.best_and_worst[side]) for e in train] for side in (0, 1))
     groups = [example.group for example in train]
     share, for_chosen, for_rejected = shortcuts.surface_accuracy(chosen, rejected, groups)
     finding = f"predicting from {features_name}, cross-validated, finds the chosen one in {share} of the pairs"
@@ -202,7 +199,7 @@ def _held_out_pairs(pairs: int) -> Check:
     return Check("held-out pairs", status, finding, half, advice=advice)
 
 
-def _overlap(train: Sequence[PreferenceExample], test: Sequence[PreferenceExample]) -> Check:
+def _overlap(train: Sequence[Example], test: Sequence[Example]) -> Check:
     shared = prompt_overlap(train, test)
     share = len(shared) / len(test)
     gain = share * (1 - USUAL_ACCURACY)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import Encoded, Placement, pair_lengths
-from meetlm.data.example import PreferenceExample, Read
-from meetlm.data.filters import FilterReport, PairTokens, Tally, filter_eval, filter_train, prompt_overlap
+from meetlm.data.encoding import Encoded, Placement, example_lengths
+from meetlm.data.example import Example, Read
+from meetlm.data.filters import ExampleTokens, FilterReport, Tally, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -24,18 +24,18 @@ QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "
 
 
 class TokenCounts:
-    """Counts the tokens of pairs, each pair once, and keeps the counts."""
+    """Counts the tokens of examples, each once, and keeps the counts."""
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self.format = prompt_format
-        self.counts: dict[tuple[str, int], PairTokens] = {}
+        self.counts: dict[tuple[str, int], ExampleTokens] = {}
 
-    def __call__(self, example: PreferenceExample) -> PairTokens:
-        """Return the tokens of prompt, chosen and rejected reply."""
-        place = (example.origin.file, example.origin.line)
-        if place not in self.counts:
-            self.counts[place] = pair_lengths(self.format, example)
-        return self.counts[place]
+    def __call__(self, example: Example) -> ExampleTokens:
+        """Return the tokens of prompt and replies."""
+        row = (example.origin.file, example.origin.line)
+        if row not in self.counts:
+            self.counts[row] = example_lengths(self.format, example)
+        return self.counts[row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class DataReport:
     lengths: dict[str, dict[str, int]]
     measured: int
     longer: Longer
-    kept: list[PreferenceExample]
+    kept: list[Example]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report, without the pairs, as plain JSON types."""
@@ -128,7 +128,7 @@ def report_data(
     count = TokenCounts(prompt_format)
     train, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), None)
     kept, report = filter_train(_first(train, limit), count, settings.max_length)
-    measured = np.array([tokens[:3] for tokens in count.counts.values()])
+    measured = np.array([(tokens.prompt, *tokens.replies) for tokens in count.counts.values()])
     columns = {
         "prompt": measured[:, 0],
         "chosen reply": measured[:, 1],
@@ -139,7 +139,7 @@ def report_data(
         name: {label: int(np.quantile(values, at, method="nearest")) for label, at in QUANTILES.items()}
         for name, values in columns.items()
     }
-    sides = [count(example)[1:3] for example in kept]
+    sides = [count(example).replies for example in kept]
     chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
     test_report, overlap = None, None
     if held_out is not None:
@@ -159,12 +159,12 @@ def report_data(
     )
 
 
-def _first(read: Read[PreferenceExample], limit: int | None) -> Read[PreferenceExample]:
+def _first(read: Read[Example], limit: int | None) -> Read[Example]:
     """Return the first rows, and the rows of another split that stand before the last of them."""
     if limit is None or limit >= len(read.rows):
         return read
     end = read.rows[limit].origin.line
-    return Read(read.rows[:limit], [place for place in read.other_split_rows if place.line < end])
+    return Read(read.rows[:limit], [row for row in read.other_split_rows if row.line < end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import PreferenceExample, Read
+from meetlm.data.example import Example, Read
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
@@ -69,7 +69,7 @@ def diagnose(
     reporter.message("checking the data")
     count_tokens = TokenCounts(prompt_format)
     train, train_report = filter_train(read, count_tokens, settings.max_length, settings.limit_train)
-    test: list[PreferenceExample] = []
+    test: list[Example] = []
     test_report = None
     if with_eval:
         test, test_report = filter_eval(held_out, count_tokens, settings.max_length, limit=settings.limit_eval)

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.encoding import Encoded, Encoder
-from meetlm.data.example import PreferenceExample
-from meetlm.data.levels import LevelledExample
+from meetlm.data.encoding import Encoded, Encoder, no_slot
+from meetlm.data.example import Example, Weights
 from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.policy.policy import Policy
 
@@ -74,22 +73,18 @@ class HeldOutPairs:
         examples: One per prompt, so that a bootstrap over pairs is one over prompts.
 
     Attributes:
-        levels: The best and the worst level; one where there is one.
+        levels: Weights of the best and of the worst level; one where there is one.
         by_level: Sequences at each of these levels.
         bare: Sequences without a control, for the base model.
     """
 
-    def __init__(self, encoder: Encoder, examples: Sequence[PreferenceExample]) -> None:
-        self.levels = (encoder.num_levels - 1, 0) if encoder.num_levels > 1 else (0,)  # best, worst
-        zeros = (0.0,) * encoder.num_levels
+    def __init__(self, encoder: Encoder, examples: Sequence[Example]) -> None:
+        def rows(encoder: Encoder, weights: Weights) -> list[Encoded]:
+            return [encoder.encode(e.prompt, reply, weights) for e in examples for reply in e.best_and_worst]
 
-        def rows(encoder: Encoder, level: int) -> list[Encoded]:
-            replies = [(e.prompt, reply) for e in examples for reply in (e.chosen, e.rejected)]
-            return [encoder.encode(LevelledExample(prompt, reply, level)) for prompt, reply in replies]
-
+        self.levels = tuple(dict.fromkeys((encoder.levels.best, encoder.levels.worst)))
         self.by_level = {level: rows(encoder, level) for level in self.levels}
-        plain = rows(Encoder(encoder.format, [()]), 0)
-        self.bare = [Encoded.of_one(row.ids, row.spans[0].start, zeros) for row in plain]
+        self.bare = rows(Encoder(encoder.format, encoder.levels, no_slot), encoder.levels.weights(()))
 
     @property
     def num_sequences(self) -> int:
@@ -143,7 +138,9 @@ def base_model_accuracy(pairs: HeldOutPairs, reference: Tensor) -> PreferenceAcc
     return _accuracy(pairs, dict.fromkeys(pairs.levels, reference), counts, reference)
 
 
-def _accuracy(pairs: HeldOutPairs, logps: dict[int, Tensor], counts: Tensor, reference: Tensor) -> PreferenceAccuracy:
+def _accuracy(
+    pairs: HeldOutPairs, logps: dict[Weights, Tensor], counts: Tensor, reference: Tensor
+) -> PreferenceAccuracy:
     """Return the accuracy, given log-probs [2P] per level and the number of their tokens [2P]."""
     best, worst = pairs.levels[0], pairs.levels[-1]
     margin, reward = logps[best] - logps[worst], logps[best] - reference

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
-from meetlm.data.example import PreferenceExample, Turn
+from meetlm.data.example import Example, Turn
 from meetlm.diagnostics.intervals import Interval, mean_interval
 from meetlm.diagnostics.preference import wins
 
@@ -50,7 +50,7 @@ def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Seq
     return share(wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
 
 
-def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, int]:
+def repeated_replies(examples: Sequence[Example]) -> tuple[Interval, int]:
     """Return how well a reply's side in other rows predicts its side, and the number of rows with such a reply.
 
     The guess is the reply that is chosen more often and rejected less often in the *other* rows; rows whose two replies
@@ -58,14 +58,15 @@ def repeated_replies(examples: Sequence[PreferenceExample]) -> tuple[Interval, i
     """
     chosen_count: Counter[Turn] = Counter()
     occurrences: Counter[Turn] = Counter()
-    for example in examples:
-        chosen_count[example.chosen] += 1
-        chosen_count[example.rejected] -= 1
-        occurrences[example.chosen] += 1
-        occurrences[example.rejected] += 1
-    chosen = np.array([float(chosen_count[e.chosen] - 1) for e in examples])
-    rejected = np.array([float(chosen_count[e.rejected] + 1) for e in examples])
-    repeated = sum(occurrences[e.chosen] > 1 or occurrences[e.rejected] > 1 for e in examples)
+    pairs = [example.best_and_worst for example in examples]
+    for best, worst in pairs:
+        chosen_count[best] += 1
+        chosen_count[worst] -= 1
+        occurrences[best] += 1
+        occurrences[worst] += 1
+    chosen = np.array([float(chosen_count[best] - 1) for best, _ in pairs])
+    rejected = np.array([float(chosen_count[worst] + 1) for _, worst in pairs])
+    repeated = sum(occurrences[best] > 1 or occurrences[worst] > 1 for best, worst in pairs)
     return share(wins(chosen, rejected), [e.group for e in examples]), repeated
 
 

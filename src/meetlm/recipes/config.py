@@ -16,7 +16,7 @@ from meetlm.config.yaml_files import merge, read_yaml, validate
 from meetlm.controls.base import CONTROLS, ControlSettings
 from meetlm.controls.build import AnyControlSettings
 from meetlm.data.formats import FORMATS
-from meetlm.data.levels import PAIR_LEVELS
+from meetlm.data.levels import LevelSpace
 from meetlm.data.settings import DataSettings
 from meetlm.policy.loading import ModelSettings
 from meetlm.recipes.names import preset_names, recipe_files, recipe_folder, recipe_names
@@ -58,15 +58,16 @@ class RunConfig(Settings):
             raise ValueError(f"stages: two have the same name (and folder) among {', '.join(names)}")
         for stage in self.stages:
             _check_stage(stage, self.control)
-        used = {level for stage in self.stages for level in FORMATS[stage.format].levels}
-        levels = tuple(level for level in PAIR_LEVELS if level in used)
-        if self.control.levels != levels:
-            formats = ", ".join(dict.fromkeys(stage.format for stage in self.stages))
-            raise ValueError(
-                f"control.levels is [{', '.join(self.control.levels)}]; the formats of the stages ({formats}) need the "
-                f"levels [{', '.join(levels)}], worst first"
-            )
         return self
+
+    @property
+    def uses_levels(self) -> bool:
+        """Whether a stage trains replies at different levels."""
+        return any(FORMATS[stage.format].uses_levels for stage in self.stages)
+
+    def control_levels(self, data_levels: LevelSpace) -> LevelSpace:
+        """Return the levels of the control: those of the data, or the best one alone where no stage uses levels."""
+        return data_levels if self.uses_levels else data_levels.best_only
 
 
 def _check_stage(stage: StageSettings, control: ControlSettings) -> None:

@@ -27,7 +27,7 @@ DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ShownPair:
     """One pair with its texts.
 
     Attributes:
@@ -68,7 +68,7 @@ def viewing_order(evaluation: Evaluation, comparison: Comparison) -> list[int]:
     return [pair for pair in chain.from_iterable(turns) if pair is not None] + ranked[None]
 
 
-def examples_of(evaluation: Evaluation) -> list[Example]:
+def examples_of(evaluation: Evaluation) -> list[ShownPair]:
     """Return the largest win and loss and the closest tie of every system, by the first evaluator that has outcomes."""
     first: dict[str, Comparison] = {}
     for _, comparison in comparisons_of([Condition(evaluation)]):
@@ -81,7 +81,7 @@ def examples_of(evaluation: Evaluation) -> list[Example]:
                 prompt, replicate = evaluation.cells[pair]
                 names = {system: system, evaluation.baseline: f"{evaluation.baseline} (baseline)"}
                 examples.append(
-                    Example(
+                    ShownPair(
                         f"{title} of {system} by {comparison.evaluator}, replicate {replicate}",
                         outcomes_of(evaluation, system, pair),
                         turns(evaluation.prompts[prompt]),

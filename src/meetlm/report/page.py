@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from meetlm.report.examples import Example
+from meetlm.report.examples import ShownPair
 from meetlm.report.sections import Section
 from meetlm.report.summary import Summary
 from meetlm.report.wording import NO_VALUE
@@ -33,7 +33,7 @@ class ExampleGroup:
 
     heading: str
     address: str
-    examples: Sequence[Example]
+    examples: Sequence[ShownPair]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.encoding import Encoder, one_hot
-from meetlm.data.example import Message, Origin, Prompt
+from meetlm.data.encoding import Encoder
+from meetlm.data.example import Message, Origin, Prompt, Weights
 from meetlm.data.messages import read_prompt
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.rows import Row
@@ -39,7 +39,7 @@ without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it i
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionRecord:
     """One line of ``completions/*.jsonl``.
 
     Attributes:
@@ -79,7 +79,8 @@ class Aligned:
         self.policy, self.format, self.meet = policy, prompt_format, meet
         self.levels, self.default_level = meet.levels, meet.default_level
         placement = policy.control.settings.placement
-        self.encoder = Encoder(prompt_format, policy.control.slots, placement, embedding_rows(policy.lm))
+        rows = embedding_rows(policy.lm)
+        self.encoder = Encoder(prompt_format, self.levels, policy.control.slot, placement, rows)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -125,7 +126,7 @@ class Aligned:
         seed: int = 0,
         batch_size: int = 32,
         reporter: Reporter = SILENT,
-    ) -> list[Completion]:
+    ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
         completions = dict(
             self.iter_completions(prompts, level, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
@@ -142,7 +143,7 @@ class Aligned:
         batch_size: int = 32,
         skip: Container[int] = (),
         reporter: Reporter = SILENT,
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Iterator[tuple[int, CompletionRecord]]:
         """Yield the index of each prompt in the list and its completion, as they end.
 
         Args:
@@ -157,16 +158,16 @@ class Aligned:
         if isinstance(prompts, str):
             raise ConfigError("prompts: expected a list of prompts, got one string")
         prompts = list(prompts)
-        resolved, weights, slot = self._resolve(level)
+        resolved, weights = self._resolve(level)
         requests = [
-            Request((Branch(self._ids(number, prompt, slot), weights),), sampling, seed, number)
+            Request((Branch(self._ids(number, prompt, weights), weights),), sampling, seed, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
         session = Session(self.policy, self.format, batch_size)
         for index, result in session.iter_completions(requests, reporter=reporter):
             number = requests[index].stream
-            completion = Completion(
+            completion = CompletionRecord(
                 prompt=_as_json(prompts[number]),
                 completion=result.text,
                 level=resolved,
@@ -182,33 +183,32 @@ class Aligned:
         self, prompt: PromptLike, level: Level | None = None, sampling: Sampling | None = None, *, seed: int = 0
     ) -> Iterator[str]:
         """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
-        _, weights, slot = self._resolve(level)
-        request = Request((Branch(self._ids(0, prompt, slot), weights),), sampling or Sampling(), seed)
+        _, weights = self._resolve(level)
+        request = Request((Branch(self._ids(0, prompt, weights), weights),), sampling or Sampling(), seed)
         yield from Session(self.policy, self.format).stream(request)
 
-    def _ids(self, number: int, prompt: PromptLike, slot: int) -> tuple[int, ...]:
+    def _ids(self, number: int, prompt: PromptLike, weights: Weights) -> tuple[int, ...]:
         """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
         asked = self._prompt(number, prompt)
         with locate_errors("prompts", number + 1):
-            return tuple(self.encoder.prompt(asked, slot))
+            return tuple(self.encoder.prompt(asked, weights))
 
-    def weights(self, level: Level) -> tuple[tuple[float, ...], int]:
-        """Return level weights [K] and the index of the level whose slot is used (virtual slots are all the same).
+    def weights(self, level: Level) -> Weights:
+        """Return level weights [K].
 
         Raises:
             ConfigError: The level is unknown, or a mix for a control that cannot mix levels.
         """
-        _, weights, slot = self._resolve(level)
-        return weights, slot
+        return self._resolve(level)[1]
 
-    def _resolve(self, level: Level | None) -> tuple[str | dict[str, float], tuple[float, ...], int]:
+    def _resolve(self, level: Level | None) -> tuple[str | dict[str, float], Weights]:
         resolved = resolve_level(self.levels, self.default_level if level is None else level)
         by_name = {resolved: 1.0} if isinstance(resolved, str) else resolved
         weights = tuple(by_name.get(name, 0.0) for name in self.levels)
-        slot = max(range(len(weights)), key=lambda k: weights[k])
-        if weights != one_hot(slot, len(weights)) and not self.policy.control.can_mix_levels:
+        is_mix = weights != self.levels.weights(self.levels.heaviest(weights))
+        if is_mix and not self.policy.control.can_mix_levels:
             raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
-        return resolved, weights, slot
+        return resolved, weights
 
     def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
         """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""
@@ -246,7 +246,7 @@ def load(run: str | Path, *, device: str = "auto") -> Aligned:
     if sha256_of(lm) != meet.lm_sha256:
         raise RunError(f"{folder / MODEL} is not the language model that the control of the run was trained with")
     prompt_format = PromptFormat(tokenizer, meet.format)
-    control = build_control(parse_control(meet.control), lm, prompt_format.tokenize, seed=0)
+    control = build_control(parse_control(meet.control), meet.levels, lm, prompt_format.tokenize, seed=0)
     if (folder / CONTROL).is_file():
         control.load_state_dict(load_file(folder / CONTROL))
     update_base_paths(folder / LEVELS, (folder / MODEL).resolve())

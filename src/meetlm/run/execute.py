@@ -74,7 +74,8 @@ def execute(
     reporter.message(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)
-    control = build_control(config.control, lm, prompt_format.tokenize, config.seed)
+    levels = config.control_levels(data.levels)
+    control = build_control(config.control, levels, lm, prompt_format.tokenize, config.seed)
     inputs = encode_inputs(config, data, prompt_format, lm, control, reporter)
     pairs = inputs.pairs
     policy = Policy(lm, control, longest=max(inputs.longest, pairs.longest))
@@ -120,8 +121,8 @@ def execute(
     meet = Meet(
         run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
         kind=config.control.kind,
-        levels=control.levels,
-        default_level=control.levels[-1],
+        levels=levels,
+        default_level=levels[-1],
         control=json.loads(config.control.model_dump_json()),
         lm_sha256=sha256_of(lm),
         format=prompt_format.spec,

@@ -20,6 +20,7 @@ from meetlm.config.files import sync, write_atomic
 from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import read_yaml, validate
 from meetlm.controls.build import parse_control
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
 from meetlm.export.peft import export_levels, peft_failure_reason
@@ -46,7 +47,7 @@ class Meet:
     Attributes:
         run: Id of the run: name of its folder and start of its configuration's hash.
         kind: Kind of the control.
-        levels: Names of the levels, in the order of the stacked parameters.
+        levels: The levels, in the order of the stacked parameters.
         default_level: Level that is used where none is passed.
         control: Settings of the control.
         lm_sha256: Hash of the language model that the control belongs to.
@@ -57,13 +58,26 @@ class Meet:
 
     run: str
     kind: str
-    levels: tuple[str, ...]
+    levels: LevelSpace
     default_level: str
     control: dict[str, Any]
     lm_sha256: str
     format: FormatSpec
     conversational: bool
     source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values; the attributes of the levels beside their names."""
+        levels = {"levels": list(self.levels), "attributes": self.levels.to_dict()}
+        return {**asdict(self), **levels, "format": self.format.to_dict()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Meet:
+        """Return what :meth:`to_dict` wrote; runs of version 0.1 have names of levels alone."""
+        names, attributes = fields["levels"], fields.get("attributes")
+        levels = LevelSpace.from_dict(attributes) if attributes else LevelSpace.of_names(*names)
+        others = {name: value for name, value in fields.items() if name != "attributes"}
+        return cls(**{**others, "levels": levels, "format": FormatSpec.from_dict(fields["format"])})
 
 
 def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned: dict[str, Any] | None = None) -> None:
@@ -226,7 +240,7 @@ def write_result(
         export_levels(policy.control, folder / LEVELS, base or (folder / MODEL).resolve())
         sync(folder / LEVELS)
     sync(folder, deep=False)
-    write_atomic(folder / MEET, json.dumps({**asdict(meet), "format": meet.format.to_dict()}, indent=2) + "\n")
+    write_atomic(folder / MEET, json.dumps(meet.to_dict(), indent=2) + "\n")
     sync(folder, deep=False)  # from here on the checkpoints may be removed
 
 
@@ -251,7 +265,7 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged (not a JSON object); restore the file or train again") from error
     try:
-        meet = Meet(**{**fields, "levels": tuple(fields["levels"]), "format": FormatSpec.from_dict(fields["format"])})
+        meet = Meet.from_dict(fields)
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged or was written by another version of meetlm: {error}") from error
     parse_control(meet.control)

@@ -62,7 +62,7 @@ def encode_inputs(
         warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
         if warning:
             reporter.warning(warning)
-    encoder = Encoder(prompt_format, control.slots, config.control.placement, embedding_rows(lm))
+    encoder = Encoder(prompt_format, control.levels, control.slot, config.control.placement, embedding_rows(lm))
     items = {
         name: [FORMATS[name].item(encoder, example) for example in data.train]
         for name in dict.fromkeys(stage.format for stage in config.stages)

@@ -116,7 +116,8 @@ def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -
     for depth in depths:
         reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
         lm = load_lm(config.model)[0] if depth == layers else _random_model(config, depth)
-        policy = Policy(lm, build_control(config.control, lm, inputs.tokenize, config.seed), inputs.inputs.longest)
+        control = build_control(config.control, inputs.control.levels, lm, inputs.tokenize, config.seed)
+        policy = Policy(lm, control, inputs.inputs.longest)
         is_identity = policy.control.is_identity()
         stages = [
             measure_stage(policy, inputs.inputs.items[stage.format], batches, stage, config)

@@ -12,6 +12,7 @@ from meetlm.config.reporter import Reporter
 from meetlm.controls.base import Control
 from meetlm.controls.build import build_control
 from meetlm.data.batch import Layout
+from meetlm.data.levels import LevelSpace
 from meetlm.diagnostics.memory import BatchShape, TrainingStates, training_states
 from meetlm.policy.loading import load_skeleton, load_tokenizer
 from meetlm.policy.packing import attention_failure_reason
@@ -72,15 +73,17 @@ def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
     for line in data.lines():
         reporter.message(line)
     skeleton = load_skeleton(config.model.name)
-    control = skeleton_control(config, skeleton, prompt_format.tokenize)
+    control = skeleton_control(config, config.control_levels(data.levels), skeleton, prompt_format.tokenize)
     inputs = encode_inputs(config, data, prompt_format, skeleton, control, reporter)
     return PlanInputs(config, prompt_format.tokenize, skeleton, control, inputs)
 
 
-def skeleton_control(config: RunConfig, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]) -> Control:
+def skeleton_control(
+    config: RunConfig, levels: LevelSpace, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]
+) -> Control:
     """Return the control of ``config`` for a model without weights, without weights itself."""
     with torch.device("meta"):
-        return build_control(config.control, lm, tokenize, config.seed)
+        return build_control(config.control, levels, lm, tokenize, config.seed)
 
 
 def states_of(lm: PreTrainedModel, control: Control, stage: StageSettings) -> TrainingStates:

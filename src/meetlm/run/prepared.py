@@ -8,9 +8,10 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.data.encoding import pair_lengths
-from meetlm.data.example import PreferenceExample, fingerprint
-from meetlm.data.filters import FilterReport, PairTokens, filter_eval, filter_train
+from meetlm.data.encoding import example_lengths
+from meetlm.data.example import Example, fingerprint
+from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train
+from meetlm.data.levels import PAIR_LEVELS, LevelSpace, with_weights
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES
@@ -20,17 +21,19 @@ from meetlm.recipes.config import RunConfig
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training and held-out pairs of a run.
+    """Training and held-out examples of a run.
 
     Attributes:
-        train: Pairs that passed the filters.
-        test: Held-out pairs, one per prompt.
+        levels: The levels of the data.
+        train: Examples that passed the filters, with level weights.
+        test: Held-out examples, one per prompt.
         reports: Reports of the filters of both.
         spec: Prompt format that lengths were counted in.
     """
 
-    train: list[PreferenceExample]
-    test: list[PreferenceExample]
+    levels: LevelSpace
+    train: list[Example]
+    test: list[Example]
     reports: tuple[FilterReport, FilterReport]
     spec: FormatSpec
 
@@ -46,19 +49,21 @@ class PreparedData:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all rows that are used, in order."""
-        return fingerprint((pair.prompt, pair.chosen, pair.rejected) for pair in (*self.train, *self.test))
+        return fingerprint((example.prompt, *example.replies) for example in (*self.train, *self.test))
 
 
 def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
     """Read and filter both splits; lengths are counted without a control, so that every method has the same rows."""
 
-    def lengths(example: PreferenceExample) -> PairTokens:
-        return pair_lengths(prompt_format, example)
+    def lengths(example: Example) -> ExampleTokens:
+        return example_lengths(prompt_format, example)
 
     read, held = read_splits(settings)
     train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
     test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
-    return PreparedData(train, test, (of_train, of_test), prompt_format.spec)
+    levels = PAIR_LEVELS
+    train, test = ([with_weights(example, levels) for example in rows] for rows in (train, test))
+    return PreparedData(levels, train, test, (of_train, of_test), prompt_format.spec)
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:

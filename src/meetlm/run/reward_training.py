@@ -26,8 +26,8 @@ from meetlm.config.extras import require_extra
 from meetlm.config.files import refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import versions
-from meetlm.data.example import PreferenceExample, fingerprint
-from meetlm.data.filters import FilterReport, PairTokens, filter_eval, filter_train, prompt_overlap
+from meetlm.data.example import Example, fingerprint
+from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval
@@ -157,7 +157,7 @@ class RewardPairs:
     """
 
     train: list[tuple[TokenizedRow, TokenizedRow]]
-    test: list[PreferenceExample]
+    test: list[Example]
     reports: tuple[FilterReport, FilterReport]
     num_seen: int
     fingerprint: str
@@ -172,17 +172,17 @@ class RewardPairs:
         assert encoder.max_tokens is None, "pairs that are too long are left out and counted, not truncated"
 
         @cache
-        def sides(example: PreferenceExample) -> tuple[TokenizedRow, TokenizedRow]:
-            rows = encoder.encode([example.prompt] * 2, [example.chosen.content, example.rejected.content])
+        def sides(example: Example) -> tuple[TokenizedRow, TokenizedRow]:
+            rows = encoder.encode([example.prompt] * 2, [reply.content for reply in example.best_and_worst])
             for row in rows:
                 if isinstance(row, str):
                     raise DataError(row, file=example.origin.file, line=example.origin.line)
             first, second = (row for row in rows if isinstance(row, TokenizedRow))
             return first, second
 
-        def lengths(example: PreferenceExample) -> PairTokens:
+        def lengths(example: Example) -> ExampleTokens:
             chosen, rejected = (row.ids for row in sides(example))
-            return PairTokens(max(len(chosen), len(rejected)), 0, 0, chosen == rejected)
+            return ExampleTokens(max(len(chosen), len(rejected)), (0, 0), chosen == rejected)
 
         usable, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
         test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
@@ -194,7 +194,7 @@ class RewardPairs:
                 file=test_report.file,
                 expected="other held-out prompts: pass --data.eval_file FILE, or --data.holdout NUMBER",
             )
-        sha256 = fingerprint((example.prompt, example.chosen, example.rejected) for example in (*usable, *unseen))
+        sha256 = fingerprint((example.prompt, *example.best_and_worst) for example in (*usable, *unseen))
         num_seen = len(test) - len(unseen)
         return cls([sides(example) for example in usable], unseen, (train_report, test_report), num_seen, sha256)
 
@@ -368,7 +368,7 @@ class _StepProgress(ShowProgress):
 def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: Reporter) -> tuple[Interval, Interval]:
     """Return the held-out accuracy of the written checkpoint, and that of always picking the longer reply."""
     model = RewardModel.load(RewardSettings(model=str(out), device=settings.device))
-    completions = [reply.content for example in pairs.test for reply in (example.chosen, example.rejected)]
+    completions = [reply.content for example in pairs.test for reply in example.best_and_worst]
     rows = model.tokenize([example.prompt for example in pairs.test for _ in range(2)], completions)
     rewards = model.score(rows, reporter=reporter)
     if None in rewards:

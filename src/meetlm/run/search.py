@@ -174,7 +174,7 @@ def _refuse_small_budget(config: RunConfig, trials: int, by: str) -> None:
             f"{config.recipe} has {num_stages} stages, and each needs two trials: "
             f"pass --trials {2 * num_stages} or more"
         )
-    if by == "preference" and len(config.control.levels) < 2:
+    if by == "preference" and not config.uses_levels:
         raise ConfigError(f"{config.recipe} has one level, so no preference accuracy: choose another --by")
 
 
@@ -233,4 +233,4 @@ def _at_rate(stage: StageSettings, rate: float) -> StageSettings:
 def _metric_for(stage: StageSettings) -> str:
     if OBJECTIVES[stage.objective.kind].is_pairwise:
         return "reward"
-    return "nll" if len(FORMATS[stage.format].levels) == 1 else "preference"
+    return "preference" if FORMATS[stage.format].uses_levels else "nll"

@@ -36,6 +36,7 @@ def stage_key(config: RunConfig, data: str, index: int) -> str:
         "data": data,
         "format": resolved["format"],
         "control": resolved["control"],
+        "levels": config.uses_levels,
         "seed": config.seed,
         "order": data_seed(config.seed),
         "optim": {k: v for k, v in resolved["optim"].items() if k != "lr"},  # the stages have it
