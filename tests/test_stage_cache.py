@@ -46,7 +46,9 @@ def recipe(folder: Path, method: str, *words: str) -> RunConfig:
     }
     file.write_text(json.dumps(over))
     stages = load_config(None, file).stages
-    return load_config(None, file, [*(f"stages.{stage.name}.epochs=1" for stage in stages), *words])
+    changed = {word.partition("=")[0] for word in words}
+    one_epoch = [f"stages.{stage.name}.epochs=1" for stage in stages]
+    return load_config(None, file, [*(word for word in one_epoch if word[:-2] not in changed), *words])
 
 
 def run(config: RunConfig, folder: Path, cache: StageCache | None = None) -> list[str]:

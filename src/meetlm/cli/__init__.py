@@ -14,6 +14,8 @@ from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to `
     plan,
     recipes,
     reward,
+    rollout,
+    score,
     sweep,
     temperature,
     train,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from meetlm.cli.arguments import SettingsCommand, configure_for_data
-from meetlm.cli.console import print_json, quiet_libraries
+from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import Count, config_option, json_option
+from meetlm.cli.options import PATH, Count, config_option, json_option
 from meetlm.config.overrides import Override
+from meetlm.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from meetlm.data.prompt_format import PromptFormat
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
 
 WORDS_SHOWN = 60
+SUSPECTS_SHOWN = 20
 
 
 @main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Report what is in preference data.")
@@ -28,8 +30,13 @@ WORDS_SHOWN = 60
 @click.option(
     "--show", type=Count(0), default=2, show_default=True, help="Number of pairs to show as the model reads them."
 )
+@click.option(
+    "--suspects", metavar="RUN", type=PATH, help="List the training pairs that the levels of this run contradict most."
+)
 @json_option
-def data(names: list[str], overrides: list[Override], file: Path | None, show: int, as_json: bool) -> None:
+def data(
+    names: list[str], overrides: list[Override], file: Path | None, show: int, suspects: Path | None, as_json: bool
+) -> None:
     """Report what is in preference data before anything is trained on them.
 
     Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
@@ -41,9 +48,13 @@ def data(names: list[str], overrides: list[Override], file: Path | None, show: i
       meet data --data.path train.jsonl.gz --data.eval_file test.jsonl.gz
       meet data --data.path pairs.csv --model.name HuggingFaceTB/SmolLM2-360M-Instruct --data.max_length 1024
       meet data hh-meet-soft-prompt --data.subset harmless-base --show 5
+      meet data --data.path pairs.csv --suspects runs/lora
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries(warnings=False)
     config, reason = configure_for_data(names, overrides, file)
+    if suspects is not None:
+        _print_suspects(suspects, config.data, as_json)
+        return
     from meetlm.diagnostics.data_report import report_data
     from meetlm.diagnostics.locate import with_test
     from meetlm.policy.loading import load_tokenizer
@@ -64,6 +75,31 @@ def data(names: list[str], overrides: list[Override], file: Path | None, show: i
         click.echo(line)
     if show > 0:
         _show(report, prompt_format, config, show)
+
+
+def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
+    """Print the training pairs whose rejected reply has the higher score by the levels of a run, worst first."""
+    from meetlm.run.aligned import load
+    from meetlm.run.score import read_pairs, score_pairs
+    from meetlm.run.score import suspects as find_suspects
+
+    reporter = ConsoleReporter()
+    aligned = load(run)
+    examples, _ = read_pairs(settings, aligned.format, train=True)
+    pairs = score_pairs(aligned.policy, aligned.encoder, examples, reporter=reporter)
+    found = find_suspects(pairs)
+    if as_json:
+        print_json({"num_pairs": len(pairs), "suspects": [pair.to_dict() for pair in found]})
+        return
+    click.echo(f"{len(found)} of {len(pairs)} pairs: the rejected reply has the higher score by the levels of {run}")
+    for pair in found[:SUSPECTS_SHOWN]:
+        click.echo(f"\n{pair.example.origin}: chosen − rejected = {pair.margin:.2f} nats")
+        chosen, rejected = pair.example.best_and_worst
+        texts = {"prompt": pair.example.prompt.text(), "chosen": chosen.content, "rejected": rejected.content}
+        for name, text in texts.items():
+            click.echo(f"  {name:<9}{textwrap.shorten(text, 100, placeholder=' …')}")
+    if len(found) > SUSPECTS_SHOWN:
+        click.echo(f"\nThe first {SUSPECTS_SHOWN} are above; --json prints all.")
 
 
 def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, number: int) -> None:

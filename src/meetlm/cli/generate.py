@@ -49,6 +49,13 @@ CHAT_HELP = "/level NAME, NUMBER or good=1.5,bad=-0.5: change the level; /reset:
 @sampling_options()
 @seed_option("Seed of sampling.")
 @batch_size_option
+@click.option(
+    "--best-of",
+    type=Count(1),
+    default=1,
+    show_default=True,
+    help="Sample N replies per prompt and use the one that the levels score highest (see `meet score`).",
+)
 @click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
 @out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]", FILE)
 @json_option
@@ -61,6 +68,7 @@ def generate(
     sampling: Sampling,
     seed: int,
     batch_size: int,
+    best_of: int,
     limit: int | None,
     out: Path | None,
     as_json: bool,
@@ -91,7 +99,7 @@ def generate(
         if not all(texts):
             raise click.UsageError("--prompt: the prompt is empty")
         completions = load(run).complete(
-            texts, parse_level(level), sampling, seed=seed, batch_size=batch_size, reporter=reporter
+            texts, parse_level(level), sampling, best_of=best_of, seed=seed, batch_size=batch_size, reporter=reporter
         )
         rows = [completion.to_dict() for completion in completions]
         print_json(rows) if as_json else _print_replies(rows)
@@ -105,6 +113,7 @@ def generate(
         sampling,
         seed=seed,
         limit=limit,
+        best_of=best_of,
         batch_size=batch_size,
         out=out,
         reporter=reporter,

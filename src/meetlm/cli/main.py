@@ -16,7 +16,18 @@ EXIT_CODES = (
     "Exit codes: 0 success; 1 an error in data, settings or files, or a problem found by `meet doctor`; 2 wrong usage; "
     "130 interrupted. Results are printed on stdout, messages and progress on stderr."
 )
-RESUMABLE = ("train", "demo", "sweep", "search", "generate", "sweep-temperature", "evaluate", "reward")
+RESUMABLE = (
+    "train",
+    "demo",
+    "sweep",
+    "search",
+    "generate",
+    "sweep-temperature",
+    "evaluate",
+    "reward",
+    "rollout",
+    "improve",
+)
 """Commands that continue where an interrupted call ended."""
 
 

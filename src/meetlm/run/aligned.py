@@ -15,9 +15,10 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoder
-from meetlm.data.example import Message, Origin, Prompt, Weights
+from meetlm.data.example import Message, Origin, Prompt, Turn, Weights, as_reply
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.messages import read_prompt
-from meetlm.data.prompt_format import PromptFormat
+from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
 from meetlm.export.peft import update_base_paths
@@ -29,6 +30,7 @@ from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
 from meetlm.run.levels import Level, resolve_level
+from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 r"""A prompt as callers write it: text, messages with role and content, or a :class:`Prompt`.
@@ -95,6 +97,7 @@ class Aligned:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        best_of: int = 1,
         seed: int = 0,
         batch_size: int = 32,
     ) -> list[str]:
@@ -107,6 +110,7 @@ class Aligned:
             max_new_tokens: Maximum number of new tokens.
             temperature: Sampling temperature; 0 = greedy decoding.
             top_p: Sample from the most likely tokens of this total probability.
+            best_of: Number of replies to sample per prompt; the reply with the highest :meth:`score` is returned.
             seed: Seed of sampling. A prompt's samples depend on it and on the prompt's place in the list only.
             batch_size: Prompts per batch.
 
@@ -115,7 +119,8 @@ class Aligned:
         """
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         sampling = validate(Sampling, settings, {}, "generate")
-        return [c.completion for c in self.complete(prompts, level, sampling, seed=seed, batch_size=batch_size)]
+        records = self.complete(prompts, level, sampling, best_of=best_of, seed=seed, batch_size=batch_size)
+        return [record.completion for record in records]
 
     def complete(
         self,
@@ -123,15 +128,62 @@ class Aligned:
         level: Level | None,
         sampling: Sampling,
         *,
+        best_of: int = 1,
         seed: int = 0,
         batch_size: int = 32,
         reporter: Reporter = SILENT,
     ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
+        prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(
             self.iter_completions(prompts, level, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
         )
-        return [completions[number] for number in sorted(completions)]
+        records = [completions[number] for number in sorted(completions)]
+        return [records[index] for index, _ in self.pick_best(records, best_of, reporter=reporter)]
+
+    def repeat(self, prompts: Iterable[PromptLike], best_of: int, sampling: Sampling) -> list[PromptLike]:
+        """Return each prompt ``best_of`` times, for as many samples of it.
+
+        Raises:
+            ConfigError: ``best_of`` is not positive, or all samples would be the same.
+        """
+        if isinstance(prompts, str):
+            raise ConfigError("prompts: expected a list of prompts, got one string")
+        if best_of < 1:
+            raise ConfigError(f"best_of is {best_of}; expected 1 or more")
+        if best_of > 1 and sampling.temperature == 0:
+            raise ConfigError("best_of requires a temperature above 0: greedy decoding gives the same reply each time")
+        return [prompt for prompt in prompts for _ in range(best_of)]
+
+    def pick_best(
+        self, records: Sequence[CompletionRecord], best_of: int, *, reporter: Reporter = SILENT
+    ) -> list[tuple[int, float | None]]:
+        """Return the index and the score of the best of each ``best_of`` completions; the first one on a tie."""
+        if best_of == 1:
+            return [(index, None) for index in range(len(records))]
+        texts = [record.completion for record in records]
+        scores = self.score([record.prompt for record in records], texts, reporter=reporter)
+        groups = [range(start, start + best_of) for start in range(0, len(records), best_of)]
+        best = [max(group, key=lambda index: scores[index].total) for group in groups]
+        return [(index, scores[index].total) for index in best]
+
+    def score(
+        self, prompts: Iterable[PromptLike], completions: Iterable[str], *, reporter: Reporter = SILENT
+    ) -> list[LevelScore]:
+        """Return log p(completion | prompt, best level) − log p(completion | prompt, worst level) of each completion.
+
+        Args:
+            prompts: As in :meth:`generate`, one per completion.
+            completions: Texts. After a prompt of plain text, a completion without leading white space is joined by a
+                space, unless the prompt ends in white space.
+            reporter: Shows the number of sequences.
+
+        Raises:
+            ConfigError: The levels have no best and worst, or a prompt is wrong.
+        """
+        parsed = [self._prompt(number, prompt) for number, prompt in enumerate(prompts)]
+        rows = [(prompt, joined_reply(prompt, text)) for prompt, text in zip(parsed, completions, strict=True)]
+        return score_replies(self.policy, self.encoder, rows, reporter=reporter)
 
     def iter_completions(
         self,
@@ -220,12 +272,50 @@ class Aligned:
         return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.ask(parsed)
 
 
+def joined_reply(prompt: Prompt, text: str) -> Turn:
+    """Return a reply whose text continues a prompt of plain text; a space joins them if neither has white space."""
+    before = prompt.content
+    is_joined = not isinstance(before, str) or not before or before[-1].isspace() or text[:1].isspace()
+    return as_reply(text if is_joined else f" {text}")
+
+
 def _as_json(prompt: PromptLike) -> Any:
     if isinstance(prompt, Prompt):
         return prompt.to_json()
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return prompt
     return [dict(message) if isinstance(message, Mapping) else message for message in prompt]
+
+
+def load_base(model: ModelSettings, source: str, *, conversational: bool, system: str, reasoning: bool) -> Aligned:
+    """Return a language model without a control, ready to generate at its only level.
+
+    Args:
+        model: Settings of the model.
+        source: Format of the data whose prompts it answers.
+        conversational: Whether prompts are conversations.
+        system: As of the setting ``format.system``.
+        reasoning: As of the setting ``format.reasoning``.
+
+    Raises:
+        ConfigError: The model cannot be loaded.
+    """
+    lm, tokenizer = load_lm(model)
+    prompt_format = pin_format(tokenizer, system=system, stop=SOURCES[source].stop, reasoning=reasoning)
+    levels = PAIR_LEVELS.best_only
+    control = build_control(parse_control({"kind": "none"}), levels, lm, prompt_format.tokenize, seed=0)
+    meet = Meet(
+        run=model.name,
+        kind="none",
+        levels=levels,
+        default_level=levels[-1],
+        control={"kind": "none"},
+        lm_sha256=sha256_of(lm),
+        format=prompt_format.spec,
+        conversational=conversational,
+        source=source,
+    )
+    return Aligned(Policy(lm, control), prompt_format, meet)
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from meetlm.config.files import write_atomic
@@ -19,7 +20,7 @@ from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import load
+from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import Level, resolve_level
 
@@ -37,6 +38,7 @@ def write_completions(
     *,
     seed: int = 0,
     limit: int | None = None,
+    best_of: int = 1,
     batch_size: int = 32,
     out: Path | None = None,
     reporter: Reporter = SILENT,
@@ -51,6 +53,7 @@ def write_completions(
         sampling: How to sample.
         seed: Seed of sampling.
         limit: Number of prompts to use, the first ones; all where ``None``.
+        best_of: As in :meth:`Aligned.generate`.
         batch_size: Prompts per batch.
         out: The file; by default :func:`completions_file`.
         reporter: Shows the progress, which rows are left out, and why.
@@ -85,27 +88,60 @@ def write_completions(
     ):
         if origins:
             reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
-    prompts = [row.prompt.to_json() for row in rows[:limit]]
-    path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    control = sha256_of(aligned.policy.control)
-    inputs = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), resolved, sampling.model_dump(), seed, prompts]
-    header = {"of": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}
+    prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
+    path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit, best_of=best_of)
     unfinished = path.with_name(path.name + UNFINISHED)
-    with Journal(unfinished, header) as journal:
-        written = {entry["number"]: entry["line"] for entry in journal.entries}
-        if written:
-            reporter.message(f"resuming after {len(written)} completions written by an interrupted call")
-        completions = aligned.iter_completions(
-            prompts, resolved, sampling, seed=seed, batch_size=batch_size, skip=set(written), reporter=reporter
-        )
-        for number, completion in completions:
-            written[number] = completion.to_dict()
-            journal.append({"number": number, "line": written[number]})
-    lines = (json.dumps(written[number], ensure_ascii=False) + "\n" for number in range(len(prompts)))
-    write_atomic(path, "".join(lines))
+    completions = complete_resumably(
+        aligned, prompts, resolved, sampling, unfinished, seed=seed, batch_size=batch_size, reporter=reporter
+    )
+    lines = []
+    for index, score in aligned.pick_best(completions, best_of, reporter=reporter):
+        chosen = completions[index].to_dict()
+        lines.append(chosen if score is None else {**chosen, "best_of": best_of, "score": score})
+    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     unfinished.unlink(missing_ok=True)
-    return path, len(prompts)
+    return path, len(lines)
+
+
+def complete_resumably(
+    aligned: Aligned,
+    prompts: Sequence[PromptLike],
+    level: Level,
+    sampling: Sampling,
+    unfinished: Path,
+    *,
+    seed: int,
+    batch_size: int = 32,
+    reporter: Reporter = SILENT,
+) -> list[CompletionRecord]:
+    """Return a completion of each prompt; completions of an interrupted call are read from its journal.
+
+    Args:
+        aligned: A run or a base model.
+        prompts: The prompts, each as often as it is sampled.
+        level: As in :meth:`Aligned.generate`.
+        sampling: How to sample.
+        unfinished: The journal; the caller removes it when the results are written.
+        seed: Seed of sampling.
+        batch_size: Prompts per batch.
+        reporter: Shows the progress.
+    """
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    control, meet = sha256_of(aligned.policy.control), aligned.meet
+    texts = [prompt.to_json() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+    inputs = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, texts]
+    header = {"of": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}
+    with Journal(unfinished, header) as journal:
+        completions = {entry["number"]: CompletionRecord(**entry["line"]) for entry in journal.entries}
+        if completions:
+            reporter.message(f"resuming after {len(completions)} completions written by an interrupted call")
+        results = aligned.iter_completions(
+            prompts, level, sampling, seed=seed, batch_size=batch_size, skip=set(completions), reporter=reporter
+        )
+        for number, completion in results:
+            completions[number] = completion
+            journal.append({"number": number, "line": completion.to_dict()})
+    return [completions[number] for number in range(len(prompts))]
 
 
 def completions_file(
@@ -116,9 +152,10 @@ def completions_file(
     *,
     data: DataSettings | None = None,
     limit: int | None = None,
+    best_of: int = 1,
 ) -> Path:
     """Return the default file of a run's completions; its name has everything that distinguishes them."""
-    name = f"{_stem(level, sampling)}-seed{seed}"
+    name = _stem(level, sampling) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
     name += "" if data is None else f"-of-{_name_of(data)}"
     name += "" if limit is None else f"-first{limit}"
     return run / COMPLETIONS / f"{_plain(name)}.jsonl"

@@ -1,0 +1,170 @@
+"""The levels as a reward model: log p(reply | prompt, best level) − log p(reply | prompt, worst level)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from meetlm.config.errors import ConfigError
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.data.encoding import Encoded, Encoder, example_lengths
+from meetlm.data.example import Example, Prompt, Turn, Weights
+from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train
+from meetlm.data.prompt_format import PromptFormat
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
+from meetlm.data.splits import read_splits
+from meetlm.diagnostics.intervals import Interval
+from meetlm.diagnostics.preference import share_of_pairs, wins
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.settings import RewardSettings
+from meetlm.policy.loading import num_positions
+from meetlm.policy.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class LevelScore:
+    """The score of a reply in nats.
+
+    Attributes:
+        total: Summed over the tokens of the reply, end token included.
+        per_token: The mean over these tokens, for replies of different lengths.
+    """
+
+    total: float
+    per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """The scores of a pair.
+
+    Attributes:
+        example: The pair.
+        chosen: Score of the chosen reply.
+        rejected: Score of the rejected reply.
+    """
+
+    example: Example
+    chosen: LevelScore
+    rejected: LevelScore
+
+    @property
+    def margin(self) -> float:
+        """Score of the chosen minus score of the rejected reply; negative where the levels disagree with the data."""
+        return self.chosen.total - self.rejected.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return file and line, replies, scores and margin as JSON values."""
+        chosen, rejected = self.example.best_and_worst
+        return {
+            "origin": str(self.example.origin),
+            "prompt": self.example.prompt.to_json(),
+            "chosen": chosen.content,
+            "rejected": rejected.content,
+            "score_chosen": asdict(self.chosen),
+            "score_rejected": asdict(self.rejected),
+            "margin": self.margin,
+        }
+
+
+def score_replies(
+    policy: Policy, encoder: Encoder, rows: Sequence[tuple[Prompt, Turn]], *, reporter: Reporter = SILENT
+) -> list[LevelScore]:
+    """Return the score of each reply.
+
+    Args:
+        policy: The trained policy.
+        encoder: Encoder of its control.
+        rows: Prompts and replies.
+        reporter: Shows the number of sequences.
+
+    Raises:
+        ConfigError: The levels have no best and worst.
+    """
+    best, worst = encoder.levels.best, encoder.levels.worst
+    if best == worst:
+        raise ConfigError("the run has no worst level beside the best, and scores compare the two")
+
+    def encode(weights: Weights) -> list[Encoded]:
+        return [encoder.encode(prompt, reply, weights) for prompt, reply in rows]
+
+    at_best, counts = policy.score(encode(best), reporter=reporter)
+    at_worst, _ = policy.score(encode(worst), reporter=reporter)
+    totals = at_best - at_worst
+    return [LevelScore(*values) for values in zip(totals.tolist(), (totals / counts).tolist(), strict=True)]
+
+
+def score_pairs(
+    policy: Policy, encoder: Encoder, examples: Sequence[Example], *, reporter: Reporter = SILENT
+) -> list[ScoredPair]:
+    """Return the scores of pairs; pairs that exceed the model's positions are left out, with a message."""
+    limit, slot = num_positions(policy.lm), len(encoder.slot(encoder.levels.best))
+
+    def length(example: Example) -> int:
+        tokens = example_lengths(encoder.format, example)
+        return slot + tokens.prompt + max(tokens.replies)
+
+    usable = [example for example in examples if limit is None or length(example) <= limit]
+    if len(usable) < len(examples):
+        reporter.message(f"{len(examples) - len(usable)} pairs of more than {limit} tokens (the model) are left out")
+    rows = [(example.prompt, reply) for example in usable for reply in example.best_and_worst]
+    scores = score_replies(policy, encoder, rows, reporter=reporter) if rows else []
+    return [ScoredPair(*values) for values in zip(usable, scores[::2], scores[1::2], strict=True)]
+
+
+def accuracy(pairs: Sequence[ScoredPair], *, per_token: bool = False) -> Interval:
+    """Return how often the chosen reply has the higher score, a tie counting half, with its 95% interval."""
+    name = "per_token" if per_token else "total"
+    chosen, rejected = (
+        np.array([getattr(getattr(pair, side), name) for pair in pairs]) for side in ("chosen", "rejected")
+    )
+    return share_of_pairs(wins(chosen, rejected))
+
+
+def reward_accuracy(settings: RewardSettings, pairs: Sequence[ScoredPair], *, reporter: Reporter = SILENT) -> Interval:
+    """Return the accuracy of a reward model on the same pairs.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or a reply has no reward.
+    """
+    model = RewardModel.load(settings)
+    examples = [pair.example for pair in pairs]
+    prompts = [example.prompt for example in examples for _ in range(2)]
+    replies = [reply.content for example in examples for reply in example.best_and_worst]
+    rewards = model.score(model.tokenize(prompts, replies), reporter=reporter)
+    if None in rewards:
+        raise ConfigError(f"{rewards.count(None)} of {len(rewards)} replies have no reward by {settings.model}")
+    return share_of_pairs(wins(np.array(rewards[::2]), np.array(rewards[1::2])))
+
+
+def suspects(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
+    """Return the pairs whose rejected reply has the higher score, the largest difference first."""
+    return sorted((pair for pair in pairs if pair.margin < 0), key=lambda pair: pair.margin)
+
+
+def read_pairs(
+    settings: DataSettings, prompt_format: PromptFormat, *, train: bool = False
+) -> tuple[list[Example], FilterReport]:
+    """Return the pairs of the training split, or the held-out pairs (one per prompt), and the filters' report.
+
+    Args:
+        settings: Settings of the data.
+        prompt_format: Counts tokens for the filters.
+        train: Read the training split.
+
+    Raises:
+        DataError: The data cannot be read, or no pair can be used.
+    """
+
+    def lengths(example: Example) -> ExampleTokens:
+        return example_lengths(prompt_format, example)
+
+    if train:
+        read = read_splits(settings)[0] if settings.holdout else read_examples(settings, "train")
+        return filter_train(read, lengths, settings.max_length, settings.limit_train)
+    read = read_splits(settings)[1] if settings.holdout else read_examples(settings, "eval")
+    return filter_eval(read, lengths, settings.max_length, limit=settings.limit_eval)
