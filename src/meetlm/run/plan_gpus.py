@@ -74,7 +74,7 @@ def plan_known_model(model: KnownModel, inputs: PlanInputs, sizes: Sequence[int]
     config = inputs.config
     with torch.device("meta"):
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
-    control = skeleton_control(config, lm, inputs.tokenize)
+    control = skeleton_control(config, inputs.control.levels, lm, inputs.tokenize)
     pairs = config.batch.model_copy(update={"pairs": PAPER_PAIRS}).micro
     stages = []
     for stage in config.stages:
