@@ -73,7 +73,7 @@ def test_the_format_is_pinned_once(tmp_path: Path) -> None:
 
 
 def test_data_settings_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"config\.yaml is missing"):
+    with pytest.raises(RunError, match=r"has no config\.yaml"):
         read_data_settings(tmp_path)
     write(tmp_path)
     assert read_data_settings(tmp_path).source == "hh"

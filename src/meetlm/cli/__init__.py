@@ -7,6 +7,7 @@ prepare()  # before anything imports torch
 from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to ``main``
     data,
     demo,
+    dial,
     doctor,
     evaluate,
     generate,

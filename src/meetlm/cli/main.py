@@ -22,6 +22,7 @@ RESUMABLE = (
     "sweep",
     "search",
     "generate",
+    "dial",
     "sweep-temperature",
     "evaluate",
     "reward",

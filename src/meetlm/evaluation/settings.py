@@ -30,6 +30,16 @@ class EvaluationSettings(Settings):
         return value
 
 
+class DialSettings(Settings):
+    """How a dial is measured, and when it is turned too far."""
+
+    nll_increase: float = Field(
+        0.5, gt=0, description="largest increase of the NLL under the base model, in nats per token"
+    )
+    repetition_increase: float = Field(0.05, gt=0, description="largest increase of the share of repeated 4-grams")
+    cut_increase: float = Field(0.1, gt=0, description="largest increase of the share of replies cut at the limit")
+
+
 class RewardSettings(Settings):
     """Which reward model, and what it reads."""
 

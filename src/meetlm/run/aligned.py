@@ -29,7 +29,7 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
-from meetlm.run.levels import Level, resolve_level
+from meetlm.run.levels import Level, dial_warning, resolve_level
 from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -134,6 +134,8 @@ class Aligned:
         reporter: Reporter = SILENT,
     ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
+        if warning := dial_warning(self.levels, self.meet.dial, self._resolve(level)[0]):
+            reporter.warning(warning)
         prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(
             self.iter_completions(prompts, level, sampling, seed=seed, batch_size=batch_size, reporter=reporter)

@@ -22,7 +22,7 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import Level, resolve_level
+from meetlm.run.levels import Level, dial_warning, resolve_level
 
 COMPLETIONS = "completions"
 """The folder of completions in a run."""
@@ -68,26 +68,10 @@ def write_completions(
     """
     meet = read_meet(run)
     resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
-    settings = data or read_data_settings(run)
-    held_out = read_prompts(settings)
     aligned = load(run)
-    firsts, repeated = distinct(held_out.prompts)
-    rows = list(firsts.values())
-    longer: list[HeldOutPrompt] = []
-    if data is None:
-
-        def length(prompt: Prompt) -> int:
-            return len(aligned.format.prompt_ids(prompt))
-
-        rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
-    for name, origins in (
-        ("rows without a prompt", held_out.without),
-        ("rows that name another split", held_out.other_split_rows),
-        ("rows of a prompt that an earlier row has", [row.origin for row in repeated]),
-        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
-    ):
-        if origins:
-            reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
+    if warning := dial_warning(meet.levels, meet.dial, resolved):
+        reporter.warning(warning)
+    rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
     path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit, best_of=best_of)
     unfinished = path.with_name(path.name + UNFINISHED)
@@ -142,6 +126,43 @@ def complete_resumably(
             completions[number] = completion
             journal.append({"number": number, "line": completion.to_dict()})
     return [completions[number] for number in range(len(prompts))]
+
+
+def held_out_rows(
+    aligned: Aligned, run: Path, data: DataSettings | None, reporter: Reporter = SILENT
+) -> list[HeldOutPrompt]:
+    """Return the distinct held-out prompts; report rows that are left out, and why.
+
+    Args:
+        aligned: The run, loaded.
+        run: Its folder.
+        data: Data whose evaluation split has the prompts; where ``None``, the run's own data, without prompts that
+            exceed its ``max_length``.
+        reporter: Shows the messages.
+
+    Raises:
+        DataError: The prompts cannot be read.
+    """
+    settings = data or read_data_settings(run)
+    held_out = read_prompts(settings)
+    firsts, repeated = distinct(held_out.prompts)
+    rows = list(firsts.values())
+    longer: list[HeldOutPrompt] = []
+    if data is None:
+
+        def length(prompt: Prompt) -> int:
+            return len(aligned.format.prompt_ids(prompt))
+
+        rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
+    for name, origins in (
+        ("rows without a prompt", held_out.without),
+        ("rows that name another split", held_out.other_split_rows),
+        ("rows of a prompt that an earlier row has", [row.origin for row in repeated]),
+        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
+    ):
+        if origins:
+            reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
+    return rows
 
 
 def completions_file(

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
 from meetlm.export.peft import export_levels, peft_failure_reason
+from meetlm.policy.loading import ModelSettings
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 
@@ -54,6 +55,7 @@ class Meet:
         format: The pinned prompt format.
         conversational: Whether prompts are conversations.
         source: Format of the training data, which decides how a prompt of plain text is formatted.
+        dial: For each attribute that `meet dial` has calibrated, its safe range and recommended setting.
     """
 
     run: str
@@ -65,6 +67,7 @@ class Meet:
     format: FormatSpec
     conversational: bool
     source: str
+    dial: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; the attributes of the levels beside their names."""
@@ -164,6 +167,25 @@ def read_data_settings(folder: Path) -> DataSettings:
     if record is None:
         raise RunError(f"{folder} has no {CONFIG}, so the data of the run are unknown; pass --data.path")
     return validate(DataSettings, record["config"]["data"], {}, str(folder / CONFIG))
+
+
+def read_model_settings(folder: Path) -> ModelSettings:
+    """Return the settings of the base model, which a run started from.
+
+    Raises:
+        RunError: The configuration is missing.
+    """
+    record = _read_config(folder)
+    if record is None:
+        raise RunError(f"{folder} has no {CONFIG}, so its base model is unknown")
+    return validate(ModelSettings, record["config"]["model"], {}, str(folder / CONFIG))
+
+
+def write_dial(folder: Path, dial: dict[str, dict[str, Any]]) -> None:
+    """Record in ``meet.json`` how far the levels of some attributes can be turned; other attributes stay."""
+    record = json.loads((folder / MEET).read_text(encoding="utf-8"))
+    record["dial"] = {**record.get("dial", {}), **dial}
+    write_atomic(folder / MEET, json.dumps(record, indent=2) + "\n")
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.data.levels import LevelSpace
 
 Level = str | float | Mapping[str, float]
 """A level's name; a number (0 = worst, 1 = best, beyond extrapolates); or weights: ``{"good": 1.5, "bad": -0.5}``."""
@@ -63,6 +65,40 @@ def resolve_level(levels: Sequence[str], level: Level) -> str | dict[str, float]
     if not _is_finite(level):
         raise ConfigError(f"level {level!r}: expected a name, a finite number, or a mapping of names to weights")
     return _on_scale(levels, float(level))
+
+
+def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
+    """Return the names of the levels of each attribute that is a scale: with an order, or with two levels."""
+    return {
+        attribute.name: tuple(levels[index] for index in levels.ranges[attribute.name])
+        for attribute in levels.attributes
+        if attribute.is_ordered or len(attribute.levels) == 2
+    }
+
+
+def dial_warning(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], level: Level) -> str | None:
+    """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it.
+
+    Args:
+        levels: All levels.
+        dial: The recorded range of each attribute.
+        level: What :func:`resolve_level` returned.
+    """
+    weights = {level: 1.0} if isinstance(level, str) else level
+    assert isinstance(weights, Mapping), "the level is resolved"
+    for attribute, names in scales_of(levels).items():
+        stated = [weights.get(name, 0.0) for name in names]
+        limits = dial.get(attribute)
+        if limits is None or len(names) < 2 or not math.isclose(sum(stated), 1, abs_tol=1e-9):
+            continue
+        setting = sum(weight * place for place, weight in enumerate(stated)) / (len(names) - 1)
+        if not limits["low"] - 1e-9 <= setting <= limits["high"] + 1e-9:
+            about = f"{attribute} " if attribute else ""
+            return (
+                f"{about}{setting:g} is outside the safe range {limits['low']:g} to {limits['high']:g} of `meet dial`: "
+                f"replies may repeat themselves or be cut off (recommended: {limits['recommended']:g})"
+            )
+    return None
 
 
 def level_text(level: Level) -> str:

@@ -1,0 +1,148 @@
+"""``meet dial``: how far the levels of a run can be turned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
+from meetlm.cli.console import ConsoleReporter, print_json, print_report_table, quiet_libraries
+from meetlm.cli.main import main
+from meetlm.cli.options import (
+    FILE,
+    Count,
+    Numbers,
+    batch_size_option,
+    json_option,
+    out_option,
+    quiet_option,
+    sampling_options,
+    seed_option,
+    settings_options,
+)
+from meetlm.config.overrides import Override, parse_settings
+from meetlm.config.yaml_files import validate
+from meetlm.evaluation.settings import DialSettings, RewardSettings
+from meetlm.generation.settings import Sampling
+
+
+class _DialArguments(HeldOutData):
+    """The settings of the command."""
+
+    reward: RewardSettings | None = None
+
+
+@main.command(
+    cls=SettingsCommand,
+    names="RUN",
+    missing="the folder of a run",
+    settings=_DialArguments,
+    short_help="Measure how far the levels of a run can be turned.",
+)
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="[ATTRIBUTE=]MODULE:FUNCTION",
+    help="Python function of prompt and completion, or words for the length; repeatable. The dial is to move the first "
+    "one, or the one that names its attribute; the others are side effects.",
+)
+@click.option("--reward", "model", metavar="MODEL", help="Reward model that scores: hub name or folder.")
+@click.option(
+    "--grid",
+    type=Numbers(float),
+    help="Settings, separated by commas: 0 = worst level, 1 = best, beyond extrapolates.  "
+    "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed]",
+)
+@settings_options(DialSettings, "settings")
+@sampling_options()
+@click.option("--samples", type=Count(1), default=1, show_default=True, help="Samples per prompt and setting.")
+@seed_option("Seed of sampling and of the bootstrap.")
+@click.option("--limit", type=Count(1), default=128, show_default=True, help="Use the first N held-out prompts only.")
+@batch_size_option
+@click.option("--picture", type=FILE, help="Write a picture of the curves to this SVG or PNG file.")
+@out_option(None, "Folder of the results.  [default: RUN/dial]")
+@json_option
+@quiet_option
+def dial(
+    names: list[str],
+    overrides: list[Override],
+    scorers: tuple[str, ...],
+    model: str | None,
+    grid: list[float] | None,
+    settings: DialSettings,
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    limit: int,
+    batch_size: int,
+    picture: Path | None,
+    out: Path | None,
+    as_json: bool,
+    reporter: ConsoleReporter,
+) -> None:
+    """Measure how far the levels of RUN can be turned, and record the safe range and a recommended setting in the run.
+
+    Replies to held-out prompts are sampled at each setting and scored. The report shows whether the score rises with
+    the setting, what else changes, and where fluency breaks; `meet generate` warns about levels outside the safe range.
+    An interrupted calibration continues when the same command is given again.
+
+    \b
+    Examples:
+      meet dial runs/meet --scorer my_scorers:politeness --temperature 0.7
+      meet dial runs/meet --reward runs/rm --grid 0,0.5,1,1.5,2,3 --picture dial.svg
+      meet dial runs/styles --scorer tone=my_scorers:formality --scorer length=words
+    """  # noqa: D301  click's mark is a real backspace
+    stated = [override for override in overrides if not override.key.startswith("data.")]
+    if stated and model is None:
+        raise click.UsageError(f"{stated[0].option} requires --reward")
+    if picture is not None and picture.suffix not in (".svg", ".png"):
+        raise click.UsageError(f"--picture {picture}: expected a name that ends in .svg or .png")
+    raw, locations = parse_settings(_DialArguments, stated, {} if model is None else {"reward": {"model": model}})
+    reward = validate(_DialArguments, raw, locations, "dial").reward
+    run = Path(names[0])
+    quiet_libraries()
+    from meetlm.report.dial import dial_table, write_dial_report, write_picture
+    from meetlm.run.dial import FOLDER, calibrate_run
+
+    folder = out or run / FOLDER
+    calibration = calibrate_run(
+        run,
+        scorers=scorers,
+        reward=reward,
+        grid=grid,
+        settings=settings,
+        sampling=sampling,
+        samples=samples,
+        seed=seed,
+        data=held_out_data(overrides),
+        limit=limit,
+        batch_size=batch_size,
+        out=folder,
+        reporter=reporter,
+    )
+    files = write_dial_report(
+        calibration.dials,
+        calibration.pareto,
+        calibration.examples,
+        calibration.settings,
+        calibration.problems,
+        folder,
+    )
+    if as_json:
+        pareto = calibration.pareto and asdict(calibration.pareto)
+        print_json({"dial": {each.attribute: each.limits() for each in calibration.dials}, "pareto": pareto})
+    else:
+        for each in calibration.dials:
+            print_report_table(dial_table(each))
+            click.echo(
+                f"safe range {each.safe[0]:g} to {each.safe[1]:g}, recommended {each.recommended:g}"
+                + (f" ({each.attribute})" if each.attribute else "")
+            )
+    if picture is not None:
+        write_picture(calibration.dials, picture)
+        reporter.message(f"picture: {picture}")
+    for file in files:
+        reporter.message(f"report: {file}")

@@ -1,0 +1,366 @@
+"""Calibration of a dial: how a score, fluency and other properties of replies change with the setting of a level.
+
+A setting is a place on the scale of an attribute: 0 is its worst level, 1 its best, numbers beyond extrapolate. Every
+setting is measured on the same cells (prompt and sample), so that settings are compared in pairs. Intervals are over
+prompts (:mod:`meetlm.diagnostics.intervals`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from meetlm.config.errors import ConfigError
+from meetlm.diagnostics.intervals import Array, Interval, bootstrap, prompt_means
+from meetlm.evaluation.outcomes import Column
+from meetlm.evaluation.statistics import Clusters, difference, mean
+
+MIN_PROMPTS = 8
+"""Fewer prompts cannot be divided into some that choose a setting and others that measure it."""
+ALPHA = 0.05
+NGRAM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A measure of the replies at each setting.
+
+    Attributes:
+        name: Its name.
+        description: What it is, with its unit, in one line.
+        higher_is_better: Whether higher is better; ``None`` where neither is.
+        values: For each setting, one value per cell; ``None`` where it is not defined.
+        means: For each setting, the mean over prompts; ``None`` where no cell has a value.
+    """
+
+    name: str
+    description: str
+    higher_is_better: bool | None
+    values: list[Column]
+    means: list[Interval | None]
+
+    @classmethod
+    def measured(
+        cls, name: str, description: str, higher_is_better: bool | None, values: list[Column], clusters: Clusters
+    ) -> Curve:
+        """Return the curve of some values."""
+        return cls(name, description, higher_is_better, values, [mean(column, clusters) for column in values])
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Whether a score rises with the setting.
+
+    Attributes:
+        p: One-sided p of Page's trend test with prompts as blocks (Page, 1963); 1 where no score varies.
+        tau: Mean over prompts of Kendall's τ-b between setting and score, in [-1, 1].
+        falls: Neighbouring settings between which the score falls, by a 95% interval of the paired difference.
+    """
+
+    p: float
+    tau: Interval | None
+    falls: list[tuple[float, float]]
+
+    @property
+    def rises(self) -> bool:
+        """Whether the trend is significant and the score falls nowhere."""
+        return self.p < ALPHA and not self.falls
+
+
+@dataclass(frozen=True, slots=True)
+class SideEffect:
+    """How far a measure moves between the ends of the safe range.
+
+    Attributes:
+        name: Name of the measure.
+        change: Mean paired difference, upper end minus lower end.
+        relative: Its size in standard deviations, divided by that of the score; ``None`` where either does not vary.
+    """
+
+    name: str
+    change: Interval
+    relative: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """A calibrated dial.
+
+    Attributes:
+        attribute: Name of the attribute; empty for the only one of a run.
+        settings: The settings, in increasing order.
+        reference: The setting that fluency is compared with.
+        prompts: The prompt of each cell.
+        score: What the dial is to move.
+        fluency: Measures that break where the dial is turned too far.
+        others: Further measures.
+        trend: Whether the score rises within the safe range.
+        broken: Settings at which fluency breaks, with the reason.
+        safe: Lowest and highest setting around the reference between which fluency holds.
+        recommended: The safe setting with the best score on half of the prompts.
+        gain: Score at the recommended setting minus score at the reference, on the other prompts.
+        reach: Score at the upper end of the safe range minus score at the lower end.
+        side_effects: How far other measures move with it.
+    """
+
+    attribute: str
+    settings: list[float]
+    reference: float
+    prompts: list[int]
+    score: Curve
+    fluency: list[Curve]
+    others: list[Curve]
+    trend: Trend
+    broken: dict[float, str]
+    safe: tuple[float, float]
+    recommended: float
+    gain: Interval | None
+    reach: Interval | None
+    side_effects: list[SideEffect]
+
+    def limits(self) -> dict[str, Any]:
+        """Return what ``meet.json`` records: the safe range, the recommended setting, and what they stand on."""
+        return {
+            "low": self.safe[0],
+            "high": self.safe[1],
+            "recommended": self.recommended,
+            "rises": self.trend.rises,
+            "score": self.score.name,
+            "num_prompts": len(set(self.prompts)),
+            "gain": None if self.gain is None else asdict(self.gain),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pareto:
+    """Which combinations of two dials no other combination beats in both scores.
+
+    Attributes:
+        attributes: Names of both attributes.
+        settings: Pairs of settings.
+        scores: Mean of both scores at each pair; lower-is-better scores have their sign reversed.
+        front: Indices of the pairs on the front, by increasing first score.
+        worst: The corner that the volume is measured from: the least mean of each score.
+        hypervolume: Area between this corner and the front.
+    """
+
+    attributes: tuple[str, str]
+    settings: list[tuple[float, float]]
+    scores: list[tuple[float, float]]
+    front: list[int]
+    worst: tuple[float, float]
+    hypervolume: Interval
+
+
+def repetition(text: str) -> float | None:
+    """Return the share of word 4-grams that occur before in the text; ``None`` for a text without any."""
+    words = text.split()
+    grams = Counter(zip(*(words[start:] for start in range(NGRAM)), strict=False))
+    return 1 - len(grams) / grams.total() if grams else None
+
+
+def calibrate(
+    attribute: str,
+    settings: Sequence[float],
+    clusters: Clusters,
+    score: Curve,
+    fluency: Sequence[tuple[Curve, float]],
+    others: Sequence[Curve],
+) -> Dial:
+    """Return how far a dial can be turned.
+
+    The reference is the setting nearest to 1, the best level. A setting is broken where the mean of a measure of
+    fluency exceeds that at the reference by more than its limit; the safe range ends before the first broken setting in
+    either direction. Half of the prompts choose the recommended setting, the others measure its gain, so that the
+    choice does not flatter it.
+
+    Args:
+        attribute: Name of the attribute; empty for the only one of a run.
+        settings: The settings, in increasing order, at least two.
+        clusters: The prompt of each cell.
+        score: What the dial is to move.
+        fluency: Measures of fluency, each with the largest increase that is allowed.
+        others: Further measures.
+
+    Raises:
+        ConfigError: There are too few prompts or settings, or a setting has no score.
+    """
+    prompts = np.asarray(clusters.prompts)
+    check_size(settings, len(set(clusters.prompts)))
+    for setting, interval in zip(settings, score.means, strict=True):
+        if interval is None:
+            raise ConfigError(f"{score.name} has no value for any reply at setting {setting:g}")
+    reference = min(range(len(settings)), key=lambda index: abs(settings[index] - 1))
+    broken: dict[float, str] = {}
+    for curve, limit in fluency:
+        for setting, column in zip(settings, curve.values, strict=True):
+            change = difference(column, curve.values[reference], clusters)
+            if change and change.mean.value > limit:
+                reason = f"{curve.name} is {change.mean.value:.2f} above that at {settings[reference]:g}"
+                broken[setting] = f"{broken[setting]}; {reason}" if setting in broken else reason
+    low = high = reference
+    while low > 0 and settings[low - 1] not in broken:
+        low -= 1
+    while high < len(settings) - 1 and settings[high + 1] not in broken:
+        high += 1
+    sign = -1 if score.higher_is_better is False else 1
+    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in score.values])
+    chooses = np.arange(table.shape[1]) % 2 == 0
+    choosing_means = sign * np.nanmean(table[low : high + 1, chooses], axis=1)
+    best = low + int(np.argmax(choosing_means))
+    measuring = prompts[np.isin(prompts, np.unique(prompts)[~chooses])]
+    is_measured = np.isin(prompts, measuring)
+    gain = difference(_only(score.values[best], is_measured), _only(score.values[reference], is_measured), clusters)
+    reach = difference(score.values[high], score.values[low], clusters)
+    own_size = _size(score, low, high, clusters)
+    side_effects = []
+    for curve in others:
+        change = difference(curve.values[high], curve.values[low], clusters)
+        if change:
+            size = _size(curve, low, high, clusters)
+            relative = abs(size / own_size) if own_size and size is not None else None
+            side_effects.append(SideEffect(curve.name, change.mean, relative))
+    return Dial(
+        attribute,
+        list(settings),
+        settings[reference],
+        list(clusters.prompts),
+        score,
+        [curve for curve, _ in fluency],
+        list(others),
+        find_trend(settings[low : high + 1], [_signed(c, sign) for c in score.values[low : high + 1]], clusters),
+        broken,
+        (settings[low], settings[high]),
+        settings[best],
+        None if gain is None else gain.mean,
+        None if reach is None else reach.mean,
+        side_effects,
+    )
+
+
+def check_size(settings: Sequence[float], num_prompts: int) -> None:
+    """Refuse a dial of fewer than two settings or too few prompts.
+
+    Raises:
+        ConfigError: Names both numbers, or a setting that is not finite.
+    """
+    for setting in settings:
+        if not math.isfinite(setting):
+            raise ConfigError(f"--grid: {setting} is not a finite number")
+    if len(settings) < 2 or num_prompts < MIN_PROMPTS:
+        raise ConfigError(
+            f"{len(settings)} settings on {num_prompts} prompts: a dial needs at least 2 settings and {MIN_PROMPTS} "
+            "prompts; pass more as --data.path"
+        )
+
+
+def find_trend(settings: Sequence[float], values: Sequence[Column], clusters: Clusters) -> Trend:
+    """Return whether values rise with the settings.
+
+    Args:
+        settings: In increasing order.
+        values: For each setting, one value per cell; higher is better.
+        clusters: The prompt of each cell.
+    """
+    prompts = np.asarray(clusters.prompts)
+    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in values]).T
+    table = table[~np.isnan(table).any(axis=1)]
+    p = 1.0
+    if len(table) > 1 and np.ptp(table, axis=1).any():
+        if len(settings) > 2:
+            p = float(stats.page_trend_test(table, method="asymptotic").pvalue)
+        elif len(settings) == 2:
+            p = float(stats.wilcoxon(table[:, 1], table[:, 0], alternative="greater").pvalue)
+    taus = [
+        float(tau) if np.isfinite(tau := stats.kendalltau(settings, row).statistic) else 0.0
+        for row in table
+        if len(settings) > 1
+    ]
+    over_prompts = replace(clusters, prompts=range(len(taus)), runs=None)
+    falls = []
+    for index in range(len(settings) - 1):
+        change = difference(values[index + 1], values[index], clusters)
+        if change and change.mean.high < 0:
+            falls.append((settings[index], settings[index + 1]))
+    return Trend(p, mean(taus, over_prompts, bounds=(-1, 1)) if taus else None, falls)
+
+
+def find_front(
+    attributes: tuple[str, str],
+    settings: Sequence[tuple[float, float]],
+    first: Sequence[Column],
+    second: Sequence[Column],
+    clusters: Clusters,
+) -> Pareto:
+    """Return the Pareto front of two scores over pairs of settings, and its hypervolume.
+
+    Args:
+        attributes: Names of both attributes.
+        settings: Pairs of settings.
+        first: The first score of each cell, for each pair of settings; higher is better.
+        second: The second score.
+        clusters: The prompt of each cell.
+    """
+    columns = np.column_stack([np.asarray(column, dtype=np.float64) for column in (*first, *second)])
+    is_complete = ~np.isnan(columns).any(axis=1)
+    if not is_complete.any():
+        raise ConfigError("no prompt has both scores at every pair of settings")
+    by_prompt = prompt_means(columns[is_complete], np.asarray(clusters.prompts)[is_complete])
+    means = by_prompt.mean(axis=0).reshape(2, -1).T
+    worst = means.min(axis=0)
+
+    def volumes(resampled: Array) -> Array:
+        return np.array([hypervolume(row.reshape(2, -1).T, worst) for row in resampled])
+
+    interval = bootstrap(by_prompt, volumes, seed=clusters.seed, resamples=clusters.resamples)
+    scores = [(float(a), float(b)) for a, b in means]
+    return Pareto(attributes, list(settings), scores, pareto_front(means), (worst[0].item(), worst[1].item()), interval)
+
+
+def pareto_front(points: Array) -> list[int]:
+    """Return the indices of the points [N, 2] that no other point exceeds in both coordinates, by the first one."""
+    order = np.lexsort((-points[:, 1], -points[:, 0]))
+    front, best = [], -np.inf
+    for index in order:
+        if points[index, 1] > best:
+            front.append(int(index))
+            best = points[index, 1]
+    return front[::-1]
+
+
+def hypervolume(points: Array, worst: Array) -> float:
+    """Return the area that points [N, 2] dominate above a corner (Zitzler and Thiele, 1998)."""
+    area, height = 0.0, float(worst[1])
+    for index in reversed(pareto_front(points)):
+        x, y = points[index]
+        if x > worst[0] and y > height:
+            area += float(x - worst[0]) * float(y - height)
+            height = float(y)
+    return area
+
+
+def _column(values: Column) -> Array:
+    return np.asarray(values, dtype=np.float64)[:, None]
+
+
+def _signed(values: Column, sign: int) -> Column:
+    return [None if value is None else sign * value for value in values]
+
+
+def _only(values: Column, is_counted: NDArray[np.bool_]) -> Column:
+    return [value if counted else None for value, counted in zip(values, is_counted, strict=True)]
+
+
+def _size(curve: Curve, low: int, high: int, clusters: Clusters) -> float | None:
+    """Return the change of a measure between two settings in standard deviations of its values at both."""
+    values = [np.asarray(curve.values[index], dtype=np.float64) for index in (low, high)]
+    deviation = float(np.nanstd(np.concatenate(values)))
+    change = difference(curve.values[high], curve.values[low], clusters)
+    return change.mean.value / deviation if change and deviation > 0 else None

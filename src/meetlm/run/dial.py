@@ -1,0 +1,348 @@
+"""``meet dial``: sample held-out prompts at several settings of a level, score the replies, and record the safe range.
+
+Completions, and their NLL under the base model, are stored as they come: the same call continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.journal import Journal
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.controls.build import build_control, parse_control
+from meetlm.data.encoding import Encoded
+from meetlm.data.example import as_reply
+from meetlm.data.levels import LevelSpace
+from meetlm.data.prompts import HeldOutPrompt
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.callables import CallableScorer, load_scorer
+from meetlm.evaluation.dial import Curve, Dial, Pareto, calibrate, check_size, find_front, repetition
+from meetlm.evaluation.evaluate import Scorer
+from meetlm.evaluation.measures import num_words
+from meetlm.evaluation.outcomes import Column
+from meetlm.evaluation.record import Problem
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.reward_scorer import RewardScorer
+from meetlm.evaluation.settings import DialSettings, RewardSettings
+from meetlm.evaluation.statistics import Clusters
+from meetlm.generation.settings import Sampling
+from meetlm.policy.loading import load_lm
+from meetlm.policy.policy import Policy
+from meetlm.run.aligned import Aligned, load
+from meetlm.run.completions import complete_resumably, held_out_rows
+from meetlm.run.folder import read_meet, read_model_settings, write_dial
+from meetlm.run.levels import Level, level_text, resolve_level, scales_of
+
+FOLDER = "dial"
+"""The folder of the results in a run."""
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+"""Settings for a control that mixes levels; others have a setting per level."""
+PARETO_SETTINGS = 4
+"""Settings of each attribute for the combinations of two."""
+CHUNK = 64
+"""Replies whose NLL is computed between two writes."""
+
+
+def words(prompt: object, completion: str) -> float:
+    """Length in words."""
+    del prompt
+    return float(num_words(completion))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result of :func:`calibrate_run`.
+
+    Attributes:
+        dials: A dial per attribute.
+        pareto: Combinations of the first two attributes; ``None`` where fewer have a scorer.
+        examples: A prompt, and its replies by setting, for each attribute.
+        settings: What was run, for the report.
+        problems: Replies without a score, and the like.
+    """
+
+    dials: list[Dial]
+    pareto: Pareto | None
+    examples: dict[str, tuple[str, dict[float, str]]]
+    settings: dict[str, Any]
+    problems: list[Problem]
+
+
+def calibrate_run(
+    run: str | Path,
+    *,
+    scorers: Sequence[str] = (),
+    reward: RewardSettings | None = None,
+    grid: Sequence[float] | None = None,
+    settings: DialSettings | None = None,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    data: DataSettings | None = None,
+    limit: int | None = 128,
+    batch_size: int = 32,
+    out: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> Calibration:
+    """Measure how far the levels of a run can be turned, and record the safe range in its ``meet.json``.
+
+    Args:
+        run: Folder of a finished run.
+        scorers: ``[ATTRIBUTE=]MODULE:FUNCTION``, or ``words`` for the length; in a run with several attributes the one
+            that an attribute is to move names it. Further scorers are side effects.
+        reward: Reward model that scores; it comes before ``scorers``.
+        grid: Settings: 0 is the worst level, 1 the best, numbers beyond extrapolate.
+        settings: Limits of fluency.
+        sampling: How to sample; greedy by default.
+        samples: Samples per prompt and setting.
+        seed: Seed of sampling and of the bootstrap.
+        data: Data whose evaluation split has the prompts; the run's own where ``None``.
+        limit: Number of prompts to use, the first ones.
+        batch_size: Prompts per batch.
+        out: Folder of the results; ``RUN/dial`` where ``None``.
+        reporter: Shows messages and progress.
+
+    Raises:
+        RunError: ``run`` is not a finished run.
+        ConfigError: A scorer or the grid cannot be used, or there are too few prompts.
+    """
+    folder = Path(run)
+    meet = read_meet(folder)
+    attributes = scales_of(meet.levels)
+    by_attribute, others = _assign(scorers, attributes, reward, (out or folder / FOLDER) / "scores")
+    aligned = load(folder)
+    sampling = sampling or Sampling()
+    rows = held_out_rows(aligned, folder, data, reporter)[:limit]
+    work = _Sampler(aligned, rows, sampling, samples, seed, batch_size, out or folder / FOLDER, reporter)
+    base = _BaseModel(folder, aligned, work.folder, reporter)
+    limits = settings or DialSettings()
+    dials, examples = [], {}
+    for attribute, scorer in by_attribute.items():
+        places = sorted(set(grid)) if grid else _default_grid(aligned, len(attributes[attribute]))
+        check_size(places, len(rows))
+        replies = [work.replies(_level(attributes, {attribute: setting})) for setting in places]
+        further = [*others, *(other for name, other in by_attribute.items() if name != attribute)]
+        curves = [work.curve(each, replies) for each in (scorer, *further)]
+        fluency = [
+            (work.own_curve("NLL", "NLL under the base model, nats per token", [base.nlls(r) for r in replies]),
+             limits.nll_increase),
+            (work.own_curve("repetition", "share of repeated 4-grams",
+                            [[repetition(reply.text) for reply in r] for r in replies]), limits.repetition_increase),
+            (work.own_curve("cut", "share of replies cut at the limit of tokens",
+                            [[float(reply.is_cut) for reply in r] for r in replies]), limits.cut_increase),
+        ]  # fmt: skip
+        dials.append(calibrate(attribute, places, work.clusters, curves[0], fluency, curves[1:]))
+        shown = {setting: reply[0].text for setting, reply in zip(places, replies, strict=True)}
+        examples[attribute] = rows[0].prompt.text().strip(), shown
+    pareto = _pareto(dials, attributes, by_attribute, work) if len(dials) > 1 else None
+    write_dial(folder, {dial.attribute: dial.limits() for dial in dials})
+    recorded = {
+        "run": str(folder),
+        "scorers": {name: scorer.name for name, scorer in by_attribute.items()},
+        "grid": {dial.attribute: dial.settings for dial in dials},
+        "sampling": sampling.model_dump(mode="json"),
+        "samples": samples,
+        "seed": seed,
+        "num_prompts": len(rows),
+        "limits": limits.model_dump(mode="json"),
+    }
+    return Calibration(dials, pareto, examples, recorded, work.problems)
+
+
+def _assign(
+    scorers: Sequence[str], attributes: Mapping[str, Sequence[str]], reward: RewardSettings | None, folder: Path
+) -> tuple[dict[str, Scorer], list[Scorer]]:
+    """Return the scorer that each attribute is to move, and the others."""
+    by_attribute: dict[str, Scorer] = {}
+    others: list[Scorer] = []
+    if reward is not None:
+        others.append(RewardScorer(RewardModel.load(reward), folder))
+    for text in scorers:
+        attribute, equals, name = text.rpartition("=")
+        if equals and attribute not in attributes:
+            raise ConfigError(f"--scorer {text}: no attribute {attribute!r}{nearest(attribute, list(attributes))}")
+        scorer: Scorer = CallableScorer("words", words) if name == "words" else load_scorer(name)
+        if equals:
+            by_attribute[attribute] = scorer
+        else:
+            others.append(scorer)
+    if not by_attribute and len(attributes) == 1 and others:
+        by_attribute[next(iter(attributes))] = others.pop(0)
+    if not by_attribute:
+        names = ", ".join(attributes)
+        example = f"{next(iter(attributes))}=MODULE:FUNCTION" if names else "MODULE:FUNCTION, words, or --reward MODEL"
+        raise ConfigError(
+            "no score to calibrate: pass --scorer " + example + (f"; attributes of the run: {names}" if names else "")
+        )
+    known = {scorer.name for scorer in (*by_attribute.values(), *others)}
+    return by_attribute, others + ([] if "words" in known else [CallableScorer("words", words)])
+
+
+def _default_grid(aligned: Aligned, num_levels: int) -> list[float]:
+    if aligned.policy.control.can_mix_levels:
+        return list(GRID)
+    return [index / (num_levels - 1) for index in range(num_levels)] if num_levels > 1 else [0.0]
+
+
+def _level(attributes: Mapping[str, Sequence[str]], settings: Mapping[str, float]) -> Level:
+    """Return the level with a setting per attribute."""
+    weights: dict[str, float] = {}
+    for attribute, setting in settings.items():
+        resolved = resolve_level(attributes[attribute], setting)
+        weights |= {resolved: 1.0} if isinstance(resolved, str) else resolved
+    only = next(iter(weights))
+    return only if weights == {only: 1.0} else weights
+
+
+def _pareto(
+    dials: Sequence[Dial],
+    attributes: Mapping[str, Sequence[str]],
+    scorers: Mapping[str, Scorer],
+    work: _Sampler,
+) -> Pareto:
+    """Return the combinations of safe settings of the first two dials."""
+    first, second = dials[:2]
+    pairs = [(a, b) for a in _some_safe_settings(first) for b in _some_safe_settings(second)]
+    replies = [work.replies(_level(attributes, {first.attribute: a, second.attribute: b})) for a, b in pairs]
+    columns: list[list[Column]] = []
+    for dial in (first, second):
+        scorer = scorers[dial.attribute]
+        sign = 1 if scorer.higher_is_better else -1
+        values = work.curve(scorer, replies).values
+        columns.append([[None if value is None else sign * value for value in column] for column in values])
+    return find_front((first.attribute, second.attribute), pairs, columns[0], columns[1], work.clusters)
+
+
+def _some_safe_settings(dial: Dial) -> list[float]:
+    safe = [setting for setting in dial.settings if dial.safe[0] <= setting <= dial.safe[1]]
+    step = max(1, round((len(safe) - 1) / (PARETO_SETTINGS - 1)))
+    return sorted({*safe[::step], safe[-1]})
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A sampled reply.
+
+    Attributes:
+        row: Its prompt.
+        text: The reply.
+        is_cut: Whether it was cut at the largest number of new tokens.
+    """
+
+    row: HeldOutPrompt
+    text: str
+    is_cut: bool
+
+
+class _Sampler:
+    """Samples replies at any level and scores them; cells are prompts times samples.
+
+    Attributes:
+        clusters: The prompt of each cell.
+        problems: Problems of scored rows.
+        folder: Folder of what is stored.
+    """
+
+    def __init__(
+        self,
+        aligned: Aligned,
+        rows: Sequence[HeldOutPrompt],
+        sampling: Sampling,
+        samples: int,
+        seed: int,
+        batch_size: int,
+        folder: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.aligned, self.rows, self.sampling, self.samples = aligned, rows, sampling, samples
+        self.seed, self.batch_size, self.folder, self.reporter = seed, batch_size, folder, reporter
+        self.clusters = Clusters([row for row in range(len(rows)) for _ in range(samples)], seed=seed)
+        self.problems: list[Problem] = []
+
+    def replies(self, level: Level) -> list[Reply]:
+        """Return a reply per cell."""
+        name = re.sub(r"[^\w.\-]", "_", level_text(level))
+        by_sample = [
+            complete_resumably(
+                self.aligned,
+                [row.prompt for row in self.rows],
+                level,
+                self.sampling,
+                self.folder / "completions" / f"{name}-seed{seed}.jsonl",
+                seed=seed,
+                batch_size=self.batch_size,
+                reporter=self.reporter,
+            )
+            for seed in range(self.seed, self.seed + self.samples)
+        ]
+        return [
+            Reply(row, completions[number].completion, completions[number].finish == "length")
+            for number, row in enumerate(self.rows)
+            for completions in by_sample
+        ]
+
+    def curve(self, scorer: Scorer, replies: Sequence[Sequence[Reply]]) -> Curve:
+        """Return the scores of the replies at each setting."""
+        values = []
+        for group in replies:
+            prompts = [reply.row.prompt for reply in group]
+            chosen = [None if reply.row.chosen is None else reply.row.chosen.content.strip() for reply in group]
+            texts, names = [reply.text for reply in group], [str(reply.row.origin) for reply in group]
+            column, problems = scorer.score(prompts, texts, chosen, names, reporter=self.reporter)
+            self.problems += [Problem(f"{scorer.name}: {p.description}", p.examples) for p in problems]
+            values.append(column)
+        return Curve.measured(scorer.name, scorer.description, scorer.higher_is_better, values, self.clusters)
+
+    def own_curve(self, name: str, description: str, values: list[Column]) -> Curve:
+        """Return the curve of a measure of fluency, of which less is better."""
+        return Curve.measured(name, description, False, values, self.clusters)
+
+
+class _BaseModel:
+    """The language model that the run started from: how likely it finds a reply.
+
+    It is loaded when a value is missing on the disk.
+    """
+
+    def __init__(self, run: Path, aligned: Aligned, folder: Path, reporter: Reporter) -> None:
+        self.settings, self.aligned, self.reporter = read_model_settings(run), aligned, reporter
+        self.file = folder / "nll.jsonl"
+        self._policy: Policy | None = None
+
+    def nlls(self, replies: Sequence[Reply]) -> Column:
+        """Return the NLL per token of each reply; ``None`` for a reply without a token."""
+        rows = [self._encode(reply) for reply in replies]
+        keys = [hashlib.sha256(repr(row).encode()).hexdigest()[:24] for row in rows]
+        with Journal(self.file, {"model": self.settings.name}) as journal:
+            stored = {key: value for entry in journal.entries for key, value in entry.items()}
+            missing = {key: row for key, row in zip(keys, rows, strict=True) if row is not None and key not in stored}
+            for start in range(0, len(missing), CHUNK):
+                chunk = list(missing)[start : start + CHUNK]
+                journal.append(dict(zip(chunk, self._score([missing[key] for key in chunk]), strict=True)))
+                stored |= journal.entries[-1]
+        return [None if row is None else stored[key] for key, row in zip(keys, rows, strict=True)]
+
+    def _encode(self, reply: Reply) -> tuple[tuple[int, ...], int] | None:
+        """Return the ids of prompt and reply, and where the reply starts; a reply that was cut has no EOS."""
+        prompt_format = self.aligned.format
+        opened = prompt_format.prompt_ids(reply.row.prompt)
+        completion = prompt_format.completion_ids(reply.row.prompt, as_reply(reply.text))
+        completion = completion[:-1] if reply.is_cut else completion
+        return ((*opened, *completion), len(opened)) if completion else None
+
+    def _score(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+        if self._policy is None:
+            self.reporter.message(f"loading the base model {self.settings.name}")
+            lm, _ = load_lm(self.settings)
+            levels = LevelSpace.of_names("good")
+            control = build_control(parse_control({"kind": "none"}), levels, lm, self.aligned.format.tokenize, 0)
+            self._policy = Policy(lm, control)
+        sequences = [Encoded.of_one(ids, start, (1.0,)) for ids, start in rows]
+        sums, counts = self._policy.score(sequences, reporter=self.reporter)
+        return [float(value) for value in -sums / counts]

@@ -1,0 +1,146 @@
+"""``meet dial``: a run's levels are swept, scored, stored and reported; `meet generate` respects the safe range."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from html_page import Page
+from meetlm.cli import main
+from meetlm.config.errors import ConfigError
+from meetlm.data.levels import Attribute, LevelSpace
+from meetlm.run import dial as module
+from meetlm.run.aligned import Aligned
+from meetlm.run.execute import execute
+from meetlm.run.folder import read_meet, write_dial
+from meetlm.run.levels import dial_warning
+from run_folders import config_for
+
+
+def meet(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dial")
+    execute(config_for(folder, "llama", "lora"), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"dial_scorers_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(
+        "def vowels(prompt, completion):\n"
+        '    """Vowels of the reply."""\n'
+        '    return sum(letter in "aeiou" for letter in completion)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    prompts = [f"\n\nHuman: What is rice? {number}\n\nAssistant:" for number in range(10)]
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return file
+
+
+def test_a_dial_is_measured_reported_and_respected(run: Path, scorers: str, data: Path, tmp_path: Path) -> None:
+    few = ["--grid", "0,1,2", "--max-new-tokens", 4, "--nll-increase", 100, "--cut-increase", 1]
+    few += ["--repetition-increase", 1, "--data.path", data]
+    words = ["dial", run, "--scorer", f"{scorers}:vowels", *few, "--quiet"]
+    done = meet(*words, "--picture", tmp_path / "dial.svg")
+    assert done.exit_code == 0, done.output
+    assert "safe range 0 to 2, recommended" in done.stdout
+    limits = read_meet(run).dial[""]
+    assert (limits["low"], limits["high"], limits["score"]) == (0, 2, f"{scorers}:vowels")
+    assert "<svg" in (tmp_path / "dial.svg").read_text()
+    page = Page((run / "dial" / "dial.html").read_text(encoding="utf-8"))
+    alts = [image["alt"] for image in page.all("img")]
+    assert [alt.split(" of ")[0] for alt in alts] == [f"{scorers}:vowels", "NLL", "repetition", "cut", "words"]
+    assert "Replies to one prompt by the setting" in (run / "dial" / "dial.md").read_text(encoding="utf-8")
+    # Everything is stored: a second run samples and loads nothing, and gives the same.
+    stored = {file: file.read_text() for file in (run / "dial").rglob("*.jsonl")}
+    assert len(stored) == 3 + 1
+    again = meet(*words, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["dial"][""] == limits
+    assert stored == {file: file.read_text() for file in (run / "dial").rglob("*.jsonl")}
+    generate = ["generate", run, "--prompt", "Hello", "--max-new-tokens", 2]
+    assert "3 is outside the safe range 0 to 2 of `meet dial`" in meet(*generate, "--level", 3).stderr
+    assert "safe range" not in meet(*generate, "--level", 2).stderr
+
+
+def test_an_interrupted_dial_continues(
+    run: Path, scorers: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sampled = Aligned.iter_completions, []
+
+    def counted(self: Aligned, *args: Any, **more: Any) -> Any:
+        for item in original(self, *args, **more):
+            if len(sampled) == 12 and not done:
+                raise KeyboardInterrupt
+            sampled.append(item)
+            yield item
+
+    monkeypatch.setattr(Aligned, "iter_completions", counted)
+    done: list[bool] = []
+    options = ["--grid", "0,1", "--max-new-tokens", 3, "--out", tmp_path / "out", "--data.path", data, "--quiet"]
+    words = ["dial", run, "--scorer", f"{scorers}:vowels", *options]
+    assert meet(*words).exit_code == 130
+    done.append(True)
+    assert meet(*words).exit_code == 0
+    assert len(sampled) == 2 * 10  # nothing is sampled twice
+
+
+def test_wrong_arguments_are_refused(run: Path) -> None:
+    assert "no score to calibrate: pass --scorer MODULE:FUNCTION, words, or --reward MODEL" in meet("dial", run).stderr
+    assert "2 settings on 6 prompts" in meet("dial", run, "--scorer", "words", "--grid", "0,1").stderr
+    assert "no attribute 'tone'" in meet("dial", run, "--scorer", "tone=words").stderr
+    assert "--reward.input requires --reward" in meet("dial", run, "--reward.input", "text").stderr
+    assert "expected a name that ends in .svg or .png" in meet("dial", run, "--picture", "dial.gif").stderr
+
+
+def test_a_control_that_cannot_mix_has_a_setting_per_level() -> None:
+    class Fixed:
+        policy = type("", (), {"control": type("", (), {"can_mix_levels": False})})
+
+    assert module._default_grid(Fixed, 5) == [0, 0.25, 0.5, 0.75, 1]  # type: ignore[arg-type]
+
+
+def test_settings_of_two_attributes_are_one_level() -> None:
+    attributes = {"tone": ["tone=casual", "tone=formal"], "length": ["length=brief", "length=detailed"]}
+    assert module._level(attributes, {"tone": 1}) == "tone=formal"
+    assert module._level(attributes, {"tone": 1.5, "length": 0}) == {
+        "tone=formal": 1.5,
+        "tone=casual": -0.5,
+        "length=brief": 1.0,
+    }
+    with pytest.raises(ConfigError, match=r"no score .* pass --scorer tone=MODULE:FUNCTION; attributes .*tone, length"):
+        module._assign([], attributes, None, Path())
+    by_attribute, others = module._assign(["length=words"], attributes, None, Path())
+    assert list(by_attribute) == ["length"] and others == []
+
+
+def test_the_warning_names_the_attribute_and_the_range(tmp_path: Path) -> None:
+    levels = LevelSpace((Attribute("tone", ("casual", "formal")), Attribute("length", ("brief", "detailed"))))
+    dial = {"tone": {"low": 0, "high": 1.5, "recommended": 1.25}}
+    assert dial_warning(levels, dial, "tone=formal") is None
+    assert dial_warning(levels, dial, {"length=detailed": 9.0}) is None
+    warning = dial_warning(levels, dial, {"tone=formal": 2.0, "tone=casual": -1.0})
+    assert warning and warning.startswith("tone 2 is outside the safe range 0 to 1.5") and "1.25" in warning
+
+
+def test_other_attributes_keep_their_range(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "meet.json").write_text((run / "meet.json").read_text())
+    write_dial(tmp_path, {"a": {"low": 0}})
+    write_dial(tmp_path, {"b": {"low": 1}})
+    dial = json.loads((tmp_path / "meet.json").read_text())["dial"]
+    assert dial["a"] == {"low": 0} and dial["b"] == {"low": 1}
