@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from click.testing import CliRunner, Result
 
 from html_page import Page
@@ -18,7 +20,8 @@ from meetlm.run.aligned import Aligned
 from meetlm.run.execute import execute
 from meetlm.run.folder import read_meet, write_dial
 from meetlm.run.levels import dial_warning
-from run_folders import config_for
+from run_folders import config_for, finished, local_model
+from tiny import tiny_policy
 
 
 def meet(*words: object) -> Result:
@@ -98,6 +101,25 @@ def test_an_interrupted_dial_continues(
     done.append(True)
     assert meet(*words).exit_code == 0
     assert len(sampled) == 2 * 10  # nothing is sampled twice
+
+
+def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, tmp_path: Path) -> None:
+    space = LevelSpace((Attribute("tone", ("casual", "formal"), False), Attribute("length", ("brief", "detailed"))))
+    policy = tiny_policy("llama", "lora", dtype=torch.float32, levels=space, move=0.1)
+    run = finished(tmp_path, "llama", "lora", policy=policy)
+    model = {"name": str(local_model(tmp_path / "base", "llama")), "device": "cpu"}
+    (run / "config.yaml").write_text(yaml.safe_dump({"config": {"model": model, "data": {"source": "hh"}}}))
+    words = ["--scorer", f"tone={scorers}:vowels", "--scorer", "length=words", "--grid", "0,1,1.5", "--data.path", data]
+    limits = ["--nll-increase", 100, "--cut-increase", 1, "--repetition-increase", 1, "--max-new-tokens", 3]
+    done = meet("dial", run, *words, *limits, "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert list(result["dial"]) == ["tone", "length"] == list(read_meet(run).dial)
+    assert len(result["pareto"]["settings"]) == 3 * 3 and result["pareto"]["hypervolume"]["value"] >= 0
+    text = (run / "dial" / "dial.md").read_text(encoding="utf-8")
+    assert "## Dial of tone" in text and "## Both dials" in text and "Hypervolume" in text
+    (run / "config.yaml").unlink()
+    assert "its base model is unknown" in meet("dial", run, *words, *limits, "--seed", 1).stderr
 
 
 def test_wrong_arguments_are_refused(run: Path) -> None:

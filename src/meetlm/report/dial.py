@@ -91,7 +91,7 @@ def write_picture(dials: Sequence[Dial], file: Path) -> None:
         for panel, curve in zip(row, (dial.score, dial.fluency[0], dial.others[-1] if dial.others else dial.fluency[1]),
                                 strict=True):  # fmt: skip
             _paint(panel, dial, curve)
-            panel.set_title(curve.name, fontsize=11)
+            panel.set(title=curve.name, ylabel="")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=150)
 
@@ -131,12 +131,14 @@ def _finding(dial: Dial) -> Finding:
             "" if effect.relative is None else f", {number(effect.relative, 2)} of the effect on {dial.score.name}"
         )
         text += f"; {effect.name} changes by {_shown(effect.change)}{relative}"
+    if dial.broken:
+        reasons = [f"{setting:g} ({reason})" for setting, reason in sorted(dial.broken.items())]
+        text += f". Fluency breaks at {listed(reasons)}"
     return Finding(_name(dial), text + ".", {})
 
 
 def _caveats(dial: Dial) -> list[str]:
-    caveats = [f"{_name(dial)} at {setting:g} is beyond the safe range: {why}." for setting, why in dial.broken.items()]
-    caveats += [
+    caveats = [
         f"{dial.score.name} falls between {first:g} and {second:g} of {_name(dial)}."
         for first, second in dial.trend.falls
     ]
