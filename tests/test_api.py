@@ -142,7 +142,7 @@ def test_chat_changes_levels_and_remembers(chat_run: Path) -> None:
     first = reply("good", "Hi")
     expected = [first, reply("bad", "Hi", first, "Hi"), reply(1.5, "Hi")]
     assert done.stdout.split("\n")[:3] == expected
-    assert "error: --level '9=x'" in done.stderr and "unknown command" in done.stderr
+    assert "error: unknown level '9'" in done.stderr and "unknown command" in done.stderr
     assert "[good=1.5,bad=-0.5]" in done.stderr or "[bad=-0.5,good=1.5]" in done.stderr
 
 

@@ -49,7 +49,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["train", "hh-met-lora"], "error: unknown recipe 'hh-met-lora'; did you mean 'hh-meet-lora'?"),
         (["train", "hh-meet-lora", "--batch.pears", "3"], "unknown key 'pears'; did you mean 'pairs'?"),
         (["generate", "nowhere"], "no such folder: nowhere; expected the folder of a run"),
-        (["generate", "nowhere", "--level", "good=x"], "expected a name, a number, or weights"),
+        (["generate", "nowhere", "--level", "good="], "expected a name, a finite number, weights"),
         (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
         (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: expected a whole number"),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from meetlm.config.errors import ConfigError
-from meetlm.run.levels import level_text, parse_level, resolve_level
+from meetlm.data.levels import Attribute, LevelSpace
+from meetlm.run.levels import change_level, level_text, levels_text, parse_level, resolve_level
+
+SPACE = LevelSpace(
+    (Attribute("tone", ("casual", "formal"), is_ordered=False), Attribute("length", ("brief", "medium", "detailed")))
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,9 @@ from meetlm.run.levels import level_text, parse_level, resolve_level
         ("-1", -1.0),
         ("good=1.5,bad=-0.5", {"good": 1.5, "bad": -0.5}),
         (" a = 1 ", {"a": 1.0}),
+        ("tone=formal", {"tone": "formal"}),
+        ("tone=formal,length=0.7", {"tone": "formal", "length": 0.7}),
+        ("tone=formal=1.3,tone=casual=-0.3", {"tone=formal": 1.3, "tone=casual": -0.3}),
     ],
 )
 def test_parse_level(text: str | None, level: Any) -> None:
@@ -28,9 +36,67 @@ def test_parse_level(text: str | None, level: Any) -> None:
         assert parse_level(level_text(level)) == level
 
 
-def test_a_weight_that_is_not_a_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--level 'good=x': expected a name, a number, or weights"):
-        parse_level("good=x")
+@pytest.mark.parametrize("text", ["good,bad=1", "=1", "good=", "good=1,,bad=2"])
+def test_a_part_without_name_or_value_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--level '{text}': expected a name, a finite number, weights"):
+        parse_level(text)
+
+
+def test_a_name_that_is_stated_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'tone' is stated twice"):
+        parse_level("tone=formal,tone=casual")
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("tone=formal", {"tone=formal": 1.0}),
+        ("tone=formal,length=brief", {"tone=formal": 1.0, "length=brief": 1.0}),
+        ("length=0.25", {"length=brief": 0.5, "length=medium": 0.5}),
+        ("length=1", {"length=detailed": 1.0}),
+        ("length=1.25,tone=casual", {"length=medium": -0.5, "length=detailed": 1.5, "tone=casual": 1.0}),
+        ("tone=formal=1.3,tone=casual=-0.3", {"tone=formal": 1.3, "tone=casual": -0.3}),
+    ],
+)
+def test_levels_by_attribute(text: str, weights: dict[str, float]) -> None:
+    level = parse_level(text)
+    assert level is not None and resolve_level(SPACE, level) == weights
+    again = parse_level(level_text(weights))
+    assert again is not None and resolve_level(SPACE, again) == weights
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ({"tone": "formel"}, "unknown level 'formel' of tone; did you mean 'formal'"),
+        ({"tono": "formal"}, "unknown level 'tono'; did you mean 'tone'"),
+        ({"tone": 0.5}, "level tone=0.5: the levels have no order and so no scale; pass one of casual, formal"),
+        ({"length": float("nan")}, "level length=nan: expected the name of a level or a finite number"),
+        ({"tone=formal": "x"}, "level 'tone=formal' has the weight 'x'; expected a finite number"),
+        (0.7, r"level 0.7: there are 2 attributes \(tone, length\); state each, as in tone=0.7"),
+        ("formal", "unknown level 'formal'; did you mean 'tone=formal'"),
+    ],
+)
+def test_wrong_levels_by_attribute_are_refused(level: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_level(SPACE, level)
+
+
+def test_a_change_keeps_the_other_attributes() -> None:
+    both = {"tone=formal": 1.0, "length=brief": 1.0}
+    assert change_level(SPACE, both, {"tone=casual": 1.0}) == {"length=brief": 1.0, "tone=casual": 1.0}
+    assert change_level(SPACE, both, {"tone=casual": 1.0, "length=detailed": 1.0}) == {
+        "tone=casual": 1.0,
+        "length=detailed": 1.0,
+    }
+    pair = LevelSpace.of_names("bad", "good")
+    assert change_level(pair, "good", {"good": 1.5, "bad": -0.5}) == {"good": 1.5, "bad": -0.5}
+    assert change_level(pair, {"good": 1.5, "bad": -0.5}, "bad") == "bad"
+
+
+def test_all_levels_in_words() -> None:
+    assert levels_text(SPACE) == "tone: casual, formal; length: brief, medium, detailed (worst first)"
+    assert levels_text(LevelSpace.of_names("bad", "good")) == "bad, good (worst first)"
 
 
 @pytest.mark.parametrize(
@@ -60,9 +126,9 @@ def test_a_number_interpolates_the_two_nearest_of_many_levels() -> None:
     [
         ("god", "unknown level 'god'; did you mean 'good'"),
         ({"good": 1, "bat": 1}, "unknown level 'bat'; did you mean 'bad'"),
-        ({}, "expected names with finite numbers"),
-        ({"good": "1"}, "expected names with finite numbers"),
-        ({"good": True}, "expected names with finite numbers"),
+        ({}, "no level is stated; expected a name"),
+        ({"good": "1"}, "level 'good' has the weight '1'; expected a finite number"),
+        ({"good": True}, "level 'good' has the weight True"),
         (float("inf"), "level inf: expected a name, a finite number"),
         (True, "level True: expected a name, a finite number"),
         (["good"], "expected a name, a finite number"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meetlm.run.levels import Level
 
 NUM_SHOWN = 2
-CHAT_HELP = "/level NAME, NUMBER or good=1.5,bad=-0.5: change the level; /reset: new conversation; /quit: leave"
+CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conversation; /quit: leave"
 
 
 @main.command(
@@ -139,6 +139,7 @@ def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
     /level 0.7                 a place between the worst level (0) and the best (1)
     /level 1.5                 a number outside this range extrapolates
     /level good=1.5,bad=-0.5   weights of levels
+    /level tone=formal         a level of one attribute; the other attributes stay as they are
     /reset                     start a new conversation
     /quit                      leave; so does the end of standard input
 
@@ -158,10 +159,10 @@ def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
 
 
 def _chat(aligned: Aligned, level: Level, sampling: Sampling, seed: int) -> None:
-    from meetlm.run.levels import level_text, parse_level, resolve_level
+    from meetlm.run.levels import change_level, level_text, levels_text, parse_level, resolve_level
 
     level = resolve_level(aligned.levels, level)
-    click.echo(f"levels, worst first: {', '.join(aligned.levels)}. {CHAT_HELP}", err=True)
+    click.echo(f"levels: {levels_text(aligned.levels)}. {CHAT_HELP}", err=True)
     messages: list[dict[str, str]] = []
     while True:
         click.echo(f"[{level_text(level)}] > ", nl=False, err=True)
@@ -181,7 +182,7 @@ def _chat(aligned: Aligned, level: Level, sampling: Sampling, seed: int) -> None
                     click.echo(f"level {level_text(level)}", err=True)
                 else:
                     aligned.weights(new_level)  # refuses a mix where the control takes one level
-                    level = resolve_level(aligned.levels, new_level)
+                    level = change_level(aligned.levels, level, resolve_level(aligned.levels, new_level))
             elif text.startswith("/"):
                 click.echo(f"unknown command. {CHAT_HELP}", err=True)
             else:

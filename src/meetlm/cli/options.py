@@ -73,7 +73,8 @@ quiet_option = click.option(
 level_option = click.option(
     "--level",
     help="Level of the replies: a name, a place between the worst level (0) and the best (1), a number outside this "
-    "range to extrapolate, or weights such as good=1.5,bad=-0.5.  [default: the run's default level]",
+    "range to extrapolate, or weights such as good=1.5,bad=-0.5; for several attributes each of them, as in "
+    "tone=formal,length=0.7.  [default: the run's default level]",
 )
 batch_size_option = click.option(
     "--batch-size", type=Count(1), default=32, show_default=True, help="Number of prompts per batch."

@@ -140,7 +140,7 @@ def _compare_stated(completions: SystemCompletions, level: Level | None, samplin
             )
     if isinstance(level, int | float) or level is None or system.level is None:  # a number is a level of runs only
         return
-    if system.level != level:
+    if level_text(system.level) != level_text(level):
         problem = (
             f"{system.name} states the level {level_text(system.level)}, --level is {level_text(level)}; used as it is"
         )

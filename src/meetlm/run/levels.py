@@ -1,4 +1,4 @@
-"""Levels as a user gives them: a name, a place on the scale from worst to best, or weights of several levels."""
+"""Levels as a user states them: names, places on the scale from worst to best, or weights; by attribute if several."""
 
 from __future__ import annotations
 
@@ -8,63 +8,97 @@ from numbers import Real
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
-from meetlm.data.levels import LevelSpace
+from meetlm.data.levels import Attribute, LevelSpace
 
-Level = str | float | Mapping[str, float]
-"""A level's name; a number (0 = worst, 1 = best, beyond extrapolates); or weights: ``{"good": 1.5, "bad": -0.5}``."""
+Level = str | float | Mapping[str, str | float]
+"""A level as a user states it.
+
+* A level's name: ``"good"``.
+* A place on the scale: 0 = worst level, 1 = best level; numbers outside this range extrapolate.
+* Weights of levels: ``{"good": 1.5, "bad": -0.5}``, ``{"tone=formal": 1.3}``.
+* A name or a place by attribute: ``{"tone": "formal", "length": 0.7}``.
+"""
+EXPECTED = "a name, a finite number, weights such as good=1.5,bad=-0.5, or attributes such as tone=formal,length=brief"
 
 
 def parse_level(text: str | None) -> Level | None:
     """Return the level that the text of ``--level`` stands for; ``None`` for no text.
 
     Raises:
-        ConfigError: A weight is not a number.
+        ConfigError: A part of it has no name or no value, or two parts have one name.
     """
     if not text:
         return None
     if "=" not in text:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    weights = {}
+        number = _number(text)
+        return text if number is None else number
+    level: dict[str, str | float] = {}
     for part in text.split(","):
-        name, _, number = part.partition("=")
-        try:
-            weights[name.strip()] = float(number)
-        except ValueError:
-            raise ConfigError(
-                f"--level {text!r}: expected a name, a number, or weights such as good=1.5,bad=-0.5"
-            ) from None
-    return weights
+        name, _, value = (piece.strip() for piece in part.rpartition("="))
+        if not name or not value:
+            raise ConfigError(f"--level {text!r}: expected {EXPECTED}")
+        if name in level:
+            raise ConfigError(f"--level {text!r}: {name!r} is stated twice")
+        number = _number(value)
+        level[name] = value if number is None else number
+    return level
 
 
-def resolve_level(levels: Sequence[str], level: Level) -> str | dict[str, float]:
-    """Return a level's name, or the weights of levels; what a number stands for included.
+def resolve_level(levels: LevelSpace | Sequence[str], level: Level) -> str | dict[str, float]:
+    """Return a level's name, or the weights of levels; what numbers and attributes stand for included.
 
     A number between 0 and 1 is a place on the scale: the weights of the two nearest levels are interpolated. Beyond,
     they are extrapolated: with levels bad and good, 1.5 is good=1.5, bad=-0.5.
 
     Args:
-        levels: Names, worst first.
-        level: As the user gives it.
+        levels: All levels; names alone are those of one attribute, worst first.
+        level: As the user states it.
 
     Raises:
-        ConfigError: A level is unknown, a number is not finite, or there is only one level and so no scale.
+        ConfigError: A level or an attribute is unknown, a number is not finite, or a number has no scale: there is a
+            single level, the levels have no order, or there are several attributes.
     """
-    if isinstance(level, str | Mapping):
-        names = [level] if isinstance(level, str) else list(level)
-        for name in names:
-            if name not in levels:
-                raise ConfigError(f"unknown level {name!r}{nearest(str(name), levels)}")
-        if isinstance(level, str):
-            return level
-        if not names or not all(_is_finite(weight) for weight in level.values()):
-            raise ConfigError(f"level {dict(level)}: expected names with finite numbers as weights")
-        return {name: float(weight) for name, weight in level.items()}
+    space = levels if isinstance(levels, LevelSpace) else LevelSpace.of_names(*levels)
+    if isinstance(level, str):
+        if level not in space:
+            raise ConfigError(f"unknown level {level!r}{nearest(level, space)}")
+        return level
+    if isinstance(level, Mapping):
+        if not level:
+            raise ConfigError(f"no level is stated; expected {EXPECTED}")
+        weights: dict[str, float] = {}
+        for name, value in level.items():
+            weights |= _weights(space, name, value)
+        return weights
     if not _is_finite(level):
-        raise ConfigError(f"level {level!r}: expected a name, a finite number, or a mapping of names to weights")
-    return _on_scale(levels, float(level))
+        raise ConfigError(f"level {level!r}: expected {EXPECTED}")
+    if len(space.attributes) > 1:
+        names = [attribute.name for attribute in space.attributes]
+        raise ConfigError(
+            f"level {level:g}: there are {len(names)} attributes ({', '.join(names)}); state each, as in "
+            f"{names[0]}={level:g}"
+        )
+    return _on_scale(space.attributes[0], float(level))
+
+
+def change_level(
+    levels: LevelSpace, level: str | dict[str, float], change: str | dict[str, float]
+) -> str | dict[str, float]:
+    """Return ``change`` with the weights that ``level`` has for the attributes that ``change`` does not state."""
+    weights, changed = ({at: 1.0} if isinstance(at, str) else at for at in (level, change))
+    stated = [names for names in _names(levels).values() if any(name in changed for name in names)]
+    rest = {name: weight for name, weight in weights.items() if not any(name in names for names in stated)}
+    return {**rest, **changed} if rest else change
+
+
+def levels_text(levels: LevelSpace) -> str:
+    """Return all levels in words, such as ``tone: casual, formal; length: brief, detailed (worst first)``."""
+    return "; ".join(
+        (f"{attribute.name}: " if attribute.name else "")
+        + ", ".join(attribute.levels)
+        + (" (worst first)" if attribute.is_ordered and len(attribute.levels) > 1 else "")
+        for attribute in levels.attributes
+    )
 
 
 def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
@@ -76,7 +110,9 @@ def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
     }
 
 
-def dial_warning(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], level: Level) -> str | None:
+def dial_warning(
+    levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], level: str | Mapping[str, float]
+) -> str | None:
     """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it.
 
     Args:
@@ -85,7 +121,6 @@ def dial_warning(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], leve
         level: What :func:`resolve_level` returned.
     """
     weights = {level: 1.0} if isinstance(level, str) else level
-    assert isinstance(weights, Mapping), "the level is resolved"
     for attribute, names in scales_of(levels).items():
         stated = [weights.get(name, 0.0) for name in names]
         limits = dial.get(attribute)
@@ -104,22 +139,64 @@ def dial_warning(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], leve
 def level_text(level: Level) -> str:
     """Return a level as ``--level`` takes it."""
     if isinstance(level, Mapping):
-        return ",".join(f"{name}={weight:g}" for name, weight in level.items())
-    return level if isinstance(level, str) else f"{level:g}"
+        return ",".join(
+            name if "=" in name and value == 1 else f"{name}={_text(value)}" for name, value in level.items()
+        )
+    return _text(level)
 
 
-def _is_finite(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, Real) and math.isfinite(value)
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
-def _on_scale(levels: Sequence[str], place: float) -> str | dict[str, float]:
-    if len(levels) < 2:
-        raise ConfigError(f"level {place:g}: there is one level ({levels[0]}) and so no scale; pass its name")
-    steps = place * (len(levels) - 1)
-    lower = min(max(math.floor(steps), 0), len(levels) - 2)
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _names(levels: LevelSpace) -> dict[str, list[str]]:
+    """Return the names of the levels of each attribute, by its name."""
+    return {name: [levels[k] for k in indices] for name, indices in levels.ranges.items()}
+
+
+def _weights(levels: LevelSpace, name: str, value: Any) -> dict[str, float]:
+    """Return the weights of levels that a value of a level or of an attribute stands for."""
+    attributes = {attribute.name: attribute for attribute in levels.attributes if attribute.name}
+    if name in levels:
+        if not _is_finite(value):
+            raise ConfigError(f"level {name!r} has the weight {value!r}; expected a finite number")
+        return {name: float(value)}
+    if name not in attributes:
+        raise ConfigError(f"unknown level {name!r}{nearest(str(name), [*levels, *attributes])}")
+    if isinstance(value, str):
+        if value not in attributes[name].levels:
+            raise ConfigError(f"unknown level {value!r} of {name}{nearest(value, attributes[name].levels)}")
+        return {f"{name}={value}": 1.0}
+    if not _is_finite(value):
+        raise ConfigError(f"level {name}={value!r}: expected the name of a level or a finite number")
+    place = _on_scale(attributes[name], float(value))
+    return {place: 1.0} if isinstance(place, str) else place
+
+
+def _on_scale(attribute: Attribute, place: float) -> str | dict[str, float]:
+    """Return the level at a place on the scale of an attribute, or weights of two levels."""
+    names = LevelSpace((attribute,)).names
+    stated = f"{attribute.name}={place:g}" if attribute.name else f"{place:g}"
+    if len(names) < 2:
+        raise ConfigError(f"level {stated}: there is one level ({names[0]}) and so no scale; pass its name")
+    if not attribute.is_ordered:
+        raise ConfigError(
+            f"level {stated}: the levels have no order and so no scale; pass one of {', '.join(attribute.levels)}"
+        )
+    steps = place * (len(names) - 1)
+    lower = min(max(math.floor(steps), 0), len(names) - 2)
     share = round(steps - lower, 12)
     if share in (0, 1):
-        return levels[lower + int(share)]
-    return {levels[lower]: round(1 - share, 12), levels[lower + 1]: share}
+        return names[lower + int(share)]
+    return {names[lower]: round(1 - share, 12), names[lower + 1]: share}
