@@ -280,7 +280,7 @@ def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> No
         ([], {}, "is an empty list"),
         (None, {}, "is null; expected text, or a list of messages"),
         ("Hi", {"top_p": 2}, "generate: top_p: expected 1 or less, got 2"),
-        ("Hi", {"level": {"good": float("nan")}}, "expected names with finite numbers as weights"),
+        ("Hi", {"level": {"good": float("nan")}}, "level 'good' has the weight nan; expected a finite number"),
     ],
 )
 def test_what_generate_cannot_take(prompt: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
