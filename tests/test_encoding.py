@@ -13,8 +13,9 @@ from meetlm.config.errors import ConfigError
 from meetlm.data import hh, summarize
 from meetlm.data.encoding import example_lengths
 from meetlm.data.example import Origin, Prompt, Turn, as_reply
+from meetlm.data.fitted_levels import PAIRS
 from meetlm.data.formats import FORMATS
-from meetlm.data.levels import PAIR_LEVELS, Attribute, LevelSpace, with_weights
+from meetlm.data.levels import Attribute, LevelSpace
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.rows import Row
 from tiny import CHATML, slots_encoder, tiny_tokenizer
@@ -54,7 +55,7 @@ def test_hh(bos: bool) -> None:
         )
     )
     encoder = slots_encoder(prompt_format, [[1000, 1001], [1000, 1001]])
-    chosen, rejected = FORMATS["conditional"].item(encoder, with_weights(example, PAIR_LEVELS))
+    chosen, rejected = FORMATS["conditional"].item(encoder, PAIRS.apply([example])[0])
     opened = ("<s>" if bos else "") + "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Rice?\n\nAssistant:"
     for side, said, weights in ((chosen, " Boil it.", (0, 1)), (rejected, " No", (1, 0))):
         assert side.ids[:2] == (1000, 1001)  # the slot first, before BOS
@@ -74,7 +75,7 @@ def test_tldr() -> None:
     example = summarize.parse(row(info=info, summaries=summaries, choice=1))
     prompt_format = pin_format(tiny_tokenizer())
     encoder = slots_encoder(prompt_format, [[], []])
-    chosen, rejected = FORMATS["conditional"].item(encoder, with_weights(example, PAIR_LEVELS))
+    chosen, rejected = FORMATS["conditional"].item(encoder, PAIRS.apply([example])[0])
     expected = "SUBREDDIT: r/rice\n\nTITLE: Water\n\nPOST: How?\nSo.\n\nTL;DR:"
     for side, said in ((chosen, " Boil rice."), (rejected, " Too short")):
         assert shown(prompt_format, side.ids[: side.spans[0].start]) == expected

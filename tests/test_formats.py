@@ -13,8 +13,8 @@ from meetlm.data import hh
 from meetlm.data.batch import IGNORE, collate
 from meetlm.data.encoding import Encoded, Span
 from meetlm.data.example import Example, Origin
+from meetlm.data.fitted_levels import PAIRS
 from meetlm.data.formats import FORMATS, Item
-from meetlm.data.levels import PAIR_LEVELS, with_weights
 from meetlm.data.rows import Row
 from meetlm.objectives.nll import nll
 from meetlm.policy.policy import Policy
@@ -27,7 +27,7 @@ CHAINED = [("text", {}), ("soft-prompt", {"length": 3}), ("special-token", {})]
 
 def hh_pair() -> Example:
     row = Row({"chosen": PROMPT + BETTER, "rejected": PROMPT + WORSE}, Origin("rows.jsonl", 1))
-    return with_weights(hh.parse(row), PAIR_LEVELS)
+    return PAIRS.apply([hh.parse(row)])[0]
 
 
 def parts() -> tuple[list[int], list[int], list[int]]:

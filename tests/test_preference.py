@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +11,8 @@ import torch
 
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import Example, Origin, Prompt, as_reply
+from meetlm.data.fitted_levels import PAIRS
+from meetlm.data.levels import PAIR_LEVELS
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.diagnostics.preference import (
     HeldOutPairs,
@@ -47,14 +48,14 @@ class Fake:
 def measure(table: Table) -> Any:
     prompts = dict.fromkeys(prompt for prompt, _ in table)
     examples = [Example.of_pair(Prompt(p), as_reply(" w"), as_reply(" l"), p, Origin("x", 1)) for p in prompts]
-    held = HeldOutPairs(slots_encoder(text_format(), [[], []]), examples)
+    held = HeldOutPairs(slots_encoder(text_format(), [[], []]), PAIRS.apply(examples), PAIR_LEVELS)
     base_logps = torch.full((2 * len(examples),), -4.0, dtype=torch.float64)
     return preference_accuracy(cast(Policy, Fake(table)), held, base_logps)
 
 
 def accuracy(policy: Policy, encoder: Encoder, examples: list[Example]) -> PreferenceAccuracy:
     """Measure against the policy itself with no level at all."""
-    held = HeldOutPairs(encoder, examples)
+    held = HeldOutPairs(encoder, examples, PAIR_LEVELS)
     return preference_accuracy(policy, held, policy.score(held.bare)[0])
 
 
@@ -95,7 +96,7 @@ def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> None:
     policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
-    held = HeldOutPairs(encoder_of(policy), pairs(20))
+    held = HeldOutPairs(encoder_of(policy), pairs(20), PAIR_LEVELS)
     reference = policy.score(held.bare)[0]
     assert policy.control.is_identity()
     measured = preference_accuracy(policy, held, reference).to_dict()
@@ -108,7 +109,8 @@ def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> Non
 def test_against_scores_one_by_one(kind: str) -> None:
     policy = tiny_policy("llama", kind)
     encoder, examples = encoder_of(policy), pairs(8)
-    examples = [replace(e, completions=e.completions[::-1]) if i % 3 else e for i, e in enumerate(examples)]
+    swapped = [Example.of_pair(e.prompt, *e.replies[::-1], e.group, e.origin) for e in examples]
+    examples = PAIRS.apply(other if i % 3 else e for i, (e, other) in enumerate(zip(examples, swapped, strict=True)))
     result = accuracy(policy, encoder, examples)
     wins = []
     for example in examples:

@@ -182,8 +182,8 @@ def test_pointwise_rows_are_refused_before_the_model_is_loaded(mark: dict[str, A
     done = CliRunner().invoke(main, ["train", "hh-dpo", *words, "--out", str(tmp_path / "run")])
     assert done.exit_code == 1
     assert done.output == (
-        f"error: {file}:1: is pointwise: one completion, with a {next(iter(mark))}; "
-        "expected a pair, which the data formats and DPO compare: 'chosen' and 'rejected'\n"
+        f"error: {file}:1: holds one reply, with a {next(iter(mark))}; "
+        "expected 'chosen' and 'rejected'; or --data.source feedback, which reads replies with feedback\n"
     )
     assert not (tmp_path / "run").exists()
 

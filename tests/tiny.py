@@ -31,8 +31,9 @@ from meetlm.controls.base import Control
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoded, Encoder, Placement
 from meetlm.data.example import Example, Origin, Prompt, as_reply
+from meetlm.data.fitted_levels import PAIRS
 from meetlm.data.formats import FORMATS
-from meetlm.data.levels import PAIR_LEVELS, LevelSpace, with_weights
+from meetlm.data.levels import PAIR_LEVELS, LevelSpace
 from meetlm.data.prompt_format import PromptFormat, pin_format
 from meetlm.generation.decoding import Branch, decoder_of
 from meetlm.policy.policy import Policy
@@ -258,8 +259,8 @@ def pairs(count: int) -> list[Example]:
         prompt = f"\n\nHuman: What is {nouns[i % 5]}? {'Please. ' * (i % 3)}{i}\n\nAssistant:"
         chosen, rejected = f" It is {'good ' * (1 + i % 4)}{i}.", f" {'bad ' * (1 + (i + 1) % 3)}{i}"
         sides = as_reply(chosen), as_reply(rejected)
-        made.append(with_weights(Example.of_pair(Prompt(prompt), *sides, prompt, Origin("pairs", i + 1)), PAIR_LEVELS))
-    return made
+        made.append(Example.of_pair(Prompt(prompt), *sides, prompt, Origin("pairs", i + 1)))
+    return PAIRS.apply(made)
 
 
 def items_of(policy: Policy, count: int = 8) -> list[tuple[Encoded, ...]]:

@@ -110,8 +110,8 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         ),
         (
             {"prompt": "a", "completion": "b", "score": 0.5},
-            "is pointwise: one completion, with a score; "
-            "expected a pair, which the data formats and DPO compare: 'chosen' and 'rejected'",
+            "holds one reply, with a score; "
+            "expected 'chosen' and 'rejected'; or --data.source feedback, which reads replies with feedback",
         ),
         (
             {"prompt": "a", "completion": "b", "score": 0.5, "chosen": "c"},

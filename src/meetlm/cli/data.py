@@ -103,39 +103,39 @@ def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
 
 
 def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, number: int) -> None:
-    """Print the first pairs as they are encoded under a fresh control."""
+    """Print the first pairs, or the first replies at each level, as they are encoded under a fresh control."""
     from meetlm.controls.build import build_control
     from meetlm.data.encoding import Encoder
-    from meetlm.data.formats import FORMATS
-    from meetlm.data.levels import PAIR_LEVELS, with_weights
     from meetlm.diagnostics.data_report import segments, shorten
     from meetlm.policy.loading import embedding_rows, load_skeleton
 
-    settings, levels = config.control, config.control_levels(PAIR_LEVELS)
+    settings, levels = config.control, config.control_levels(report.fitted.levels)
     lm = load_skeleton(config.model.name)
     control = build_control(settings, levels, lm, prompt_format.tokenize, seed=0)
     vocabulary = embedding_rows(lm)
     encoder = Encoder(prompt_format, levels, control.slot, settings.placement, vocabulary)
-    data_format = FORMATS["conditional" if config.uses_levels else "chosen"]
     is_plain = not sys.stdout.isatty()
     trained = "[[…]]" if is_plain else click.style("green", fg="green", bold=True)
     slot = "‹…›" if is_plain else click.style("‹…›", fg="cyan")
     where = (
         f"{slot} is the control's slot" if any(control.slots) else "the control has no slot, it acts inside the model"
     )
-    click.echo(f"\nThe first pairs as the model reads them, with a control of kind {settings.kind}:")
+    shown = "replies at each level" if report.levels else "pairs"
+    click.echo(f"\nThe first {shown} as the model reads them, with a control of kind {settings.kind}:")
     click.echo(f"{trained} are the trained tokens, the others are the prompt; {where}.")
-    for example in report.kept[:number]:
-        for level, encoded in zip(
-            levels[::-1], data_format.item(encoder, with_weights(example, PAIR_LEVELS)), strict=True
-        ):
-            slot_ids = control.slot(encoded.spans[0].weights)
-            side = "chosen" if level == "good" else "rejected"
-            parts = segments(encoded, slot_ids, settings.placement, prompt_format.tokenizer, vocabulary)
-            counts = ", ".join(f"{part.tokens} {part.kind}" for part in parts)
-            click.echo(f"\n── line {example.origin.line}, {side}: level {level} ({counts} tokens)")
-            text = "".join(_marked(shorten(part, WORDS_SHOWN), level, is_plain) for part in parts)
-            click.echo(textwrap.indent(text.strip("\n"), "   "))
+    for example, completion in report.first_replies(number):
+        if not config.uses_levels and completion.weights != report.fitted.levels.best:
+            continue
+        weights = completion.weights if config.uses_levels else levels.best
+        encoded = encoder.encode(example.prompt, completion.reply, weights)
+        names = [name for name, weight in zip(levels, weights, strict=True) if weight]
+        side = {"good": "chosen", "bad": "rejected"}[names[0]] if example.is_pair else "reply"
+        parts = segments(encoded, control.slot(weights), settings.placement, prompt_format.tokenizer, vocabulary)
+        counts = ", ".join(f"{part.tokens} {part.kind}" for part in parts)
+        level = ", ".join(names)
+        click.echo(f"\n── line {completion.origin.line}, {side}: level {level} ({counts} tokens)")
+        text = "".join(_marked(shorten(part, WORDS_SHOWN), level, is_plain) for part in parts)
+        click.echo(textwrap.indent(text.strip("\n"), "   "))
 
 
 def _marked(part: Segment, level: str, is_plain: bool) -> str:

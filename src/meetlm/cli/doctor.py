@@ -17,6 +17,7 @@ from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
+    from meetlm.data.levels import LevelSpace
     from meetlm.diagnostics.check_run import StageSteps
     from meetlm.diagnostics.checks import Check, Diagnosis
     from meetlm.recipes.config import RunConfig
@@ -51,7 +52,6 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
     quiet_libraries(warnings=False)
     config, _ = configure_for_data(names, overrides, file)
     from meetlm.controls.build import build_control
-    from meetlm.data.levels import PAIR_LEVELS
     from meetlm.data.prompt_format import pin_format
     from meetlm.diagnostics.checks import Check, Diagnosis
     from meetlm.diagnostics.doctor import diagnose
@@ -67,8 +67,13 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
         diagnosis = Diagnosis((Check("model", "problem", str(error), advice=advice),))
     else:
         prompt_format = pin_format(tokenizer, system=config.format.system, reasoning=config.format.reasoning)
-        levels = config.control_levels(PAIR_LEVELS)
-        slots = build_control(config.control, levels, lm, prompt_format.tokenize, config.seed).slots
+
+        def slot_for(data_levels: LevelSpace) -> int:
+            levels = config.control_levels(data_levels)
+            control = build_control(config.control, levels, lm, prompt_format.tokenize, config.seed)
+            ranges = levels.ranges.values()
+            return sum(max(len(control.slot(levels.weights([k]))) for k in indices) for indices in ranges)
+
         diagnosis = diagnose(
             settings or config.data,
             lm,
@@ -76,7 +81,7 @@ def doctor(names: list[str], overrides: list[Override], file: Path | None, as_js
             lambda pairs: _stage_steps(config, pairs),
             preset=config.preset,
             min_steps=MIN_STEPS,
-            slot=max(map(len, slots)),
+            slot_for=slot_for,
             with_eval=settings is not None,
             reporter=ConsoleReporter(),
         )

@@ -147,6 +147,10 @@ Weights = tuple[float, ...]
 """A weight for each of K levels."""
 
 
+class Rank(float):
+    """A place in a list from best to worst, as a negative number: it compares replies to one prompt alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A reply, and what the data state about it.
@@ -154,11 +158,13 @@ class Completion:
     Attributes:
         reply: The reply alone; as plain text with its leading space.
         feedback: The statements of the data; an attribute may be missing.
+        origin: Where it was read.
         weights: Weights of the levels that the feedback stands for; empty until a level scheme is applied.
     """
 
     reply: Turn
     feedback: Feedback
+    origin: Origin
     weights: Weights = ()
 
 
@@ -190,8 +196,13 @@ class Example:
     @classmethod
     def of_pair(cls, prompt: Prompt, chosen: Turn, rejected: Turn, group: str, origin: Origin, **more: Any) -> Example:
         """Return the example of a chosen and a rejected reply; ``more`` are further attributes."""
-        completions = tuple(map(Completion, (chosen, rejected), PAIR_FEEDBACK))
+        completions = tuple(map(Completion, (chosen, rejected), PAIR_FEEDBACK, (origin, origin)))
         return cls(prompt, completions, group, origin, **more)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a chosen and a rejected reply."""
+        return tuple(completion.feedback for completion in self.completions) == PAIR_FEEDBACK
 
     @property
     def replies(self) -> tuple[Turn, ...]:

@@ -36,6 +36,7 @@ Key = tuple[Prompt, *tuple[Turn, ...]]
 
 REASONS = {
     "sides_differ": "the two sides answer different prompts",
+    "no_feedback": "it states no feedback on a reply",
     "human_turn": "a human's turn follows the reply",
     "empty_reply": "a reply is empty",
     "identical_replies": "two replies are the same",
@@ -172,7 +173,8 @@ def filter_eval(
 ) -> tuple[list[Example], FilterReport]:
     """Keep one row per group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
-    All replies are used (preference accuracy): rows that cannot be trained on are dropped as in training.
+    All replies are used (preference accuracy): rows that cannot be trained on are dropped as in training. Of rows with
+    one reply each, all of a prompt are kept.
 
     Args:
         read: What a source read.
@@ -183,13 +185,18 @@ def filter_eval(
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
-    seen: set[str] = set()
+    groups: set[str] = set()
+    seen: set[Key] = set()
 
     def drop_reason(example: Example) -> str | None:
-        return _drop_reason(example) or ("repeated_prompt" if example.group in seen else None)
+        reason = _drop_reason(example)
+        if reason is None and len(example.completions) > 1:
+            return "repeated_prompt" if example.group in groups else None
+        return reason or ("duplicate" if _key(example) in seen else None)
 
     def is_too_long(example: Example, tokens: ExampleTokens) -> bool:
-        seen.add(example.group)
+        groups.add(example.group)
+        seen.add(_key(example))
         return tokens.prompt > max_length
 
     return _filter(read, drop_reason, lengths, is_too_long, limit)
@@ -248,6 +255,8 @@ def _drop_reason(example: Example) -> str | None:
     """Return why a row cannot be trained on, by its text alone."""
     if example.other_prompt is not None:
         return "sides_differ"
+    if not any(completion.feedback for completion in example.completions):
+        return "no_feedback"
     if "human_turn" in example.remarks:
         return "human_turn"
     if any(reply.is_blank for reply in example.replies):

@@ -6,11 +6,15 @@ An *item* is the sequences of one example; all of them are in one optimizer step
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
+from meetlm.config.errors import ConfigError
 from meetlm.config.registry import Registry
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import Example
+from meetlm.data.levels import LevelSpace
 
 Item = tuple[Encoded, ...]
 """The sequences of one example."""
@@ -24,15 +28,20 @@ class DataFormat(ABC):
         is_pairwise: Whether an item is two completions (chosen, rejected) of one prompt at one level, for pairwise
             objectives.
         chains: Whether a sequence has completions of several levels: they need a slot before each response.
+        required: What an example must have, for messages; examples without it are left out.
     """
 
     uses_levels: ClassVar[bool] = False
     is_pairwise: ClassVar[bool] = False
     chains: ClassVar[bool] = False
+    required: ClassVar[str] = "a reply with a level"
 
     @abstractmethod
     def item(self, encoder: Encoder, example: Example) -> Item:
-        """Return the sequences of one example, whose completions have level weights, best first."""
+        """Return the sequences of one example, whose completions have level weights, best first; none to leave it out.
+
+        The levels of a format that does not use levels are those of one ordered attribute.
+        """
 
 
 FORMATS: Registry[DataFormat] = Registry("data format")
@@ -49,21 +58,26 @@ class Conditional(DataFormat):
 
 
 class Chosen(DataFormat):
-    """The best completion alone: supervised fine-tuning."""
+    """The completions at the best level alone: supervised fine-tuning."""
+
+    required = "a reply at the best level"
 
     def item(self, encoder: Encoder, example: Example) -> Item:
-        """Return (best,)."""
-        best, _ = example.best_and_worst
-        return (encoder.encode(example.prompt, best, encoder.levels.best),)
+        """Return the completions at the best level; of a pair, (chosen,)."""
+        best = [completion.reply for completion in example.completions if completion.weights[-1]]
+        return tuple(encoder.encode(example.prompt, reply, encoder.levels.best) for reply in best)
 
 
 class Pairwise(DataFormat):
     """The best and the worst completion at the same level: for objectives that compare them (DPO)."""
 
     is_pairwise = True
+    required = "two replies at different levels"
 
     def item(self, encoder: Encoder, example: Example) -> Item:
         """Return (best, worst)."""
+        if example.completions[0].weights == example.completions[-1].weights:
+            return ()
         best = encoder.levels.best
         return tuple(encoder.encode(example.prompt, reply, best) for reply in example.best_and_worst)
 
@@ -87,3 +101,36 @@ FORMATS.register("conditional")(Conditional())
 FORMATS.register("chosen")(Chosen())
 FORMATS.register("pairwise")(Pairwise())
 FORMATS.register("chain")(Chain())
+
+
+def make_items(
+    name: str, encoder: Encoder, examples: Sequence[Example], levels: LevelSpace, *, reporter: Reporter = SILENT
+) -> list[Item]:
+    """Return the items of examples in one format.
+
+    Args:
+        name: Name of the format.
+        encoder: Encoder of the run's control.
+        examples: Examples with level weights.
+        levels: Levels of the data.
+        reporter: Receives the number of examples that are left out.
+
+    Raises:
+        ConfigError: The format cannot use the data.
+    """
+    data_format = FORMATS[name]
+    if not data_format.uses_levels and not (len(levels.attributes) == 1 and levels.attributes[0].is_ordered):
+        names = ", ".join(attribute.name or "the only one" for attribute in levels.attributes)
+        raise ConfigError(
+            f"format {name!r} needs one attribute with ordered levels, to know the best reply; the data have {names}: "
+            "choose one with data.attributes and its order with data.levels.names, or use the format conditional"
+        )
+    items = [item for example in examples if (item := data_format.item(encoder, example))]
+    if not items:
+        raise ConfigError(f"format {name!r} cannot use the data: no prompt has {data_format.required}")
+    if len(items) < len(examples):
+        num_left_out = len(examples) - len(items)
+        reporter.message(
+            f"format {name} leaves out {num_left_out} of {len(examples)} prompts without {data_format.required}"
+        )
+    return items

@@ -6,11 +6,11 @@ In a pair the rejected reply shows ``bad`` and the chosen reply ``good``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
-from meetlm.data.example import Example, Weights
+from meetlm.data.example import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +113,3 @@ class LevelSpace(Sequence[str]):
 
 PAIR_LEVELS = LevelSpace.of_names("bad", "good")
 """Levels of pairwise data."""
-
-
-def with_weights(example: Example, levels: LevelSpace) -> Example:
-    """Return an example whose completions have the weights of the levels that their feedback names."""
-    starts = {attribute.name: (levels.ranges[attribute.name][0], attribute.levels) for attribute in levels.attributes}
-
-    def index(name: str, value: str | float) -> int:
-        start, names = starts[name]
-        return start + names.index(str(value))
-
-    completions = tuple(
-        replace(completion, weights=levels.weights(index(name, value) for name, value in completion.feedback))
-        for completion in example.completions
-    )
-    return replace(example, completions=completions)

@@ -27,7 +27,7 @@ from meetlm.data.rows import Row
 Turns = tuple[Turn, ...]
 
 MARKS = ("label", "score", "level")
-"""What pointwise rows say of their one completion."""
+"""Feedback on the one reply of a row."""
 
 CHAT_COLUMNS = ("messages", "conversations")
 """Where rows without ``prompt`` hold the conversation that the replies answer."""
@@ -60,7 +60,7 @@ def parse(row: Row) -> Example:
         raise row.error(f"is {_kind(rejected)}", field="rejected", expected=f"{_kind(chosen)}, as in 'chosen'")
     is_reply_only = not chosen.is_chat or all(turn.role == "assistant" for turn in chosen.turns + rejected.turns)
     if prompt is None and is_reply_only:
-        prompt = _conversation(row)
+        prompt = read_conversation(row)
     if chosen.is_chat or (prompt is not None and prompt.is_chat):
         sides = [side.turns if side.is_chat else (as_reply(side.text()),) for side in (chosen, rejected)]
         example = _chat_pair(row, prompt, *sides)
@@ -74,16 +74,14 @@ def _refuse_other_formats(row: Row) -> None:
     marks = [name for name in MARKS if name in row.fields]
     has_side = bool({"chosen", "rejected"} & row.fields.keys())
     if "completion" in row.fields and marks and not has_side:
-        raise row.error(
-            f"is pointwise: one completion, with a {marks[0]}",
-            expected="a pair, which the data formats and DPO compare: 'chosen' and 'rejected'",
-        )
+        expected = "'chosen' and 'rejected'; or --data.source feedback, which reads replies with feedback"
+        raise row.error(f"holds one reply, with a {marks[0]}", expected=expected)
     if isinstance(row.fields.get("output"), list) and not has_side:
         expected = "the columns 'chosen' and 'rejected', and --data.columns prompt=instruction+input"
         raise row.error("is a list of replies, as in Alpaca's comparisons", field="output", expected=expected)
 
 
-def _conversation(row: Row) -> Prompt | None:
+def read_conversation(row: Row) -> Prompt | None:
     """Return the conversation in a column that is not called ``prompt``; ``None`` where there is none."""
     for name in CHAT_COLUMNS:
         if row.fields.get(name):
@@ -122,14 +120,14 @@ def _chat_pair(row: Row, prompt: Prompt | None, chosen: Turns, rejected: Turns) 
             remarks = ("prompt_column_ignored",)
     else:
         asked = prompt.turns
-        chosen, rejected = _after(row, "chosen", asked, chosen), _after(row, "rejected", asked, rejected)
+        chosen, rejected = after_prompt(row, "chosen", asked, chosen), after_prompt(row, "rejected", asked, rejected)
     asked = with_system(row, asked)
     if not asked:
         names = ", ".join(sorted(map(str, row.fields)))
         expected = f"a prompt, since no user's message is in the replies; columns of this row: {names}"
         raise row.error("is missing", field="prompt", expected=expected)
     other_prompt = None if other is None else Prompt(with_system(row, other))
-    sides = _single(row, "chosen", chosen), _single(row, "rejected", rejected)
+    sides = single_turn(row, "chosen", chosen), single_turn(row, "rejected", rejected)
     return Example.of_pair(
         Prompt(asked), *sides, Prompt(asked).group, row.origin, other_prompt=other_prompt, remarks=remarks
     )
@@ -147,7 +145,8 @@ def with_system(row: Row, turns: Turns) -> Turns:
     return turns
 
 
-def _single(row: Row, field: str, turns: Turns) -> Turn:
+def single_turn(row: Row, field: str, turns: Turns) -> Turn:
+    """Return the only turn of a reply; several are an error."""
     if len(turns) > 1:
         roles = ", ".join(turn.role for turn in turns)
         raise row.error(f"replies in {len(turns)} turns ({roles})", field=field, expected="one assistant message")
@@ -237,7 +236,7 @@ def _reply_start(turns: Turns) -> int:
     return start
 
 
-def _after(row: Row, field: str, prompt: Turns, turns: Turns) -> Turns:
+def after_prompt(row: Row, field: str, prompt: Turns, turns: Turns) -> Turns:
     """Return a reply that stands beside an explicit prompt, without the prompt where it repeats that."""
     turns = _ended(row, field, turns)
     *before, begun = prompt

@@ -33,7 +33,12 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitR
         DataError: There is no such place; the message lists what was looked for.
     """
     part = _locate(settings, split)
-    return part._replace(rows=(row.rename(settings.columns) for row in part.rows)) if settings.columns else part
+    rows = part.rows
+    if settings.columns:
+        rows = (row.rename(settings.columns) for row in rows)
+    if settings.attributes:
+        rows = (row.gather(settings.attributes) for row in rows)
+    return part._replace(rows=rows)
 
 
 def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +83,19 @@ class Row:
             if values:
                 fields[name] = values[0]
         return replace(self, fields=fields)
+
+    def gather(self, attributes: Sequence[str]) -> Row:
+        """Return the row with only these attributes as its feedback, in the field ``attributes``.
+
+        Args:
+            attributes: Names of columns, or of fields of an object in ``attributes``.
+        """
+        nested = self.fields.get("attributes")
+        known = {**(nested if isinstance(nested, Mapping) else {}), **self.fields}
+        values = {name: known[name] for name in attributes if name in known}
+        used = {"label", "score", "level", *attributes}
+        fields = {name: value for name, value in self.fields.items() if name not in used}
+        return replace(self, fields={**fields, "attributes": values})
 
     def value(self, field: str, expected: str, kind: type[T]) -> T:
         """Return a field of one JSON type."""

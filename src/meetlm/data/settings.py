@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -9,12 +10,60 @@ from pydantic import Field, field_validator, model_validator
 from meetlm.config.settings import Settings
 
 
+def split_list(value: object) -> object:
+    """Return the parts of text such as ``a,b``; other values as they are."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+class LevelSettings(Settings):
+    """How feedback becomes levels, for one attribute or all of them."""
+
+    scheme: str = Field(
+        "auto",
+        description="Scheme of the levels: named, values (a level per distinct score), quantiles, thresholds or "
+        "within-prompt (quantiles among the replies to a prompt); auto chooses by the data and prints its choice.",
+    )
+    count: int | None = Field(None, ge=2, description="Number of levels, for quantiles and within-prompt.")
+    thresholds: tuple[float, ...] = Field(
+        (), description="Scores that part the levels, such as 2.5,3.5; a score on a threshold is in the upper level."
+    )
+    names: tuple[str, ...] = Field(
+        (), description="Names of the levels, worst first, such as bad,fair,good; by default those of the data."
+    )
+    is_ordered: bool | None = Field(
+        None,
+        description="Whether named levels are a scale from worst to best; by default true if names is set, else false.",
+    )
+
+    @field_validator("thresholds", "names", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return split_list(value)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _check_thresholds(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(map(math.isfinite, thresholds)) or list(thresholds) != sorted(set(thresholds)):
+            raise ValueError("expected rising finite numbers, such as 2.5,3.5")
+        return thresholds
+
+    @field_validator("names")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two levels have the name {name!r}")
+            if not name or not set(name).isdisjoint("=,"):
+                raise ValueError(f"a level cannot have the name {name!r}: names contain neither '=' nor ','")
+        return names
+
+
 class DataSettings(Settings):
-    """Where preference pairs are and which of them are used."""
+    """Where the data are and which rows are used."""
 
     source: str = Field(
-        description="Format of the rows: hh (Anthropic transcripts), summarize (OpenAI comparisons) or pairs "
-        "(prompt/chosen/rejected as in TRL)."
+        description="Format of the rows: hh (Anthropic transcripts), summarize (OpenAI comparisons), pairs "
+        "(prompt/chosen/rejected as in TRL) or feedback (prompt/completion with a label, score, level or attributes)."
     )
     path: str | None = Field(
         default=None,
@@ -34,6 +83,15 @@ class DataSettings(Settings):
         default_factory=dict,
         description="Names of the columns to read, such as prompt=question,chosen=answer_good. "
         "prompt=instruction+input joins two columns by a blank line; system= leaves a column out.",
+    )
+    attributes: tuple[str, ...] = Field(
+        (),
+        description="Columns with feedback on several attributes, such as helpfulness,verbosity: each gets levels of "
+        "its own.",
+    )
+    levels: LevelSettings = Field(LevelSettings(), description="How feedback becomes levels.")
+    attribute_levels: dict[str, LevelSettings] = Field(
+        default_factory=dict, description="The same for single attributes, by name, in place of data.levels."
     )
     as_chat: bool = Field(
         default=False,
@@ -55,6 +113,11 @@ class DataSettings(Settings):
         "evaluation split.",
     )
 
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _split_attributes(cls, value: object) -> object:
+        return split_list(value)
+
     @field_validator("columns", mode="before")
     @classmethod
     def _parse_columns(cls, value: object) -> object:
@@ -69,4 +132,6 @@ class DataSettings(Settings):
     def _some_place(self) -> Self:
         if self.path is None and self.train_file is None and self.eval_file is None:
             raise ValueError("no data: set path (hub name, folder or file), or train_file and eval_file")
+        if self.holdout is not None and self.eval_file is not None:
+            raise ValueError("holdout and eval_file contradict each other: both say which rows are held out; set one")
         return self

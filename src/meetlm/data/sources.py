@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
-from meetlm.data import hh, pairs, summarize
+from meetlm.data import feedback, hh, pairs, summarize
 from meetlm.data.example import Example, Prompt, Read, Turn
 from meetlm.data.places import find_rows
 from meetlm.data.rows import Row
@@ -62,6 +62,7 @@ SOURCES.register("summarize")(
     Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")
 )
 SOURCES.register("pairs")(Source(pairs.parse))
+SOURCES.register("feedback")(Source(feedback.parse))
 
 
 def read_rows(

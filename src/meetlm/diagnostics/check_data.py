@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 from meetlm.data.example import Example
 from meetlm.data.filters import ODDITIES, REASONS, FilterReport, Lengths, prompt_overlap
+from meetlm.data.fitted_levels import PAIRS, FittedLevels, merge_prompts
 from meetlm.diagnostics import shortcuts
 from meetlm.diagnostics.checks import FEW_PROMPTS, Check, Status, share_check, worst_status
 from meetlm.diagnostics.intervals import Interval
+from meetlm.diagnostics.level_report import STRONG, report_levels
 
 FORM_WARNING = 0.55
 """A rule of form (length, stock replies) deserves a warning if its whole interval is above this. Controls on human
@@ -35,17 +37,35 @@ USUAL_ACCURACY = 0.65
 USUAL_INTERVAL = 0.05
 
 
-def check_data(train: Sequence[Example], report: FilterReport, lengths: Lengths) -> list[Check]:
-    """Return the checks of the training pairs.
+def check_data(
+    train: Sequence[Example], report: FilterReport, lengths: Lengths, fitted: FittedLevels = PAIRS
+) -> list[Check]:
+    """Return the checks of the training rows.
 
     Args:
-        train: The pairs that passed the filters.
+        train: The rows that passed the filters.
         report: The filters' report on them.
         lengths: Token counts, as the filters used them.
+        fitted: Level schemes of the data.
     """
     groups = [example.group for example in train]
-    first = train[:MAX_PAIRS]
     opening, words = shortcuts.opening_features, shortcuts.word_features
+    levelled = fitted.apply(merge_prompts(train))
+    attributes = fitted.levels.attributes
+    pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
+    pairs = pairs if len(attributes) == 1 and attributes[0].is_ordered else []
+    first = pairs[:MAX_PAIRS]
+    of_pairs = (
+        [
+            _length(pairs, lengths),
+            _repeated(pairs),
+            _surface("opening words", "the first three words of the replies", first, opening),
+            _surface("words", "all words of the replies (a control should do better)", first, words),
+        ]
+        if pairs
+        else []
+    )
+    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, levelled, lengths)
     return [
         _training_pairs(report).with_counts(groups),
         _too_long(
@@ -53,11 +73,26 @@ def check_data(train: Sequence[Example], report: FilterReport, lengths: Lengths)
         ).with_counts(groups),
         _unusable(report).with_counts(groups),
         _differing_prompts(report).with_counts(groups),
-        _length(train, lengths),
-        _repeated(train),
-        _surface("opening words", "the first three words of the replies", first, opening),
-        _surface("words", "all words of the replies (a control should do better)", first, words),
+        *of_pairs,
+        *of_levels,
     ]
+
+
+def _levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Lengths) -> list[Check]:
+    """Return the checks of levels: are there attributes that predict each other, or the length?"""
+    report = report_levels(fitted, examples, lengths)
+    checks = []
+    for name, value in report.with_length.items():
+        finding = f"the level of {name or 'a reply'} and its length have the correlation {value:+.2f}"
+        status = worst_status(warning=abs(value) > STRONG)
+        advice = "The model may learn length instead of the level." if status == "warning" else ""
+        checks.append(Check("level and length", status, finding, value, advice=advice))
+    for names, value in report.between.items():
+        finding = f"{names} have the correlation {value:+.2f}"
+        status = worst_status(warning=abs(value) > STRONG)
+        advice = "They predict each other: the model can hardly learn them apart." if status == "warning" else ""
+        checks.append(Check("attributes", status, finding, value, advice=advice))
+    return checks
 
 
 def check_test(train: Sequence[Example], test: Sequence[Example], report: FilterReport | None) -> list[Check]:

@@ -13,12 +13,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.data.encoding import Encoded, Placement, example_lengths
-from meetlm.data.example import Example, Read
+from meetlm.data.example import Completion, Example, Origin, Read, Turn
 from meetlm.data.filters import ExampleTokens, FilterReport, Tally, filter_eval, filter_train, prompt_overlap
+from meetlm.data.fitted_levels import FittedLevels, fit_levels, merge_prompts
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.data.splits import read_splits
+from meetlm.diagnostics.level_report import LevelReport, report_levels
 
 QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
 
@@ -28,14 +30,14 @@ class TokenCounts:
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self.format = prompt_format
-        self.counts: dict[tuple[str, int], ExampleTokens] = {}
+        self.counts: dict[tuple[Origin, tuple[Turn, ...]], ExampleTokens] = {}
 
     def __call__(self, example: Example) -> ExampleTokens:
         """Return the tokens of prompt and replies."""
-        row = (example.origin.file, example.origin.line)
-        if row not in self.counts:
-            self.counts[row] = example_lengths(self.format, example)
-        return self.counts[row]
+        key = (example.origin, example.replies)
+        if key not in self.counts:
+            self.counts[key] = example_lengths(self.format, example)
+        return self.counts[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,10 @@ class DataReport:
         lengths: Quantiles in tokens of prompt, chosen reply, rejected reply, and prompt with the longer reply, over
             ``measured`` pairs, also those longer than ``data.max_length``.
         measured: Number of pairs that ``lengths`` is computed from.
-        longer: Which reply is longer in the pairs that training would use.
-        kept: The pairs that training would use.
+        longer: Which reply is longer in the pairs that training would use; ``None`` where the data are not pairs.
+        levels: Levels of the data; ``None`` for pairs.
+        kept: The examples that training would use, with level weights.
+        fitted: Their level schemes.
     """
 
     source: str
@@ -69,8 +73,20 @@ class DataReport:
     overlap: Tally | None
     lengths: dict[str, dict[str, int]]
     measured: int
-    longer: Longer
+    longer: Longer | None
+    levels: LevelReport | None
     kept: list[Example]
+    fitted: FittedLevels
+
+    def first_replies(self, number: int) -> list[tuple[Example, Completion]]:
+        """Return the replies of the first pairs, or the first replies at each level."""
+        if self.levels is None:
+            return [(example, completion) for example in self.kept[:number] for completion in example.completions]
+        replies = [(example, completion) for example in self.kept for completion in example.completions]
+        at_levels = [
+            [(example, c) for example, c in replies if c.weights[k]][:number] for k in range(len(self.fitted.levels))
+        ]
+        return [reply for at_level in at_levels for reply in at_level]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report, without the pairs, as plain JSON types."""
@@ -81,7 +97,8 @@ class DataReport:
             "overlap": self.overlap and asdict(self.overlap),
             "lengths": self.lengths,
             "measured": self.measured,
-            "longer": asdict(self.longer),
+            "longer": self.longer and asdict(self.longer),
+            "levels": self.levels and self.levels.to_dict(),
         }
 
     def lines(self) -> list[str]:
@@ -102,6 +119,10 @@ class DataReport:
         dropped = self.filters.dropped.get("too_long")
         over = f", the {dropped.count} too long included" if dropped else ""
         text.append(f"  (over {self.measured} pairs{over}; a reply includes its end token)")
+        if self.levels is not None:
+            text += ["", *self.levels.lines()]
+        if self.longer is None:
+            return text
         sides, kept = self.longer, len(self.kept)
         text += [
             "",
@@ -128,19 +149,30 @@ def report_data(
     count = TokenCounts(prompt_format)
     train, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), None)
     kept, report = filter_train(_first(train, limit), count, settings.max_length)
-    measured = np.array([(tokens.prompt, *tokens.replies) for tokens in count.counts.values()])
-    columns = {
-        "prompt": measured[:, 0],
-        "chosen reply": measured[:, 1],
-        "rejected reply": measured[:, 2],
-        "prompt + longer reply": measured[:, 0] + measured[:, 1:].max(axis=1),
-    }
+    measured = list(count.counts.values())
+    prompts = np.array([tokens.prompt for tokens in measured])
+    is_pairs = all(example.is_pair for example in kept)
+    if is_pairs:
+        replies = {
+            f"{side} reply": np.array([tokens.replies[index] for tokens in measured])
+            for index, side in enumerate(("chosen", "rejected"))
+        }
+    else:
+        replies = {"reply": np.array([count for tokens in measured for count in tokens.replies])}
+    whole = prompts + np.array([max(tokens.replies) for tokens in measured])
+    columns = {"prompt": prompts, **replies, f"prompt + long{'er' if is_pairs else 'est'} reply": whole}
     lengths = {
         name: {label: int(np.quantile(values, at, method="nearest")) for label, at in QUANTILES.items()}
         for name, values in columns.items()
     }
-    sides = [count(example).replies for example in kept]
-    chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
+    merged = merge_prompts(kept)
+    fitted = fit_levels(settings, merged)
+    examples = fitted.apply(merged)
+    longer = None
+    if is_pairs:
+        sides = [count(example).replies for example in kept]
+        chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
+        longer = Longer(chosen, rejected, len(kept) - chosen - rejected)
     test_report, overlap = None, None
     if held_out is not None:
         test, test_report = filter_eval(_first(held_out, limit), count, settings.max_length)
@@ -154,8 +186,10 @@ def report_data(
         overlap=overlap,
         lengths=lengths,
         measured=len(measured),
-        longer=Longer(chosen, rejected, len(kept) - chosen - rejected),
-        kept=kept,
+        longer=longer,
+        levels=None if is_pairs else report_levels(fitted, examples, count),
+        kept=examples,
+        fitted=fitted,
     )
 
 

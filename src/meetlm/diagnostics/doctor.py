@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Example, Read
 from meetlm.data.filters import filter_eval, filter_train
+from meetlm.data.fitted_levels import fit_levels, merge_prompts
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES, read_examples
@@ -31,7 +33,7 @@ def diagnose(
     *,
     preset: str,
     min_steps: int,
-    slot: int,
+    slot_for: Callable[[LevelSpace], int],
     with_eval: bool,
     reporter: Reporter = SILENT,
 ) -> Diagnosis:
@@ -44,7 +46,7 @@ def diagnose(
         steps_for: Returns the steps of each stage for a number of training pairs.
         preset: Name of the recipe's preset.
         min_steps: A stage of fewer steps hardly changes a control.
-        slot: Tokens of the longest control slot.
+        slot_for: Returns the tokens of the longest control slot for the levels of the data.
         with_eval: Whether there are held-out rows to read.
         reporter: Receives messages.
 
@@ -54,6 +56,7 @@ def diagnose(
     reporter.message("reading the data")
     read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
     is_chat = read.rows[0].prompt.is_chat
+    fitted = fit_levels(settings, merge_prompts(read.rows))
     reporter.message("checking the model")
     model = check_model(
         lm,
@@ -61,7 +64,7 @@ def diagnose(
         is_chat=is_chat,
         has_markers=bool(SOURCES[settings.source].stop),
         max_length=settings.max_length,
-        slot=slot,
+        slot=slot_for(fitted.levels),
     )
     if is_chat and prompt_format.tokenizer.chat_template is None:
         finding = f"not checked: the {len(read.rows)} rows cannot be tokenised without a chat template"
@@ -75,7 +78,7 @@ def diagnose(
         test, test_report = filter_eval(held_out, count_tokens, settings.max_length, limit=settings.limit_eval)
     return Diagnosis(
         (
-            *check_data(train, train_report, count_tokens),
+            *check_data(train, train_report, count_tokens, fitted),
             *check_test(train, test, test_report),
             *check_steps(steps_for(len(train)), preset, len(train), min_steps),
             *model,

@@ -69,7 +69,10 @@ def guess_source(row: Row) -> tuple[str, str]:
         return "hh", f"chosen and rejected begin with {HUMAN.strip()!r}"
     if "info" in row.fields and "summaries" in row.fields:
         return "summarize", "it has the columns info and summaries"
-    return "pairs", "it has the columns of neither hh nor summarize"
+    replies = [name for name in ("completion", "completions") if name in row.fields]
+    if replies and row.fields.get("chosen") is None:
+        return "feedback", f"it has the column {replies[0]}"
+    return "pairs", "it has the columns of no other format"
 
 
 def with_test(settings: DataSettings) -> DataSettings | None:

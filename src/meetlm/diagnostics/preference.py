@@ -1,7 +1,10 @@
-"""Preference accuracy of a policy on held-out pairs: no judge, no sampling.
+"""Preference accuracy of a policy on held-out replies: no judge, no sampling.
 
 *Preference accuracy*: did the levels separate? How often log p(chosen|x,good) − log p(chosen|x,bad) exceeds the same
-for the rejected completion. A tie counts half, so a control whose levels are equal (a fresh LoRA) has exactly 0.5.
+for the rejected completion. A tie counts half, so a control whose levels are equal (a fresh LoRA) has exactly 0.5. Good
+and bad are the best and the worst level of an attribute; of two replies to a prompt, the chosen one has the higher
+level. Where levels have no order, those of the two replies take their place. Data with one reply per prompt compare
+replies to different prompts.
 
 *Reward accuracy*: did the best level move towards the chosen replies? How often log p(chosen|x,good) − log p₀(chosen|x)
 exceeds the same for the rejected, p₀ being the base model: DPO's implicit reward (Rafailov et al., 2023, section
@@ -10,20 +13,62 @@ exceeds the same for the rejected, p₀ being the base model: DPO's implicit rew
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
+from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded, Encoder, no_slot
 from meetlm.data.example import Example, Weights
-from meetlm.diagnostics.intervals import Interval, mean_interval
+from meetlm.data.levels import Attribute, LevelSpace
+from meetlm.diagnostics.intervals import Array, Interval, bootstrap, mean_interval, prompt_means
 from meetlm.policy.policy import Policy
+
+NEIGHBOURS = 4
+"""Number of other prompts' replies that a reply is compared with where each prompt has one reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeAccuracy:
+    """Preference accuracy of one attribute.
+
+    Attributes:
+        accuracy: Preference accuracy, by sums.
+        by_levels: The same for each pair of levels, such as ``q0 < q2``, without its interval.
+        rank_correlation: Spearman's correlation of log p(y|x,best) − log p(y|x,worst) with the stated level, over all
+            replies; ``None`` where levels have no order, or all values are equal.
+        most_likely: How often the stated level gives a reply the highest log-prob; ``None`` where levels are ordered.
+    """
+
+    accuracy: Interval
+    by_levels: dict[str, float]
+    rank_correlation: Interval | None
+    most_likely: Interval | None
+
+    def lines(self, name: str) -> list[str]:
+        """Return the result as lines of text."""
+        parts = [f"{name}: accuracy {self.accuracy}"]
+        if self.rank_correlation:
+            parts.append(f"rank correlation with the stated level {self.rank_correlation}")
+        if self.most_likely:
+            parts.append(f"stated level the most likely {self.most_likely}")
+        by_levels = ", ".join(f"{levels} {value:.3f}" for levels, value in self.by_levels.items())
+        return [", ".join(parts), *([f"  {by_levels}"] if len(self.by_levels) > 1 else [])]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> AttributeAccuracy:
+        """Return what ``asdict`` makes of it."""
+        intervals = ("accuracy", "rank_correlation", "most_likely")
+        return cls(**{**fields, **{name: fields[name] and Interval(**fields[name]) for name in intervals}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +76,15 @@ class PreferenceAccuracy:
     """The result of :func:`preference_accuracy` and :func:`base_model_accuracy`.
 
     Attributes:
-        pairs: Number of held-out pairs, one per prompt.
+        pairs: Number of pairs of held-out replies.
         by_sum: Preference accuracy by log-probs summed over a completion's tokens; ``None`` where there is one level.
         by_token: Preference accuracy by their mean over the tokens.
         reward: Reward accuracy, by sums.
         shorter: How often the chosen completion is the shorter one, a tie counting half; ``1 − shorter`` is the
             accuracy of always picking the longer one.
-        nll: NLL of the chosen completions at the best level, in nats per token: comparable between methods.
+        nll: NLL of the replies at the best level (of all replies where levels have no order), in nats per token:
+            comparable between methods.
+        attributes: Accuracy of each attribute, by its name; empty for pairs and where there is one level.
     """
 
     pairs: int
@@ -46,6 +93,7 @@ class PreferenceAccuracy:
     reward: Interval
     shorter: Interval
     nll: float
+    attributes: dict[str, AttributeAccuracy] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -53,6 +101,10 @@ class PreferenceAccuracy:
 
     def __str__(self) -> str:
         levels = f"preference accuracy {self.by_sum} (per token {self.by_token.value:.3f}), " if self.by_token else ""
+        lines = [line for name, measured in self.attributes.items() for line in measured.lines(name or "levels")]
+        return "\n  ".join([self._summary(levels), *lines])
+
+    def _summary(self, levels: str) -> str:
         return (
             f"{levels}reward accuracy {self.reward} on {self.pairs} pairs; accuracy of always picking the shorter "
             f"reply: {self.shorter.value:.3f}; NLL of the chosen reply: {self.nll:.3f} nats per token"
@@ -61,30 +113,132 @@ class PreferenceAccuracy:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PreferenceAccuracy:
         """Return what :meth:`to_dict` wrote."""
+        fields = dict(fields)
+        attributes = {n: AttributeAccuracy.from_dict(v) for n, v in fields.pop("attributes", {}).items()}
         values: dict[str, Any] = {n: Interval(**v) if isinstance(v, dict) else v for n, v in fields.items()}
-        return cls(**values)
+        return cls(**{**values, "attributes": attributes})
+
+
+class ReplyPair(NamedTuple):
+    """Two held-out replies that show different levels of an attribute.
+
+    Attributes:
+        attribute: The attribute.
+        better: Index of the reply with the higher level (the first one where levels have no order).
+        worse: Index of the other reply.
+        levels: Indices of their levels, the higher one first.
+    """
+
+    attribute: str
+    better: int
+    worse: int
+    levels: tuple[int, int]
 
 
 class HeldOutPairs:
-    """Held-out pairs, encoded once, chosen and rejected side by side: at each level, and without a control.
+    """Held-out replies, encoded once: at the levels to compare, and without a control.
 
     Args:
         encoder: Encoder of the policy's control.
-        examples: One per prompt, so that a bootstrap over pairs is one over prompts.
+        examples: Held-out examples with level weights; the replies to a prompt are compared with each other.
+        levels: Levels of the data. The control has the same, or the best one alone.
 
     Attributes:
-        levels: Weights of the best and of the worst level; one where there is one.
-        by_level: Sequences at each of these levels.
+        levels: Levels of the data.
+        has_levels: Whether the control has them too.
+        is_pairwise: Whether all examples are pairs.
+        by_level: Sequences of all replies at each compared level of the control, by its index.
         bare: Sequences without a control, for the base model.
+        prompts: Number of the prompt of each reply.
+        pairs: The pairs of replies.
+
+    Raises:
+        ConfigError: All replies show the same levels.
     """
 
-    def __init__(self, encoder: Encoder, examples: Sequence[Example]) -> None:
-        def rows(encoder: Encoder, weights: Weights) -> list[Encoded]:
-            return [encoder.encode(e.prompt, reply, weights) for e in examples for reply in e.best_and_worst]
+    def __init__(self, encoder: Encoder, examples: Sequence[Example], levels: LevelSpace) -> None:
+        self.levels, self.has_levels = levels, len(encoder.levels) > 1
+        self.is_pairwise = all(example.is_pair for example in examples)
+        replies = [(example, completion) for example in examples for completion in example.completions]
+        numbers: dict[str, int] = {}
+        self.prompts = [numbers.setdefault(example.group, len(numbers)) for example, _ in replies]
+        self._stated = [completion.weights for _, completion in replies]
 
-        self.levels = tuple(dict.fromkeys((encoder.levels.best, encoder.levels.worst)))
-        self.by_level = {level: rows(encoder, level) for level in self.levels}
-        self.bare = rows(Encoder(encoder.format, encoder.levels, no_slot), encoder.levels.weights(()))
+        def rows(encoder: Encoder, at: Sequence[Weights]) -> list[Encoded]:
+            return [encoder.encode(e.prompt, c.reply, weights) for (e, c), weights in zip(replies, at, strict=True)]
+
+        self.by_level = {level: rows(encoder, [self._at(w, level) for w in self._stated]) for level in self.compared}
+        self.bare = rows(Encoder(encoder.format, encoder.levels, no_slot), [encoder.levels.weights(())] * len(replies))
+        self._find_pairs()
+
+    @property
+    def compared(self) -> list[int]:
+        """The levels at which replies are scored: best and worst of an ordered attribute, all of another."""
+        if not self.has_levels:
+            return [0]
+        ranges = [(a, self.levels.ranges[a.name]) for a in self.levels.attributes]
+        return [k for a, levels in ranges for k in ((levels[-1], levels[0]) if a.is_ordered else levels)]
+
+    @property
+    def top(self) -> list[int]:
+        """The replies at the best level of the first ordered attribute; all replies where there is none."""
+        best = self._best
+        at_top = [reply for reply, weights in enumerate(self._stated) if best is None or weights[best]]
+        return at_top or list(range(len(self._stated)))
+
+    @property
+    def _best(self) -> int | None:
+        """The best level of the first ordered attribute of the data."""
+        ordered = [attribute for attribute in self.levels.attributes if attribute.is_ordered]
+        return self.levels.ranges[ordered[0].name][-1] if ordered else None
+
+    def at_best(self, logps: dict[int, Tensor]) -> Tensor:
+        """Return log-probs [C] at the best level; at a level of the first attribute that it shows, without an order."""
+        if not self.has_levels:
+            return logps[0]
+        if self._best is not None:
+            return logps[self._best]
+        first = self.levels.ranges[self.levels.attributes[0].name]
+        shown = [next((k for k in first if weights[k]), first[0]) for weights in self._stated]
+        return torch.stack([logps[k][reply] for reply, k in enumerate(shown)])
+
+    def shown(self, attribute: str) -> tuple[list[int], list[int]]:
+        """Return the replies that show a level of an attribute, and the indices of these levels."""
+        levels = self.levels.ranges[attribute]
+        pairs = [(n, k) for n, weights in enumerate(self._stated) for k in levels if weights[k]]
+        return [reply for reply, _ in pairs], [level for _, level in pairs]
+
+    def _at(self, weights: Weights, level: int) -> Weights:
+        """Return a reply's level weights with another level of the same attribute."""
+        if not self.has_levels:
+            return (1.0,)
+        same = next(levels for levels in self.levels.ranges.values() if level in levels)
+        return tuple(float(k == level) if k in same else weight for k, weight in enumerate(weights))
+
+    def _find_pairs(self) -> None:
+        """Set the pairs: replies to one prompt at different levels, else replies to neighbouring prompts."""
+        by_prompt: dict[int, list[int]] = defaultdict(list)
+        for reply, prompt in enumerate(self.prompts):
+            by_prompt[prompt].append(reply)
+        self.pairs = self._differing([pair for replies in by_prompt.values() for pair in combinations(replies, 2)])
+        if not self.pairs:
+            num_replies = len(self.prompts)
+            steps = range(1, min(NEIGHBOURS, num_replies - 1) + 1)
+            self.pairs = self._differing([(i, (i + step) % num_replies) for i in range(num_replies) for step in steps])
+        if not self.pairs and self.prompts:
+            raise ConfigError("all held-out replies show the same level, so preference accuracy cannot be measured")
+
+    def _differing(self, candidates: Sequence[tuple[int, int]]) -> list[ReplyPair]:
+        """Return the pairs of replies that show different levels of an attribute, for each attribute."""
+        pairs = []
+        for name in self.levels.ranges:
+            level_of = dict(zip(*self.shown(name), strict=True))
+            for left, right in candidates:
+                if left not in level_of or right not in level_of or level_of[left] == level_of[right]:
+                    continue
+                better, worse = sorted((left, right), key=lambda reply: -level_of[reply])
+                pairs.append(ReplyPair(name, better, worse, (level_of[better], level_of[worse])))
+        return pairs
 
     @property
     def num_sequences(self) -> int:
@@ -93,17 +247,20 @@ class HeldOutPairs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence; 0 where there is no pair."""
+        """Tokens of the longest sequence; 0 where there is no reply."""
         return max((len(row.ids) for rows in self.by_level.values() for row in rows), default=0)
 
     def drop_longer(self, most: int) -> int:
-        """Drop pairs with a sequence of more than ``most`` tokens; return the number of dropped pairs."""
+        """Drop prompts with a sequence of more than ``most`` tokens; return the number of dropped prompts."""
         lengths = [max(len(row.ids) for row in rows) for rows in zip(*self.by_level.values(), strict=True)]
-        short = [n for n in range(0, len(lengths), 2) if max(lengths[n : n + 2]) <= most]
-        both = [index for n in short for index in (n, n + 1)]
-        self.by_level = {level: [rows[n] for n in both] for level, rows in self.by_level.items()}
-        self.bare = [self.bare[n] for n in both]
-        return len(lengths) // 2 - len(short)
+        dropped = {prompt for prompt, length in zip(self.prompts, lengths, strict=True) if length > most}
+        if dropped:
+            left = [reply for reply, prompt in enumerate(self.prompts) if prompt not in dropped]
+            self.by_level = {level: [rows[n] for n in left] for level, rows in self.by_level.items()}
+            self.bare, self._stated = [self.bare[n] for n in left], [self._stated[n] for n in left]
+            self.prompts = [self.prompts[n] for n in left]
+            self._find_pairs()
+        return len(dropped)
 
 
 def preference_accuracy(
@@ -116,14 +273,14 @@ def preference_accuracy(
     """Return the accuracy of a policy on held-out pairs.
 
     Args:
-        policy: Scores the pairs; unchanged afterwards.
+        policy: Scores the replies; unchanged afterwards.
         pairs: Encoded for the policy's control.
-        reference: Log-probs [2P] f64 of ``pairs.bare`` under the base model.
+        reference: Log-probs [C] f64 of ``pairs.bare`` under the base model.
         reporter: Shows the number of sequences that are scored.
     """
     # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
     scored = {level: policy.score(rows, reporter=reporter) for level, rows in pairs.by_level.items()}
-    counts = scored[pairs.levels[0]][1]
+    counts = scored[pairs.compared[0]][1]
     return _accuracy(pairs, {level: sums for level, (sums, _) in scored.items()}, counts, reference)
 
 
@@ -135,34 +292,100 @@ def base_model_accuracy(pairs: HeldOutPairs, reference: Tensor) -> PreferenceAcc
         reference: As for :func:`preference_accuracy`.
     """
     counts = torch.tensor([row.num_trained for row in pairs.bare])
-    return _accuracy(pairs, dict.fromkeys(pairs.levels, reference), counts, reference)
+    return _accuracy(pairs, dict.fromkeys(pairs.compared, reference), counts, reference)
 
 
-def _accuracy(
-    pairs: HeldOutPairs, logps: dict[Weights, Tensor], counts: Tensor, reference: Tensor
-) -> PreferenceAccuracy:
-    """Return the accuracy, given log-probs [2P] per level and the number of their tokens [2P]."""
-    best, worst = pairs.levels[0], pairs.levels[-1]
-    margin, reward = logps[best] - logps[worst], logps[best] - reference
-    several = best != worst
+def _accuracy(pairs: HeldOutPairs, logps: dict[int, Tensor], counts: Tensor, reference: Tensor) -> PreferenceAccuracy:
+    """Return the accuracy, given log-probs [C] per level and the number of their tokens [C]."""
+    better, worse = ([pair.better for pair in pairs.pairs], [pair.worse for pair in pairs.pairs])
+    prompts = [pairs.prompts[reply] for reply in better]
+
+    def share(values: Tensor) -> Interval:
+        return share_of_pairs(wins(values[better].numpy(), values[worse].numpy()), prompts)
+
+    at_best = pairs.at_best(logps)
+    by_sum = by_token = None
+    attributes = {}
+    if pairs.has_levels:
+        margins = np.array([_margin(pairs, pair, logps) for pair in pairs.pairs])
+        outcomes = wins(margins[:, 0], margins[:, 1])
+        lengths = np.stack([counts[better].numpy(), counts[worse].numpy()], axis=1)
+        by_sum = share_of_pairs(outcomes, prompts)
+        by_token = share_of_pairs(wins(*(margins / lengths).T), prompts)
+        if not pairs.is_pairwise:
+            attributes = {a.name: _of_attribute(pairs, a, logps, outcomes) for a in pairs.levels.attributes}
     return PreferenceAccuracy(
-        pairs=len(counts) // 2,
-        by_sum=share_of_pairs(_wins(margin)) if several else None,
-        by_token=share_of_pairs(_wins(margin / counts)) if several else None,
-        reward=share_of_pairs(_wins(reward)),
-        shorter=share_of_pairs(_wins(-counts)),
-        nll=float(-logps[best][0::2].sum() / counts[0::2].sum()),
+        pairs=len(pairs.pairs),
+        by_sum=by_sum,
+        by_token=by_token,
+        reward=share(at_best - reference),
+        shorter=share(-counts),
+        nll=float(-at_best[pairs.top].sum() / counts[pairs.top].sum()),
+        attributes=attributes,
     )
 
 
-def _wins(values: Tensor) -> NDArray[np.float64]:
-    """Return 1 for each pair whose chosen side [0::2] is greater, ½ where the sides are equal."""
-    return wins(values[0::2].numpy(), values[1::2].numpy())
+def _margin(pairs: HeldOutPairs, pair: ReplyPair, logps: dict[int, Tensor]) -> tuple[float, float]:
+    """Return log p(y|x,high) − log p(y|x,low) of both replies of a pair, the better one first."""
+    attribute = next(a for a in pairs.levels.attributes if a.name == pair.attribute)
+    levels = pairs.levels.ranges[pair.attribute]
+    high, low = (levels[-1], levels[0]) if attribute.is_ordered else pair.levels
+    better, worse = (float(logps[high][reply] - logps[low][reply]) for reply in (pair.better, pair.worse))
+    return better, worse
 
 
-def share_of_pairs(outcomes: NDArray[np.float64]) -> Interval:
-    """Return the mean of outcomes in [0, 1], one per prompt, with its 95% interval over prompts."""
-    return mean_interval(outcomes, range(len(outcomes)), bounds=(0, 1))
+def _of_attribute(
+    pairs: HeldOutPairs, attribute: Attribute, logps: dict[int, Tensor], outcomes: Array
+) -> AttributeAccuracy:
+    """Return the accuracy of one attribute, given the outcomes of all pairs."""
+    levels = pairs.levels.ranges[attribute.name]
+    own = [(pair, outcome) for pair, outcome in zip(pairs.pairs, outcomes, strict=True) if pair[0] == attribute.name]
+    by_levels: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for pair, outcome in own:
+        by_levels[pair.levels].append(outcome)
+    names = {k: attribute.levels[k - levels[0]] for k in levels}
+    sign = "<" if attribute.is_ordered else "/"
+    shown, indices = pairs.shown(attribute.name)
+    prompts = [pairs.prompts[reply] for reply in shown]
+    rank_correlation = most_likely = None
+    if attribute.is_ordered:
+        margins = (logps[levels[-1]] - logps[levels[0]])[shown].numpy()
+        rank_correlation = spearman(margins, np.array(indices), prompts)
+    else:
+        likely = torch.stack([logps[k][shown] for k in levels]).argmax(0).numpy() + levels[0]
+        most_likely = share_of_pairs((likely == np.array(indices)).astype(float), prompts)
+    return AttributeAccuracy(
+        accuracy=share_of_pairs(np.array([o for _, o in own]), [pairs.prompts[pair.better] for pair, _ in own]),
+        by_levels={
+            f"{names[low]} {sign} {names[high]}": float(np.mean(values))
+            for (high, low), values in sorted(by_levels.items())
+        },
+        rank_correlation=rank_correlation,
+        most_likely=most_likely,
+    )
+
+
+def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interval | None:
+    """Return Spearman's rank correlation of two columns with its 95% interval over prompts.
+
+    Ranks are those among all rows; a resample draws prompts with them. ``None`` where a column is constant.
+    """
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return None
+    x, y = (stats.zscore(stats.rankdata(column)) for column in (left, right))
+    table = prompt_means(np.stack([x, y, x * x, y * y, x * y], axis=1), prompts)
+
+    def correlation(means: Array) -> Array:
+        mean_x, mean_y, xx, yy, xy = means.T
+        return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bootstrap(table, correlation)
+
+
+def share_of_pairs(outcomes: NDArray[np.float64], prompts: Sequence[Any] | None = None) -> Interval:
+    """Return the mean of outcomes in [0, 1] with its 95% interval over prompts; by default each has another one."""
+    return mean_interval(outcomes, range(len(outcomes)) if prompts is None else prompts, bounds=(0, 1))
 
 
 def wins(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:

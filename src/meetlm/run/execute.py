@@ -23,7 +23,7 @@ from meetlm.policy.loading import EMBEDDED, device_of, load_lm, load_tokenizer
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
-from meetlm.run.folder import CONFIG, MEET, Meet, pin_lm, read_pinned, write_config, write_result
+from meetlm.run.folder import CONFIG, MEET, Meet, pin_lm, read_pinned, read_pinned_levels, write_config, write_result
 from meetlm.run.inputs import encode_inputs
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.stage_cache import StageCache, stage_key
@@ -67,10 +67,10 @@ def execute(
     if prepared is not None and prepared.spec == prompt_format.spec:
         data = prepared
     else:
-        data = prepare_data(config.data, prompt_format)
+        data = prepare_data(config.data, prompt_format, pinned_levels=read_pinned_levels(folder))
         for line in data.lines():
             reporter.message(line)
-    write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict())
+    write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict(), data.fitted.to_dict())
     reporter.message(f"loading {config.model.name}")
     lm, _ = load_lm(config.model)
     pin_lm(folder, sha256_of(lm), lm_sha256)

@@ -20,6 +20,7 @@ from meetlm.config.files import sync, write_atomic
 from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import read_yaml, validate
 from meetlm.controls.build import parse_control
+from meetlm.data.fitted_levels import FittedLevels
 from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
@@ -83,7 +84,13 @@ class Meet:
         return cls(**{**others, "levels": levels, "format": FormatSpec.from_dict(fields["format"])})
 
 
-def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned: dict[str, Any] | None = None) -> None:
+def write_config(
+    folder: Path,
+    config: RunConfig,
+    data_fingerprint: str,
+    pinned: dict[str, Any] | None = None,
+    pinned_levels: list[dict[str, Any]] | None = None,
+) -> None:
     """Write the resolved configuration with versions, git hash and the fingerprint of the data.
 
     A run in the folder continues: the settings that decide its result must be the same, those of
@@ -94,6 +101,7 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         config: The configuration.
         data_fingerprint: Fingerprint of the rows that are used.
         pinned: Spec of the prompt format, for :func:`read_pinned`; one that is pinned already stays.
+        pinned_levels: Level schemes of the data, for :func:`read_pinned_levels`; those that are pinned already stay.
 
     Raises:
         RunError: The folder holds a run of another configuration or other data; names each key that differs.
@@ -116,6 +124,8 @@ def write_config(folder: Path, config: RunConfig, data_fingerprint: str, pinned:
         record = {**old, "config": resolved}
     if pinned is not None:
         record.setdefault("format_pinned", pinned)
+    if pinned_levels is not None:
+        record.setdefault("levels_pinned", pinned_levels)
     if record != old:
         write_atomic(folder / CONFIG, yaml.safe_dump(record, sort_keys=False))
 
@@ -153,6 +163,12 @@ def read_pinned(folder: Path) -> dict[str, Any] | None:
     """Return the spec of the prompt format that a run has pinned; ``None`` where there is none."""
     pinned: dict[str, Any] | None = (_read_config(folder) or {}).get("format_pinned")
     return pinned
+
+
+def read_pinned_levels(folder: Path) -> FittedLevels | None:
+    """Return the level schemes that a run has pinned; ``None`` where there are none."""
+    pinned = (_read_config(folder) or {}).get("levels_pinned")
+    return None if pinned is None else FittedLevels.from_dict(pinned)
 
 
 def read_data_settings(folder: Path) -> DataSettings:

@@ -11,7 +11,7 @@ from meetlm.config.reporter import Reporter
 from meetlm.controls.base import Control
 from meetlm.data.encoding import Encoder
 from meetlm.data.filters import prompt_overlap
-from meetlm.data.formats import FORMATS, Item
+from meetlm.data.formats import Item, make_items
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.diagnostics.preference import HeldOutPairs
 from meetlm.policy.loading import check_positions, embedding_rows, num_positions
@@ -64,12 +64,12 @@ def encode_inputs(
             reporter.warning(warning)
     encoder = Encoder(prompt_format, control.levels, control.slot, config.control.placement, embedding_rows(lm))
     items = {
-        name: [FORMATS[name].item(encoder, example) for example in data.train]
+        name: make_items(name, encoder, data.train, data.levels, reporter=reporter)
         for name in dict.fromkeys(stage.format for stage in config.stages)
     }
     longest = max(len(sequence.ids) for of_format in items.values() for item in of_format for sequence in item)
     check_positions(lm, longest, "the longest training sequence")
-    pairs = HeldOutPairs(encoder, data.test)
+    pairs = HeldOutPairs(encoder, data.test, data.levels)
     limit = num_positions(lm)
     num_dropped = 0 if limit is None else pairs.drop_longer(limit)
     if num_dropped:  # the filters of the data count the tokens of held-out prompts alone

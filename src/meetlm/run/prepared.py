@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from meetlm.data.encoding import example_lengths
 from meetlm.data.example import Example, fingerprint
 from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train
-from meetlm.data.levels import PAIR_LEVELS, LevelSpace, with_weights
+from meetlm.data.fitted_levels import FittedLevels, fit_levels, level_lines, merge_prompts, split_large
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import SOURCES
@@ -24,22 +26,27 @@ class PreparedData:
     """Training and held-out examples of a run.
 
     Attributes:
-        levels: The levels of the data.
+        fitted: Level schemes of the data.
         train: Examples that passed the filters, with level weights.
         test: Held-out examples, one per prompt.
         reports: Reports of the filters of both.
         spec: Prompt format that lengths were counted in.
     """
 
-    levels: LevelSpace
+    fitted: FittedLevels
     train: list[Example]
     test: list[Example]
     reports: tuple[FilterReport, FilterReport]
     spec: FormatSpec
 
+    @property
+    def levels(self) -> LevelSpace:
+        """The levels of the data."""
+        return self.fitted.levels
+
     def lines(self) -> list[str]:
-        """Return the reports of the filters as lines of text, training rows first."""
-        return [line for report in self.reports for line in report.lines()]
+        """Return the reports of the filters, training rows first, and the levels, as lines of text."""
+        return [*(line for report in self.reports for line in report.lines()), *level_lines(self.fitted, self.train)]
 
     @property
     def key(self) -> str:
@@ -49,11 +56,26 @@ class PreparedData:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all rows that are used, in order."""
-        return fingerprint((example.prompt, *example.replies) for example in (*self.train, *self.test))
+        examples = (*self.train, *self.test)
+        texts = fingerprint((example.prompt, *example.replies) for example in examples)
+        if all(example.is_pair for example in examples):
+            return texts
+        weights = repr([completion.weights for example in examples for completion in example.completions])
+        return hashlib.sha256(f"{texts} {tuple(self.levels)} {weights}".encode()).hexdigest()
 
 
-def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> PreparedData:
-    """Read and filter both splits; lengths are counted without a control, so that every method has the same rows."""
+def prepare_data(
+    settings: DataSettings, prompt_format: PromptFormat, *, pinned_levels: FittedLevels | None = None
+) -> PreparedData:
+    """Read and filter both splits, and give their replies levels.
+
+    Lengths are counted without a control, so that every method has the same rows.
+
+    Args:
+        settings: Location of the data, filters, level schemes.
+        prompt_format: Counts tokens.
+        pinned_levels: Level schemes of a run that continues; fitted on the training rows otherwise.
+    """
 
     def lengths(example: Example) -> ExampleTokens:
         return example_lengths(prompt_format, example)
@@ -61,9 +83,10 @@ def prepare_data(settings: DataSettings, prompt_format: PromptFormat) -> Prepare
     read, held = read_splits(settings)
     train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
     test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
-    levels = PAIR_LEVELS
-    train, test = ([with_weights(example, levels) for example in rows] for rows in (train, test))
-    return PreparedData(levels, train, test, (of_train, of_test), prompt_format.spec)
+    train, test = merge_prompts(train), merge_prompts(test)
+    fitted = pinned_levels or fit_levels(settings, train)
+    train, test = (split_large(fitted.apply(examples)) for examples in (train, test))
+    return PreparedData(fitted, train, test, (of_train, of_test), prompt_format.spec)
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:

@@ -126,7 +126,8 @@ def search(
     """
     if any(override.key == "data.holdout" for override in parse_overrides(overrides)):
         raise ConfigError("--data.holdout has no effect on a search: pass --holdout")
-    configs = list(arm_configs(recipes, (seed,), file, [*overrides, Override("data.holdout", str(holdout))]).values())
+    held_out = [Override("data.holdout", str(holdout)), Override("data.eval_file", "null")]
+    configs = list(arm_configs(recipes, (seed,), file, [*overrides, *held_out]).values())
     for config in configs:
         _refuse_small_budget(config, trials, by)
     data = shared_data(configs[0], folder, reporter)
