@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PLACES = ("data.path", "data.train_file", "data.eval_file")
 HELD_OUT_HELP = {
-    "data.path": "Held-out prompts or pairs: a file, a folder in the hub's layout, or a hub name.",
+    "data.path": "Held-out prompts or pairs: a file, a folder laid out like a data set on the hub, or a hub name.",
     "data.source": "Format of the rows: hh, summarize or pairs; by default decided by the first row.",
     "data.eval_split": "Split to read.  [default: test]",
     "data.eval_file": "File of held-out prompts or pairs, relative to --data.path if that is a folder.",

@@ -37,7 +37,7 @@ SUSPECTS_SHOWN = 20
 def data(
     names: list[str], overrides: list[Override], file: Path | None, show: int, suspects: Path | None, as_json: bool
 ) -> None:
-    """Report what is in preference data before anything is trained on them.
+    """Report what preference data contain, before training.
 
     Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
     model is SmolLM2. Prints how many rows are used, why others are left out, their lengths in tokens, and the first

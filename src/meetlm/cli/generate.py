@@ -136,14 +136,14 @@ def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
 
     \b
     /level NAME                a level, such as good
-    /level 0.7                 a place between the worst level (0) and the best (1)
+    /level 0.7                 a number from 0 (worst level) to 1 (best level)
     /level 1.5                 a number outside this range extrapolates
     /level good=1.5,bad=-0.5   weights of levels
     /level tone=formal         a level of one attribute; the other attributes stay as they are
     /reset                     start a new conversation
-    /quit                      leave; so does the end of standard input
+    /quit                      leave, as does Ctrl-D
 
-    A run that was trained on plain text answers each message alone, without the conversation.
+    A run that was trained on plain text sees only the latest message, not the conversation.
 
     \b
     Examples:

@@ -61,7 +61,7 @@ PATH = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-config_option = click.option("--config", "file", type=FILE, help="YAML file of settings; they replace the recipe's.")
+config_option = click.option("--config", "file", type=FILE, help="YAML file of settings that override the recipe's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 quiet_option = click.option(
     "--quiet",
@@ -72,8 +72,8 @@ quiet_option = click.option(
 )
 level_option = click.option(
     "--level",
-    help="Level of the replies: a name, a place between the worst level (0) and the best (1), a number outside this "
-    "range to extrapolate, or weights such as good=1.5,bad=-0.5; for several attributes each of them, as in "
+    help="Level of the replies: a name, a number from 0 (worst level) to 1 (best level), a number outside this "
+    "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, state each, as in "
     "tone=formal,length=0.7.  [default: the run's default level]",
 )
 batch_size_option = click.option(

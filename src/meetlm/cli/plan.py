@@ -39,7 +39,7 @@ GIB, MIB = 2**30, 2**20
 @click.option(
     "--no-measure",
     is_flag=True,
-    help="Load no weights and run no forward pass: no times, and activations by formula.",
+    help="Load no weights and run no forward pass: print no times, and estimate activations by formula.",
 )
 @json_option
 def plan(
@@ -50,7 +50,7 @@ def plan(
     no_measure: bool,
     as_json: bool,
 ) -> None:
-    """Estimate what `meet train` with the same arguments will take.
+    """Estimate the time and memory of `meet train` with the same arguments.
 
     Prints the pairs, optimizer steps and tokens of each stage, and its time and memory, which are measured on a few
     forward and backward passes. Then prints how many GPUs the run needs, and how many GPUs models of other sizes need

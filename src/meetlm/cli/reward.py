@@ -32,10 +32,10 @@ def reward() -> None:
 @click.option("--out", type=FOLDER, required=True, help="Folder to write the reward model to.")
 @quiet_option
 def train(names: list[str], overrides: list[Override], out: Path, reporter: ConsoleReporter) -> None:
-    """Train a reward model with TRL from the preference pairs in --data.path, and measure it on held-out pairs.
+    """Train a reward model with TRL from the preference pairs in --data.path, and print its accuracy on held-out pairs.
 
-    The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). Repeat the same
-    command to continue an interrupted training.
+    The result is a standard checkpoint: AutoModelForSequenceClassification.from_pretrained(OUT). The same command
+    continues an interrupted training.
 
     \b
     Examples:

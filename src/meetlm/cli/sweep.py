@@ -58,9 +58,10 @@ def sweep(
 ) -> None:
     """Train RECIPEs on the same data, each in its own folder, and print one table.
 
-    A recipe may be a pattern. Settings apply to all recipes. Stages that runs have in common (step 1 of MEET and of its
-    ablation, SFT before DPO) are trained once. Each run completes the held-out prompts by greedy decoding under its
-    default level; then its weights are removed. The same command continues an interrupted sweep.
+    A recipe may be a pattern. Settings apply to all recipes. Stages that runs have in common, such as SFT before DPO,
+    are trained once. Each run completes the held-out prompts by greedy decoding under its
+    default level; then its weights are deleted unless --keep-weights is passed. The same command continues an
+    interrupted sweep.
 
     \b
     Examples:

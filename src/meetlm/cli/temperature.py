@@ -66,10 +66,10 @@ def sweep_temperature(
     reporter: ConsoleReporter,
     **options: Any,
 ) -> None:
-    """Compare RUNs with each --baseline at each temperature, and plot win − lose over temperature.
+    """Compare RUNs with each --baseline at each temperature, and plot Δ (win − lose) over temperature.
 
     A RUN is the folder of a run; NAME=FOLDER names it. Completions that a run does not have yet are generated and
-    written into it, as by `meet generate`. An interrupted sweep continues when the same command is given again.
+    written into it, as by `meet generate`. The same command continues an interrupted sweep.
 
     \b
     Examples:

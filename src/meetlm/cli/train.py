@@ -22,7 +22,7 @@ RECIPES = "`meet recipes` lists the recipes, `meet config RECIPE` prints all set
 def train(
     names: list[str], overrides: list[Override], file: Path | None, out: Path | None, reporter: ConsoleReporter
 ) -> None:
-    """Train RECIPE, or the configuration in --config, with any setting changed.
+    """Train RECIPE or the configuration in --config; each SETTING overrides one of its values.
 
     \b
     Examples:
@@ -33,9 +33,9 @@ def train(
     A SETTING is --KEY VALUE, --KEY=VALUE or KEY=VALUE. The most common:
 
     \b
-    --preset small            learning rates, epochs and batch sizes for little data; or paper
+    --preset small            learning rates, epochs and batch sizes for little data [default: paper]
     --model.name smollm2      a hub name, a folder, or smollm2
-    --data.path ../hh-rlhf    a hub name, a folder in the hub's layout, or a file
+    --data.path ../hh-rlhf    a file, a folder laid out like a data set on the hub, or a hub name
     --data.limit_train 2000   train on the first 2000 usable pairs
     --batch.pairs 16          pairs per optimizer step
     --stages.step1.lr 3e-3    learning rate of a stage

@@ -29,7 +29,7 @@ class ControlSettings(Settings):
     """Settings that all controls share; a subclass fixes ``kind`` and adds its own."""
 
     kind: str = Field(description="kind of control")
-    placement: Placement = Field("first", description="place of the control slot: first, or before_response")
+    placement: Placement = Field("first", description="position of the control slot: first, or before_response")
 
     @model_validator(mode="before")
     @classmethod

@@ -36,7 +36,7 @@ class LoRASettings(ControlSettings):
     alpha: float = Field(16.0, gt=0, description="the LoRA term is scaled by alpha / rank")
     targets: str | tuple[str, ...] = Field(
         "all-linear",
-        description="all-linear (every linear layer but the LM head), or the last parts of module names",
+        description="all-linear (every linear layer but the LM head), or a list of suffixes of module names",
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds the rows of a split: in a file, in a folder in the hub's layout or on the hub."""
+"""Finds the rows of a split: in a file, in a folder laid out like a data set on the hub, or on the hub."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ class RewardSettings(Settings):
         None, ge=8, description="maximum number of tokens per row; null = the model's maximum"
     )
     batch_tokens: int = Field(4096, ge=1, description="maximum number of tokens per forward pass, padding included")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cpu, cuda or auto (CUDA if it is available)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device: cpu, cuda or auto (CUDA if it is available)"
+    )
 
 
 class RewardData(DataSettings):
@@ -74,7 +76,7 @@ class RewardTraining(Settings):
     data: RewardData = Field(description="preference pairs")
     input: Literal["auto", "pair", "chat", "text"] = Field(
         "auto",
-        description="input form: pair, chat, text or auto (pair if the tokenizer has tokens for two sequences, else "
+        description="input form: pair, chat, text or auto (pair if the tokenizer marks two sequences as a pair, else "
         "chat for conversations and text for plain text)",
     )
     lora_rank: int = Field(
@@ -87,7 +89,9 @@ class RewardTraining(Settings):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
     seed: int = Field(0, ge=0, description="seed of the new head, of LoRA and of the data order")
     save_steps: int = Field(20, ge=1, description="optimizer steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cpu, cuda or auto (CUDA if it is available)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device: cpu, cuda or auto (CUDA if it is available)"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, slower")
 
     @property
@@ -120,13 +124,13 @@ class JudgeSettings(Settings):
     max_tokens: int | None = Field(
         1024, ge=1, description="maximum number of tokens per response; null = the endpoint's default"
     )
-    extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request, as {seed: 1}")
+    extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request, such as {seed: 1}")
     concurrency: int = Field(8, ge=1, description="number of concurrent calls")
     timeout: float = Field(120.0, gt=0, description="seconds until a call counts as failed")
     retries: int = Field(5, ge=0, description="retries after a rate limit, time-out, lost connection or server error")
     ask_again: bool = Field(False, description="repeat calls whose stored response has no verdict")
     prices: Prices | None = Field(
-        None, description="prices per million tokens, as {prompt: 2.5, completion: 10}; null = cost unknown"
+        None, description="prices per million tokens, such as {prompt: 2.5, completion: 10}; null = cost unknown"
     )
 
     @field_validator("base_url")

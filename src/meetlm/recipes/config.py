@@ -29,11 +29,11 @@ class FormatSettings(Settings):
     """How conversations are formatted as text."""
 
     system: Literal["auto", "none"] = Field(
-        "auto", description="automatic system message of the chat template: auto keeps it, none leaves it out"
+        "auto", description="the chat template's automatic system message: auto keeps it, none leaves it out"
     )
     reasoning: bool = Field(
         False,
-        description="replies begin with reasoning of their own, in place of what the chat template writes before one",
+        description="replies begin with reasoning (<think>…), so the chat template's empty think block is left out",
     )
 
 

@@ -29,7 +29,7 @@ class StageSettings(Settings):
     name: str = Field(description="name of the stage's folder in the run")
     format: str = Field(
         "conditional",
-        description="sequences made of a pair: conditional (both replies, each at its level), chosen, pairwise "
+        description="training sequences per pair: conditional (both replies, each at its level), chosen, pairwise "
         "(both at one level, compared) or chain (both in one sequence)",
     )
     objective: AnyObjectiveSettings = Field(NLLSettings(), description="loss: nll or dpo")
@@ -38,11 +38,11 @@ class StageSettings(Settings):
     )
     lr: float = Field(gt=0, description="learning rate of AdamW")
     control_lr: float | None = Field(
-        None, gt=0, description="learning rate of the control, where both are trained; by default lr"
+        None, gt=0, description="learning rate of the control if both are trained; null = lr"
     )
     epochs: float = Field(5, gt=0, description="epochs over the training pairs")
     min_steps: int = Field(
-        0, ge=0, description="smallest number of optimizer steps: where epochs gives fewer, train for more epochs"
+        0, ge=0, description="minimum number of optimizer steps; adds epochs where epochs gives fewer"
     )
 
     @field_validator("name")
@@ -97,17 +97,17 @@ class StageSettings(Settings):
 class OptimSettings(Settings):
     """AdamW and its schedule, the same for every stage and method. The paper does not state these settings."""
 
-    lr: float | None = Field(None, gt=0, strict=True, description="learning rate of every stage, instead of its lr")
+    lr: float | None = Field(None, gt=0, strict=True, description="overrides lr of every stage")
     epochs: float | None = Field(
         None,
         gt=0,
         strict=True,
-        description="epochs of every stage, instead of its epochs and min_steps (twice as many in 2x recipes)",
+        description="overrides epochs and min_steps of every stage (2x recipes train twice as many)",
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the language model; the control has none")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
     schedule: str = Field("linear", description="learning-rate schedule after the warm-up, a name from transformers")
-    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: maximum norm of the gradient")
 
     @field_validator("schedule")
     @classmethod
@@ -122,8 +122,8 @@ class BatchSettings(Settings):
     """Batch sizes, in pairs, so that every method trains on the same pairs in the same order."""
 
     pairs: int = Field(64, ge=1, description="pairs per optimizer step (64 pairs = 128 sequences, appendix A)")
-    micro_pairs: int = Field(8, ge=1, description="largest number of pairs per forward pass; the gradient is the same")
-    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; by default one epoch")
+    micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass; same gradient")
+    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null = one epoch")
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     report_to: tuple[str, ...] = Field(
         (), description="trackers that transformers.Trainer supports: wandb, tensorboard, …"
