@@ -130,11 +130,15 @@ def test_wrong_arguments_are_refused(run: Path) -> None:
     assert "expected a name that ends in .svg or .png" in meet("dial", run, "--picture", "dial.gif").stderr
 
 
-def test_a_control_that_cannot_mix_has_a_setting_per_level() -> None:
+def test_a_control_that_cannot_extrapolate_has_a_setting_per_level() -> None:
     class Fixed:
-        policy = type("", (), {"control": type("", (), {"can_mix_levels": False})})
+        def weights(self, level: object) -> None:
+            raise ConfigError("one level at a time, not a mix")
 
-    assert module._default_grid(Fixed, 5) == [0, 0.25, 0.5, 0.75, 1]  # type: ignore[arg-type]
+    fixed: Any = Fixed()
+    assert module._default_grid(fixed, ["q0", "q1", "q2", "q3", "q4"]) == [0, 0.25, 0.5, 0.75, 1]
+    fixed.weights = lambda level: level
+    assert module._default_grid(fixed, ["bad", "good"])[-1] == 3
 
 
 def test_settings_of_two_attributes_are_one_level() -> None:

@@ -124,7 +124,7 @@ def calibrate_run(
     limits = settings or DialSettings()
     dials, examples = [], {}
     for attribute, scorer in by_attribute.items():
-        places = sorted(set(grid)) if grid else _default_grid(aligned, len(attributes[attribute]))
+        places = sorted(set(grid)) if grid else _default_grid(aligned, attributes[attribute])
         check_size(places, len(rows))
         replies = [work.replies(_level(attributes, {attribute: setting})) for setting in places]
         further = [*others, *(other for name, other in by_attribute.items() if name != attribute)]
@@ -184,10 +184,15 @@ def _assign(
     return by_attribute, others + ([] if "words" in known else [CallableScorer("words", words)])
 
 
-def _default_grid(aligned: Aligned, num_levels: int) -> list[float]:
-    if aligned.policy.control.can_mix_levels:
-        return list(GRID)
-    return [index / (num_levels - 1) for index in range(num_levels)] if num_levels > 1 else [0.0]
+def _default_grid(aligned: Aligned, levels: Sequence[str]) -> list[float]:
+    """Return :data:`GRID` where the control extrapolates, else a setting per level."""
+    if len(levels) < 2:
+        raise ConfigError(f"there is one level ({levels[0]}) and so no dial")
+    try:
+        aligned.weights(_level({"": levels}, {"": GRID[-1]}))
+    except ConfigError:
+        return [index / (len(levels) - 1) for index in range(len(levels))]
+    return list(GRID)
 
 
 def _level(attributes: Mapping[str, Sequence[str]], settings: Mapping[str, float]) -> Level:
