@@ -98,6 +98,7 @@ class Job:
 
 
 PACKS = "its packs of 1,024 tokens, two per step, hold other rows"
+SCOPES = "the levels act on other tokens, so the losses differ"
 LENGTH_GROUPS = "its sampler puts rows of like length together, out of 400"
 
 BASE = (
@@ -115,6 +116,15 @@ BASE = (
         best_goal=1.8,
     ),
     Job("lora-two-levels", "MEET step 1: LoRA r=4, two levels in one run", (Peer("peft-adapters", goal=3.0),), "pairs"),
+    Job(
+        "scope",
+        "MEET with LoRA r=4, scope response beside scope all",
+        (
+            Peer("ours", goal=1.4, other_rows=SCOPES, ours="ours-response"),
+            Peer("ours-step2", other_rows=SCOPES, ours="ours-step2-response"),
+        ),
+        "pairs",
+    ),
     Job("soft-prompt", "MEET step 1: soft prompt of 50, one level, on chosen replies", (Peer("trl-prompt", goal=3.0),)),
     Job(
         "full",

@@ -200,7 +200,7 @@ def goals(run: Run) -> list[Goal]:
             continue
         title = row.job.title
         measured.append(Goal(title, f"tokens per second, over {row.name}", row.peer.goal, row.ratios, at_least=True))
-        if peer > 0 and not row.job.scores:
+        if peer > 0 and not row.job.scores and not row.peer.name.startswith("ours"):
             detail = f"{ours:,.0f} MB beside {peer:,.0f} MB"
             measure = f"memory, over {row.name}"
             measured.append(Goal(title, measure, MEMORY_GOAL, [ours / peer], at_least=False, detail=detail))

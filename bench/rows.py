@@ -112,7 +112,7 @@ class Rows:
         """
         count = (self.scale.rows if form == "chosen" else self.pairs) * (steps or self.scale.steps)
         levels = PAIR_LEVELS if FORMATS[form].uses_levels else PAIR_LEVELS.best_only
-        encoder = Encoder(self.format, levels, control.slot if control else no_slot)
+        encoder = control.encoder(self.format) if control else Encoder(self.format, levels, no_slot)
         return [FORMATS[form].item(encoder, example) for example in self._first(count)]
 
     def prompts(self) -> list[tuple[int, ...]]:

@@ -9,6 +9,10 @@ PROMPT = {"kind": "soft-prompt", "length": 50}
 STAGES: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
     ("lora-sft", "ours"): (LORA, {"train": ["control"], "format": "chosen", "lr": 1e-4}),
     ("lora-two-levels", "ours"): (LORA, {"train": ["control"], "lr": 1e-4}),
+    ("scope", "ours"): (LORA, {"train": ["control"], "lr": 1e-4}),
+    ("scope", "ours-response"): ({**LORA, "scope": "response"}, {"train": ["control"], "lr": 1e-4}),
+    ("scope", "ours-step2"): (LORA, {"train": ["control", "lm"], "lr": 2e-5}),
+    ("scope", "ours-step2-response"): ({**LORA, "scope": "response"}, {"train": ["control", "lm"], "lr": 2e-5}),
     ("soft-prompt", "ours"): (PROMPT, {"train": ["control"], "format": "chosen", "lr": 1e-3}),
     ("full", "ours"): ({"kind": "none"}, {"train": ["lm"], "format": "chosen", "lr": 2e-5}),
     ("full", "ours-meet"): (LORA, {"train": ["control", "lm"], "lr": 2e-5}),

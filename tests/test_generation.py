@@ -31,7 +31,7 @@ def branches_of(policy: Policy, lengths: Sequence[int] = LENGTHS, mixed: bool = 
     for stream, length in enumerate(lengths):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
-        if mixed and policy.control.can_mix_levels and stream == len(lengths) - 1:
+        if mixed and stream == len(lengths) - 1 and policy.control.weights_failure_reason((-0.5, 1.5)) is None:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
         branches.append(Branch((*policy.control.slots[level], *ids), weights))
@@ -323,7 +323,7 @@ def test_long_prompts_take_several_forward_passes(monkeypatch: pytest.MonkeyPatc
     branches = branches_of(policy, (60, 50, 40, 30, 20, 10))
     whole = first_logits(policy, branches)
     monkeypatch.setattr(decoding, "MAX_TOKENS", 64)
-    assert len(list(decoding._chunks(dict(enumerate(branches))))) > 3
+    assert len(list(decoding._chunks(dict(enumerate(branches)), policy))) > 3
     assert float((first_logits(policy, branches) - whole).abs().max()) < 1e-4
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 
 import meetlm
 from combinations import each_value
+from meetlm.cli import main
 from meetlm.cli.arguments import held_out_data
 from meetlm.config.errors import ConfigError, DataError, RunError
 from meetlm.config.overrides import Override
@@ -23,7 +25,8 @@ from meetlm.generation.decoding import Branch
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.run.completions import write_completions
+from meetlm.run.aligned import Guidance
+from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.execute import execute
 from reporters import RecordingReporter
 from run_folders import config_for, finished, trained, write_pairs
@@ -313,6 +316,43 @@ def test_text_takes_no_mix(tmp_path: Path) -> None:
     assert aligned.weights({"good": 1}) == (0.0, 1.0)
     with pytest.raises(ConfigError, match="'text' takes one level at a time"):
         aligned.generate(["Hi"], {"good": 0.5, "bad": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt", "text"])
+def test_guidance(kind: str, tmp_path: Path) -> None:
+    """For every kind of control. Strength 0 is the plain level; by default the worst level is moved away from."""
+    aligned = meetlm.load(finished(tmp_path, "llama", kind))
+    plain = aligned.generate(TEXTS, "good", max_new_tokens=8)
+    assert aligned.generate(TEXTS, "good", guidance=0.0, max_new_tokens=8) == plain
+    guided = aligned.generate(TEXTS, "good", guidance=4.0, max_new_tokens=8)
+    assert guided == aligned.generate(TEXTS, "good", guidance=4.0, against="bad", max_new_tokens=8)
+    assert guided != plain
+    (text,) = {"".join(aligned.stream(TEXTS[0], "good", Sampling(max_new_tokens=8), guidance=Guidance(4.0)))}
+    assert text == guided[0]
+    with pytest.raises(ConfigError, match="guidance against bad, which is the level itself"):
+        aligned.generate(TEXTS, "bad", guidance=1.0)
+    with pytest.raises(ConfigError, match="against requires guidance"):
+        aligned.generate(TEXTS, "good", against="bad")
+    with pytest.raises(ConfigError, match="unknown level 'god'"):
+        aligned.generate(TEXTS, "good", guidance=1.0, against="god")
+
+
+def test_guidance_from_the_command_line(tmp_path: Path) -> None:
+    run = finished(tmp_path, "llama", "lora")
+    options = ["--prompt", TEXTS[0], "--level", "good", "--guidance", "2", "--max-new-tokens", "3", "--json"]
+    result = CliRunner().invoke(main, ["generate", str(run), *options])
+    (row,) = json.loads(result.stdout)
+    assert row["sampling"]["guidance"] == 2.0 and row["sampling"]["against"] == "bad"
+    guidance = Guidance(2.0, "bad")
+    file = completions_file(run, "good", Sampling(max_new_tokens=3), 0, guidance=guidance)
+    assert file.name == "good-guidance2-against-bad-t0-p1-n3-seed0.jsonl"
+
+
+def test_soft_prompts_take_weights_that_sum_to_1(tmp_path: Path) -> None:
+    aligned = meetlm.load(finished(tmp_path, "llama", "soft-prompt"))
+    assert aligned.weights({"good": 1.5, "bad": -0.5}) == (-0.5, 1.5)
+    with pytest.raises(ConfigError, match=r"level good=2: the level weights sum to 2, .* use guidance instead"):
+        aligned.generate(TEXTS, {"good": 2.0})
 
 
 def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:

@@ -216,8 +216,7 @@ def tiny_policy(
 
 def encoder_of(policy: Policy, prompt_format: PromptFormat | None = None) -> Encoder:
     """Return the encoder that belongs to the policy's control."""
-    control = policy.control
-    return Encoder(prompt_format or text_format(), control.levels, control.slot, control.settings.placement)
+    return policy.control.encoder(prompt_format or text_format())
 
 
 def slots_encoder(
@@ -237,7 +236,7 @@ def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequen
         ids = torch.randint(4, 300, (prompt + completion,), generator=generator).tolist()
         weights = policy.control.levels.weights([level])
         slot = policy.control.slot(weights)
-        made.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights))
+        made.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights, policy.control.scope))
     return made
 
 

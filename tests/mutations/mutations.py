@@ -51,8 +51,8 @@ MUTATIONS = (
         "prompt-trained",
         "The loss includes the prompt's tokens.",
         "data/encoding.py",
-        "        return Encoded.of_one((*opened, *completion), len(opened), weights)\n",
-        "        return Encoded.of_one((*opened, *completion), 1, weights)\n",
+        "        return Encoded.of_one((*opened, *completion), len(opened), weights, self._scope)\n",
+        "        return Encoded.of_one((*opened, *completion), 1, weights, self._scope)\n",
         ("test_encoding.py",),
     ),
     Mutation(
@@ -132,8 +132,8 @@ MUTATIONS = (
         "prompt-shared-across-levels",
         "The rejected reply is computed behind the prompt as it is under the good level.",
         "data/batch.py",
-        "        (first.start, first.weights) == (second.start, second.weights)\n",
-        "        first.start == second.start\n",
+        "        and (first.weights == second.weights or first.controlled_from == first.start - 1)\n",
+        "",
         ("test_packing.py", "test_formats.py"),
     ),
     Mutation(

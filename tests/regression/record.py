@@ -201,7 +201,7 @@ def completions(policy: Policy) -> dict[str, Any]:
     for stream, length in enumerate((3, 17, 9, 1, 12)):
         level = stream % 2
         weights = (1.0, 0.0) if level == 0 else (0.0, 1.0)
-        if policy.control.can_mix_levels and stream == 4:
+        if stream == 4 and policy.control.weights_failure_reason((-0.5, 1.5)) is None:
             weights = (-0.5, 1.5)
         ids = torch.randint(4, 300, (length,), generator=generator).tolist()
         branches.append(Branch((*policy.control.slots[level], *ids), weights))

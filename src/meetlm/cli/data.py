@@ -105,7 +105,6 @@ def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
 def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, number: int) -> None:
     """Print the first pairs, or the first replies at each level, as they are encoded under a fresh control."""
     from meetlm.controls.build import build_control
-    from meetlm.data.encoding import Encoder
     from meetlm.diagnostics.data_report import segments, shorten
     from meetlm.policy.loading import embedding_rows, load_skeleton
 
@@ -113,7 +112,7 @@ def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, nu
     lm = load_skeleton(config.model.name)
     control = build_control(settings, levels, lm, prompt_format.tokenize, seed=0)
     vocabulary = embedding_rows(lm)
-    encoder = Encoder(prompt_format, levels, control.slot, settings.placement, vocabulary)
+    encoder = control.encoder(prompt_format, vocabulary)
     is_plain = not sys.stdout.isatty()
     trained = "[[…]]" if is_plain else click.style("green", fg="green", bold=True)
     slot = "‹…›" if is_plain else click.style("‹…›", fg="cyan")

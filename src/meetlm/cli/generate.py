@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,9 @@ from meetlm.cli.options import (
     FILE,
     PATH,
     Count,
+    against_option,
     batch_size_option,
+    guidance_option,
     json_option,
     level_option,
     out_option,
@@ -46,6 +50,8 @@ CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conver
 )
 @click.option("--prompt", "prompts", multiple=True, help="Print a reply to this text; repeatable; - = standard input.")
 @level_option
+@guidance_option
+@against_option
 @sampling_options()
 @seed_option("Seed of sampling.")
 @batch_size_option
@@ -65,6 +71,8 @@ def generate(
     overrides: list[Override],
     prompts: tuple[str, ...],
     level: str | None,
+    guidance: float,
+    against: str | None,
     sampling: Sampling,
     seed: int,
     batch_size: int,
@@ -84,22 +92,30 @@ def generate(
     Examples:
       meet generate runs/lora --prompt "How do I boil rice?" --level 1.5
       meet generate runs/lora --level good
+      meet generate runs/lora --level good --guidance 1.5 --against bad
       meet generate runs/lora --level good=1.5,bad=-0.5 --data.path prompts.jsonl --temperature 0.7 --top-p 0.95
     """  # noqa: D301  click's mark is a real backspace
     if prompts and (overrides or limit or out):
         raise click.UsageError("--prompt cannot be combined with settings of data, --limit or --out")
     run = Path(names[0])
     quiet_libraries()
+    from meetlm.run.aligned import Guidance, load
     from meetlm.run.levels import parse_level
 
+    guided = Guidance(guidance, parse_level(against))
     if prompts:
-        from meetlm.run.aligned import load
-
         texts = [sys.stdin.read().strip() if text == "-" else text for text in prompts]
         if not all(texts):
             raise click.UsageError("--prompt: the prompt is empty")
         completions = load(run).complete(
-            texts, parse_level(level), sampling, best_of=best_of, seed=seed, batch_size=batch_size, reporter=reporter
+            texts,
+            parse_level(level),
+            sampling,
+            guidance=guided,
+            best_of=best_of,
+            seed=seed,
+            batch_size=batch_size,
+            reporter=reporter,
         )
         rows = [completion.to_dict() for completion in completions]
         print_json(rows) if as_json else _print_replies(rows)
@@ -111,6 +127,7 @@ def generate(
         held_out_data(overrides),
         parse_level(level),
         sampling,
+        guidance=guided,
         seed=seed,
         limit=limit,
         best_of=best_of,
@@ -129,9 +146,11 @@ def generate(
 @main.command(short_help="Chat with a run and change its level.")
 @click.argument("run", type=PATH)
 @level_option
+@guidance_option
+@against_option
 @sampling_options()
 @seed_option("Seed of sampling.")
-def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
+def chat(run: Path, level: str | None, guidance: float, against: str | None, sampling: Sampling, seed: int) -> None:
     """Chat with RUN. Every reply is generated at the current level.
 
     \b
@@ -150,15 +169,16 @@ def chat(run: Path, level: str | None, sampling: Sampling, seed: int) -> None:
       meet chat runs/lora --level good --temperature 0.7
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.run.aligned import load
+    from meetlm.run.aligned import Guidance, load
     from meetlm.run.levels import parse_level
 
     aligned = load(run)
     start = parse_level(level)
-    _chat(aligned, aligned.default_level if start is None else start, sampling, seed)
+    stream = partial(aligned.stream, sampling=sampling, guidance=Guidance(guidance, parse_level(against)), seed=seed)
+    _chat(aligned, aligned.default_level if start is None else start, stream)
 
 
-def _chat(aligned: Aligned, level: Level, sampling: Sampling, seed: int) -> None:
+def _chat(aligned: Aligned, level: Level, stream: Callable[[Any, Level], Iterator[str]]) -> None:
     from meetlm.run.levels import change_level, level_text, levels_text, parse_level, resolve_level
 
     level = resolve_level(aligned.levels, level)
@@ -188,16 +208,16 @@ def _chat(aligned: Aligned, level: Level, sampling: Sampling, seed: int) -> None
             else:
                 turn = {"role": "user", "content": text}
                 prompt = [*messages, turn] if aligned.meet.conversational else text
-                reply = _print_stream(aligned, prompt, level, sampling, seed)
+                reply = _print_stream(stream(prompt, level))
                 messages += [turn, {"role": "assistant", "content": reply}]
         except ConfigError as error:
             click.echo(f"error: {error}", err=True)
 
 
-def _print_stream(aligned: Aligned, prompt: Any, level: Level, sampling: Sampling, seed: int) -> str:
+def _print_stream(stream: Iterator[str]) -> str:
     """Print a reply as it is generated, and return it."""
     pieces = []
-    for piece in aligned.stream(prompt, level, sampling, seed=seed):
+    for piece in stream:
         click.echo(piece, nl=False)
         pieces.append(piece)
     click.echo()

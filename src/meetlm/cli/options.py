@@ -76,6 +76,17 @@ level_option = click.option(
     "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, state each, as in "
     "tone=formal,length=0.7.  [default: the run's default level]",
 )
+guidance_option = click.option(
+    "--guidance",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="S",
+    help="Strength of guidance: add S times the difference of the logits at --level and --against. Doubles the cost.",
+)
+against_option = click.option(
+    "--against", metavar="LEVEL", help="Level that guidance moves away from.  [default: the worst level]"
+)
 batch_size_option = click.option(
     "--batch-size", type=Count(1), default=32, show_default=True, help="Number of prompts per batch."
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 
 from meetlm.config.registry import Registry
 from meetlm.config.settings import Settings
-from meetlm.data.encoding import Placement
+from meetlm.data.encoding import Encoder, Placement, Scope
 from meetlm.data.example import Weights
 from meetlm.data.levels import LevelSpace
+from meetlm.data.prompt_format import PromptFormat
 
 
 class ControlSettings(Settings):
@@ -51,17 +52,18 @@ class Control(nn.Module, ABC):
 
     Attributes:
         slots: For each level, the ids of its control slot: K lists, empty for a control without a slot.
-        can_mix_levels: Whether it supports level weights that are not one-hot.
+        scope: Tokens that the level weights act on: ``all`` of a sequence, or the ``response``, from the last token of
+            the prompt on, which predicts its first token.
         routing: Level weights as the control's layers read them during a forward pass; ``None`` for controls that
             change no layer. It must be the same when gradient checkpointing computes a layer again in backward.
     """
 
-    can_mix_levels: ClassVar[bool] = True
     slots: list[list[int]]
 
     def __init__(self, settings: ControlSettings, levels: LevelSpace) -> None:
         super().__init__()
         self.settings, self.levels = settings, levels
+        self.scope: Scope = "all"
         self.routing: Any = None
 
     def slot(self, weights: Weights) -> list[int]:
@@ -72,6 +74,21 @@ class Control(nn.Module, ABC):
         """
         return [token for level in self.levels.heaviest(weights) for token in self.slots[level]]
 
+    def weights_failure_reason(self, weights: Weights) -> str | None:
+        """Return why the control cannot take level weights [K]; ``None`` if it can."""
+        del weights
+        return None
+
+    def encoder(self, prompt_format: PromptFormat, num_embeddings: int | None = None) -> Encoder:
+        """Return the encoder of examples for this control.
+
+        Args:
+            prompt_format: Turns text into ids.
+            num_embeddings: Number of ids with an embedding in the model, if known.
+        """
+        placement = self.settings.placement
+        return Encoder(prompt_format, self.levels, self.slot, placement, num_embeddings, self.scope)
+
     def is_identity(self) -> bool:
         """Return whether every level gives the base model, such as no control or an untrained LoRA."""
         return False
@@ -79,15 +96,18 @@ class Control(nn.Module, ABC):
     def attach(self, lm: PreTrainedModel) -> None:
         """Replace the forward methods of layers of ``lm``, where the control acts inside the model. Called once."""
 
-    def set_level_weights(self, weights: Tensor) -> None:
-        """Set the level weights [R, T, K] of the coming forward pass, for a control that acts inside the model."""
+    def set_level_weights(self, weights: Tensor | None) -> None:
+        """Set the level weights [R, T, K] of the coming forward pass, for a control that acts inside the model.
 
-    def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
+        With ``None`` the control does nothing.
+        """
+
+    def embed(self, input_ids: Tensor, weights: Tensor | None, embedding: nn.Module) -> Tensor:
         """Return the input embeddings [R, T, D] of a sequence.
 
         Args:
             input_ids: Ids [R, T], among them the virtual ids of the control slot where there is one.
-            weights: Level weights [R, T, K].
+            weights: Level weights [R, T, K]; ``None`` where no id is virtual.
             embedding: The model's own embedding of plain ids.
         """
         del weights

@@ -25,6 +25,7 @@ from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
 from meetlm.controls.kernels.fused_linear import can_fuse, fused_linear
 from meetlm.controls.kernels.low_rank import FusedRouting
 from meetlm.controls.lora_reference import lora_forward
+from meetlm.data.encoding import Scope
 from meetlm.data.levels import LevelSpace
 
 
@@ -37,6 +38,10 @@ class LoRASettings(ControlSettings):
     targets: str | tuple[str, ...] = Field(
         "all-linear",
         description="all-linear (every linear layer but the LM head), or a list of suffixes of module names",
+    )
+    scope: Scope = Field(
+        "all",
+        description="tokens that the levels act on: all, or response (faster, and no PEFT folders can be exported)",
     )
 
 
@@ -53,7 +58,7 @@ class LoRA(Control):
         a: A of each target layer, [K, r, in] in f32, keyed by module path with ``/`` for dots.
         b: B of each target layer, [K, r, out] in f32; zero at first.
         scale: s = alpha / rank.
-        routing: Level weights of the current forward pass, for all target layers.
+        routing: Level weights of the current forward pass, for all target layers; ``None`` = the base model.
 
     Raises:
         ConfigError: ``settings.targets`` names no linear layer.
@@ -66,6 +71,7 @@ class LoRA(Control):
     ) -> None:
         super().__init__(settings, levels)
         self.slots = [[] for _ in levels]
+        self.scope = settings.scope
         self.rank, self.scale = settings.rank, settings.alpha / settings.rank
         self._targets = target_layers(lm, settings.targets)
         self._fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in self._targets.values())
@@ -90,16 +96,17 @@ class LoRA(Control):
 
     def _forward(self, key: str, layer: nn.Module, original_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the output of a target layer for x [R, T, in] or [R·T, in]."""
-        assert self.routing is not None, "set_level_weights() comes before the forward pass"
+        if self.routing is None:
+            return fused_linear(layer, x) if can_fuse(layer, x) else original_forward(x)
         self.routing.check_tokens(x)
         a, b = self.a[key], self.b[key]
         if can_fuse(layer, x):
             return fused_linear(layer, x, a, b, self.routing)
         return lora_forward(original_forward, x, a, b, self.routing)
 
-    def set_level_weights(self, weights: Tensor) -> None:
+    def set_level_weights(self, weights: Tensor | None) -> None:
         """Make the routing of the coming forward pass from weights [R, T, K]."""
-        self.routing = FusedRouting(weights * self.scale, self.rank)
+        self.routing = None if weights is None else FusedRouting(weights * self.scale, self.rank)
 
     def level_state(self, level: int) -> dict[str, Tensor]:
         """Return ``…lora_A.weight`` [r, in] and ``…lora_B.weight`` [out, r] per layer."""
@@ -110,9 +117,14 @@ class LoRA(Control):
             state[f"{prefix}.lora_B.weight"] = self.b[key][level].detach().T.contiguous()
         return state
 
-    def peft_config(self) -> dict[str, Any]:
-        """Return PEFT's LoRA fields; no ``modules_to_save``, so that vLLM and llama.cpp load it too."""
+    def peft_config(self) -> dict[str, Any] | None:
+        """Return PEFT's LoRA fields; no ``modules_to_save``, so that vLLM and llama.cpp load it too.
+
+        ``None`` for scope ``response``: PEFT's activated LoRA starts at an invocation text, which prompts may lack.
+        """
         assert isinstance(self.settings, LoRASettings)
+        if self.scope == "response":
+            return None
         return {
             "peft_type": "LORA",
             "r": self.settings.rank,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from meetlm.config.errors import ConfigError, nearest
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+from meetlm.data.example import Weights
 from meetlm.data.levels import LevelSpace
 
 
@@ -34,11 +35,15 @@ class SlotText(Control):
         slots: The ids of each level.
     """
 
-    can_mix_levels: ClassVar[bool] = False
-
     def __init__(self, settings: ControlSettings, levels: LevelSpace, slots: list[list[int]]) -> None:
         super().__init__(settings, levels)
         self.slots = slots
+
+    def weights_failure_reason(self, weights: Weights) -> str | None:
+        """Return why not, for anything but one level per attribute: a text cannot be mixed with another."""
+        if weights == self.levels.weights(self.levels.heaviest(weights)):
+            return None
+        return f"a control of kind {self.settings.kind!r} takes one level at a time, not a mix; use guidance instead"
 
     def is_identity(self) -> bool:
         """Return whether all slots are empty."""

@@ -1,14 +1,17 @@
 """Soft prompts and special tokens: trained vectors in the control slot (paper section 3.3.1; Lester et al., 2021).
 
-The parameter is P [K, n, D]. Virtual id V + j (V: rows of the embedding table) stands for vector j of the slot; the
-level weights of the token choose its level or mix of levels. The vocabulary does not grow, so a tied LM head gains no
-outputs. A special token (Quark, LETI) is a soft prompt of length 1.
+The parameter is P [K, n, D]. Each attribute has a slot of its own; a sequence has the slots of the attributes that it
+states, in the order of the attributes. Virtual id V + a·n + j (V: rows of the embedding table) stands for vector j of
+the slot of attribute a; the weights of the attribute's levels choose its level or mix of levels. The vocabulary does
+not grow, so a tied LM head gains no outputs. A special token (Quark, LETI) is a soft prompt of length 1.
 
-R rows, T tokens per row, K levels, n vectors per level, D size of an embedding, M virtual tokens in a batch.
+R rows, T tokens per row, K levels, A attributes, n vectors per level, D size of an embedding, M virtual tokens of a
+batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,6 +22,7 @@ from transformers import PreTrainedModel
 
 from meetlm.config.errors import ConfigError
 from meetlm.controls.base import CONTROLS, Control, ControlKind, ControlSettings
+from meetlm.data.example import Weights
 from meetlm.data.levels import LevelSpace
 
 
@@ -42,7 +46,7 @@ class SoftPromptSettings(ControlSettings):
 
 
 class SoftPrompt(Control):
-    """Trained vectors in the slot.
+    """Trained vectors in the slot of each attribute.
 
     Args:
         settings: The control's settings.
@@ -55,6 +59,8 @@ class SoftPrompt(Control):
     Raises:
         ConfigError: A level has no text, or an empty one.
     """
+
+    membership: Tensor  # whether level k belongs to attribute a, [A, K]
 
     def __init__(
         self,
@@ -71,7 +77,10 @@ class SoftPrompt(Control):
         table = embedding.weight
         assert isinstance(table, Tensor)
         self.first_id = table.shape[0]
-        self.slots = [list(range(self.first_id, self.first_id + length)) for _ in levels]
+        starts = {k: self.first_id + a * length for a, ks in enumerate(levels.ranges.values()) for k in ks}
+        self.slots = [list(range(starts[k], starts[k] + length)) for k in range(len(levels))]
+        membership = [[float(k in ks) for k in range(len(levels))] for ks in levels.ranges.values()]
+        self.register_buffer("membership", torch.tensor(membership), persistent=False)
         rows = []
         for level in levels:
             ids = tokenize(words.get(level, ""))
@@ -83,16 +92,31 @@ class SoftPrompt(Control):
         self.prompt = nn.Parameter(torch.stack(rows))
         self._lm_shape = _shape(lm)
 
-    def embed(self, input_ids: Tensor, weights: Tensor, embedding: nn.Module) -> Tensor:
+    def embed(self, input_ids: Tensor, weights: Tensor | None, embedding: nn.Module) -> Tensor:
         """Return embeddings [R, T, D] in which each virtual id has its level-weighted vector."""
         is_virtual = input_ids >= self.first_id  # [R, T]
         embeddings: Tensor = embedding(torch.where(is_virtual, 0, input_ids))
         if not is_virtual.any():
             return embeddings
-        virtual_weights = weights.expand(*input_ids.shape, -1)[is_virtual]  # [M, K]
-        vectors = self.prompt[:, input_ids[is_virtual] - self.first_id]  # [K, M, D]
+        assert weights is not None, "virtual ids have level weights"
+        offsets = input_ids[is_virtual] - self.first_id
+        is_of_attribute = self.membership[offsets // self.length]
+        virtual_weights = weights.expand(*input_ids.shape, -1)[is_virtual] * is_of_attribute  # [M, K]
+        vectors = self.prompt[:, offsets % self.length]  # [K, M, D]
         mixed = torch.einsum("mk,kmd->md", virtual_weights.to(vectors.dtype), vectors)
         return embeddings.masked_scatter(is_virtual[..., None], mixed.to(embeddings.dtype))
+
+    def weights_failure_reason(self, weights: Weights) -> str | None:
+        """Return why not, where the weights of an attribute do not sum to 1: such vectors are far from trained ones."""
+        for name, levels in self.levels.ranges.items():
+            stated = [weights[k] for k in levels]
+            if any(stated) and not math.isclose(sum(stated), 1, abs_tol=1e-6):
+                of_attribute = f" of {name!r}" if name else ""
+                return (
+                    f"the level weights{of_attribute} sum to {sum(stated):g}, and those of a control of kind "
+                    f"{self.settings.kind!r} must sum to 1; for a stronger effect use guidance instead"
+                )
+        return None
 
     def level_state(self, level: int) -> dict[str, Tensor]:
         """Return ``prompt_embeddings`` [n, D]."""

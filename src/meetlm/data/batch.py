@@ -5,8 +5,9 @@ A batch is a list of blocks. A *packed* block holds all its sequences in one row
 each other). A *padded* block holds one sequence per row. Architectures for which packing changes logits get padded
 blocks, grouped by length so that there is little padding.
 
-In a packed block, neighbours with the same prompt at the same level can share it. The later ones are *branches* of the
-first: they hold only the tokens from the prompt's last one on. Sharing changes no logit.
+In a packed block, neighbours with the same prompt at the same level can share it; where the level acts on the response
+only, at any level. The later ones are *branches* of the first: they hold only the tokens from the prompt's last one on.
+Sharing changes no logit.
 
 R rows, T tokens per row, K levels, Q sequences of the block, S completions of the batch (one per sequence, several in
 chains), N trained tokens of the block.
@@ -41,6 +42,9 @@ class Block(TypedDict):
     shared: NotRequired[
         list[int]
     ]  # Q numbers: first tokens that a branch shares with the last sequence before it that is no branch
+    uncontrolled: NotRequired[
+        list[int]
+    ]  # Q numbers: first tokens of the sequence in this row that have no level weights
 
 
 class Batch(TypedDict):
@@ -169,7 +173,9 @@ def _weights(sequences: Iterable[Encoded]) -> Tensor:
     for sequence in sequences:
         starts = (0, *(span.end for span in sequence.spans))
         for start, span in zip(starts, sequence.spans, strict=False):
-            parts.append(torch.tensor([span.weights], dtype=torch.float32).expand(span.end - start, -1))
+            weights = torch.tensor([span.weights], dtype=torch.float32)
+            parts.append(torch.zeros_like(weights).expand(max(0, span.controlled_from - start), -1))
+            parts.append(weights.expand(span.end - max(start, span.controlled_from), -1))
     return torch.cat(parts)
 
 
@@ -198,6 +204,9 @@ def _pack(group: list[Numbered], *, share: bool) -> Block:
     )
     if any(shared):
         block["shared"] = shared
+    uncontrolled = [max(0, s.spans[0].controlled_from - skip) for s, skip in cut]
+    if any(uncontrolled):
+        block["uncontrolled"] = uncontrolled
     return block
 
 
@@ -216,12 +225,13 @@ def _shared(sequences: Sequence[Encoded]) -> list[int]:
 
 
 def same_prompt(left: Encoded, right: Encoded) -> bool:
-    """Return whether two sequences complete the same prompt, slot included, with the same level weights."""
+    """Return whether two sequences complete the same prompt, slot included, with the same level weights on it."""
     if len(left.spans) > 1 or len(right.spans) > 1:
         return False
     first, second = left.spans[0], right.spans[0]
     return (
-        (first.start, first.weights) == (second.start, second.weights)
+        (first.start, first.controlled_from) == (second.start, second.controlled_from)
+        and (first.weights == second.weights or first.controlled_from == first.start - 1)
         and first.start > 1
         and left.ids[: first.start] == right.ids[: second.start]
     )

@@ -18,6 +18,9 @@ from meetlm.data.prompt_format import PromptFormat
 
 Placement = Literal["first", "before_response"]
 
+Scope = Literal["all", "response"]
+"""Tokens that level weights act on: all, or those from the last token of the prompt on, which predicts the response."""
+
 Slot = Callable[[Weights], Sequence[int]]
 """Returns the ids of a control's slot for level weights [K]."""
 
@@ -37,11 +40,13 @@ class Span:
         end: Index behind its last token.
         weights: The level weights [K] of its tokens and of those before it, back to the completion before. In training
             they are 1 for each level that the completion shows; at inference they are any mix.
+        controlled_from: Index of the first token with these level weights; those of earlier tokens are zero.
     """
 
     start: int
     end: int
     weights: Weights
+    controlled_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,9 @@ class Encoded:
     spans: tuple[Span, ...]
 
     @classmethod
-    def of_one(cls, ids: Sequence[int], start: int, weights: Weights) -> Encoded:
+    def of_one(cls, ids: Sequence[int], start: int, weights: Weights, scope: Scope = "all") -> Encoded:
         """Return a sequence whose tokens from ``start`` on are its one completion."""
-        return cls(tuple(ids), (Span(start, len(ids), weights),))
+        return cls(tuple(ids), (Span(start, len(ids), weights, 0 if scope == "all" else start - 1),))
 
     @property
     def num_trained(self) -> int:
@@ -76,6 +81,7 @@ class Encoder:
         slot: Returns the ids of the control slot for level weights.
         placement: Where the slot stands.
         num_embeddings: Number of ids with an embedding in the model, if known; text with other tokens is refused.
+        scope: Tokens that the level weights act on.
     """
 
     def __init__(
@@ -85,9 +91,10 @@ class Encoder:
         slot: Slot,
         placement: Placement = "first",
         num_embeddings: int | None = None,
+        scope: Scope = "all",
     ) -> None:
         self.format, self.levels, self.slot, self.placement = prompt_format, levels, slot, placement
-        self._num_embeddings = num_embeddings
+        self._num_embeddings, self._scope = num_embeddings, scope
 
     def prompt(self, prompt: Prompt, weights: Weights) -> list[int]:
         """Return slot and prompt ids: what generation under level weights [K] starts from.
@@ -103,7 +110,7 @@ class Encoder:
         assert len(weights) == len(self.levels), "level weights of another control"
         opened = self.prompt(prompt, weights)
         completion = self._require_embeddings(self.format.completion_ids(prompt, reply))
-        return Encoded.of_one((*opened, *completion), len(opened), weights)
+        return Encoded.of_one((*opened, *completion), len(opened), weights, self._scope)
 
     def chain(self, prompt: Prompt, completions: Sequence[Completion]) -> Encoded:
         """Return one sequence of a prompt and several completions, each behind the slot of its level.

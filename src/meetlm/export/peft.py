@@ -68,6 +68,8 @@ def peft_failure_reason(control: Control) -> str | None:
     """Return why PEFT cannot express ``control``; ``None`` if it can."""
     if control.peft_config() is not None:
         return None
+    if control.scope == "response":
+        return "PEFT applies a LoRA to the prompt as well; this control has scope response"
     if control.settings.placement == "before_response":
         return "PEFT puts a soft prompt first; this control is placed before the response"
     return f"a control of kind {control.settings.kind!r} has no weights for PEFT to load"

@@ -2,8 +2,9 @@
 
 There are two, and the policy's layout decides. The packed decoder reads prompts without padding and computes once what
 rows of one level share at their start (a soft prompt, a system message, a whole prompt that is requested several
-times); :class:`KVCache` keeps keys and values by length. The padded decoder aligns rows at the right ([pad, P, x], so
-that the control P is next to its prompt; PEFT has [P, pad, x]) and uses transformers' own cache.
+times), and whole prompts of different levels where the control acts on the response only. :class:`KVCache` keeps keys
+and values by length. The padded decoder aligns rows at the right ([pad, P, x], so that the control P is next to its
+prompt; PEFT has [P, pad, x]) and uses transformers' own cache.
 
 R rows, T tokens per row, K levels, V vocabulary size.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from meetlm.policy.kv_cache import KVCache, RowSize
+from meetlm.policy.packed_layout import PackedLayout
 from meetlm.policy.packing import decoding_arguments, packed_arguments
 from meetlm.policy.policy import Policy
 
@@ -100,7 +102,7 @@ class PackedDecoder(Decoder):
         self._cache.add({row: RowSize(len(branch.ids), new_tokens[row]) for row, branch in branches.items()})
         indices: dict[int, int] = {}
         logits = []
-        for chunk in _chunks(branches):
+        for chunk in _chunks(branches, self._policy):
             logits.append(self._read(chunk))
             for row in (row for part in chunk for row in part.rows):
                 indices[row] = len(indices)
@@ -134,13 +136,12 @@ class PackedDecoder(Decoder):
         last = [end - 1 for end, part in zip(borders[1:].tolist(), chunk, strict=True) for _ in part.rows]
         return self._forward(
             torch.tensor([[i for part in chunk for i in part.ids[part.shared :]]], device=device),
-            [part.weights for part in chunk for _ in range(part.num_new)],
+            [weights for part in chunk for weights in part.token_weights],
             torch.cat([torch.arange(part.shared, len(part.ids)) for part in chunk])[None].to(device),
             logits_to_keep=torch.tensor(last, device=device),
             **packed_arguments(
                 self._policy.lm,
-                borders.to(device),
-                [part.shared for part in chunk],
+                PackedLayout(borders.tolist(), [part.shared for part in chunk]),
                 meet_kv_cache=self._cache,
                 meet_rows=[part.rows for part in chunk],
             ),
@@ -194,11 +195,13 @@ class _PaddedBatch:
         )
         self._mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(policy.device)
         self._weights = torch.tensor([[branch.weights] for branch in branches.values()], device=policy.device)
+        self._prompt_weights = [[_prompt_weights(branch, policy)] for branch in branches.values()]
         self._cache = DynamicCache(config=policy.lm.config)
 
     def prefill(self) -> Tensor:
         """Read the prompts; see :meth:`Decoder.add`."""
-        return self._forward(self._ids, self._weights.expand(*self._ids.shape, -1))
+        weights = torch.tensor(self._prompt_weights, device=self._ids.device).expand(-1, self._ids.shape[1] - 1, -1)
+        return self._forward(self._ids, torch.cat([weights, self._weights], dim=1))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token per row; see :meth:`Decoder.step`."""
@@ -234,13 +237,15 @@ class _PromptPart:
 
     Attributes:
         ids: All of its ids.
-        weights: Level weights [K].
+        weights: Level weights [K] of all ids but the last.
+        last_weights: Level weights [K] of the last id.
         rows: Rows whose prompt it is; empty for a shared prefix.
         shared: Number of its first ids that the last part with ``shared`` 0 has read.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    last_weights: tuple[float, ...]
     rows: list[int]
     shared: int = 0
 
@@ -249,27 +254,57 @@ class _PromptPart:
         """Number of ids that this part reads itself."""
         return len(self.ids) - self.shared
 
+    @property
+    def token_weights(self) -> list[tuple[float, ...]]:
+        """Level weights of the ids that this part reads itself."""
+        return [*([self.weights] * (self.num_new - 1)), self.last_weights]
 
-def _chunks(branches: Mapping[int, Branch]) -> Iterator[list[_PromptPart]]:
-    """Yield the parts of each forward pass, at most ``MAX_TOKENS``: per level its shared prefix, then each prompt."""
+
+Parts = dict[tuple[tuple[int, ...], tuple[float, ...]], list[int]]
+"""The rows of each prompt (ids) and level weights."""
+
+
+def _chunks(branches: Mapping[int, Branch], policy: Policy) -> Iterator[list[_PromptPart]]:
+    """Yield the parts of each forward pass, at most ``MAX_TOKENS``: prefixes, each before the prompts that share it."""
     chunk: list[_PromptPart] = []
-    for weights in dict.fromkeys(branch.weights for branch in branches.values()):
-        rows_by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for row, branch in branches.items():
-            if branch.weights == weights:
-                rows_by_prompt.setdefault(branch.ids, []).append(row)
-        prefix = tuple(commonprefix([ids[:-1] for ids in rows_by_prompt]))  # a row's last token gives its logits
-        if len(rows_by_prompt) == 1 or len(prefix) < MIN_SHARED:
-            prefix = ()
-        root = [_PromptPart(prefix, weights, [])] if prefix else []
+    for weights, prefix, parts in _families(branches, policy):
+        root = [_PromptPart(prefix, weights, weights, [])] if prefix else []
         chunk += root
-        for ids, rows in rows_by_prompt.items():
-            part = _PromptPart(ids, weights, rows, len(prefix))
+        for (ids, last_weights), rows in parts.items():
+            part = _PromptPart(ids, weights, last_weights, rows, len(prefix))
             if chunk != root and sum(each.num_new for each in chunk) + part.num_new > MAX_TOKENS:
                 yield chunk
                 chunk = [*root]
             chunk.append(part)
     yield chunk
+
+
+def _families(
+    branches: Mapping[int, Branch], policy: Policy
+) -> Iterator[tuple[tuple[float, ...], tuple[int, ...], Parts]]:
+    """Yield prompts that share a prefix: the level weights of the prefix, the prefix, which may be empty, the prompts.
+
+    A prompt's last token gives the logits of its response, and so belongs to no prefix.
+    """
+    by_weights: dict[tuple[float, ...], dict[tuple[int, ...], Parts]] = {}
+    for row, branch in branches.items():
+        prompts = by_weights.setdefault(_prompt_weights(branch, policy), {})
+        prompts.setdefault(branch.ids, {}).setdefault((branch.ids, branch.weights), []).append(row)
+    for weights, prompts in by_weights.items():
+        alone: Parts = {}
+        for ids, parts in prompts.items():
+            if len(parts) > 1:  # at several levels
+                yield weights, ids[:-1], parts
+            else:
+                alone |= parts
+        prefix = tuple(commonprefix([ids[:-1] for ids, _ in alone]))
+        if alone:
+            yield weights, prefix if len(alone) > 1 and len(prefix) >= MIN_SHARED else (), alone
+
+
+def _prompt_weights(branch: Branch, policy: Policy) -> tuple[float, ...]:
+    """Return the level weights [K] of a prompt's tokens before the last one."""
+    return branch.weights if policy.control.scope == "all" else (0.0,) * len(branch.weights)
 
 
 _CLASSES: WeakKeyDictionary[Policy, type[Decoder]] = WeakKeyDictionary()

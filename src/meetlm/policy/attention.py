@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from meetlm.policy.kv_cache import KVCache
-from meetlm.policy.packed_layout import PackedLayout
+from meetlm.policy.packed_layout import PackedLayout, PromptKeys
 
 VARLEN = "meet_varlen"
 KERNEL_GROUPS_HEADS = "enable_gqa" in signature(varlen_attn).parameters
@@ -56,6 +56,7 @@ def varlen_attention(
         dropout: Dropout of attention weights.
         scaling: Factor of the scores; 1/sqrt(d) by default.
         kwargs: ``meet_layout``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, says where the sequences are.
+            ``meet_prompt_keys`` stores the keys and values of prompts, or puts them before the row's own.
             ``meet_kv_cache`` stores the keys and values of each, for the rows in ``meet_rows``; without a layout, each
             token is the next one of a row of the cache. ``sliding_window`` is supported; the rest is for sdpa.
 
@@ -75,6 +76,9 @@ def varlen_attention(
     if torch.is_autocast_enabled(device_type):  # rotary positions are f32, which makes queries and keys f32 as well
         dtype = torch.get_autocast_dtype(device_type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    prompt_keys: PromptKeys | None = kwargs.get("meet_prompt_keys")
+    if prompt_keys is not None:
+        key, value = prompt_keys.extend(_layer_index(module), key, value)
     uses_kernel = not dropout and has_kernel(query, key, value)
     keys_values = [] if uses_kernel and cache is None else keys_and_values(key, value, layout)
     if cache is not None:
@@ -129,17 +133,15 @@ def attend_with_kernel(
 
 def keys_and_values(key: Tensor, value: Tensor, layout: PackedLayout) -> list[tuple[Tensor, Tensor]]:
     """Return the keys and values of each sequence, shared ones included, [1, H_kv, shared + length, d]."""
-    sequences: list[tuple[Tensor, Tensor]] = []
-    root_key, root_value = key, value
     # Slices would fill a whole tensor each in backward; a split does not.
-    own_keys, own_values = torch.split(key, layout.lengths, 2), torch.split(value, layout.lengths, 2)
-    for skip, own_key, own_value in zip(layout.shared, own_keys, own_values, strict=True):
+    keys, values = torch.split(key, layout.segments, 2), torch.split(value, layout.segments, 2)
+    sequences: list[tuple[Tensor, Tensor]] = []
+    for index, (root, skip) in enumerate(zip(layout.roots, layout.shared, strict=True), layout.num_prompts):
         if skip:
-            whole_key = torch.cat([root_key[:, :, :skip], own_key], dim=2)
-            whole_value = torch.cat([root_value[:, :, :skip], own_value], dim=2)
+            key, value = (torch.cat([parts[root][:, :, :skip], parts[index]], dim=2) for parts in (keys, values))
+            sequences.append((key, value))
         else:
-            root_key, root_value = whole_key, whole_value = own_key, own_value
-        sequences.append((whole_key, whole_value))
+            sequences.append((keys[index], values[index]))
     return sequences
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -42,26 +42,47 @@ class VarlenMetadata:
 class PackedLayout:
     """The sequences of a packed row.
 
+    Keys come in segments, one per sequence. A sequence may share the first tokens of another segment, its root.
+
     Args:
         borders: Q + 1 numbers: where the sequences begin and end.
-        shared: For each sequence, how many first tokens it takes from the last sequence before it that shares none;
-            0 for all by default.
+        shared: For each sequence, how many first tokens it takes from its root; 0 for all by default.
+        prompts: Lengths of prompts that an earlier forward pass has read (:class:`PromptKeys`): their segments come
+            before those of the row.
+        roots: With ``prompts``, for each sequence the index of its root among them. Without, the root is the last
+            sequence before it that shares nothing.
 
     Attributes:
         lengths: Number of tokens of each sequence in the row.
         shared: As passed.
+        segments: Number of keys of each segment.
+        roots: For each sequence, the index of its root among the segments.
         longest: Largest number of keys of a sequence, shared ones included.
         blocks: For each sequence, the sizes of the blocks of tokens that attend at a time on CPUs.
     """
 
-    def __init__(self, borders: Sequence[int], shared: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        borders: Sequence[int],
+        shared: Sequence[int] | None = None,
+        prompts: Sequence[int] = (),
+        roots: Sequence[int] | None = None,
+    ) -> None:
         self.lengths = [end - start for start, end in pairwise(borders)]
         self.shared = list(shared) if shared else [0] * len(self.lengths)
+        self.segments = [*prompts, *self.lengths]
+        unshared = (0 if skip else index for index, skip in enumerate(self.shared))
+        self.roots = list(roots) if roots else list(accumulate(unshared, max))
         self.longest = max(map(sum, zip(self.lengths, self.shared, strict=True)))
         self.blocks = [_block_sizes(length) for length in self.lengths]
         self._block_masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
         self._sequence_masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._metadata: dict[torch.device, VarlenMetadata] = {}
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of segments before those of the row."""
+        return len(self.segments) - len(self.lengths)
 
     def block_mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
         """Return what is added to the scores of a block: 0 where a query sees a key, else -inf, [tokens·G, keys].
@@ -113,13 +134,63 @@ class PackedLayout:
 
     def _key_tokens(self) -> Tensor:
         """Return the token of each key, the shared ones before a sequence's own."""
-        parts, start, root = [], 0, 0
-        for length, skip in zip(self.lengths, self.shared, strict=True):
-            if not skip:
-                root = start
-            parts += [torch.arange(root, root + skip), torch.arange(start, start + length)]
-            start += length
+        starts = list(accumulate(self.segments, initial=0))
+        parts = []
+        for index, (root, skip) in enumerate(zip(self.roots, self.shared, strict=True), self.num_prompts):
+            parts += [torch.arange(starts[root], starts[root] + skip), torch.arange(starts[index], starts[index + 1])]
         return torch.cat(parts)
+
+
+class PromptKeys:
+    """Keys and values of prompts, layer by layer, for later forward passes over what follows the prompts.
+
+    The first pass stores them, later ones read them.
+
+    Attributes:
+        is_stored: Whether the first pass has ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_stored = False
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that a layer attends to, [1, H_kv, keys, d]: those stored, then its own."""
+        if not self.is_stored:
+            self._layers[layer] = key, value
+            return key, value
+        stored_key, stored_value = self._layers[layer]
+        return torch.cat([stored_key, key], dim=2), torch.cat([stored_value, value], dim=2)
+
+
+class PromptSplit:
+    """A packed row in two parts: prompts on which no level acts, and all that follows them.
+
+    Args:
+        layout: The sequences of the row; sequences that share a prompt follow its root.
+        uncontrolled: For each sequence, how many of its first tokens in the row belong to the first part.
+
+    Attributes:
+        is_prompt: Whether a token belongs to the first part, [T] bool.
+        prompts: The sequences of the first part.
+        rest: The sequences of the second part, which share the prompts.
+    """
+
+    def __init__(self, layout: PackedLayout, uncontrolled: Sequence[int]) -> None:
+        pairs = list(zip(layout.lengths, uncontrolled, strict=True))
+        self.is_prompt = torch.cat([torch.arange(length) < count for length, count in pairs])
+        prompts = [count for count in uncontrolled if count]
+        self.prompts = PackedLayout(_borders(prompts))
+        self.rest = PackedLayout(
+            _borders([length - count for length, count in pairs]),
+            [skip + count for skip, count in zip(layout.shared, uncontrolled, strict=True)],
+            prompts,
+            [max(0, number - 1) for number in accumulate(int(count > 0) for count in uncontrolled)],
+        )
+
+
+def _borders(lengths: Sequence[int]) -> list[int]:
+    return list(accumulate(lengths, initial=0))
 
 
 def _block_sizes(length: int) -> list[int]:

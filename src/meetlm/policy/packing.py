@@ -63,18 +63,15 @@ def _attention_of(lm: PreTrainedModel) -> InterfaceAttention | GPTNeoAttention:
     return GPTNeoAttention(lm) if GPTNeoAttention.matches(lm) else InterfaceAttention(lm)
 
 
-def packed_arguments(
-    lm: PreTrainedModel, cu_seq_lens: Tensor, shared: list[int] | None = None, **more: Any
-) -> dict[str, Any]:
+def packed_arguments(lm: PreTrainedModel, layout: PackedLayout, **more: Any) -> dict[str, Any]:
     """Return the arguments of a packed forward pass of ``lm``, beside ids and positions.
 
     Args:
         lm: The model, with packed attention.
-        cu_seq_lens: Borders of the sequences, [Q + 1].
-        shared: For each sequence, the number of leading tokens reused from the most recent unshared sequence.
+        layout: The sequences of the row.
         more: Further arguments of :func:`~meetlm.policy.attention.varlen_attention`.
     """
-    return _attention_of(lm).arguments({"meet_layout": PackedLayout(cu_seq_lens.tolist(), shared), **more})
+    return _attention_of(lm).arguments({"meet_layout": layout, **more})
 
 
 def decoding_arguments(lm: PreTrainedModel, cache: KVCache) -> dict[str, Any]:
@@ -171,6 +168,6 @@ def _packed_logits(lm: PreTrainedModel, rows: list[Tensor], shared: list[int]) -
         position_ids=torch.cat([torch.arange(start, end, device=lm.device) for start, end in spans])[None],
         use_cache=False,
         logits_to_keep=(borders[1:] - 1).long(),
-        **packed_arguments(lm, borders, shared),
+        **packed_arguments(lm, PackedLayout(borders.tolist(), shared)),
     ).logits[0]
     return packed.float()

@@ -25,6 +25,7 @@ from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.head import LogProbHead, is_linear_head
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
+from meetlm.policy.packed_layout import PackedLayout, PromptKeys, PromptSplit
 from meetlm.policy.packing import packed_arguments, try_packed_attention
 
 SCORED_TOKENS = 2048
@@ -98,26 +99,47 @@ class Policy(nn.Module):
 
     def _block_logps(self, block: Block) -> Tensor:
         """Return the log-probs [N] of the trained tokens of a block."""
-        attention = (
-            packed_arguments(self.lm, block["cu_seq_lens"], block.get("shared"))
-            if "cu_seq_lens" in block
-            else {"attention_mask": block["attention_mask"]}
-        )
-        is_trained = block["targets"] != IGNORE
-        targets = block["targets"][is_trained]
+        inputs = (block["input_ids"], block["level_weights"], block["position_ids"], block["targets"])
+        if "cu_seq_lens" not in block:
+            return self._target_logps(*inputs, attention_mask=block["attention_mask"])
+        layout = PackedLayout(block["cu_seq_lens"].tolist(), block.get("shared"))
+        if "uncontrolled" not in block or not torch.is_grad_enabled() or self.trains_lm:
+            return self._target_logps(*inputs, **packed_arguments(self.lm, layout))
+        # Nothing that is trained acts on the prompts: they are read first, without gradient.
+        split = PromptSplit(layout, block["uncontrolled"])
+        is_prompt = split.is_prompt.to(self.device)
+        ids, _, positions, _ = (tensor[:, is_prompt] for tensor in inputs)
+        keys = PromptKeys()
+        with torch.no_grad():
+            self.run(
+                ids,
+                None,
+                positions,
+                logits_to_keep=1,
+                **packed_arguments(self.lm, split.prompts, meet_prompt_keys=keys),
+            )
+        keys.is_stored = True
+        rest = tuple(tensor[:, ~is_prompt] for tensor in inputs)
+        return self._target_logps(*rest, **packed_arguments(self.lm, split.rest, meet_prompt_keys=keys))
+
+    def _target_logps(
+        self, ids: Tensor, level_weights: Tensor, positions: Tensor, targets: Tensor, **arguments: Any
+    ) -> Tensor:
+        """Return the log-probs [N] of the trained tokens of a forward pass; ``targets`` are as in :class:`Block`."""
+        is_trained = targets != IGNORE
+        targets = targets[is_trained]
         head = self.log_prob_head
         predicting = head.predicting(targets, store_probabilities=self.stores_probabilities) if head else nullcontext()
         with predicting:
-            outputs = self.run(
-                block["input_ids"],
-                block["level_weights"],
-                block["position_ids"],
-                logits_to_keep=is_trained,
-                **attention,
-            )
+            outputs = self.run(ids, level_weights, positions, logits_to_keep=is_trained, **arguments)
         return outputs[:, 0] if head else -functional.cross_entropy(outputs, targets, reduction="none")
 
-    def run(self, ids: Tensor, level_weights: Tensor, positions: Tensor, **arguments: Any) -> Tensor:
+    @property
+    def trains_lm(self) -> bool:
+        """Whether a parameter of the language model is trained."""
+        return any(parameter.requires_grad for parameter in self.lm.parameters())
+
+    def run(self, ids: Tensor, level_weights: Tensor | None, positions: Tensor, **arguments: Any) -> Tensor:
         """Return the logits of one forward pass of the language model under the control, f32.
 
         Training, scoring and generation all come through here. The level weights hold until the next call, and each
@@ -125,7 +147,7 @@ class Policy(nn.Module):
 
         Args:
             ids: Ids [R, T], virtual ids of the control slot included.
-            level_weights: Level weights [R, T, K].
+            level_weights: Level weights [R, T, K]; ``None`` = the language model without its control.
             positions: Position of each token in its sequence, [R, T].
             arguments: Further arguments of the model's forward method: attention, cache, ``logits_to_keep``.
         """

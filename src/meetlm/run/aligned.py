@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.encoding import Encoder
 from meetlm.data.example import Message, Origin, Prompt, Turn, Weights, as_reply
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.messages import read_prompt
@@ -23,13 +23,13 @@ from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
 from meetlm.export.peft import update_base_paths
 from meetlm.generation.decoding import Branch
-from meetlm.generation.session import Request, Session
+from meetlm.generation.session import Request, Session, guided
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
-from meetlm.run.levels import Level, dial_warning, resolve_level
+from meetlm.run.levels import Level, dial_warning, level_text, resolve_level
 from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -41,6 +41,22 @@ without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it i
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """Guidance: sample from ℓ + s·(ℓ − ℓ_against), where ℓ are the logits at the level.
+
+    Attributes:
+        strength: s; 0 = none.
+        against: The level to move away from; ``None`` = the worst level of each attribute that the level states.
+    """
+
+    strength: float = 0.0
+    against: Level | None = None
+
+
+NO_GUIDANCE = Guidance()
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionRecord:
     """One line of ``completions/*.jsonl``.
 
@@ -48,7 +64,8 @@ class CompletionRecord:
         prompt: Text or messages, as passed.
         completion: Text up to its end, stripped.
         level: Name, or weights by name.
-        sampling: Temperature, top-p, maximum number of new tokens, stop strings.
+        sampling: Temperature, top-p, maximum number of new tokens, stop strings; with guidance, its strength, and the
+            level that it moves away from.
         seed: Seed of sampling.
         run: Id of the run.
         num_tokens: Number of new tokens.
@@ -80,9 +97,7 @@ class Aligned:
     def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:
         self.policy, self.format, self.meet = policy, prompt_format, meet
         self.levels, self.default_level = meet.levels, meet.default_level
-        placement = policy.control.settings.placement
-        rows = embedding_rows(policy.lm)
-        self.encoder = Encoder(prompt_format, self.levels, policy.control.slot, placement, rows)
+        self.encoder = policy.control.encoder(prompt_format, embedding_rows(policy.lm))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -94,6 +109,8 @@ class Aligned:
         prompts: Iterable[PromptLike],
         level: Level | None = None,
         *,
+        guidance: float = 0.0,
+        against: Level | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -107,6 +124,9 @@ class Aligned:
             prompts: Texts or conversations; see :data:`PromptLike` for how text is formatted.
             level: A name, a number (0 = worst, 1 = best, beyond extrapolates) or weights by name; the run's default
                 level where ``None``.
+            guidance: Strength s of guidance: sample from ℓ + s·(ℓ − ℓ_against), where ℓ are the logits at the level.
+                Works with every kind of control; 0 = none.
+            against: Level that guidance moves away from; the worst level where ``None``.
             max_new_tokens: Maximum number of new tokens.
             temperature: Sampling temperature; 0 = greedy decoding.
             top_p: Sample from the most likely tokens of this total probability.
@@ -115,11 +135,19 @@ class Aligned:
             batch_size: Prompts per batch.
 
         Raises:
-            ConfigError: A setting, a level or a prompt is wrong, or the control cannot mix levels.
+            ConfigError: A setting, a level or a prompt is wrong, or the control cannot mix levels in this way.
         """
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         sampling = validate(Sampling, settings, {}, "generate")
-        records = self.complete(prompts, level, sampling, best_of=best_of, seed=seed, batch_size=batch_size)
+        records = self.complete(
+            prompts,
+            level,
+            sampling,
+            guidance=Guidance(guidance, against),
+            best_of=best_of,
+            seed=seed,
+            batch_size=batch_size,
+        )
         return [record.completion for record in records]
 
     def complete(
@@ -128,6 +156,7 @@ class Aligned:
         level: Level | None,
         sampling: Sampling,
         *,
+        guidance: Guidance = NO_GUIDANCE,
         best_of: int = 1,
         seed: int = 0,
         batch_size: int = 32,
@@ -138,7 +167,9 @@ class Aligned:
             reporter.warning(warning)
         prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(
-            self.iter_completions(prompts, level, sampling, seed=seed, batch_size=batch_size, reporter=reporter)
+            self.iter_completions(
+                prompts, level, sampling, guidance=guidance, seed=seed, batch_size=batch_size, reporter=reporter
+            )
         )
         records = [completions[number] for number in sorted(completions)]
         return [records[index] for index, _ in self.pick_best(records, best_of, reporter=reporter)]
@@ -193,6 +224,7 @@ class Aligned:
         level: Level | None,
         sampling: Sampling,
         *,
+        guidance: Guidance = NO_GUIDANCE,
         seed: int = 0,
         batch_size: int = 32,
         skip: Container[int] = (),
@@ -204,6 +236,7 @@ class Aligned:
             prompts: As in :meth:`generate`.
             level: As in :meth:`generate`.
             sampling: How to sample.
+            guidance: Strength of guidance, and the level to move away from.
             seed: As in :meth:`generate`.
             batch_size: As in :meth:`generate`.
             skip: Indices of prompts to leave out; the completions of the others do not depend on it.
@@ -213,11 +246,15 @@ class Aligned:
             raise ConfigError("prompts: expected a list of prompts, got one string")
         prompts = list(prompts)
         resolved, weights = self._resolve(level)
+        against, against_weights = self._resolve_against(weights, guidance)
+        strength = guidance.strength
         requests = [
-            Request((Branch(self._ids(number, prompt, weights), weights),), sampling, seed, number)
+            Request(self._branches(number, prompt, weights, against_weights, strength), sampling, seed, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
+        settings = {**sampling.model_dump(), "stop": list(self.format.spec.stop)}
+        settings |= {"guidance": strength, "against": against} if strength else {}
         session = Session(self.policy, self.format, batch_size)
         for index, result in session.iter_completions(requests, reporter=reporter):
             number = requests[index].stream
@@ -225,7 +262,7 @@ class Aligned:
                 prompt=_as_json(prompts[number]),
                 completion=result.text,
                 level=resolved,
-                sampling={**sampling.model_dump(), "stop": list(self.format.spec.stop)},
+                sampling=settings,
                 seed=seed,
                 run=self.meet.run,
                 num_tokens=result.num_tokens,
@@ -234,12 +271,28 @@ class Aligned:
             yield number, completion
 
     def stream(
-        self, prompt: PromptLike, level: Level | None = None, sampling: Sampling | None = None, *, seed: int = 0
+        self,
+        prompt: PromptLike,
+        level: Level | None = None,
+        sampling: Sampling | None = None,
+        *,
+        guidance: Guidance = NO_GUIDANCE,
+        seed: int = 0,
     ) -> Iterator[str]:
-        """Yield the completion of one prompt in pieces as it is generated; arguments as in :meth:`generate`."""
+        """Yield the completion of one prompt in pieces as it is generated; see :meth:`iter_completions`."""
         _, weights = self._resolve(level)
-        request = Request((Branch(self._ids(0, prompt, weights), weights),), sampling or Sampling(), seed)
-        yield from Session(self.policy, self.format).stream(request)
+        _, against_weights = self._resolve_against(weights, guidance)
+        branches = self._branches(0, prompt, weights, against_weights, guidance.strength)
+        yield from Session(self.policy, self.format).stream(Request(branches, sampling or Sampling(), seed))
+
+    def _branches(
+        self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float
+    ) -> tuple[Branch, ...]:
+        """Return the branches of a prompt's request; ``number`` is the prompt's index in the list."""
+        branch = Branch(self._ids(number, prompt, weights), weights)
+        if against is None:
+            return (branch,)
+        return guided(branch, Branch(self._ids(number, prompt, against), against), strength)
 
     def _ids(self, number: int, prompt: PromptLike, weights: Weights) -> tuple[int, ...]:
         """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
@@ -259,10 +312,33 @@ class Aligned:
         resolved = resolve_level(self.levels, self.default_level if level is None else level)
         by_name = {resolved: 1.0} if isinstance(resolved, str) else resolved
         weights = tuple(by_name.get(name, 0.0) for name in self.levels)
-        is_mix = weights != self.levels.weights(self.levels.heaviest(weights))
-        if is_mix and not self.policy.control.can_mix_levels:
-            raise ConfigError(f"a control of kind {self.meet.kind!r} takes one level at a time, not a mix")
+        reason = self.policy.control.weights_failure_reason(weights)
+        if reason:
+            raise ConfigError(f"level {level_text(resolved)}: {reason}")
         return resolved, weights
+
+    def _resolve_against(self, weights: Weights, guidance: Guidance) -> tuple[Level | None, Weights | None]:
+        """Return the level that guidance moves away from, and its weights [K]; ``None`` without guidance."""
+        if not math.isfinite(guidance.strength):
+            raise ConfigError(f"guidance is {guidance.strength}; expected a finite number")
+        if guidance.strength == 0:
+            if guidance.against is not None:
+                raise ConfigError("against requires guidance, the strength s of ℓ + s·(ℓ − ℓ_against)")
+            return None, None
+        level = self._worst_of(weights) if guidance.against is None else guidance.against
+        resolved, against = self._resolve(level)
+        if weights == against:
+            raise ConfigError(f"guidance against {level_text(resolved)}, which is the level itself: choose another one")
+        return resolved, against
+
+    def _worst_of(self, weights: Weights) -> Level:
+        """Return the worst level of each attribute that has a weight."""
+        stated = [a for a in self.levels.attributes if any(weights[k] for k in self.levels.ranges[a.name])]
+        for attribute in stated:
+            if not attribute.is_ordered:
+                raise ConfigError(f"the levels of {attribute.name!r} have no worst one: guidance requires against")
+        names = [self.levels[self.levels.ranges[attribute.name][0]] for attribute in stated]
+        return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
 
     def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
         """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from meetlm.config.files import write_atomic
@@ -20,9 +21,9 @@ from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
+from meetlm.run.aligned import NO_GUIDANCE, Aligned, CompletionRecord, Guidance, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import Level, dial_warning, resolve_level
+from meetlm.run.levels import Level, dial_warning, level_text, resolve_level
 
 COMPLETIONS = "completions"
 """The folder of completions in a run."""
@@ -36,6 +37,7 @@ def write_completions(
     level: Level | None,
     sampling: Sampling,
     *,
+    guidance: Guidance = NO_GUIDANCE,
     seed: int = 0,
     limit: int | None = None,
     best_of: int = 1,
@@ -51,6 +53,7 @@ def write_completions(
             exceed its ``max_length``.
         level: As in :meth:`Aligned.generate`.
         sampling: How to sample.
+        guidance: As in :meth:`Aligned.iter_completions`.
         seed: Seed of sampling.
         limit: Number of prompts to use, the first ones; all where ``None``.
         best_of: As in :meth:`Aligned.generate`.
@@ -73,10 +76,20 @@ def write_completions(
         reporter.warning(warning)
     rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
-    path = out or completions_file(run, resolved, sampling, seed, data=data, limit=limit, best_of=best_of)
+    path = out or completions_file(
+        run, resolved, sampling, seed, guidance=guidance, data=data, limit=limit, best_of=best_of
+    )
     unfinished = path.with_name(path.name + UNFINISHED)
     completions = complete_resumably(
-        aligned, prompts, resolved, sampling, unfinished, seed=seed, batch_size=batch_size, reporter=reporter
+        aligned,
+        prompts,
+        resolved,
+        sampling,
+        unfinished,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch_size,
+        reporter=reporter,
     )
     lines = []
     for index, score in aligned.pick_best(completions, best_of, reporter=reporter):
@@ -94,6 +107,7 @@ def complete_resumably(
     sampling: Sampling,
     unfinished: Path,
     *,
+    guidance: Guidance = NO_GUIDANCE,
     seed: int,
     batch_size: int = 32,
     reporter: Reporter = SILENT,
@@ -106,6 +120,7 @@ def complete_resumably(
         level: As in :meth:`Aligned.generate`.
         sampling: How to sample.
         unfinished: The journal; the caller removes it when the results are written.
+        guidance: As in :meth:`Aligned.iter_completions`.
         seed: Seed of sampling.
         batch_size: Prompts per batch.
         reporter: Shows the progress.
@@ -114,13 +129,21 @@ def complete_resumably(
     control, meet = sha256_of(aligned.policy.control), aligned.meet
     texts = [prompt.to_json() if isinstance(prompt, Prompt) else prompt for prompt in prompts]
     inputs = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, texts]
+    inputs += [asdict(guidance)] if guidance.strength else []
     header = {"of": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}
     with Journal(unfinished, header) as journal:
         completions = {entry["number"]: CompletionRecord(**entry["line"]) for entry in journal.entries}
         if completions:
             reporter.message(f"resuming after {len(completions)} completions written by an interrupted call")
         results = aligned.iter_completions(
-            prompts, level, sampling, seed=seed, batch_size=batch_size, skip=set(completions), reporter=reporter
+            prompts,
+            level,
+            sampling,
+            guidance=guidance,
+            seed=seed,
+            batch_size=batch_size,
+            skip=set(completions),
+            reporter=reporter,
         )
         for number, completion in results:
             completions[number] = completion
@@ -171,12 +194,13 @@ def completions_file(
     sampling: Sampling,
     seed: int,
     *,
+    guidance: Guidance = NO_GUIDANCE,
     data: DataSettings | None = None,
     limit: int | None = None,
     best_of: int = 1,
 ) -> Path:
     """Return the default file of a run's completions; its name has everything that distinguishes them."""
-    name = _stem(level, sampling) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
+    name = _stem(level, sampling, guidance) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
     name += "" if data is None else f"-of-{_name_of(data)}"
     name += "" if limit is None else f"-first{limit}"
     return run / COMPLETIONS / f"{_plain(name)}.jsonl"
@@ -187,10 +211,13 @@ def completions_files(run: Path, level: str | dict[str, float], sampling: Sampli
     return sorted((run / COMPLETIONS).glob(f"{_stem(level, sampling)}-seed*.jsonl"))
 
 
-def _stem(level: str | dict[str, float], sampling: Sampling) -> str:
+def _stem(level: str | dict[str, float], sampling: Sampling, guidance: Guidance = NO_GUIDANCE) -> str:
     """Return the beginning of a file's name; mixes of the same weights have the same name."""
     if not isinstance(level, str):
         level = "_".join(f"{name}{weight:g}" for name, weight in sorted(level.items(), key=lambda part: -part[1]))
+    if guidance.strength:
+        level += f"-guidance{guidance.strength:g}"
+        level += "" if guidance.against is None else f"-against-{level_text(guidance.against)}"
     return _plain(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
 
 

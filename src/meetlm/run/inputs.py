@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import Reporter
 from meetlm.controls.base import Control
-from meetlm.data.encoding import Encoder
 from meetlm.data.filters import prompt_overlap
 from meetlm.data.formats import Item, make_items
 from meetlm.data.prompt_format import PromptFormat
@@ -62,7 +61,7 @@ def encode_inputs(
         warning = stage.few_steps_warning(len(data.train), config.batch.pairs)
         if warning:
             reporter.warning(warning)
-    encoder = Encoder(prompt_format, control.levels, control.slot, config.control.placement, embedding_rows(lm))
+    encoder = control.encoder(prompt_format, embedding_rows(lm))
     items = {
         name: make_items(name, encoder, data.train, data.levels, reporter=reporter)
         for name in dict.fromkeys(stage.format for stage in config.stages)
