@@ -82,3 +82,25 @@ def test_sft_refuses_several_attributes(tmp_path: Path) -> None:
         ConfigError, match="format 'chosen' needs one attribute with ordered levels.*the data have a, b"
     ):
         execute(config_of(tmp_path, "none", rows, stages=SFT), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_two_attributes_of_which_one_may_be_missing(kind: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Rice {n}?", "completion": f" {tone} {score} {n}.", "attributes": {"tone": tone, "score": score}}
+        for n in range(18)
+        for tone in ("kind", "bad")
+        for score in (0, 1 if n % 3 else None)
+    ]
+    execute(config_of(tmp_path, kind, rows, "data.levels.count=2"), tmp_path / "run")
+    aligned = meetlm.load(tmp_path / "run")
+    assert tuple(aligned.levels) == ("tone=bad", "tone=kind", "score=bad", "score=good")
+    assert aligned.default_level == "score=good"
+    assert aligned.weights({"tone": "kind", "score": 1}) == (0, 1, 0, 1)
+    assert len(aligned.generate(["Rice?"], {"tone": "kind", "score": "bad"}, max_new_tokens=3)) == 1
+    after = json.loads((tmp_path / "run" / "preference.json").read_text())["after step2"]
+    assert (after["attributes"]["tone"]["rank_correlation"], after["attributes"]["score"]["most_likely"]) == (
+        None,
+        None,
+    )
+    assert 0 <= after["attributes"]["tone"]["most_likely"]["value"] <= 1

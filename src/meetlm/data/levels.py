@@ -87,6 +87,15 @@ class LevelSpace(Sequence[str]):
         return self.weights(self.ranges[a.name][0] for a in self.attributes if a.is_ordered)
 
     @property
+    def default(self) -> str | dict[str, float]:
+        """The level that is used where none is stated: the best one, or weights of those of several attributes.
+
+        Attributes without an order have no part in it.
+        """
+        names = [name for name, weight in zip(self, self.best, strict=True) if weight]
+        return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
+
+    @property
     def best_only(self) -> LevelSpace:
         """The space of the best level alone, for formats that use no levels."""
         return LevelSpace.of_names(*(name for name, weight in zip(self, self.best, strict=True) if weight))

@@ -118,7 +118,8 @@ class DataReport:
             text.append(f"  {name:<22}" + "".join(f"{count:>8}" for count in row.values()))
         dropped = self.filters.dropped.get("too_long")
         over = f", the {dropped.count} too long included" if dropped else ""
-        text.append(f"  (over {self.measured} pairs{over}; a reply includes its end token)")
+        rows = "rows" if self.longer is None else "pairs"
+        text.append(f"  (over {self.measured} {rows}{over}; a reply includes its end token)")
         if self.levels is not None:
             text += ["", *self.levels.lines()]
         if self.longer is None:

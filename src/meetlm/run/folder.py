@@ -50,7 +50,7 @@ class Meet:
         run: Id of the run: name of its folder and start of its configuration's hash.
         kind: Kind of the control.
         levels: The levels, in the order of the stacked parameters.
-        default_level: Level that is used where none is passed.
+        default_level: Level that is used where none is passed; empty where no attribute has an order.
         control: Settings of the control.
         lm_sha256: Hash of the language model that the control belongs to.
         format: The pinned prompt format.
@@ -62,7 +62,7 @@ class Meet:
     run: str
     kind: str
     levels: LevelSpace
-    default_level: str
+    default_level: str | dict[str, float]
     control: dict[str, Any]
     lm_sha256: str
     format: FormatSpec
