@@ -211,7 +211,7 @@ def test_held_out_pairs(doctor: Doctor, count: int, status: str) -> None:
 
 
 def test_a_part_of_the_training_rows_is_held_out(doctor: Doctor) -> None:
-    checks = doctor(rows(60), None, "data.holdout=20")
+    checks = doctor(rows(60), [], "data.holdout=20")
     assert checks["held-out pairs"]["finding"].startswith("20 pairs ")
 
 
