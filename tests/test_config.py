@@ -216,7 +216,7 @@ def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
 
 def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
     own = file(tmp_path, "recipe: hh-meet-lora\n")
-    with pytest.raises(ConfigError, match="mine.yaml is of recipe 'hh-meet-lora', not 'hh-coh'"):
+    with pytest.raises(ConfigError, match="mine.yaml is of recipe 'hh-meet-lora', and the command names 'hh-coh'"):
         load_config("hh-coh", own)
     assert load_config("hh-meet-lora", own) == load_config("hh-meet-lora", None)
 

@@ -51,7 +51,7 @@ def test_steps_and_tokens_are_those_of_the_run(
     architecture: str, kind: str, stages: list[dict[str, Any]] | None, tmp_path: Path
 ) -> None:
     config = config_for(tmp_path, architecture, kind, "batch.pairs=5", "batch.micro_pairs=5", stages=stages)
-    plan = make_plan(config, others=())
+    plan = make_plan(config, other_models=())
     execute(config, tmp_path / "run")
     assert plan.layout == ("padded" if architecture == "gptj" else "packed")
     assert [stage.name for stage in plan.stages] == [stage.name for stage in config.stages]
@@ -112,7 +112,7 @@ def _deep(folder: Path, *overrides: str) -> Plan:
     """Return the plan of a model of 8 layers."""
     config = config_for(folder, "llama", "lora", *overrides)
     tiny_lm("llama", dtype=torch.float32, num_hidden_layers=8).save_pretrained(folder / "lm")
-    return make_plan(config, others=())
+    return make_plan(config, other_models=())
 
 
 def test_few_layers_stand_for_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_formula_of_activations(checkpointing: bool, tmp_path: Path) -> None:
     shape = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
     lm = tiny_lm("llama", dtype=torch.float32, num_hidden_layers=4, **shape)
     lm.save_pretrained(tmp_path / "lm")
-    stage = make_plan(config, others=()).stages[1]
+    stage = make_plan(config, other_models=()).stages[1]
     positions = max(stage.counts.positions // stage.counts.steps // config.batch.accumulation, 1)
     formula = activation_bytes(lm, BatchShape(positions, positions // 2, True, checkpointing), "f32")
     assert formula == pytest.approx(stage.activations, rel=1 / 3)

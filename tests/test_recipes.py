@@ -149,7 +149,11 @@ REFUSED = [
     ("tldr-speciall-token", [], "did you mean 'tldr-special-token'?"),
     ("hx-dpo-paper", [], "did you mean 'hh-dpo-paper'?"),
     ("hh", [], "`meet recipes` lists them"),
-    ("hh-meet-lora", ["stages.step1.train=[contrl]"], "error: --stages.step1.train: stages.0.train.0: expected"),
+    (
+        "hh-meet-lora",
+        ["stages.step1.train=[contrl]"],
+        "--stages.step1.train: expected 'control' or 'lm', got",
+    ),
     ("hh-meet-lora", ["control.kind=lorra"], "error: --control.kind: unknown control 'lorra'; did you mean 'lora'?"),
     ("hh-meet-lora", ["data.path=a", "--data.path", "b"], "error: --data.path is set twice, to 'a' and 'b'"),
     ("hh-meet-lora", ["data.columns=3"], "error: --data.columns: expected a mapping of names to values, got"),

@@ -43,6 +43,7 @@ scorer_option = click.option("--scorer", metavar="MODULE:FUNCTION", help="Score 
 temperature_option = click.option(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
+    metavar="NUMBER",
     default=DEFAULT_TEMPERATURE,
     show_default=True,
     help="Sampling temperature.",
@@ -204,8 +205,8 @@ def improve(
     from meetlm.run.improve import improve as run
     from meetlm.run.rollout import make_scorer
 
-    kept = [o for o in overrides if not o.key.startswith("data.") or o not in located]
-    config = load_config(names[0], file, kept)
+    training = [override for override in overrides if not override.key.startswith("data.") or override not in located]
+    config = load_config(names[0], file, training)
     prompts, held_out = _split(_read_prompts(data, reporter), holdout)
     score = make_scorer(RewardSettings(model=reward) if reward else None, scorer, reporter)
     assert score is not None

@@ -86,9 +86,12 @@ def validate(settings: type[S], value: Any, locations: Mapping[KeyPath, str], na
                 if loc and key[: len(loc)] == loc and location.startswith("--")
             ]
             above = [loc[:length] for length in range(len(loc), 0, -1)]
-            location = next((locations[key] for key in (*inside, *above) if key in locations), name)
-            is_named = not loc or (loc in locations and location.startswith("--"))
-            lines.append(f"{location}: {'' if is_named else '.'.join(map(str, loc)) + ': '}{message}")
+            known = next((key for key in (*inside, *above) if key in locations), ())
+            location = locations.get(known, name)
+            if location.startswith("--") and loc[: len(known)] == known:  # the option names the key up to here
+                loc = tuple(part for part in loc[len(known) :] if isinstance(part, str))
+            key = ".".join(map(str, loc))
+            lines.append(f"{location}: {key + ': ' if key else ''}{message}")
         raise ConfigError("\n".join(lines)) from error
 
 

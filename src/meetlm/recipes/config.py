@@ -112,7 +112,8 @@ def load_config(
     preset_in_file = in_file.get("preset")
     in_file |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
     if recipe is not None and in_file.get("recipe", recipe) != recipe:
-        raise ConfigError(f"{file} is of recipe {in_file['recipe']!r}, not {recipe!r}; name one of them")
+        other = f"--recipe {in_file['recipe']}" if "recipe" in changes else f"{file} is of recipe {in_file['recipe']!r}"
+        raise ConfigError(f"{other}, and the command names {recipe!r}: name one of them")
     recipe = recipe or in_file.get("recipe")
     if recipe in recipe_names():
         of_recipe, recipe_locations = _compose(str(recipe))

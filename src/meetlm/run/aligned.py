@@ -1,4 +1,4 @@
-"""A trained run, loaded: generates under any level, mix of levels or place between them."""
+"""A trained run, loaded: generates replies at any level or mix of levels, and scores replies."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Aligned:
             temperature: Sampling temperature; 0 = greedy decoding.
             top_p: Sample from the most likely tokens of this total probability.
             best_of: Number of replies to sample per prompt; the reply with the highest :meth:`score` is returned.
-            seed: Seed of sampling. A prompt's samples depend on it and on the prompt's place in the list only.
+            seed: Seed of sampling. A prompt's samples depend only on it and on the prompt's index in the list.
             batch_size: Prompts per batch.
 
         Raises:
@@ -295,7 +295,7 @@ class Aligned:
         return guided(branch, Branch(self._ids(number, prompt, against), against), strength)
 
     def _ids(self, number: int, prompt: PromptLike, weights: Weights) -> tuple[int, ...]:
-        """Return slot and prompt as tokens; ``number`` is the prompt's place in the list."""
+        """Return slot and prompt as tokens; ``number`` is the prompt's index in the list."""
         asked = self._prompt(number, prompt)
         with locate_errors("prompts", number + 1):
             return tuple(self.encoder.prompt(asked, weights))
@@ -341,7 +341,7 @@ class Aligned:
         return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
 
     def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
-        """Return a prompt formatted as in the run's data; ``number`` is its place in the list, for messages."""
+        """Return a prompt formatted as in the run's data; ``number`` is its index in the list, for messages."""
         try:
             parsed = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
         except DataError as error:

@@ -1,4 +1,4 @@
-"""The completions that an evaluation compares: files, or what `meet generate` has written into a run's folder."""
+"""The completions that an evaluation compares: files, or those of `meet generate` in a run's folder."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HeldOutReplies:
     """The held-out data as an evaluation needs them.
 
     Attributes:
-        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where no row of it has one.
+        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where its rows have none.
         problems: Rows that were not taken, or that lack something.
         sha256: Of these prompts and replies.
     """

@@ -147,7 +147,7 @@ def _unchanged_hub_model(config: RunConfig) -> str | None:
 
 
 def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: bool, reporter: Reporter) -> None:
-    """Report what a stage will train, or that it is finished."""
+    """Report which parameters a stage will train, or that it is finished."""
     earlier = checkpoints(folder)
     if is_shared:
         reporter.message(f"{stage.name}: taken from another run with the same stages up to here")

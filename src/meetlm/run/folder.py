@@ -80,8 +80,8 @@ class Meet:
         """Return what :meth:`to_dict` wrote; runs of version 0.1 have names of levels alone."""
         names, attributes = fields["levels"], fields.get("attributes")
         levels = LevelSpace.from_dict(attributes) if attributes else LevelSpace.of_names(*names)
-        others = {name: value for name, value in fields.items() if name != "attributes"}
-        return cls(**{**others, "levels": levels, "format": FormatSpec.from_dict(fields["format"])})
+        rest = {name: value for name, value in fields.items() if name != "attributes"}
+        return cls(**{**rest, "levels": levels, "format": FormatSpec.from_dict(fields["format"])})
 
 
 def write_config(

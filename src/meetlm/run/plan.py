@@ -101,7 +101,7 @@ def make_plan(
     *,
     gpus: Sequence[int] = (80,),
     measure: bool = True,
-    others: Sequence[KnownModel] | None = None,
+    other_models: Sequence[KnownModel] | None = None,
     reporter: Reporter = SILENT,
 ) -> Plan:
     """Return the estimate for a run of ``config``.
@@ -111,7 +111,7 @@ def make_plan(
         gpus: Sizes of GPUs to plan for, in GiB.
         measure: Run a few forward and backward passes; otherwise no weights are loaded, there are no times, and
             activations are estimated by formula.
-        others: Other models to plan GPUs for; by default those of :func:`known_models`.
+        other_models: Other models to plan GPUs for; by default those of :func:`known_models`.
         reporter: Receives messages.
 
     Raises:
@@ -123,7 +123,7 @@ def make_plan(
     if costs:
         layout = costs.layout
     stages = [_stage_plan(inputs, number, batches, costs) for number, batches in enumerate(inputs.batches(layout))]
-    others = known_models() if others is None else others
+    other_models = known_models() if other_models is None else other_models
     return Plan(
         config=config,
         device=device_of(config.model).type,
@@ -135,7 +135,7 @@ def make_plan(
         evaluating=_evaluation_time(inputs, costs) if costs else None,
         gpus=(
             plan_gpus(config.model.name, [(stage.name, stage.gpu) for stage in stages], gpus),
-            *(plan_known_model(model, inputs, gpus) for model in others),
+            *(plan_known_model(model, inputs, gpus) for model in other_models),
         ),
     )
 

@@ -130,7 +130,7 @@ def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) ->
     """Refuse settings that recipes or options of the command decide.
 
     Raises:
-        ConfigError: Names the setting and what to do.
+        ConfigError: Names the setting and the option to use.
     """
     in_file = settings_in(file)[0] if file else {}
     for key in ("recipe", "control", "stages", "seed"):

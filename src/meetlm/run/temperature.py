@@ -67,8 +67,8 @@ def sweep_temperature(
         refuse_unknown_baseline(name, list(runs))
     if len(set(baselines)) < len(baselines):
         raise ConfigError(f"--baseline names a run twice: {', '.join(baselines)}")
-    others = [name for name in runs if name not in baselines]
-    if not others:
+    compared = [name for name in runs if name not in baselines]
+    if not compared:
         raise ConfigError("every run is a --baseline; name another run to compare with them")
     data = read_data_settings(next(iter(runs.values())))
     held_out = chosen_replies(data)
@@ -87,7 +87,7 @@ def sweep_temperature(
             completions[name] = read_completions(name, [[file]])
         for baseline in baselines:
             evaluation = compare(
-                [completions[name] for name in (*others, baseline)],
+                [completions[name] for name in (*compared, baseline)],
                 held_out,
                 baseline,
                 settings,
