@@ -122,6 +122,21 @@ def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, t
     assert "its base model is unknown" in meet("dial", run, *words, *limits, "--seed", 1).stderr
 
 
+def test_guidance_has_a_dial_of_its_own(run: Path, scorers: str, data: Path, tmp_path: Path) -> None:
+    few = ["--nll-increase", 100, "--cut-increase", 1, "--repetition-increase", 1, "--max-new-tokens", 3]
+    words = ["--scorer", f"{scorers}:vowels", "--by", "guidance", "--grid", "0,1", "--data.path", data]
+    done = meet("dial", run, *words, *few, "--out", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    limits = read_meet(run).dial["guidance"]
+    assert (limits["low"], limits["high"]) == (0, 1)
+    assert "its strength at the best level" in (tmp_path / "out" / "dial.md").read_text(encoding="utf-8")
+    names = sorted(file.name for file in (tmp_path / "out" / "completions").iterdir())
+    assert names == ["good-guidance1-seed0.jsonl", "good-seed0.jsonl"]
+    generate = ["generate", run, "--prompt", "Hello", "--max-new-tokens", 2, "--level", "good", "--guidance"]
+    assert "guidance 2 is outside the safe range 0 to 1" in meet(*generate, 2).stderr
+    assert "safe range" not in meet(*generate, 1).stderr
+
+
 def test_wrong_arguments_are_refused(run: Path) -> None:
     assert "no score to calibrate: pass --scorer MODULE:FUNCTION, words, or --reward MODEL" in meet("dial", run).stderr
     assert "2 settings on 6 prompts" in meet("dial", run, "--scorer", "words", "--grid", "0,1").stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +27,9 @@ from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.yaml_files import validate
 from meetlm.evaluation.settings import DialSettings, RewardSettings
 from meetlm.generation.settings import Sampling
+
+if TYPE_CHECKING:
+    from meetlm.evaluation.dial import Turned
 
 
 class _DialArguments(HeldOutData):
@@ -51,10 +55,18 @@ class _DialArguments(HeldOutData):
 )
 @click.option("--reward", "model", metavar="MODEL", help="Reward model that scores: hub name or folder.")
 @click.option(
+    "--by",
+    type=click.Choice(["level", "guidance"]),
+    default="level",
+    show_default=True,
+    help="What to turn: the level, or the strength of guidance at the best level, which any control allows.",
+)
+@click.option(
     "--grid",
     type=Numbers(float),
-    help="Settings, separated by commas: 0 = worst level, 1 = best, beyond extrapolates.  "
-    "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed]",
+    help="Settings, separated by commas: 0 = worst level, 1 = best, beyond extrapolates; or strengths of guidance.  "
+    "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed; 0,0.25,0.5,1,1.5,2,3 for "
+    "guidance]",
 )
 @settings_options(DialSettings, "settings")
 @sampling_options()
@@ -71,6 +83,7 @@ def dial(
     overrides: list[Override],
     scorers: tuple[str, ...],
     model: str | None,
+    by: Turned,
     grid: list[float] | None,
     settings: DialSettings,
     sampling: Sampling,
@@ -112,6 +125,7 @@ def dial(
         run,
         scorers=scorers,
         reward=reward,
+        by=by,
         grid=grid,
         settings=settings,
         sampling=sampling,

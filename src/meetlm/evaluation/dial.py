@@ -1,7 +1,7 @@
 """Calibration of a dial: how a score, fluency and other properties of replies change with the setting of a level.
 
-A setting is a place on the scale of an attribute: 0 is its worst level, 1 its best, numbers beyond extrapolate. Every
-setting is measured on the same cells (prompt and sample), so that settings are compared in pairs. Intervals are over
+A setting is a place on the scale of an attribute (0 is its worst level, 1 its best, numbers beyond extrapolate) or a
+strength of guidance at its best level. Every setting is measured on the same cells (prompt and sample), so that settings are compared in pairs. Intervals are over
 prompts (:mod:`meetlm.diagnostics.intervals`).
 """
 
@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from meetlm.diagnostics.intervals import Array, Interval, bootstrap, prompt_mean
 from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.statistics import Clusters, difference, mean
 
+Turned = Literal["level", "guidance"]
 MIN_PROMPTS = 8
 """Fewer prompts cannot be divided into some that choose a setting and others that measure it."""
 ALPHA = 0.05
@@ -95,6 +96,7 @@ class Dial:
 
     Attributes:
         attribute: Name of the attribute; empty for the only one of a run.
+        by: What is turned: ``level``, or ``guidance`` by the strength at the best level.
         settings: The settings, in increasing order.
         reference: The setting that fluency is compared with.
         prompts: The prompt of each cell.
@@ -111,6 +113,7 @@ class Dial:
     """
 
     attribute: str
+    by: Turned
     settings: list[float]
     reference: float
     prompts: list[int]
@@ -173,10 +176,12 @@ def calibrate(
     score: Curve,
     fluency: Sequence[tuple[Curve, float]],
     others: Sequence[Curve],
+    *,
+    by: Turned = "level",
 ) -> Dial:
     """Return how far a dial can be turned.
 
-    The reference is the setting nearest to 1, the best level. A setting is broken where the mean of a measure of
+    The reference is the best level without guidance: the setting nearest to 1, or to 0 for guidance. A setting is broken where the mean of a measure of
     fluency exceeds that at the reference by more than its limit; the safe range ends before the first broken setting in
     either direction. Half of the prompts choose the recommended setting, the others measure its gain, so that the
     choice does not flatter it.
@@ -188,6 +193,7 @@ def calibrate(
         score: What the dial is to move.
         fluency: Measures of fluency, each with the largest increase that is allowed.
         others: Further measures.
+        by: What is turned.
 
     Raises:
         ConfigError: There are too few prompts or settings, or a setting has no score.
@@ -197,7 +203,8 @@ def calibrate(
     for setting, interval in zip(settings, score.means, strict=True):
         if interval is None:
             raise ConfigError(f"{score.name} has no value for any reply at setting {setting:g}")
-    reference = min(range(len(settings)), key=lambda index: abs(settings[index] - 1))
+    best_level = 1 if by == "level" else 0
+    reference = min(range(len(settings)), key=lambda index: abs(settings[index] - best_level))
     broken: dict[float, str] = {}
     for curve, limit in fluency:
         for setting, column in zip(settings, curve.values, strict=True):
@@ -229,6 +236,7 @@ def calibrate(
             side_effects.append(SideEffect(curve.name, change.mean, relative))
     return Dial(
         attribute,
+        by,
         list(settings),
         settings[reference],
         list(clusters.prompts),

@@ -97,16 +97,21 @@ def write_picture(dials: Sequence[Dial], file: Path) -> None:
 
 
 def _name(dial: Dial) -> str:
-    return dial.attribute or "the level"
+    if dial.by == "level":
+        return dial.attribute or "the level"
+    return f"guidance of {dial.attribute}" if dial.attribute else "guidance"
 
 
 def _opening(dials: Sequence[Dial]) -> str:
     num_prompts, names = len(set(dials[0].prompts)), listed(list(map(_name, dials)))
+    scale = "0 is the worst level, 1 the best, numbers beyond extrapolate"
+    if dials[0].by == "guidance":
+        scale = "its strength at the best level, against the worst; 0 is the best level alone"
     return (
-        f"Replies to {num_prompts:,} held-out prompts were sampled at several settings of {names}: 0 is the worst "
-        "level, 1 the best, numbers beyond extrapolate. Brackets are 95% intervals over prompts. The safe range ends "
-        "where fluency breaks: where the NLL under the base model, the share of repeated 4-grams or the share of "
-        "replies cut at the limit exceeds that of the reference setting by more than its limit."
+        f"Replies to {num_prompts:,} held-out prompts were sampled at several settings of {names}: {scale}. Brackets are "
+        "95% intervals over prompts. The safe range ends where fluency breaks: where the NLL under the base model, the "
+        "share of repeated 4-grams or the share of replies cut at the limit exceeds that of the reference setting by "
+        "more than its limit."
     )
 
 

@@ -163,7 +163,7 @@ class Aligned:
         reporter: Reporter = SILENT,
     ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
-        if warning := dial_warning(self.levels, self.meet.dial, self._resolve(level)[0]):
+        if warning := dial_warning(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength):
             reporter.warning(warning)
         prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(

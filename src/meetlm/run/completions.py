@@ -72,7 +72,7 @@ def write_completions(
     meet = read_meet(run)
     resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
     aligned = load(run)
-    if warning := dial_warning(meet.levels, meet.dial, resolved):
+    if warning := dial_warning(meet.levels, meet.dial, resolved, guidance.strength):
         reporter.warning(warning)
     rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)

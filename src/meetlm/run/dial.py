@@ -22,7 +22,7 @@ from meetlm.data.levels import LevelSpace
 from meetlm.data.prompts import HeldOutPrompt
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.callables import CallableScorer, load_scorer
-from meetlm.evaluation.dial import Curve, Dial, Pareto, calibrate, check_size, find_front, repetition
+from meetlm.evaluation.dial import Curve, Dial, Pareto, Turned, calibrate, check_size, find_front, repetition
 from meetlm.evaluation.evaluate import Scorer
 from meetlm.evaluation.measures import num_words
 from meetlm.evaluation.outcomes import Column
@@ -34,15 +34,17 @@ from meetlm.evaluation.statistics import Clusters
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import load_lm
 from meetlm.policy.policy import Policy
-from meetlm.run.aligned import Aligned, load
+from meetlm.run.aligned import NO_GUIDANCE, Aligned, Guidance, load
 from meetlm.run.completions import complete_resumably, held_out_rows
 from meetlm.run.folder import read_meet, read_model_settings, write_dial
-from meetlm.run.levels import Level, level_text, resolve_level, scales_of
+from meetlm.run.levels import Level, dial_key, level_text, resolve_level, scales_of
 
 FOLDER = "dial"
 """The folder of the results in a run."""
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 """Settings for a control that mixes levels; others have a setting per level."""
+GUIDANCE_GRID = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Strengths of guidance."""
 PARETO_SETTINGS = 4
 """Settings of each attribute for the combinations of two."""
 CHUNK = 64
@@ -79,6 +81,7 @@ def calibrate_run(
     *,
     scorers: Sequence[str] = (),
     reward: RewardSettings | None = None,
+    by: Turned = "level",
     grid: Sequence[float] | None = None,
     settings: DialSettings | None = None,
     sampling: Sampling | None = None,
@@ -97,7 +100,8 @@ def calibrate_run(
         scorers: ``[ATTRIBUTE=]MODULE:FUNCTION``, or ``words`` for the length; in a run with several attributes the one
             that an attribute is to move names it. Further scorers are side effects.
         reward: Reward model that scores; it comes before ``scorers``.
-        grid: Settings: 0 is the worst level, 1 the best, numbers beyond extrapolate.
+        by: What to turn: the level, or the strength of guidance at the best level, which any control allows.
+        grid: Settings: 0 is the worst level, 1 the best, numbers beyond extrapolate; or strengths of guidance.
         settings: Limits of fluency.
         sampling: How to sample; greedy by default.
         samples: Samples per prompt and setting.
@@ -124,9 +128,14 @@ def calibrate_run(
     limits = settings or DialSettings()
     dials, examples = [], {}
     for attribute, scorer in by_attribute.items():
-        places = sorted(set(grid)) if grid else _default_grid(aligned, attributes[attribute])
+        scale = attributes[attribute]
+        default = GUIDANCE_GRID if by == "guidance" else _default_grid(aligned, scale)
+        places = sorted(set(grid or default))
         check_size(places, len(rows))
-        replies = [work.replies(_level(attributes, {attribute: setting})) for setting in places]
+        if by == "guidance":
+            replies = [work.replies(scale[-1], Guidance(s, scale[0]) if s else NO_GUIDANCE) for s in places]
+        else:
+            replies = [work.replies(_level(attributes, {attribute: setting})) for setting in places]
         further = [*others, *(other for name, other in by_attribute.items() if name != attribute)]
         curves = [work.curve(each, replies) for each in (scorer, *further)]
         fluency = [
@@ -137,13 +146,14 @@ def calibrate_run(
             (work.own_curve("cut", "share of replies cut at the limit of tokens",
                             [[float(reply.is_cut) for reply in r] for r in replies]), limits.cut_increase),
         ]  # fmt: skip
-        dials.append(calibrate(attribute, places, work.clusters, curves[0], fluency, curves[1:]))
+        dials.append(calibrate(attribute, places, work.clusters, curves[0], fluency, curves[1:], by=by))
         shown = {setting: reply[0].text for setting, reply in zip(places, replies, strict=True)}
         examples[attribute] = rows[0].prompt.text().strip(), shown
-    pareto = _pareto(dials, attributes, by_attribute, work) if len(dials) > 1 else None
-    write_dial(folder, {dial.attribute: dial.limits() for dial in dials})
+    pareto = _pareto(dials, attributes, by_attribute, work) if len(dials) > 1 and by == "level" else None
+    write_dial(folder, {dial_key(dial.attribute, by): dial.limits() for dial in dials})
     recorded = {
         "run": str(folder),
+        "by": by,
         "scorers": {name: scorer.name for name, scorer in by_attribute.items()},
         "grid": {dial.attribute: dial.settings for dial in dials},
         "sampling": sampling.model_dump(mode="json"),
@@ -270,9 +280,10 @@ class _Sampler:
         self.clusters = Clusters([row for row in range(len(rows)) for _ in range(samples)], seed=seed)
         self.problems: list[Problem] = []
 
-    def replies(self, level: Level) -> list[Reply]:
+    def replies(self, level: Level, guidance: Guidance = NO_GUIDANCE) -> list[Reply]:
         """Return a reply per cell."""
         name = re.sub(r"[^\w.\-]", "_", level_text(level))
+        name += f"-guidance{guidance.strength:g}" if guidance.strength else ""
         by_sample = [
             complete_resumably(
                 self.aligned,
@@ -280,6 +291,7 @@ class _Sampler:
                 level,
                 self.sampling,
                 self.folder / "completions" / f"{name}-seed{seed}.jsonl",
+                guidance=guidance,
                 seed=seed,
                 batch_size=self.batch_size,
                 reporter=self.reporter,

@@ -110,27 +110,39 @@ def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
     }
 
 
+def dial_key(attribute: str, by: str) -> str:
+    """Return the name in ``meet.json`` of the dial of an attribute's level, or of guidance at its best level."""
+    return attribute if by == "level" else f"guidance of {attribute}".removesuffix(" of ")
+
+
 def dial_warning(
-    levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]], level: str | Mapping[str, float]
+    levels: LevelSpace,
+    dial: Mapping[str, Mapping[str, Any]],
+    level: str | Mapping[str, float],
+    guidance: float = 0.0,
 ) -> str | None:
-    """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it.
+    """Return a warning about a setting outside the safe range that `meet dial` has recorded; ``None`` inside it.
 
     Args:
         levels: All levels.
         dial: The recorded range of each attribute.
         level: What :func:`resolve_level` returned.
+        guidance: Strength of guidance.
     """
     weights = {level: 1.0} if isinstance(level, str) else level
     for attribute, names in scales_of(levels).items():
         stated = [weights.get(name, 0.0) for name in names]
-        limits = dial.get(attribute)
-        if limits is None or len(names) < 2 or not math.isclose(sum(stated), 1, abs_tol=1e-9):
+        if len(names) < 2 or not math.isclose(sum(stated), 1, abs_tol=1e-9):
             continue
         setting = sum(weight * place for place, weight in enumerate(stated)) / (len(names) - 1)
-        if not limits["low"] - 1e-9 <= setting <= limits["high"] + 1e-9:
-            about = f"{attribute} " if attribute else ""
+        for by, value in (("level", setting), ("guidance", guidance)):
+            key = dial_key(attribute, by)
+            limits = dial.get(key)
+            if limits is None or limits["low"] - 1e-9 <= value <= limits["high"] + 1e-9:
+                continue
+            about = f"{key} " if key else ""
             return (
-                f"{about}{setting:g} is outside the safe range {limits['low']:g} to {limits['high']:g} of `meet dial`: "
+                f"{about}{value:g} is outside the safe range {limits['low']:g} to {limits['high']:g} of `meet dial`: "
                 f"replies may repeat themselves or be cut off (recommended: {limits['recommended']:g})"
             )
     return None
