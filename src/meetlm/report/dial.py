@@ -108,10 +108,10 @@ def _opening(dials: Sequence[Dial]) -> str:
     if dials[0].by == "guidance":
         scale = "its strength at the best level, against the worst; 0 is the best level alone"
     return (
-        f"Replies to {num_prompts:,} held-out prompts were sampled at several settings of {names}: {scale}. Brackets are "
-        "95% intervals over prompts. The safe range ends where fluency breaks: where the NLL under the base model, the "
-        "share of repeated 4-grams or the share of replies cut at the limit exceeds that of the reference setting by "
-        "more than its limit."
+        f"Replies to {num_prompts:,} held-out prompts were sampled at several settings of {names}: {scale}. Brackets "
+        "are 95% intervals over prompts. The safe range ends where fluency breaks: where the NLL under the base model, "
+        "the share of repeated 4-grams or the share of replies cut at the limit exceeds that of the reference setting "
+        "by more than its limit."
     )
 
 

@@ -29,7 +29,7 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
-from meetlm.run.levels import Level, dial_warning, level_text, resolve_level
+from meetlm.run.levels import Level, level_text, resolve_level, warn_beyond_dial
 from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -163,8 +163,7 @@ class Aligned:
         reporter: Reporter = SILENT,
     ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
-        if warning := dial_warning(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength):
-            reporter.warning(warning)
+        warn_beyond_dial(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength, reporter)
         prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(
             self.iter_completions(

@@ -23,7 +23,7 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import NO_GUIDANCE, Aligned, CompletionRecord, Guidance, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import Level, dial_warning, level_text, resolve_level
+from meetlm.run.levels import Level, level_text, resolve_level, warn_beyond_dial
 
 COMPLETIONS = "completions"
 """The folder of completions in a run."""
@@ -72,8 +72,7 @@ def write_completions(
     meet = read_meet(run)
     resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
     aligned = load(run)
-    if warning := dial_warning(meet.levels, meet.dial, resolved, guidance.strength):
-        reporter.warning(warning)
+    warn_beyond_dial(meet.levels, meet.dial, resolved, guidance.strength, reporter)
     rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
     path = out or completions_file(

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.reporter import Reporter
 from meetlm.data.levels import Attribute, LevelSpace
 
 Level = str | float | Mapping[str, str | float]
@@ -146,6 +147,18 @@ def dial_warning(
                 f"replies may repeat themselves or be cut off (recommended: {limits['recommended']:g})"
             )
     return None
+
+
+def warn_beyond_dial(
+    levels: LevelSpace,
+    dial: Mapping[str, Mapping[str, Any]],
+    level: str | Mapping[str, float],
+    guidance: float,
+    reporter: Reporter,
+) -> None:
+    """Report :func:`dial_warning`, if there is one."""
+    if warning := dial_warning(levels, dial, level, guidance):
+        reporter.warning(warning)
 
 
 def level_text(level: Level) -> str:
