@@ -1,8 +1,8 @@
 """Calibration of a dial: how a score, fluency and other properties of replies change with the setting of a level.
 
 A setting is a place on the scale of an attribute (0 is its worst level, 1 its best, numbers beyond extrapolate) or a
-strength of guidance at its best level. Every setting is measured on the same cells (prompt and sample), so that settings
-are compared in pairs. Intervals are over prompts (:mod:`meetlm.diagnostics.intervals`).
+strength of guidance at its best level. Every setting is measured on the same cells (prompt and sample), so that
+settings are compared in pairs. Intervals are over prompts (:mod:`meetlm.diagnostics.intervals`).
 """
 
 from __future__ import annotations
@@ -182,9 +182,9 @@ def calibrate(
     """Return how far a dial can be turned.
 
     The reference is the best level without guidance: the setting nearest to 1, or to 0 for guidance. A setting is
-    broken where the mean of a measure of fluency exceeds that at the reference by more than its limit; the safe range
-    ends before the first broken setting in either direction. Half of the prompts choose the recommended setting, the others measure its gain, so that the
-    choice does not flatter it.
+    broken where the mean of a measure of fluency exceeds that at the reference by more than its limit; the safe
+    range ends before the first broken setting in either direction. Half of the prompts choose the recommended
+    setting, the others measure its gain, so that the choice does not flatter it.
 
     Args:
         attribute: Name of the attribute; empty for the only one of a run.
