@@ -5,10 +5,12 @@ Prompt and completion are tokenised apart and joined, EOS closes a completion. A
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from meetlm.run.prepared import prepare_data
 
 ROOT = Path(__file__).parents[1]
 HH = ROOT.parent / "shared" / "data" / "hh-harmless-base"
-DEMO = ROOT / "src" / "meetlm" / "demo"
+DEMO = ROOT / "src" / "meetlm" / "demo" / "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class Rows:
     @cached_property
     def examples(self) -> Sequence[Example]:
         """The training pairs that pass the filters, read on first use."""
-        return prepare_data(_settings(self.scale), self.format).train
+        with TemporaryDirectory() as folder:
+            return prepare_data(_settings(self.scale, Path(folder)), self.format).train
 
     @property
     def pairs(self) -> int:
@@ -125,11 +128,17 @@ class Rows:
         return (list(self.examples) * repeats)[:count]
 
 
-def _settings(scale: Scale) -> DataSettings:
+def _settings(scale: Scale, folder: Path) -> DataSettings:
+    """Return the settings of HH's rows; without them, write pairs of the demo's replies to ``folder``."""
     if scale.data or HH.is_dir():
         return DataSettings(source="hh", path=scale.data or str(HH), max_length=scale.max_length)
-    files = {"train_file": str(DEMO / "train.jsonl"), "eval_file": str(DEMO / "test.jsonl")}
-    return DataSettings(source="pairs", max_length=scale.max_length, **files)
+    for split in ("train", "test"):
+        lines = [json.loads(line) for line in (DEMO / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as pairs:
+            for line in lines:  # the detailed replies, formal and casual, are about as long as each other
+                sides = [[{"role": "assistant", "content": line["completions"][index]}] for index in (1, 3)]
+                pairs.write(json.dumps({"prompt": line["prompt"], "chosen": sides[0], "rejected": sides[1]}) + "\n")
+    return DataSettings(source="pairs", max_length=scale.max_length, path=str(folder))
 
 
 def real_tokens(items: list[Item], slot: int = 0) -> int:

@@ -53,7 +53,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
         (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: expected a whole number"),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["demo-data", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
+        (["demo", "--quiet", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],
 )
 def test_mistakes_end_in_one_line(args: list[str], message: str) -> None:
@@ -76,8 +76,7 @@ def test_mistakes_end_in_one_line(args: list[str], message: str) -> None:
         ["generate", "run", "--seed", "-1"],
         ["data", "--data.path", "x.jsonl", "--show", "-1"],
         ["data"],
-        ["demo-data", "--out", "x", "--seed", "-1"],
-        ["demo-data"],
+        ["demo", "hh-meet-lora"],
         ["train", "hh-meet-lora", "hh-meet-soft-prompt"],
         ["config", "seed=1"],
         ["doctor", "/"],

@@ -1,1 +1,1 @@
-"""The embedded demonstration: a real small model, a preference set made from its own replies, one command."""
+"""The embedded demonstration: a small model, replies in two tones and two lengths, one command."""

@@ -1,0 +1,191 @@
+"""The demo: train two attributes, answer held-out prompts at every combination of levels, and score the replies."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meetlm.config.errors import RunError
+from meetlm.config.overrides import Override
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.controls.build import build_control
+from meetlm.data.example import Prompt, Turn
+from meetlm.data.sources import read_examples
+from meetlm.demo.scorers import ATTRIBUTES, score_length, score_tone
+from meetlm.diagnostics.intervals import Interval, mean_interval
+from meetlm.generation.decoding import Branch
+from meetlm.generation.session import Request, Session
+from meetlm.generation.settings import Sampling
+from meetlm.policy.loading import load_lm
+from meetlm.policy.policy import Policy
+from meetlm.recipes.config import RunConfig, load_config
+from meetlm.run.aligned import Aligned, load
+from meetlm.run.execute import execute
+from meetlm.run.folder import CONFIG, MEET, write_config
+from meetlm.run.prepared import prepare_data
+from meetlm.training.loop import checkpoints, load_trained
+from meetlm.training.run_stage import set_trainable
+
+CELLS = tuple(product(*ATTRIBUTES.values()))
+"""The combinations of tone and length that replies are generated at."""
+
+GREEDY = Sampling(max_new_tokens=96)
+
+BASE = "base model, asked in words"
+INSTRUCTIONS = {
+    "brief": "Reply in a {tone} tone, in one short sentence.",
+    "detailed": "Reply in a {tone} tone, in detail.",
+}
+"""What is added to a prompt for the base model, which has no levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The results of the demo.
+
+    Attributes:
+        shares: For the base model and after each stage, the share of replies to held-out prompts that have the tone
+            they were asked for, the length, and both, with intervals over prompts.
+        nll: NLL of the held-out replies in the data at their levels, in nats per token: of the base model (without an
+            instruction) and after each stage.
+        gain: Difference between the last two rows of ``shares`` for both attributes, paired by prompt.
+        grids: Prompts, each with the reply of the finished run for each tone and length.
+        seconds: Wall time.
+    """
+
+    shares: dict[str, dict[str, Interval]]
+    nll: dict[str, float]
+    gain: Interval
+    grids: list[dict[str, Any]]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def demo_config(overrides: Sequence[str | Override]) -> RunConfig:
+    """Return the demo's configuration; its data are in the package."""
+    folder = Path(str(resources.files("meetlm.demo")))
+    files = {"data.train_file": folder / "data" / "train.jsonl", "data.eval_file": folder / "data" / "test.jsonl"}
+    data = [Override(key, str(path)) for key, path in files.items()]
+    return load_config(None, folder / "demo.yaml", [*data, *overrides])
+
+
+def run_demo(
+    folder: Path,
+    overrides: Sequence[str | Override],
+    *,
+    prompts: int = 24,
+    shown: int = 3,
+    reporter: Reporter = SILENT,
+) -> DemoResult:
+    """Train, unless the folder holds the finished run of the same configuration and data; generate and score.
+
+    Args:
+        folder: Folder of the run.
+        overrides: Settings over the demo's configuration.
+        prompts: Number of held-out prompts to generate replies to.
+        shown: Number of prompts whose replies are in the result.
+        reporter: Shows what is being done.
+
+    Raises:
+        RunError: The folder holds a run of another configuration or other data.
+        MeetError: Data, model or configuration cannot be used.
+    """
+    started = time.perf_counter()
+    config = demo_config(overrides)
+    questions = [example.prompt for example in read_examples(config.data, "eval").rows][:prompts]
+    is_finished = (folder / MEET).exists()
+    if not is_finished:
+        execute(config, folder, reporter=reporter)
+    aligned = load(folder, device=config.model.device)
+    if is_finished:
+        _refuse_other_run(folder, config, aligned)
+        reporter.message(f"using the finished run in {folder}")
+    hits: dict[str, np.ndarray[Any, Any]] = {}
+    replies: dict[tuple[str, ...], list[str]] = {}
+    for system, model in _systems(aligned, config, folder):
+        reporter.message(f"{system}: {len(questions) * len(CELLS)} replies to {len(questions)} held-out prompts")
+        replies = _replies(model, questions, system == BASE, reporter)
+        hits[system] = np.array([[_hits(text, cell) for text in replies[cell]] for cell in CELLS], dtype=float)
+    ids = list(range(len(questions))) * len(CELLS)
+    measured = json.loads((folder / "preference.json").read_text(encoding="utf-8"))
+    before, after = [hits[system][..., -1].ravel() for system in list(hits)[-2:]]
+    result = DemoResult(
+        shares={
+            system: {
+                name: mean_interval(hits[system][..., column].ravel(), ids, bounds=(0, 1))
+                for column, name in enumerate((*ATTRIBUTES, "both"))
+            }
+            for system in hits
+        },
+        nll={system: entry["nll"] for system, entry in zip(hits, measured.values(), strict=True)},
+        gain=mean_interval(after - before, ids, bounds=(-1, 1)),
+        grids=[
+            {"prompt": prompt.text(), "replies": [{"levels": cell, "text": replies[cell][index]} for cell in CELLS]}
+            for index, prompt in enumerate(questions[:shown])
+        ],
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    (folder / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _systems(aligned: Aligned, config: RunConfig, folder: Path) -> Iterator[tuple[str, Aligned]]:
+    """Yield a name and a model: the base model, the model after each earlier stage, and the finished run.
+
+    All but the last are one model whose weights change: use each before the next.
+    """
+    lm, _ = load_lm(config.model)
+    control = build_control(config.control, aligned.levels, lm, aligned.format.tokenize, config.seed)
+    model = Aligned(Policy(lm, control), aligned.format, aligned.meet)
+    yield BASE, model
+    *earlier, last = config.stages
+    for stage in earlier:
+        set_trainable(model.policy, stage)
+        load_trained(model.policy, checkpoints(folder / stage.name)[-1])
+        yield f"after {stage.name}", model
+    yield f"after {last.name}", aligned
+
+
+def _replies(
+    model: Aligned, prompts: Sequence[Prompt], in_words: bool, reporter: Reporter
+) -> dict[tuple[str, ...], list[str]]:
+    """Return the replies to all prompts by cell; ``in_words`` adds an instruction to the prompts."""
+    requests = []
+    for cell in CELLS:
+        weights = model.weights(dict(zip(ATTRIBUTES, cell, strict=True)))
+        for prompt in prompts:
+            asked = _instructed(prompt, *cell) if in_words else prompt
+            requests.append(Request((Branch(tuple(model.encoder.prompt(asked, weights)), weights),), GREEDY))
+    session = Session(model.policy, model.format, batch_size=len(requests))
+    texts = [result.text for result in session.complete(requests, reporter=reporter)]
+    return {cell: texts[at * len(prompts) :][: len(prompts)] for at, cell in enumerate(CELLS)}
+
+
+def _instructed(prompt: Prompt, tone: str, length: str) -> Prompt:
+    """Return a prompt that asks for tone and length in words."""
+    return Prompt((Turn("user", f"{prompt.text()}\n\n{INSTRUCTIONS[length].format(tone=tone)}"),))
+
+
+def _hits(reply: str, cell: tuple[str, ...]) -> tuple[bool, bool, bool]:
+    """Return whether a reply has the tone, the length, and both that it was asked for."""
+    tone, length = cell
+    has_tone, has_length = score_tone(reply) == tone, score_length(reply) == length
+    return has_tone, has_length, has_tone and has_length
+
+
+def _refuse_other_run(folder: Path, config: RunConfig, aligned: Aligned) -> None:
+    """Refuse a finished run of another configuration or other data."""
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} holds a finished run without its {CONFIG}; choose another folder or remove it")
+    write_config(folder, config, prepare_data(config.data, aligned.format).fingerprint)  # compares, as one is there
