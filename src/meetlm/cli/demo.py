@@ -43,6 +43,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     reporter.message("MEET on SmolLM2-135M: tone (formal or casual) and length (brief or detailed) in one LoRA.")
     result = run_demo(out, overrides, reporter=reporter)
+    reporter.message(f"finished in {result.seconds:.0f} s")
     _show(result, out, picture)
 
 
@@ -71,7 +72,7 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
     console.print(table)
     console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25. NLL of held-out replies: nats per token.")
     console.print(f"Step 2 minus step 1, both: {result.gain}.")
-    console.print(f"{result.seconds:.0f} s. Chat with the model: meet chat {out} --level tone=casual,length=brief")
+    console.print(f"Chat with the model: meet chat {out} --level tone=casual,length=brief")
     if picture is not None:
         svg = console.export_svg(title="make demo")
         picture.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")  # no web fonts
