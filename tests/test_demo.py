@@ -143,7 +143,7 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list
     train.write_text("".join(lines))
     assert ((folder / "config.yaml").read_bytes(), (folder / "demo.json").read_bytes()) == before
     reporter = RecordingReporter()
-    run("model.device=auto", reporter=reporter)  # the result would be the same
+    run("batch.micro_pairs=4", reporter=reporter)  # the result would be the same
     assert reporter.messages[0] == f"using the finished run in {folder}"
     (folder / "config.yaml").unlink()
     with pytest.raises(RunError, match=r"without its config\.yaml"):
