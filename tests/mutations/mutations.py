@@ -43,8 +43,8 @@ MUTATIONS = (
         "level-weights-reversed",
         "In training, good replies are trained under the bad level and bad ones under the good level.",
         "data/batch.py",
-        "parts.append(torch.tensor([span.weights], dtype",
-        "parts.append(torch.tensor([span.weights[::-1]], dtype",
+        "weights = torch.tensor([span.weights], dtype",
+        "weights = torch.tensor([span.weights[::-1]], dtype",
         ("test_encoding.py", "test_controls.py", "test_packing.py"),
     ),
     Mutation(
