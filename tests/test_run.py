@@ -25,9 +25,9 @@ from meetlm.generation.decoding import Branch
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
-from meetlm.run.aligned import Guidance
 from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.execute import execute
+from meetlm.run.levels import Guidance
 from reporters import RecordingReporter
 from run_folders import config_for, finished, trained, write_pairs
 from test_resume import Killed, kill_after

@@ -99,8 +99,8 @@ def generate(
         raise click.UsageError("--prompt cannot be combined with settings of data, --limit or --out")
     run = Path(names[0])
     quiet_libraries()
-    from meetlm.run.aligned import Guidance, load
-    from meetlm.run.levels import parse_level
+    from meetlm.run.aligned import load
+    from meetlm.run.levels import Guidance, parse_level
 
     guided = Guidance(guidance, parse_level(against))
     if prompts:
@@ -169,8 +169,8 @@ def chat(run: Path, level: str | None, guidance: float, against: str | None, sam
       meet chat runs/lora --level good --temperature 0.7
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
-    from meetlm.run.aligned import Guidance, load
-    from meetlm.run.levels import parse_level
+    from meetlm.run.aligned import load
+    from meetlm.run.levels import Guidance, parse_level
 
     aligned = load(run)
     start = parse_level(level)

@@ -29,7 +29,7 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
-from meetlm.run.levels import Level, level_text, resolve_level, warn_beyond_dial
+from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text, resolve_level, warn_beyond_dial
 from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -38,22 +38,6 @@ r"""A prompt as callers write it: text, messages with role and content, or a :cl
 Text is formatted as the prompts of the run's data: as one user message for conversations; for HH's transcripts, text
 without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it is continued as it is.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """Guidance: sample from ℓ + s·(ℓ − ℓ_against), where ℓ are the logits at the level.
-
-    Attributes:
-        strength: s; 0 = none.
-        against: The level to move away from; ``None`` = the worst level of each attribute that the level states.
-    """
-
-    strength: float = 0.0
-    against: Level | None = None
-
-
-NO_GUIDANCE = Guidance()
 
 
 @dataclass(frozen=True, slots=True)

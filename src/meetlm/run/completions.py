@@ -21,9 +21,9 @@ from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import NO_GUIDANCE, Aligned, CompletionRecord, Guidance, PromptLike, load
+from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import Level, level_text, resolve_level, warn_beyond_dial
+from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text, resolve_level, warn_beyond_dial
 
 COMPLETIONS = "completions"
 """The folder of completions in a run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,22 @@ Level = str | float | Mapping[str, str | float]
 * A name or a place by attribute: ``{"tone": "formal", "length": 0.7}``.
 """
 EXPECTED = "a name, a finite number, weights such as good=1.5,bad=-0.5, or attributes such as tone=formal,length=brief"
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Guidance: sample from ℓ + s·(ℓ − ℓ_against), where ℓ are the logits at the level.
+
+    Attributes:
+        strength: s; 0 = none.
+        against: The level to move away from; ``None`` = the worst level of each attribute that the level states.
+    """
+
+    strength: float = 0.0
+    against: Level | None = None
+
+
+NO_GUIDANCE = Guidance()
 
 
 def parse_level(text: str | None) -> Level | None:
