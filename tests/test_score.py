@@ -13,10 +13,11 @@ from click.testing import CliRunner
 import meetlm
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError
-from meetlm.data.example import Prompt, Turn
+from meetlm.data.example import Completion, Example, Origin, Prompt, Turn
 from meetlm.generation.settings import Sampling
 from meetlm.run.execute import execute
 from meetlm.run.rollout import Rollout, rows_of
+from meetlm.run.score import score_pairs
 from reward_models import folder_of
 from run_folders import config_for, local_model, write_pairs
 
@@ -116,6 +117,14 @@ def test_suspects_are_the_pairs_that_the_levels_contradict(folder: Path) -> None
         meet("data", "--data.path", other, "--data.source", "hh", "--suspects", folder / "run", "--json").stdout
     )
     assert len(flipped["suspects"]) == 12 - len(margins), "a pair with its labels swapped is a suspect, and only then"
+
+
+def test_data_with_one_reply_per_prompt_are_refused(folder: Path) -> None:
+    aligned = meetlm.load(folder / "run")
+    reply = Completion(Turn("assistant", " yes"), (("", "good"),), Origin("a.jsonl", 1))
+    example = Example(Prompt(PROMPTS[0]), (reply,), PROMPTS[0], Origin("a.jsonl", 1))
+    with pytest.raises(ConfigError, match="one reply per prompt"):
+        score_pairs(aligned.policy, aligned.encoder, [example])
 
 
 ROLLOUT = Rollout(Prompt("Q:"), ("a", "b", "c"), (1.0, 3.0, 2.0))

@@ -101,16 +101,25 @@ def score_replies(
 def score_pairs(
     policy: Policy, encoder: Encoder, examples: Sequence[Example], *, reporter: Reporter = SILENT
 ) -> list[ScoredPair]:
-    """Return the scores of pairs; pairs that exceed the model's positions are left out, with a message."""
+    """Return the scores of pairs; pairs that exceed the model's positions are left out, with a message.
+
+    Raises:
+        ConfigError: There is one reply per prompt, or the levels have no best and worst.
+    """
+    comparable = [example for example in examples if len(example.completions) > 1]
+    if examples and not comparable:
+        raise ConfigError("the data have one reply per prompt, and scores are compared between replies to a prompt")
+    if len(comparable) < len(examples):
+        reporter.message(f"{len(examples) - len(comparable)} prompts with one reply are left out")
     limit, slot = num_positions(policy.lm), len(encoder.slot(encoder.levels.best))
 
     def length(example: Example) -> int:
         tokens = example_lengths(encoder.format, example)
         return slot + tokens.prompt + max(tokens.replies)
 
-    usable = [example for example in examples if limit is None or length(example) <= limit]
-    if len(usable) < len(examples):
-        reporter.message(f"{len(examples) - len(usable)} pairs of more than {limit} tokens (the model) are left out")
+    usable = [example for example in comparable if limit is None or length(example) <= limit]
+    if len(usable) < len(comparable):
+        reporter.message(f"{len(comparable) - len(usable)} pairs of more than {limit} tokens (the model) are left out")
     rows = [(example.prompt, reply) for example in usable for reply in example.best_and_worst]
     scores = score_replies(policy, encoder, rows, reporter=reporter) if rows else []
     return [ScoredPair(*values) for values in zip(usable, scores[::2], scores[1::2], strict=True)]
