@@ -144,7 +144,7 @@ def test_one_replicate_is_compared_with_each(tmp_path: Path) -> None:
 
 def test_two_seeds_and_three_are_refused(tmp_path: Path) -> None:
     systems = [seeded("a", [0, 1], tmp_path), seeded("b", [0, 1, 2], tmp_path)]
-    with pytest.raises(ConfigError, match="a lacks 2, such as"):
+    with pytest.raises(ConfigError, match="a lacks 2 of them, such as"):
         align_completions(systems, held_out("x", "y"))
     assert len(align_completions(systems, held_out("x", "y"), only_common=True).cells) == 4
 
@@ -161,7 +161,9 @@ def test_alignment_are_in_the_order_of_the_data(tmp_path: Path) -> None:
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
     systems = [completions_of("a", ["x", "y"], tmp_path), completions_of("b", ["x", "z", "w"], tmp_path)]
-    with pytest.raises(ConfigError, match=r"different prompts.*a lacks 2, such as .*b.jsonl.*b lacks 1"):
+    with pytest.raises(
+        ConfigError, match=r"different prompts.*a lacks 2 of them, such as .*b.jsonl.*b lacks 1 of them"
+    ):
         align_completions(systems, held_out("x", "y", "z", "w"))
     paired = align_completions(systems, held_out("x", "y", "z", "w", "v"), only_common=True)
     assert [row.prompt for row in paired.prompts] == ["x"]
@@ -187,7 +189,7 @@ def test_other_prompts_of_a_file_make_systems_no_different(tmp_path: Path) -> No
     assert [one.text for one in paired.completions["b"]] == ["b says 2", "b says 1"]
     (left,) = paired.problems
     assert (left.count, sorted(left.examples)) == (2, [f"{tmp_path / 'b.jsonl'}:{line}" for line in (1, 4)])
-    with pytest.raises(ConfigError, match="a lacks 1, such as .*b.jsonl:1"):
+    with pytest.raises(ConfigError, match="a lacks 1 of them, such as .*b.jsonl:1"):
         align_completions(systems, held_out("x", "y", "w"))
 
 

@@ -181,8 +181,8 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
     assert list(report.lengths["chosen reply"].values()) == [
         chosen[0], chosen[1], chosen[4], chosen[8], chosen[9], chosen[9]
     ]  # fmt: skip
-    assert report.lengths["prompt"]["least"] == report.lengths["prompt"]["most"] == prompt
-    assert report.lengths["prompt + longer reply"]["least"] == prompt + max(chosen[0], rejected)
+    assert report.lengths["prompt"]["min"] == report.lengths["prompt"]["max"] == prompt
+    assert report.lengths["prompt + longer reply"]["min"] == prompt + max(chosen[0], rejected)
     wins = sum(length > rejected for length in chosen)
     ties = sum(length == rejected for length in chosen)
     assert report.longer == Longer(wins, 10 - wins - ties, ties)

@@ -298,7 +298,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     data = ["--data.path", held_out(tmp_path), "--out", tmp_path / "out"]
     assert "no such system; known: a, b" in meet("evaluate", *words, "--baseline", "d", *data).output
     assert "name another one to compare it with" in meet("evaluate", words[0], "--baseline", "a", *data).output
-    assert "two systems are called 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
+    assert "two systems have the name 'a'" in meet("evaluate", words[0], words[0], "--baseline", "a", *data).output
     assert "pass the held-out prompts as --data.path" in meet("evaluate", *words, "--baseline", "a").output
     assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "nowhere", *data).output
 

@@ -63,7 +63,10 @@ def test_json_has_the_rates_of_each_evaluator(tmp_path: Path) -> None:
         (["--judge", "j", "--judge.extra", "{"], "--judge.extra {: the value is not YAML"),
         (["--judge", "j", "--judge.extra"], "--judge.extra requires a value"),
         (["--judge", "j", "--judge.model", "k"], "--judge.model is not a setting: use --judge k"),
-        (["--tie-band", "0.4", "0.7"], "tie band [0.4, 0.7]"),
+        (
+            ["--tie-band", "0.4", "0.7"],
+            "--tie-band: expected two bounds inside (0, 1) at equal distances from 0.5, such as 0.45 0.55, got 0.4 0.7",
+        ),
         (["--judge", "j", "--judge.prompt", "nope"], "--judge.prompt nope: neither"),
         (["--judge", "j"], "the environment variable OPENAI_API_KEY is not set"),
     ],

@@ -186,5 +186,5 @@ def test_errors_name_file_and_field(tmp_path: Path, old: str, new: str, expected
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ConfigError, match="--judge.prompt dialog: neither .* nor a file; did you mean 'dialogue'"):
+    with pytest.raises(ConfigError, match="--judge.prompt dialog: neither .* nor a YAML file; did you mean 'dialogue'"):
         load_prompt("dialog")

@@ -356,7 +356,7 @@ def test_soft_prompts_take_weights_that_sum_to_1(tmp_path: Path) -> None:
 
 
 def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is not a run"):
+    with pytest.raises(RunError, match="is not a folder that `meet train` wrote"):
         meetlm.load(tmp_path)
     run = finished(tmp_path, "llama", "lora")
     tiny_lm("llama", seed=9, dtype=torch.float32).save_pretrained(run / "model")

@@ -268,7 +268,7 @@ def test_parquet_under_another_name(tmp_path: Path) -> None:
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "UTF-16": ("a.csv", TABLE.encode("utf-16"), "a.csv: is UTF-16 text; expected UTF-8 (iconv"),
     "spreadsheet": ("a.csv", b"PK\x03\x04...", "a.csv: is a zip archive or a spreadsheet"),
-    "Git LFS": ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "is the pointer of a file in Git LFS"),
+    "Git LFS": ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "empty JSON": ("a.json", "", "a.json: holds no rows"),
     "empty CSV": ("a.csv", "", "a.csv: holds no rows"),
     "key twice": ("a.jsonl", f'{LINE}\n{{"chosen": "a", "chosen": "b"}}', "a.jsonl:2: has the key 'chosen' twice"),
@@ -312,7 +312,7 @@ class TestColumns:
         assert example.replies[0].content == " a"
 
     def test_a_missing_column_is_named_with_the_setting(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"a\.jsonl:1: field 'frage': is missing; .*columns renames to 'prompt'"):
+        with pytest.raises(DataError, match=r"a\.jsonl:1: field 'frage': is missing; .*columns reads 'prompt' from it"):
             self.examples(tmp_path, json.loads(LINE), columns="prompt=frage")
         with pytest.raises(ValidationError, match="such as prompt=question"):
             DataSettings(source="pairs", path="x", columns="question")

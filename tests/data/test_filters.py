@@ -189,9 +189,10 @@ def test_no_usable_row() -> None:
     with pytest.raises(DataError) as caught:
         filter_train(Read(ROWS[1:4], []), letters, 10)
     assert str(caught.value) == (
-        "x.jsonl: no usable row left of 3 (1: the two sides answer different prompts; 2: a reply is empty)"
+        "x.jsonl: none of 3 rows can be used (1 left out: the two sides answer different prompts; "
+        "2 left out: a reply is empty)"
     )
-    with pytest.raises(DataError, match="no usable row left of 1 .1: longer than data.max_length"):
+    with pytest.raises(DataError, match="none of 1 rows can be used .1 left out: longer than data.max_length"):
         filter_eval(Read(ROWS[9:10], []), letters, 3)
     with pytest.raises(DataError, match="there were none"):
         filter_train(Read([], []), letters, 10)

@@ -82,11 +82,16 @@ class SettingsCommand(click.Command):
         settings = self.settings or _run_settings()
         only_dotted = all(_block(settings, name) for name in settings.model_fields)
         known = [name for parameter in self.params for name in parameter.opts if name.startswith("-")]
-        known += [f"--{name}" for name in settings.model_fields]
+        known += [f"--{name}" for name in settings.model_fields if not _block(settings, name)]
+        blocks = [name for name in settings.model_fields if _block(settings, name)]
 
         def check_known(option: str) -> None:
-            if option.removeprefix("--").split(".")[0].replace("-", "_") not in settings.model_fields:
-                raise click.NoSuchOption(option, possibilities=difflib.get_close_matches(option, known))
+            first, dot, rest = option.removeprefix("--").partition(".")
+            if first.replace("-", "_") in settings.model_fields:
+                return
+            close = difflib.get_close_matches(first, blocks) if dot else []
+            possibilities = [f"--{block}.{rest}" for block in close] or difflib.get_close_matches(option, known)
+            raise click.NoSuchOption(option, possibilities=possibilities)
 
         try:
             names, overrides = split_args(args, only_dotted=only_dotted)

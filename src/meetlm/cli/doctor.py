@@ -112,7 +112,10 @@ def _print_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> None:
         _print(check, width)
     counts = {status: diagnosis.count(status) for status in ("problem", "warning")}
     numbers = ", ".join(f"{count or 'no'} {status}{'' if count == 1 else 's'}" for status, count in counts.items())
-    click.echo(f"\n{numbers} in {len(diagnosis.checks)} checks (recipe {config.recipe}, preset {config.preset})")
+    checks = len(diagnosis.checks)
+    click.echo(
+        f"\n{numbers} in {checks} check{'' if checks == 1 else 's'} (recipe {config.recipe}, preset {config.preset})"
+    )
 
 
 def _print(check: Check, width: int) -> None:

@@ -245,8 +245,8 @@ def _filter(
         pairs.add(_key(example))
         kept.append(example)
     if not kept:
-        counts = "; ".join(f"{tally.count}: {REASONS[name]}" for name, tally in report.dropped.items())
-        raise DataError(f"no usable row left of {len(examples)} ({counts or 'there were none'})", file=report.file)
+        counts = "; ".join(f"{tally.count} left out: {REASONS[name]}" for name, tally in report.dropped.items())
+        raise DataError(f"none of {len(examples)} rows can be used ({counts or 'there are none'})", file=report.file)
     report.kept, report.groups = len(kept), len({example.group for example in kept})
     return kept, report
 

@@ -50,8 +50,9 @@ def parse(row: Row) -> Example:
     """Turn one row into an example, grouped by its prompt.
 
     Raises:
-        DataError: A field is missing or malformed, the row is pointwise, text and conversation are mixed, a column that
-            looks like a part of the prompt would not be used, or a conversation does not end with an assistant turn.
+        DataError: A field is missing or malformed, the row holds one reply, text and conversation are mixed, a column
+            that looks like a part of the prompt would not be used, or a conversation does not end with an assistant
+            turn.
     """
     _refuse_other_formats(row)
     prompt = read_prompt(row, "prompt") if row.fields.get("prompt") is not None else None
@@ -182,8 +183,8 @@ def refuse_unused(row: Row, prompt: Prompt, *replies: Turn) -> None:
         remedy = f"--data.columns prompt={'+'.join(parts)} to use it, or {remedy}"
     names = ", ".join(sorted(map(str, row.fields)))
     what = "a part of the prompt" if is_explicit or has_question else "the prompt"
-    problem = f"looks like {what} and would not be used; columns of this row: {names}"
-    raise row.error(problem, field=(texts or unused)[0], expected=remedy)
+    problem = f"looks like {what} and would not be used; columns of this row: {names}; pass {remedy}"
+    raise row.error(problem, field=(texts or unused)[0])
 
 
 def _may_hold_prompt(name: str, words: re.Pattern[str]) -> bool:
@@ -245,8 +246,8 @@ def after_prompt(row: Row, field: str, prompt: Turns, turns: Turns) -> Turns:
     elif begun.role == "assistant" and turns[:-1] == tuple(before) and turns[-1].content.startswith(begun.content):
         turns = (as_reply(turns[-1].content[len(begun.content) :]),)
     if not turns or any(turn.role in ("user", "system") for turn in turns):
-        what = "holds turns of a user or the system that are not the prompt's"
-        raise row.error(what, field=field, expected="the reply alone, or the prompt's turns and the reply")
+        what = "has user or system turns that are not in the prompt"
+        raise row.error(what, field=field, expected="only the reply, or all turns of the prompt and then the reply")
     return turns
 
 

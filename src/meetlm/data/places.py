@@ -82,7 +82,7 @@ def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
         if file.is_file():
             return SplitRows(read_file(file), split, str(file))
     looked = f"{place / split}{{{','.join(READERS)}}}"
-    return _through_datasets(str(folder), subset if inner else None, split, note=f" (looked for {looked}, too)")
+    return _through_datasets(str(folder), subset if inner else None, split, note=f" (also looked for {looked})")
 
 
 def _subset_folder(folder: Path, subset: str | None) -> Path | None:

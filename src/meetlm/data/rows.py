@@ -71,7 +71,7 @@ class Row:
         for name, column in columns.items():
             parts = [column] if column in self.fields or not column else column.split("+")
             values = [
-                self.value(part, f"a column, which --data.columns renames to {name!r}", object)
+                self.value(part, f"a column, because --data.columns reads {name!r} from it", object)
                 for part in parts
                 if part
             ]
@@ -146,7 +146,7 @@ _OTHER_KINDS = (
     (b"\xfe\xff", "UTF-16 text", "UTF-8 (iconv -f UTF-16 -t UTF-8)"),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "the file inside it, or the spreadsheet saved as CSV"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "the decompressed file"),
-    (b"version http", "the pointer of a file in Git LFS", "the file itself (git lfs pull)"),
+    (b"version http", "a Git LFS pointer", "the file itself (git lfs pull)"),
 )
 """First bytes of files that are not read, what they are, and what to do."""
 

@@ -27,9 +27,8 @@ def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
     groups = sorted({example.group for example in rows}, key=_hash)
     if settings.holdout >= len(groups):
         raise DataError(
-            f"the training rows have {len(groups)} prompts, so no row would be left to train on",
+            f"has {len(groups)} prompts, so --data.holdout {settings.holdout} leaves no row to train on",
             file=rows[0].origin.file,
-            field="data.holdout",
             expected=f"a number below {len(groups)}",
         )
     held_out = set(groups[: settings.holdout])

@@ -22,7 +22,7 @@ from meetlm.data.sources import read_examples
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.level_report import LevelReport, report_levels
 
-QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
+QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
 class TokenCounts:

@@ -43,7 +43,7 @@ def held_out_settings(data: Mapping[str, Any], locations: Mapping[KeyPath, str])
     if path is not None and Path(str(path)).expanduser().is_file():
         for name in ("eval_file", "subset", "eval_split"):
             if data.get(name) is not None:
-                raise ConfigError(f"--data.{name} has no effect: --data.path {path} is a file, which is read whole")
+                raise ConfigError(f"--data.{name} has no effect: --data.path {path} is a file, whose rows are all read")
         data = {**data, "path": None, "eval_file": str(path)}
     settings = validate(DataSettings, {"source": "pairs", **data}, locations, "data")
     if "source" not in data:

@@ -99,10 +99,10 @@ def align_completions(
         if all_cells.keys() - cells.keys()
     }
     if missing and not only_common:
-        counts = "; ".join(f"{name} lacks {len(rows)}, such as {rows[0]}" for name, rows in missing.items())
+        counts = "; ".join(f"{name} lacks {len(rows)} of them, such as {rows[0]}" for name, rows in missing.items())
         raise ConfigError(
-            f"the systems have different prompts or seeds: {counts}. Write the completions of all systems for the same "
-            "prompts and seeds, or compare over those that all have with --common"
+            f"the systems have different prompts or seeds: {counts}. Generate the missing completions, "
+            "or pass --common to compare only the prompts that all systems have"
         )
     problems += [
         Problem(f"{name}: no completion for a prompt or seed that other systems have; left out for all", rows)

@@ -128,7 +128,7 @@ def load_scorer(name: str) -> CallableScorer:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"scorer {name}: no module {module_name!r}, installed or in {here}"
+            f"scorer {name}: no module {module_name!r} is installed or in the current folder ({here})"
             if is_missing
             else f"scorer {name}: module {module_name!r} cannot be imported: {reason}"
         ) from error

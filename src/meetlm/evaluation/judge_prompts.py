@@ -192,8 +192,7 @@ def load_prompt(name: str) -> JudgePrompt:
     file = _folder() / f"{name}.yaml" if name in prompt_names() else Path(name)
     if not file.is_file():
         raise ConfigError(
-            f"--judge.prompt {name}: neither a prompt of meetlm ({', '.join(prompt_names())}) nor a file"
-            f"{nearest(name, prompt_names())}"
+            f"--judge.prompt {name}: neither a built-in prompt nor a YAML file{nearest(name, prompt_names())}"
         )
     return validate(JudgePrompt, *read_yaml(file), name=str(file))
 

@@ -61,7 +61,7 @@ def largest_tie(band: tuple[float, float]) -> float:
     low, high = band
     if not (0 < low <= 0.5 <= high < 1) or abs(low + high - 1) > 1e-9:
         raise ValueError(
-            f"tie band [{low}, {high}]; expected bounds inside (0, 1) at equal distances from 0.5, such as [0.45, 0.55]"
+            f"expected two bounds inside (0, 1) at equal distances from 0.5, such as 0.45 0.55, got {low} {high}"
         )
     return math.log(high / (1 - high)) + _ROUNDING if high > 0.5 else 0.0
 

@@ -84,7 +84,8 @@ def _hub_has(name: str, folder: Path) -> bool:
         return True
     if cached_folder(name) is None:
         raise ConfigError(
-            f"model {name!r}: no such folder, the hub cannot be reached, and the hub's cache does not have it"
+            f"model {name!r}: no such folder, not in the hub's local cache, and the hub cannot be reached; "
+            "pass the path of a local folder"
         )
     return False
 

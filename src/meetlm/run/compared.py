@@ -50,7 +50,7 @@ def read_systems(
     result: list[SystemCompletions] = []
     for name, paths in systems:
         if name in [completions.system.name for completions in result]:
-            raise ConfigError(f"two systems are called {name!r}: name them, as in NAME={paths[0]}")
+            raise ConfigError(f"two systems have the name {name!r}: give each a name of its own with NAME={paths[0]}")
         completions = read_completions(name, [_files(path, level, sampling, held_out, data) for path in paths])
         _compare_stated(completions, level, sampling)
         result.append(completions)
@@ -80,9 +80,7 @@ def data_of_runs(systems: Sequence[NamedPaths]) -> DataSettings:
             return read_data_settings(path)
         if not path.is_file():
             raise _not_a_system(path)
-    raise ConfigError(
-        "the systems are files, not runs with data of their own: pass the held-out prompts as --data.path"
-    )
+    raise ConfigError("the systems are files without data settings: pass the held-out prompts as --data.path")
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,8 +296,12 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
     path = folder / MEET
     if not path.is_file():
         is_started = (folder / CONFIG).exists()
-        problem = "is an unfinished run (repeat its `meet train` command)" if is_started else "is not a run"
-        raise RunError(f"{folder} {problem}: it has no {MEET}")
+        problem = (
+            "is an unfinished run; repeat its `meet train` command"
+            if is_started
+            else "is not a folder that `meet train` wrote"
+        )
+        raise RunError(f"{folder} {problem} (it has no {MEET})")
     try:
         fields = {"source": "pairs", **json.loads(path.read_text())}
     except (ValueError, TypeError) as error:
