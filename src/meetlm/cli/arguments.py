@@ -159,6 +159,7 @@ def configure_for_data(
         UsageError: Neither a recipe, a file nor data.
         ConfigError: A name or setting is wrong.
     """
+    from meetlm.data.sources import SOURCES
     from meetlm.recipes.config import load_config
 
     recipe, reason = _recipe(names), None
@@ -167,6 +168,7 @@ def configure_for_data(
         if not any(override.key in PLACES[:2] for override in overrides):
             raise click.UsageError("pass the data (--data.path FILE, FOLDER or HUB_NAME) or name a recipe")
         source, reason = guess_train_source(overrides)
+        SOURCES[source]  # raises where there is no such source
         recipe = {"summarize": "tldr"}.get(source, source) + "-meet-lora"
         defaults = {"model.name": "smollm2", "data.source": source, "data.subset": "null", "data.eval_split": "test"}
     return load_config(recipe, file, [*(Override(key, text) for key, text in defaults.items()), *overrides]), reason
