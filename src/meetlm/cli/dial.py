@@ -64,7 +64,7 @@ class _DialArguments(HeldOutData):
 @click.option(
     "--grid",
     type=Numbers(float),
-    help="Settings, separated by commas: 0 = worst level, 1 = best, numbers outside this range extrapolate; or strengths of guidance.  "
+    help="Settings, separated by commas: 0 = worst level, 1 = best, others extrapolate; or strengths of guidance.  "
     "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed; 0,0.25,0.5,1,1.5,2,3 for "
     "guidance]",
 )
