@@ -133,6 +133,8 @@ def test_scores_become_levels() -> None:
     assert level_counts(fitted.levels, fitted.apply(many)) == {f"q{k}": 10 for k in range(5)}
     by_threshold = fit_levels(settings_of(thresholds="10,40", names="low,mid,high"), many)
     assert level_counts(by_threshold.levels, by_threshold.apply(many)) == {"low": 10, "mid": 30, "high": 10}
+    first, *_, last = by_threshold.apply(many)
+    assert (first.completions[0].weights, last.completions[0].weights) == ((1, 0, 0), (0, 0, 1))
     assert FittedLevels.from_dict(json.loads(json.dumps(by_threshold.to_dict()))) == by_threshold
     assert tuple(fit_levels(settings_of(count=2), many).levels) == ("bad", "good")
 

@@ -48,6 +48,14 @@ MUTATIONS = (
         ("test_encoding.py", "test_controls.py", "test_packing.py"),
     ),
     Mutation(
+        "scores-upside-down",
+        "Replies with the lowest scores are trained at the best level.",
+        "data/schemes.py",
+        "[bisect_right(self.thresholds, _number(value))",
+        "[len(self.thresholds) - bisect_right(self.thresholds, _number(value))",
+        ("data/test_feedback.py",),
+    ),
+    Mutation(
         "prompt-trained",
         "The loss includes the prompt's tokens.",
         "data/encoding.py",

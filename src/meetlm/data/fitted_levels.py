@@ -130,8 +130,8 @@ def _fit(settings: DataSettings, name: str, examples: Sequence[Example]) -> Leve
     by_prompt = [values for example in examples if (values := _stated(example.completions, name))]
     file = examples[0].origin.file
     if not by_prompt:
-        stated = sorted({attribute for example in examples for c in example.completions for attribute, _ in c.feedback})
-        raise DataError("is stated in no row", field=name, file=file, expected=f"one of {', '.join(stated) or 'none'}")
+        known = sorted({attribute for example in examples for c in example.completions for attribute, _ in c.feedback})
+        raise DataError("is stated in no row", field=name, file=file, expected=f"one of {', '.join(known) or 'none'}")
     first: dict[bool, Completion] = {}
     for values in by_prompt:
         for completion, value in values:
