@@ -162,8 +162,10 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     assert "dropped: 1, duplicate of an earlier row (line 4)" in text
     assert "dropped: 1, longer than data.max_length (line 5)" in text
     assert "1 of these prompts are in the training data too (line 1)" in text
-    assert "is the chosen one in 100% of the kept pairs, the rejected one in 0%; 0% are equally long" in text
-    assert "over 4 pairs, the 1 too long included" in text
+    assert (
+        "The chosen reply is longer in 100% of the pairs that are used, the rejected reply in 0%; 0% are equal" in text
+    )
+    assert "4 pairs, of which 1 are too long" in text
     assert "1 of 1 rows kept" in output(tmp_path, "--model.name", model, "--data.limit_train", 1)
 
 

@@ -200,7 +200,7 @@ def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Pat
     own.write_text("\n".join([*rows[:2], rows[0], long, *rows[2:]]) + "\n")
     said = meet("generate", tmp_path / "run", "--max-new-tokens", 2)
     assert said.exit_code == 0, said.output
-    assert f"1 x rows of a prompt that an earlier row has; left out: {own}:3\n" in said.stderr
+    assert f"1 x rows that repeat the prompt of an earlier row; left out: {own}:3\n" in said.stderr
     assert f"1 x prompts of more than 128 tokens; left out: {own}:4\n" in said.stderr
     assert f"{len(rows)} completions in" in said.stdout
     few = meet("generate", tmp_path / "run", "--data.path", own, "--max-new-tokens", 2)
@@ -255,13 +255,13 @@ def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: 
     said = meet("generate", tmp_path / "run", *words)
     assert (
         "2 completions in" in said.stdout
-        and f"2 x rows of a prompt that an earlier row has; left out: {file}:2" in (said.stderr)
+        and f"2 x rows that repeat the prompt of an earlier row; left out: {file}:2" in (said.stderr)
     )
     systems = [tmp_path / "run", f"again={tmp_path / 'run'}", "--baseline", "again"]
     done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output
     assert [one.chosen for one in recorded(tmp_path).prompts] == ["1", None]
-    (problem,) = [one for one in recorded(tmp_path).problems if "that an earlier row has" in one.description]
+    (problem,) = [one for one in recorded(tmp_path).problems if "of an earlier row" in one.description]
     assert problem.examples == [f"{file}:2", f"{file}:3"]
 
 

@@ -15,7 +15,7 @@ from meetlm.config.reporter import Progress, Reporter
 from meetlm.data.example import Prompt
 from meetlm.diagnostics.intervals import mean_interval
 from meetlm.evaluation.judge import Judged, judge
-from meetlm.evaluation.judge_account import consistency_chance
+from meetlm.evaluation.judge_summary import consistency_chance
 from meetlm.evaluation.outcomes import Outcome
 from meetlm.evaluation.record import Usage
 

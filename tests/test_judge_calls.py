@@ -172,7 +172,7 @@ def test_nothing_answered_stops(tmp_path: Path) -> None:
     ("reply", "expected"),
     [
         (error(401, "Incorrect API key provided"), "HTTP 401: Incorrect API key provided"),
-        (error(404, "no such model"), r"HTTP 404: no such model \(.*does not know this model"),
+        (error(404, "no such model"), r"HTTP 404: no such model \(.*has no such model"),
         (error(429, "You exceeded your quota", "insufficient_quota"), "HTTP 429: You exceeded your quota"),
         (Reply("<html>not here</html>", 404, {"Content-Type": "text/html"}), "HTTP 404"),
     ],

@@ -170,9 +170,9 @@ def test_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("{post}", "it", r"mine.yaml:1: user: expected a place for the prompt: \{question\} or \{post\}"),
-        ("{answer_b}", "it", r"mine.yaml:1: user: expected the place \{answer_b\}"),
-        ("{answer_b}", "{Answerb}", r"mine.yaml:1: user: unknown place \{Answerb\}; did you mean 'answer_b'"),
+        ("{post}", "it", r"mine.yaml:1: user: expected a placeholder for the prompt: \{question\} or \{post\}"),
+        ("{answer_b}", "it", r"mine.yaml:1: user: expected the placeholder \{answer_b\}"),
+        ("{answer_b}", "{Answerb}", r"mine.yaml:1: user: unknown placeholder \{Answerb\}; did you mean 'answer_b'"),
         ("'first'", "'(first'", r"mine.yaml:4: verdicts.A: expected a regular expression, got '\(first'"),
         ("'first'", "'x*'", r"mine.yaml:4: verdicts.A: .*matches an empty answer"),
         ("  B: 'second'\n", "", r"mine.yaml:3: verdicts.B: is required"),

@@ -14,7 +14,7 @@ from meetlm.cli import main
 from meetlm.data.batch import collate
 from meetlm.diagnostics.memory import (
     GIB,
-    RESERVED,
+    RESERVED_BYTES,
     BatchShape,
     GpuMemory,
     TrainingStates,
@@ -94,10 +94,10 @@ def test_states_by_hand() -> None:
 def test_gpus_by_hand() -> None:
     states = TrainingStates(weights=60 * GIB, gradients=20 * GIB, optimizer=20 * GIB)
     memory = GpuMemory(states, activations=4 * GIB, copies=GIB, gathered=2 * GIB)
-    assert memory.gpus_needed(106 * GIB + RESERVED) == 1
-    assert memory.gpus_needed(104 * GIB + RESERVED) == 2  # 100 / 98: two share
-    assert memory.gpus_needed(26 * GIB + RESERVED) == 5  # 100 / 20
-    assert memory.gpus_needed(6 * GIB + RESERVED) is None
+    assert memory.gpus_needed(106 * GIB + RESERVED_BYTES) == 1
+    assert memory.gpus_needed(104 * GIB + RESERVED_BYTES) == 2  # 100 / 98: two share
+    assert memory.gpus_needed(26 * GIB + RESERVED_BYTES) == 5  # 100 / 20
+    assert memory.gpus_needed(6 * GIB + RESERVED_BYTES) is None
 
 
 def test_extrapolation_by_hand() -> None:

@@ -56,7 +56,7 @@ def measure(table: Table) -> Any:
 def accuracy(policy: Policy, encoder: Encoder, examples: list[Example]) -> PreferenceAccuracy:
     """Measure against the policy itself with no level at all."""
     held = HeldOutPairs(encoder, examples, PAIR_LEVELS)
-    return preference_accuracy(policy, held, policy.score(held.bare)[0])
+    return preference_accuracy(policy, held, policy.score(held.uncontrolled)[0])
 
 
 def test_by_hand() -> None:
@@ -97,7 +97,7 @@ def test_fresh_lora_is_exactly_one_half(architecture: str) -> None:
 def test_a_silent_control_is_not_measured_to_know_its_accuracy(kind: str) -> None:
     policy = tiny_policy("llama", kind, move=0.0, dtype=torch.float32)
     held = HeldOutPairs(encoder_of(policy), pairs(20), PAIR_LEVELS)
-    reference = policy.score(held.bare)[0]
+    reference = policy.score(held.uncontrolled)[0]
     assert policy.control.is_identity()
     measured = preference_accuracy(policy, held, reference).to_dict()
     known = base_model_accuracy(held, reference).to_dict()

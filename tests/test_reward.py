@@ -20,7 +20,7 @@ from meetlm.data.example import Prompt, Turn, as_reply
 from meetlm.data.hh import to_turns
 from meetlm.evaluation.reward import RewardModel, batches_by_length
 from meetlm.evaluation.reward_input import (
-    RECORD,
+    FORM_KEY,
     RewardInput,
     TokenizedRow,
     choose_form,
@@ -83,7 +83,7 @@ def row_by_row(model: RewardModel, prompts: Sequence[Prompt], completions: Seque
     scores = []
     for row in RewardInput(model.tokenizer, model.form, model.max_tokens).encode(prompts, completions):
         assert isinstance(row, TokenizedRow)
-        types = {} if row.types is None else {"token_type_ids": torch.tensor([row.types])}
+        types = {} if row.type_ids is None else {"token_type_ids": torch.tensor([row.type_ids])}
         with torch.no_grad():
             scores.append(float(plain(input_ids=torch.tensor([row.ids]), **types).logits[0, 0]))
     return scores
@@ -232,7 +232,7 @@ def test_the_form_is_determined_or_requested() -> None:
         choose_form(plain, None, "auto")
     with pytest.raises(ConfigError, match="no chat template"):
         choose_form(plain, None, "chat")
-    with pytest.raises(ConfigError, match=f"config.json: {RECORD} is 'tree'"):
+    with pytest.raises(ConfigError, match=f"config.json: {FORM_KEY} is 'tree'"):
         choose_form(plain, "tree", "auto")
 
 

@@ -62,13 +62,13 @@ class EveryStage(StageCache):
     """Stores all stages."""
 
     def store(self, key: str, stage: Path) -> None:
-        self.wanted = {key}
+        self.keys_to_store = {key}
         super().store(key, stage)
 
 
 def taken(messages: list[str]) -> list[str]:
     """Return the stages that a run has not trained itself."""
-    return [line.split(":")[0] for line in messages if "taken from another run" in line]
+    return [line.split(":")[0] for line in messages if "reused from another run" in line]
 
 
 def read(folder: Path, name: str = "preference.json") -> Any:
@@ -143,7 +143,7 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
     rows = fingerprint(tmp_path / "alone")
     first, second = (tmp_path / method for method in order)
     cache = StageCache(tmp_path / "shared")
-    cache.wanted = stage_keys([configs[order[1]]], rows)
+    cache.keys_to_store = stage_keys([configs[order[1]]], rows)
     messages = [run(configs[method], tmp_path / method, cache) for method in order]
     assert list(map(taken, messages)) == [[], ["step1"]]
     # Trained once: a second training would have times of its own.
@@ -151,9 +151,9 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
         assert (second / "step1" / name).read_bytes() == (first / "step1" / name).read_bytes()
     one, two = (load_file(folder / "step1" / "checkpoint-3" / "model.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    cache.wanted = {stage_key(configs["meet-lora"], rows, 0)}
-    cache.remove_unwanted()
-    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == list(cache.wanted)
+    cache.keys_to_store = {stage_key(configs["meet-lora"], rows, 0)}
+    cache.remove_others()
+    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == list(cache.keys_to_store)
     for when in ("before training", "after step1"):
         assert read(first)[when] == read(second)[when] == read(tmp_path / "alone")[when]
     assert same(tmp_path / "meet-lora", tmp_path / "alone")
@@ -165,7 +165,7 @@ def test_dpo_takes_the_stage_of_sft(tmp_path: Path) -> None:
     configs = {method: recipe(tmp_path, method) for method in ("sft", "dpo")}
     run(configs["dpo"], tmp_path / "alone")
     cache = StageCache(tmp_path / "shared")
-    cache.wanted = {stage_key(configs["dpo"], fingerprint(tmp_path / "alone"), 0)}
+    cache.keys_to_store = {stage_key(configs["dpo"], fingerprint(tmp_path / "alone"), 0)}
     run(configs["sft"], tmp_path / "sft", cache)
     assert taken(run(configs["dpo"], tmp_path / "dpo", cache)) == ["sft"]
     assert (tmp_path / "dpo/sft/stage.json").read_bytes() == (tmp_path / "sft/sft/stage.json").read_bytes()
@@ -181,7 +181,7 @@ def test_a_stage_that_a_run_has_begun_is_not_replaced(tmp_path: Path) -> None:
         kill_after(patch, 2)
         run(configs["dpo"], tmp_path / "dpo")
     cache = StageCache(tmp_path / "shared")
-    cache.wanted = {stage_key(configs["sft"], fingerprint(tmp_path / "dpo"), 0)}
+    cache.keys_to_store = {stage_key(configs["sft"], fingerprint(tmp_path / "dpo"), 0)}
     run(configs["sft"], tmp_path / "sft", cache)
     assert any(cache.folder.glob("*/stage.json"))
     assert "sft: continuing after step 2" in run(configs["dpo"], tmp_path / "dpo", cache)

@@ -118,7 +118,7 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
     sweep(arms, tmp_path, THEN, reporter=reporter)
     assert trained == []
     assert [line for line in reporter.messages if line.startswith("[")] == [
-        f"[{number}/4] {name}: finished before" for number, name in enumerate(arms, 1)
+        f"[{number}/4] {name}: already finished" for number, name in enumerate(arms, 1)
     ]
 
 
@@ -184,8 +184,8 @@ def test_memory_that_is_not_there_fails_one_arm(
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
-        ("control: {kind: lora}", [], "remove 'control': here each recipe has its own"),
-        ("recipe: hh-coh", [], "remove 'recipe': here each recipe has its own"),
+        ("control: {kind: lora}", [], "remove 'control', which each recipe sets"),
+        ("recipe: hh-coh", [], "remove 'recipe', which each recipe sets"),
         ("", ["--seed", "3"], "seed=3: pass --seeds"),
     ],
 )
@@ -281,15 +281,15 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
     assert [one.stage.lr for one in trials if one.stage.name == "sft"] == pytest.approx(
         [2e-5 / 9, 2e-5 / 3, 2e-5, 6e-5]
     )
-    assert [sum(one.best for one in trials if one.stage.name == stage) for stage in ("step1", "step2", "sft")] == [
+    assert [sum(one.is_best for one in trials if one.stage.name == stage) for stage in ("step1", "step2", "sft")] == [
         1,
         1,
         1,
     ]
     sft = [one for one in trials if one.stage.name == "sft"]
-    assert min(sft, key=lambda one: one.after.nll).best and {one.by for one in sft} == {"nll"}
+    assert min(sft, key=lambda one: one.after.nll).is_best and {one.metric for one in sft} == {"nll"}
     assert all(one.after.pairs == 4 for one in trials)
-    settled = next(one.stage.lr for one in trials if one.stage.name == "step1" and one.best)
+    settled = next(one.stage.lr for one in trials if one.stage.name == "step1" and one.is_best)
     second = [file.read_text() for file in folder.glob("hh-meet-lora-step2-*/config.yaml")]
     assert len(second) == 2 and all(f"lr: {settled}" in text for text in second)
     assert search(recipes, None, words, folder, trials=4, holdout=4)[0] == trials
@@ -348,10 +348,12 @@ def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
 
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
-    with pytest.raises(ConfigError, match="hh-dpo has 2 stages, and each needs two trials: pass --trials 4 or more"):
+    with pytest.raises(
+        ConfigError, match="hh-dpo has 2 stages, and each needs at least two trials: pass --trials 4 or more"
+    ):
         search(("hh-dpo",), None, [], Path("out"), trials=2, holdout=4)
     with pytest.raises(ConfigError, match="no preference accuracy"):
-        search(("hh-dpo",), None, [], Path("out"), trials=4, holdout=4, by="preference")
+        search(("hh-dpo",), None, [], Path("out"), trials=4, holdout=4, metric="preference")
 
 
 def test_commands(tmp_path: Path, words: list[str]) -> None:
@@ -387,5 +389,5 @@ def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) ->
 
 def test_the_record_of_a_run_is_no_file_for_a_sweep(tmp_path: Path) -> None:
     write_config(tmp_path, load_config("hh-meet-lora", None), "0" * 64)
-    with pytest.raises(ConfigError, match="remove 'recipe': here each recipe has its own"):
+    with pytest.raises(ConfigError, match="remove 'recipe', which each recipe sets"):
         arm_configs(("hh-coh", "hh-dpo"), (0,), tmp_path / "config.yaml", [])

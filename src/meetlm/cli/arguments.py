@@ -36,7 +36,9 @@ class HeldOutData(Settings):
 
 
 class SettingsCommand(click.Command):
-    """A command whose arguments are names, such as recipes, and settings; its function takes ``names``, ``overrides``.
+    """A command whose arguments are names, such as recipes, and settings.
+
+    The function of the command has the parameters ``names`` and ``overrides``.
 
     Args:
         names: The names in the usage line: ``RUN`` is exactly one, ``[RECIPE]`` at most one, ``FILE...`` at least one.
@@ -153,7 +155,7 @@ def configure_for_data(
     Args:
         names: A recipe's name, if any.
         overrides: Settings.
-        file: YAML over the recipe, or instead of it.
+        file: YAML file of settings that override those of the recipe, or a whole configuration.
 
     Raises:
         UsageError: Neither a recipe, a file nor data.
@@ -175,15 +177,15 @@ def configure_for_data(
 
 
 def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
-    """Return where held-out prompts are, by the settings of ``data``; ``None`` where there are none of them.
+    """Return where held-out prompts are, by the settings of ``data``; ``None`` if there are no such settings.
 
     Raises:
         MeetError: As of :func:`~meetlm.diagnostics.locate.held_out_settings`.
     """
     from meetlm.diagnostics.locate import held_out_settings
 
-    raw, places = parse_settings(HeldOutData, data_overrides(overrides))
-    return held_out_settings(raw["data"], {key[1:]: option for key, option in places.items()}) if raw else None
+    raw, locations = parse_settings(HeldOutData, data_overrides(overrides))
+    return held_out_settings(raw["data"], {key[1:]: option for key, option in locations.items()}) if raw else None
 
 
 def data_overrides(overrides: Sequence[Override]) -> list[Override]:
@@ -202,10 +204,10 @@ def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     from meetlm.data.places import find_rows
     from meetlm.diagnostics.locate import guess_source
 
-    raw, places = parse_settings(HeldOutData, data_overrides(overrides))
+    raw, locations = parse_settings(HeldOutData, data_overrides(overrides))
     if raw["data"].get("source") is not None:
         return str(raw["data"]["source"]), None
-    settings = validate(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, places, "data").data
+    settings = validate(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, locations, "data").data
     assert settings is not None
     return guess_source(next(iter(find_rows(settings, "train").rows)))
 

@@ -87,18 +87,20 @@ def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
     aligned = load(run)
     examples, _ = read_pairs(settings, aligned.format, train=True)
     pairs = score_pairs(aligned.policy, aligned.encoder, examples, reporter=reporter)
-    found = find_suspects(pairs)
+    contradicted = find_suspects(pairs)
     if as_json:
-        print_json({"num_pairs": len(pairs), "suspects": [pair.to_dict() for pair in found]})
+        print_json({"num_pairs": len(pairs), "suspects": [pair.to_dict() for pair in contradicted]})
         return
-    click.echo(f"{len(found)} of {len(pairs)} pairs: the rejected reply has the higher score by the levels of {run}")
-    for pair in found[:SUSPECTS_SHOWN]:
+    click.echo(
+        f"{len(contradicted)} of {len(pairs)} pairs: the rejected reply has the higher score by the levels of {run}"
+    )
+    for pair in contradicted[:SUSPECTS_SHOWN]:
         click.echo(f"\n{pair.example.origin}: chosen − rejected = {pair.margin:.2f} nats")
         chosen, rejected = pair.example.best_and_worst
         texts = {"prompt": pair.example.prompt.text(), "chosen": chosen.content, "rejected": rejected.content}
         for name, text in texts.items():
             click.echo(f"  {name:<9}{textwrap.shorten(text, 100, placeholder=' …')}")
-    if len(found) > SUSPECTS_SHOWN:
+    if len(contradicted) > SUSPECTS_SHOWN:
         click.echo(f"\nThe first {SUSPECTS_SHOWN} are above; --json prints all.")
 
 
@@ -116,23 +118,23 @@ def _show(report: DataReport, prompt_format: PromptFormat, config: RunConfig, nu
     is_plain = not sys.stdout.isatty()
     trained = "[[…]]" if is_plain else click.style("green", fg="green", bold=True)
     slot = "‹…›" if is_plain else click.style("‹…›", fg="cyan")
-    where = (
+    slot_note = (
         f"{slot} is the control's slot" if any(control.slots) else "the control has no slot, it acts inside the model"
     )
     shown = "replies at each level" if report.levels else "pairs"
     click.echo(f"\nThe first {shown} as the model reads them, with a control of kind {settings.kind}:")
-    click.echo(f"{trained} are the trained tokens, the others are the prompt; {where}.")
+    click.echo(f"{trained} are the trained tokens, the others are the prompt; {slot_note}.")
     for example, completion in report.first_replies(number):
         if not config.uses_levels and completion.weights != report.fitted.levels.best:
             continue
         weights = completion.weights if config.uses_levels else levels.best
         encoded = encoder.encode(example.prompt, completion.reply, weights)
         names = [name for name, weight in zip(levels, weights, strict=True) if weight]
-        side = {"good": "chosen", "bad": "rejected"}[names[0]] if example.is_pair else "reply"
+        reply_name = {"good": "chosen", "bad": "rejected"}[names[0]] if example.is_pair else "reply"
         parts = segments(encoded, control.slot(weights), settings.placement, prompt_format.tokenizer, vocabulary)
         counts = ", ".join(f"{part.tokens} {part.kind}" for part in parts)
         level = ", ".join(names)
-        click.echo(f"\n── line {completion.origin.line}, {side}: level {level} ({counts} tokens)")
+        click.echo(f"\n── line {completion.origin.line}, {reply_name}: level {level} ({counts} tokens)")
         text = "".join(_marked(shorten(part, WORDS_SHOWN), level, is_plain) for part in parts)
         click.echo(textwrap.indent(text.strip("\n"), "   "))
 

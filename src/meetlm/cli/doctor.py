@@ -121,7 +121,7 @@ def _print_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> None:
 def _print(check: Check, width: int) -> None:
     """Print a check: status, name and finding, wrapped, and its advice below."""
     indent = " " * (11 + width)
-    finding = f"{check.finding} {check.basis}".rstrip()
+    finding = f"{check.finding} {check.sample_size}".rstrip()
     text = textwrap.fill(finding, WIDTH, initial_indent=indent, subsequent_indent=indent).strip()
     status = click.style(f"{check.status:<9}", fg=COLOURS[check.status])
     click.echo(f"{status}{check.name:<{width}}  {text}")

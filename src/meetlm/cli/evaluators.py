@@ -45,7 +45,7 @@ def evaluator_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def evaluator_settings(
     options: dict[str, Any], settings: EvaluationSettings, overrides: Sequence[Override]
 ) -> dict[str, Any]:
-    """Return the settings of the evaluators ``reward``, ``judge`` and ``scorers``, as ``meetlm.evaluate`` takes them.
+    """Return the arguments ``reward``, ``judge`` and ``scorers`` of :func:`meetlm.evaluate`.
 
     Args:
         options: Values of the options.

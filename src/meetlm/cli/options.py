@@ -119,9 +119,9 @@ def settings_options(settings: type[Settings], argument: str, *fields: str) -> D
         def call(**options: Any) -> Any:
             stated = {name: options.pop(name) for name in names}
             stated = {name: value for name, value in stated.items() if value is not None}
-            places: dict[KeyPath, str] = {(name,): _option_name(name) for name in stated}
+            locations: dict[KeyPath, str] = {(name,): _option_name(name) for name in stated}
             try:
-                options[argument] = validate(settings, stated, places, argument)
+                options[argument] = validate(settings, stated, locations, argument)
             except ConfigError as error:
                 raise click.UsageError(str(error)) from None
             return command(**options)

@@ -59,13 +59,13 @@ def show(names: list[str], overrides: list[Override]) -> None:
     rows = []
     for stage in config.stages:
         objective = stage.objective.model_dump(exclude={"kind"})
-        more = ", ".join(f"{key} {value:g}" for key, value in objective.items())
+        parameters = ", ".join(f"{key} {value:g}" for key, value in objective.items())
         rows.append(
             (
                 stage.name,
                 " + ".join(stage.train),
                 stage.format,
-                f"{stage.objective.kind} ({more})" if more else stage.objective.kind,
+                f"{stage.objective.kind} ({parameters})" if parameters else stage.objective.kind,
                 f"{stage.lr:g}",
                 f"{stage.control_lr or stage.lr:g}" if "control" in stage.train else "-",
                 f"{stage.epochs:g}",

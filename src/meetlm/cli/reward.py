@@ -51,8 +51,8 @@ def train(names: list[str], overrides: list[Override], out: Path, reporter: Cons
     source, reason = guess_train_source(overrides)
     if reason is not None:
         reporter.message(f"data format: {source}, from the first row: {reason} (--data.source overrides)")
-    raw, places = parse_settings(RewardTraining, overrides, {"data": {"source": source}})
-    settings = validate(RewardTraining, raw, places, "reward train")
+    raw, locations = parse_settings(RewardTraining, overrides, {"data": {"source": source}})
+    settings = validate(RewardTraining, raw, locations, "reward train")
     data = with_test(settings.data)
     if data is None:
         raise click.UsageError("no held-out rows to measure on: pass --data.eval_file FILE or --data.holdout NUMBER")
@@ -79,8 +79,8 @@ def score(names: list[str], overrides: list[Override], model: str, out: Path | N
       meet generate runs/lora --level good
       meet reward score runs/lora/completions/*.jsonl --reward rm --out rewards.jsonl
     """  # noqa: D301  click's mark is a real backspace
-    raw, places = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
-    settings = validate(_ScoreSettings, raw, places, "reward score").reward
+    raw, locations = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
+    settings = validate(_ScoreSettings, raw, locations, "reward score").reward
     quiet_libraries()
     from meetlm.config.files import write_atomic
     from meetlm.data.messages import read_prompt

@@ -237,11 +237,11 @@ def _read_prompts(data: DataSettings, reporter: ConsoleReporter) -> list[Prompt]
     from meetlm.data.prompts import distinct, read_prompts
 
     rows = read_prompts(data)
-    firsts, repeated = distinct(rows.prompts)
+    first_rows, repeated = distinct(rows.prompts)
     for name, count in (("without a prompt", len(rows.without)), ("of an earlier prompt", len(repeated))):
         if count:
             reporter.message(f"{count} row{'' if count == 1 else 's'} {name} left out")
-    return [row.prompt for row in firsts.values()]
+    return [row.prompt for row in first_rows.values()]
 
 
 def _split(prompts: Sequence[Prompt], holdout: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -94,6 +94,7 @@ def sweep(
 )
 @click.option(
     "--by",
+    "metric",
     type=click.Choice(["auto", "preference", "reward", "nll"]),
     default="auto",
     show_default=True,
@@ -110,7 +111,7 @@ def search(
     overrides: list[Override],
     trials: int,
     holdout: int,
-    by: str,
+    metric: str,
     file: Path | None,
     seed: int,
     out: Path,
@@ -121,7 +122,7 @@ def search(
 
     Candidates are the recipe's learning rate times powers of 3, compared on training prompts that are held out from
     training; the evaluation split is not used. The stages of a recipe share the budget: the rate of the first stage is
-    chosen before rates of the second are tried.
+    chosen before the rates of the second stage are tried.
 
     \b
     Examples:
@@ -132,12 +133,12 @@ def search(
     from meetlm.run.search import search as run
 
     results, failures = run(
-        names, file, overrides, out, trials=trials, holdout=holdout, by=by, seed=seed, reporter=reporter
+        names, file, overrides, out, trials=trials, holdout=holdout, metric=metric, seed=seed, reporter=reporter
     )
     if as_json:
         print_json({"trials": [trial.to_dict() for trial in results], "failures": failures})
     elif results:
-        click.echo(f"On {results[0].after.pairs} held-out training pairs, after the stage:")
+        click.echo(f"On {results[0].after.pairs} held-out training pairs, measured after each stage:")
         print_table(COLUMNS, (trial.row for trial in results))
         click.echo()
         args = shlex.join([*as_args(overrides), *(("--config", str(file)) if file else ())])
@@ -147,7 +148,7 @@ def search(
 
 
 def _finish(failures: Mapping[str, str], message: str, reporter: ConsoleReporter) -> None:
-    """Report where results are and what has failed; exit with code 1 if anything has."""
+    """Print ``message`` and the failures; exit with code 1 if there are any."""
     reporter.message(message)
     for name, reason in failures.items():
         reporter.warning(f"{name} failed: {reason}")

@@ -23,7 +23,7 @@ def describe(settings: Settings) -> str:
 
 
 def _lines(settings: Settings, *, commented: bool, depth: int) -> Iterator[str]:
-    plain = settings.model_dump(mode="json")
+    json_values = settings.model_dump(mode="json")
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):
@@ -37,9 +37,11 @@ def _lines(settings: Settings, *, commented: bool, depth: int) -> Iterator[str]:
             yield f"{name}:"
             for number, item in enumerate(value):
                 lines = _lines(item, commented=commented and number == 0, depth=depth + 2)
-                yield from _indented(lines, "    ", first="  - ")
+                yield from _indented(lines, "    ", first_indent="  - ")
         else:
-            yield from _commented(f"{name}: {flow_yaml(plain[name])}", field.description if commented else None, depth)
+            yield from _commented(
+                f"{name}: {flow_yaml(json_values[name])}", field.description if commented else None, depth
+            )
 
 
 def flow_yaml(value: Any) -> str:
@@ -58,6 +60,6 @@ def _commented(line: str, description: str | None, depth: int) -> list[str]:
     return [*textwrap.wrap(text, WIDTH - 2 * depth, initial_indent="# ", subsequent_indent="# "), line]
 
 
-def _indented(lines: Iterator[str], indent: str, first: str | None = None) -> Iterator[str]:
+def _indented(lines: Iterator[str], indent: str, first_indent: str | None = None) -> Iterator[str]:
     for number, line in enumerate(lines):
-        yield (first if first is not None and number == 0 else indent) + line
+        yield (first_indent if first_indent is not None and number == 0 else indent) + line

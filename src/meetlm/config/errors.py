@@ -1,4 +1,4 @@
-"""The errors that input can cause. Each names the file and line, field or option, and says what is expected."""
+"""The errors that input can cause. Each names the file and line, field or option, and what is expected."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ class RunError(MeetError):
 
 
 class DivergedError(RunError):
-    """Training whose gradients are not finite. The last checkpoint before is kept."""
+    """Training whose gradients are not finite. The last checkpoint before that remains."""
 
 
-def nearest(name: str, known: Iterable[str], listing: str | None = None) -> str:
+def nearest(name: str, known_names: Iterable[str], listing: str | None = None) -> str:
     """Return a hint such as ``; did you mean 'lora'?``, or the list of known names where none is similar.
 
     Args:
         name: The unknown name.
-        known: The known names.
-        listing: Clause that tells how to list the known names, where the list itself would be long.
+        known_names: The known names.
+        listing: How to list the known names, as a clause that replaces a long list.
     """
-    names = sorted(known)
+    names = sorted(known_names)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     if listing:

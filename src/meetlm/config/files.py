@@ -28,8 +28,8 @@ def refuse_foreign_files(folder: Path) -> None:
     """
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     if names:
-        more = ", …" if len(names) > 3 else ""
-        raise RunError(f"--out {folder} holds other files ({', '.join(names[:3])}{more}); choose another folder")
+        ellipsis = ", …" if len(names) > 3 else ""
+        raise RunError(f"--out {folder} holds other files ({', '.join(names[:3])}{ellipsis}); choose another folder")
 
 
 def sync(path: Path, *, deep: bool = True) -> None:

@@ -24,7 +24,7 @@ def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any
 
     Args:
         registry: Registry of entries with ``settings``.
-        base: Class that all these settings derive from; a value of this class is returned as it is.
+        base: Class that all these settings derive from; an instance of this class is returned unchanged.
         value: A mapping.
 
     Raises:
@@ -40,7 +40,7 @@ def parse_kind(registry: Registry[Any], base: type[Settings], value: Any) -> Any
 
 
 def parse_field(registry: Registry[Any], base: type[Settings], value: Any) -> Any:
-    """Return the settings as :func:`parse_kind` does; for pydantic, which locates the errors that it catches.
+    """Return the settings as :func:`parse_kind` does, but raise ``ValueError``, to which pydantic adds the location.
 
     Raises:
         ValueError: There is no kind, it is unknown, or a setting is wrong.

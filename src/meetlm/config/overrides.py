@@ -51,9 +51,9 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
     """
     names: list[str] = []
     overrides: dict[str, Override] = {}
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
+    remaining = list(args)
+    while remaining:
+        arg = remaining.pop(0)
         key, equals, text = arg.partition("=")
         is_option = arg.startswith("--")
         is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and ("." in key or not only_dotted)
@@ -61,18 +61,18 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
             names.append(arg)
             continue
         if not equals:
-            if not rest:
+            if not remaining:
                 raise ConfigError(f"{arg} requires a value: {arg} VALUE")
-            text = rest.pop(0)
+            text = remaining.pop(0)
         override = Override(key.removeprefix("--"), text)
-        earlier = overrides.setdefault(override.key.replace("-", "_"), override)
-        if earlier is not override:
-            raise ConfigError(f"{override.option} is set twice, to {earlier.text!r} and {text!r}: remove one of them")
+        previous = overrides.setdefault(override.key.replace("-", "_"), override)
+        if previous is not override:
+            raise ConfigError(f"{override.option} is set twice, to {previous.text!r} and {text!r}: remove one of them")
     return names, list(overrides.values())
 
 
 def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
-    """Return the settings in ``args``, which contain nothing else, in order; parsed ones stay as they are.
+    """Return the settings in ``args``, which contain nothing else, in order; parsed overrides are returned unchanged.
 
     Raises:
         ConfigError: An argument is not a setting.
@@ -92,7 +92,7 @@ def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
 def parse_value(override: Override, settings: type[BaseModel]) -> Any:
     """Return the value of a setting: a number, list, mapping, true, false or null as in YAML, else text as typed.
 
-    Where the setting takes text (a path, a name), everything but ``null`` is text, so that ``2024`` and ``a #1.jsonl``
+    Where the setting is text (a path, a name), everything but ``null`` is text, so that ``2024`` and ``a #1.jsonl``
     are paths. Quotes around the whole text are removed unless a path has them.
 
     Args:

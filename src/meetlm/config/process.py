@@ -27,11 +27,11 @@ def prepare() -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    keep_memory()
+    retain_freed_memory()
 
 
-def keep_memory() -> None:
-    """Let glibc keep freed memory; other C libraries are not changed."""
+def retain_freed_memory() -> None:
+    """Set glibc to retain freed memory for reuse; other C libraries are unaffected."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     for number, (variable, value) in _PARAMETERS.items():
         if mallopt is not None and variable not in os.environ:

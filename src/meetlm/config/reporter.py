@@ -22,7 +22,7 @@ class Progress:
 class Reporter:
     """Receives messages, warnings and progress of library code. This base class discards them.
 
-    Every function that reports takes ``reporter: Reporter = SILENT`` as its last keyword argument.
+    The last keyword argument of every function that reports is ``reporter: Reporter = SILENT``.
     """
 
     def message(self, text: str) -> None:

@@ -49,11 +49,11 @@ _PLAIN_WORDS = {
     "too_short": "expected {min_length} or more entries",
     "too_long": "expected {max_length} or fewer entries",
 }
-"""Messages by pydantic's type of error, for readers who do not know pydantic."""
+"""Messages by pydantic's type of error, in plain English."""
 
 
 def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """Return the location and the message of each problem that pydantic has found."""
+    """Return the location and the message of each problem that pydantic reports."""
     result: list[tuple[tuple[str | int, ...], str]] = []
     details = error.errors(include_url=False)
     for detail in details:

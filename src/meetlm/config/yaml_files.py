@@ -48,16 +48,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``overrides`` in place of its own, recursively.
+    """Return ``base`` with its values replaced by those of ``overrides``, recursively.
 
     A mapping of another ``kind`` (of control or objective) replaces the whole mapping.
     """
     merged = dict(base)
     for key, value in overrides.items():
-        before = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            is_other_kind = "kind" in value and "kind" in before and value["kind"] != before["kind"]
-            merged[key] = dict(value) if is_other_kind else merge(before, value)
+        current = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(current, Mapping):
+            is_other_kind = "kind" in value and "kind" in current and value["kind"] != current["kind"]
+            merged[key] = dict(value) if is_other_kind else merge(current, value)
         else:
             merged[key] = value
     return merged

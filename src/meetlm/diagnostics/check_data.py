@@ -1,4 +1,4 @@
-"""The doctor's checks of preference data: what besides preference distinguishes the replies, and what was left out.
+"""The doctor's checks of preference data: what besides preference distinguishes the replies, and unusable rows.
 
 Imports no model and trains none; lengths are counted by the caller.
 """
@@ -11,7 +11,7 @@ from meetlm.data.example import Example
 from meetlm.data.filters import ODDITIES, REASONS, FilterReport, Lengths, prompt_overlap
 from meetlm.data.fitted_levels import PAIRS, FittedLevels, merge_prompts
 from meetlm.diagnostics import shortcuts
-from meetlm.diagnostics.checks import FEW_PROMPTS, Check, Status, share_check, worst_status
+from meetlm.diagnostics.checks import MIN_PROMPTS, Check, Status, share_check, worst_status
 from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.level_report import STRONG, report_levels
 
@@ -54,13 +54,13 @@ def check_data(
     attributes = fitted.levels.attributes
     pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
     pairs = pairs if len(attributes) == 1 and attributes[0].is_ordered else []
-    first = pairs[:MAX_PAIRS]
+    sample = pairs[:MAX_PAIRS]
     of_pairs = (
         [
             _length(pairs, lengths),
             _repeated(pairs),
-            _surface("opening words", "the first three words of the replies", first, opening),
-            _surface("words", "all words of the replies (a control should do better)", first, words),
+            _surface("opening words", "the first three words of the replies", sample, opening),
+            _surface("words", "all words of the replies (a control should do better)", sample, words),
         ]
         if pairs
         else []
@@ -108,7 +108,7 @@ def check_test(train: Sequence[Example], test: Sequence[Example], report: Filter
         advice = "Pass --data.eval_file FILE, --data.holdout N, or a folder with a test split."
         return [Check("held-out pairs", "problem", finding, 0, advice=advice, rows=0, prompts=0)]
     groups = [example.group for example in test]
-    too_long = _too_long("held-out length", report, "Raise data.max_length.", what="prompts").with_counts(groups)
+    too_long = _too_long("held-out length", report, "Raise data.max_length.", unit="prompts").with_counts(groups)
     return [
         _held_out_pairs(len(test)).with_counts(groups),
         _overlap(train, test).with_counts(groups),
@@ -122,14 +122,18 @@ def _training_pairs(report: FilterReport) -> Check:
     finding = f"{report.kept} pairs are used for training, with {report.groups} distinct prompts"
     if num_empty:
         finding += f"; the prompt of {num_empty} is empty"
-    few, many_empty = report.groups < FEW_PROMPTS, num_empty > UNUSABLE_WARNING * report.kept
+    has_few_prompts, has_many_empty = report.groups < MIN_PROMPTS, num_empty > UNUSABLE_WARNING * report.kept
     advice = ""
-    if many_empty or (few and report.kept >= FEW_PROMPTS):
+    if has_many_empty or (has_few_prompts and report.kept >= MIN_PROMPTS):
         advice = "Is the prompt in another column? --data.columns prompt=NAME names it."
-    elif few:
-        advice = f"Use at least {FEW_PROMPTS} prompts, and hundreds to learn a preference."
+    elif has_few_prompts:
+        advice = f"Use at least {MIN_PROMPTS} prompts, and hundreds to learn a preference."
     return Check(
-        "training pairs", worst_status(warning=False, problem=few or many_empty), finding, report.kept, advice=advice
+        "training pairs",
+        worst_status(warning=False, problem=has_few_prompts or has_many_empty),
+        finding,
+        report.kept,
+        advice=advice,
     )
 
 
@@ -137,11 +141,11 @@ def _checked(report: FilterReport) -> int:
     return report.total - report.beyond_limit
 
 
-def _too_long(name: str, report: FilterReport, advice: str, what: str = "rows") -> Check:
+def _too_long(name: str, report: FilterReport, advice: str, unit: str = "rows") -> Check:
     tally = report.dropped.get("too_long")
     rows, count = _checked(report), tally.count if tally else 0
     share = count / rows
-    finding = f"{count} of {rows} {what} ({share:.1%}) exceed data.max_length and are left out"
+    finding = f"{count} of {rows} {unit} ({share:.1%}) exceed data.max_length and are left out"
     status = worst_status(warning=share > TOO_LONG_WARNING, problem=share > TOO_LONG_PROBLEM)
     return Check(name, status, finding, share, advice="" if status == "ok" else advice)
 
@@ -178,15 +182,15 @@ def _differing_prompts(report: FilterReport) -> Check:
 def _length(train: Sequence[Example], lengths: Lengths) -> Check:
     sizes = [lengths(example) for example in train]
     groups = [example.group for example in train]
-    chosen, rejected = ([size.replies[side] for size in sizes] for side in (0, -1))
+    chosen, rejected = ([size.replies[index] for size in sizes] for index in (0, -1))
     share = shortcuts.longer_is_chosen(chosen, rejected, groups)
-    side = "longer" if share.value >= 0.5 else "shorter"
+    comparative = "longer" if share.value >= 0.5 else "shorter"
     share = share if share.value >= 0.5 else Interval(1 - share.value, 1 - share.high, 1 - share.low)
     advice = (
-        f"The model may learn length instead of the preference: {side} would mean good. Compare the lengths of "
+        f"The model may learn length instead of the preference: {comparative} would mean good. Compare the lengths of "
         "completions under both levels, and look at preference accuracy per token too."
     )
-    finding = f"the {side} reply is the chosen one in {share} of the pairs"
+    finding = f"the {comparative} reply is the chosen one in {share} of the pairs"
     return share_check("length", _form_status(share), finding, share, advice, groups)
 
 
@@ -196,13 +200,13 @@ def _repeated(train: Sequence[Example]) -> Check:
         f"{repeated} of {len(train)} pairs have a reply that occurs in other pairs too; guessing from that reply's "
         f"usual side finds the chosen reply in {share} of all pairs (pairs without such a reply count half)"
     )
-    advice = "The same replies are always on one side, so a level may come to mean these. Remove the copies."
+    advice = "Some replies are always chosen or always rejected, so a level may learn just these. Remove the copies."
     groups = [example.group for example in train]
     return share_check("stock replies", _form_status(share), finding, share, advice, groups)
 
 
 def _surface(name: str, features_name: str, train: Sequence[Example], features: Callable[..., set[str]]) -> Check:
-    chosen, rejected = ([features(e.best_and_worst[side]) for e in train] for side in (0, 1))
+    chosen, rejected = ([features(example.best_and_worst[index]) for example in train] for index in (0, 1))
     groups = [example.group for example in train]
     share, for_chosen, for_rejected = shortcuts.surface_accuracy(chosen, rejected, groups)
     finding = f"predicting from {features_name}, cross-validated, finds the chosen one in {share} of the pairs"

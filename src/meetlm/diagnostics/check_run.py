@@ -15,7 +15,7 @@ from meetlm.policy.loading import embedding_rows, num_positions
 from meetlm.policy.packing import try_packed_attention
 
 ADVISABLE_STEPS = {
-    "paper": (200, "--preset small takes smaller batches and learning rates for few steps."),
+    "paper": (200, "--preset small has smaller batches, and learning rates for few steps."),
     "small": (100, "Fewer pairs per step (batch.pairs) or more epochs give more."),
 }
 """Advisable number of steps by preset, and how to get there. A tenth of them is warm-up; the learning rate falls
@@ -57,13 +57,13 @@ def check_steps(stages: Sequence[StageSteps], preset: str, pairs: int, minimum: 
     checks = []
     advisable, remedy = ADVISABLE_STEPS[preset]
     for stage in stages:
-        few, many = stage.steps < advisable, stage.epochs > MANY_EPOCHS
+        has_few_steps, has_many_epochs = stage.steps < advisable, stage.epochs > MANY_EPOCHS
         advice = ""
-        if few:
+        if has_few_steps:
             advice = f"{advisable} are advisable; fewer than {minimum} hardly change a control. {remedy}"
-        elif many:
+        elif has_many_epochs:
             advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
-        status = worst_status(warning=few or many, problem=stage.steps < minimum)
+        status = worst_status(warning=has_few_steps or has_many_epochs, problem=stage.steps < minimum)
         epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs:.3g} epochs"
         finding = f"{stage.steps} optimizer steps, {epochs} of {pairs} pairs"
         checks.append(Check(f"steps of {stage.name}", status, finding, stage.steps, advice=advice))
@@ -82,7 +82,7 @@ def check_model(
     """Return the checks of the model.
 
     Args:
-        lm: In eval mode; its attention is switched to the packed one where it packs.
+        lm: In eval mode; switched to packed attention if that is exact.
         tokenizer: The model's tokenizer.
         is_chat: Whether the data are conversations rather than plain text.
         has_markers: Whether plain text has markers of its own for turns, as HH's transcripts have.

@@ -10,8 +10,8 @@ from meetlm.diagnostics.intervals import Interval
 
 Status = Literal["ok", "warning", "problem"]
 
-FEW_PROMPTS = 30
-"""With fewer distinct prompts, no statement about the data is reliable."""
+MIN_PROMPTS = 30
+"""Minimum number of distinct prompts for any reliable statement about the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Check:
         status: ``ok``; ``warning``: a run works, but its result may mislead; ``problem``: a run would be wasted.
         finding: The result as a sentence, with its value.
         value: The value.
-        low: Lower end of its 95% interval, where it has one.
-        high: Upper end.
-        advice: What to do about it; empty when ok.
+        low: Lower end of the 95% interval of the value; ``None`` where it has no interval.
+        high: Upper end of the interval.
+        advice: How to solve the problem; empty when ok.
         rows: Number of rows that were checked; ``None`` for checks of the model.
-        prompts: Number of distinct prompts among them.
+        prompts: Number of distinct prompts in these rows.
     """
 
     name: str
@@ -41,30 +41,32 @@ class Check:
     prompts: int | None = None
 
     @property
-    def basis(self) -> str:
+    def sample_size(self) -> str:
         """The numbers of rows and prompts as text; empty for checks of the model."""
         return "" if self.rows is None else f"({self.rows:,} rows, {self.prompts or 0:,} prompts)"
 
-    def with_counts(self, groups: Iterable[str]) -> Check:
-        """Return the check with its numbers of rows and prompts, given the prompt of each row."""
-        prompts = list(groups)
+    def with_counts(self, row_prompts: Iterable[str]) -> Check:
+        """Return the check with its numbers of rows and distinct prompts, given the prompt of each row."""
+        prompts = list(row_prompts)
         return replace(self, rows=len(prompts), prompts=len(set(prompts)))
 
 
-def share_check(name: str, status: Status, finding: str, share: Interval, advice: str, groups: Iterable[str]) -> Check:
+def share_check(
+    name: str, status: Status, finding: str, share: Interval, advice: str, row_prompts: Iterable[str]
+) -> Check:
     """Return a check of a share with an interval; too few prompts are a problem whatever the share is.
 
     Args:
         name: What was checked.
-        status: The status where there are enough prompts.
+        status: The status if there are enough prompts.
         finding: The result as a sentence.
         share: The share.
-        advice: What to do about it; left out when ok.
-        groups: The prompt of each row.
+        advice: How to solve the problem; omitted when ok.
+        row_prompts: The prompt of each row.
     """
-    check = Check(name, status, finding, share.value, share.low, share.high).with_counts(groups)
-    if (check.prompts or 0) < FEW_PROMPTS:
-        too_few = f"Fewer than {FEW_PROMPTS} distinct prompts show nothing: see the check 'training pairs'."
+    check = Check(name, status, finding, share.value, share.low, share.high).with_counts(row_prompts)
+    if (check.prompts or 0) < MIN_PROMPTS:
+        too_few = f"Fewer than {MIN_PROMPTS} distinct prompts allow no conclusion: see the check 'training pairs'."
         return replace(check, status="problem", advice=too_few)
     return replace(check, advice="" if status == "ok" else advice)
 

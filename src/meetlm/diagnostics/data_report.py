@@ -1,4 +1,4 @@
-"""Reports what is in preference data: which rows are used, how long they are, how the model reads them.
+"""Report on preference data: which rows are used, how long they are, and how they are tokenized for the model.
 
 Requires a tokenizer, not a model.
 """
@@ -26,7 +26,7 @@ QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "ma
 
 
 class TokenCounts:
-    """Counts the tokens of examples, each once, and keeps the counts."""
+    """Counts the tokens of examples and caches the counts."""
 
     def __init__(self, prompt_format: PromptFormat) -> None:
         self.format = prompt_format
@@ -42,11 +42,11 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Longer:
-    """The number of pairs in which the chosen or the rejected reply has more tokens, or neither."""
+    """Number of pairs by which reply has more tokens: chosen, rejected or neither."""
 
     chosen: int
     rejected: int
-    same: int
+    neither: int
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class DataReport:
 
     Attributes:
         source: Format of the rows.
-        filters: What became of the training rows.
-        test: What became of the held-out rows, if there are any.
+        filters: Numbers of training rows that are used and dropped.
+        test: The same for held-out rows; ``None`` where there are none.
         overlap: Held-out rows whose prompt (or post) is in the training data too.
         lengths: Quantiles in tokens of prompt, chosen reply, rejected reply, and prompt with the longer reply, over
             ``measured`` pairs, also those longer than ``data.max_length``.
         measured: Number of pairs that ``lengths`` is computed from.
-        longer: Which reply is longer in the pairs that training would use; ``None`` where the data are not pairs.
+        longer: Which reply is longer in the pairs that training would use; ``None`` if the data are not pairs.
         levels: Levels of the data; ``None`` for pairs.
-        kept: The examples that training would use, with level weights.
-        fitted: Their level schemes.
+        examples: The examples that training would use, with level weights.
+        fitted: Level schemes of the examples.
     """
 
     source: str
@@ -75,14 +75,14 @@ class DataReport:
     measured: int
     longer: Longer | None
     levels: LevelReport | None
-    kept: list[Example]
+    examples: list[Example]
     fitted: FittedLevels
 
     def first_replies(self, number: int) -> list[tuple[Example, Completion]]:
         """Return the replies of the first pairs, or the first replies at each level."""
         if self.levels is None:
-            return [(example, completion) for example in self.kept[:number] for completion in example.completions]
-        replies = [(example, completion) for example in self.kept for completion in example.completions]
+            return [(example, completion) for example in self.examples[:number] for completion in example.completions]
+        replies = [(example, completion) for example in self.examples for completion in example.completions]
         at_levels = [
             [(example, c) for example, c in replies if c.weights[k]][:number] for k in range(len(self.fitted.levels))
         ]
@@ -106,29 +106,30 @@ class DataReport:
         text = self.filters.lines()
         if self.test is not None and self.overlap is not None:
             text += ["", *self.test.lines()]
-            seen = self.overlap
-            at = ", ".join(map(str, seen.lines)) + (", …" if seen.count > len(seen.lines) else "")
+            overlap = self.overlap
+            line_numbers = ", ".join(map(str, overlap.lines)) + (", …" if overlap.count > len(overlap.lines) else "")
             text.append(
-                f"  {seen.count} of these prompts are in the training data too ({_lines(seen.count)} {at})"
-                if seen.count
+                f"  {overlap.count} of these prompts are in the training data too "
+                f"({_lines(overlap.count)} {line_numbers})"
+                if overlap.count
                 else "  none of these prompts is in the training data"
             )
         text += ["", f"{'tokens':<24}" + "".join(f"{name:>8}" for name in QUANTILES)]
         for name, row in self.lengths.items():
             text.append(f"  {name:<22}" + "".join(f"{count:>8}" for count in row.values()))
         dropped = self.filters.dropped.get("too_long")
-        over = f", the {dropped.count} too long included" if dropped else ""
+        too_long = f", of which {dropped.count} are too long" if dropped else ""
         rows = "rows" if self.longer is None else "pairs"
-        text.append(f"  (over {self.measured} {rows}{over}; a reply includes its end token)")
+        text.append(f"  ({self.measured} {rows}{too_long}; a reply includes its end token)")
         if self.levels is not None:
             text += ["", *self.levels.lines()]
         if self.longer is None:
             return text
-        sides, kept = self.longer, len(self.kept)
+        longer, num_pairs = self.longer, len(self.examples)
         text += [
             "",
-            f"The longer reply is the chosen one in {sides.chosen / kept:.0%} of the kept pairs, "
-            f"the rejected one in {sides.rejected / kept:.0%}; {sides.same / kept:.0%} are equally long.",
+            f"The chosen reply is longer in {longer.chosen / num_pairs:.0%} of the pairs that are used, "
+            f"the rejected reply in {longer.rejected / num_pairs:.0%}; {longer.neither / num_pairs:.0%} are equal.",
         ]
         return text
 
@@ -160,10 +161,10 @@ def report_data(
         }
     else:
         replies = {"reply": np.array([count for tokens in measured for count in tokens.replies])}
-    whole = prompts + np.array([max(tokens.replies) for tokens in measured])
-    columns = {"prompt": prompts, **replies, f"prompt + long{'er' if is_pairs else 'est'} reply": whole}
+    totals = prompts + np.array([max(tokens.replies) for tokens in measured])
+    columns = {"prompt": prompts, **replies, f"prompt + long{'er' if is_pairs else 'est'} reply": totals}
     lengths = {
-        name: {label: int(np.quantile(values, at, method="nearest")) for label, at in QUANTILES.items()}
+        name: {label: int(np.quantile(values, quantile, method="nearest")) for label, quantile in QUANTILES.items()}
         for name, values in columns.items()
     }
     merged = merge_prompts(kept)
@@ -171,14 +172,14 @@ def report_data(
     examples = fitted.apply(merged)
     longer = None
     if is_pairs:
-        sides = [count(example).replies for example in kept]
-        chosen, rejected = sum(a > b for a, b in sides), sum(a < b for a, b in sides)
-        longer = Longer(chosen, rejected, len(kept) - chosen - rejected)
+        reply_lengths = [count(example).replies for example in examples]
+        chosen, rejected = sum(a > b for a, b in reply_lengths), sum(a < b for a, b in reply_lengths)
+        longer = Longer(chosen, rejected, len(examples) - chosen - rejected)
     test_report, overlap = None, None
     if held_out is not None:
         test, test_report = filter_eval(_first(held_out, limit), count, settings.max_length)
         overlap = Tally()
-        for example in prompt_overlap(kept, test):
+        for example in prompt_overlap(examples, test):
             overlap.add(example.origin)
     return DataReport(
         source=settings.source,
@@ -189,13 +190,13 @@ def report_data(
         measured=len(measured),
         longer=longer,
         levels=None if is_pairs else report_levels(fitted, examples, count),
-        kept=examples,
+        examples=examples,
         fitted=fitted,
     )
 
 
 def _first(read: Read[Example], limit: int | None) -> Read[Example]:
-    """Return the first rows, and the rows of another split that stand before the last of them."""
+    """Return the first ``limit`` rows, and the rows of another split among the lines that hold them."""
     if limit is None or limit >= len(read.rows):
         return read
     end = read.rows[limit].origin.line
@@ -227,19 +228,20 @@ def segments(
     """Return the parts of a sequence, in order.
 
     Args:
-        encoded: The sequence as it is trained.
+        encoded: The encoded sequence.
         slot: The ids of the control slot of its level.
-        placement: Where the slot stands.
+        placement: Position of the slot.
         tokenizer: Decodes the ids.
         vocabulary: Size of the embedding table: higher ids are virtual tokens.
     """
-    reply = encoded.spans[0].start
-    at = 0 if placement == "first" else reply - len(slot)
+    reply_start = encoded.spans[0].start
+    slot_start = 0 if placement == "first" else reply_start - len(slot)
+    slot_end = slot_start + len(slot)
     parts: list[tuple[Literal["slot", "prompt", "trained"], Sequence[int]]] = [
-        ("prompt", encoded.ids[:at]),
-        ("slot", encoded.ids[at : at + len(slot)]),
-        ("prompt", encoded.ids[at + len(slot) : reply]),
-        ("trained", encoded.ids[reply:]),
+        ("prompt", encoded.ids[:slot_start]),
+        ("slot", encoded.ids[slot_start:slot_end]),
+        ("prompt", encoded.ids[slot_end:reply_start]),
+        ("trained", encoded.ids[reply_start:]),
     ]
     result = []
     for kind, ids in parts:

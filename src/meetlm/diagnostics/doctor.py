@@ -51,7 +51,7 @@ def diagnose(
         reporter: Receives messages.
 
     Raises:
-        DataError: The data cannot be read, or no row of them can be used.
+        DataError: The data cannot be read, or no row can be used.
     """
     reporter.message("reading the data")
     read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))

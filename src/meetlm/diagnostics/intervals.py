@@ -87,11 +87,11 @@ def mean_interval(
         interval = _widened(interval, columns, prompts, runs)
     if bounds is None:
         return interval
-    value, (least, most) = interval.value, bounds
+    value, (lowest, highest) = interval.value, bounds
     if np.ptp(by_prompt) == 0 and interval.low == interval.high:
         unseen = stats.binomtest(0, len(by_prompt)).proportion_ci(method="exact").high
-        return Interval(value, value - unseen * (value - least), value + unseen * (most - value))
-    return Interval(value, max(interval.low, least), min(interval.high, most))
+        return Interval(value, value - unseen * (value - lowest), value + unseen * (highest - value))
+    return Interval(value, max(interval.low, lowest), min(interval.high, highest))
 
 
 def bootstrap(by_prompt: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -104,9 +104,9 @@ def bootstrap(by_prompt: Array, statistic: Statistic, *, seed: int = 0, resample
         seed: Seed of the resampling: the same number of prompts gives the same resamples.
         resamples: Number of resamples.
     """
-    _, first, counts = np.unique(by_prompt, axis=0, return_index=True, return_counts=True)
-    order = np.argsort(first)  # by first occurrence: two systems swapped give the same resamples
-    rows, counts = by_prompt[first[order]], counts[order]
+    _, first_index, counts = np.unique(by_prompt, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(first_index)  # by first occurrence: two systems swapped give the same resamples
+    rows, counts = by_prompt[first_index[order]], counts[order]
     drawn = statistic(draws(tuple(counts.tolist()), seed, resamples) @ rows / len(by_prompt))
     value = statistic((counts @ rows)[None] / len(by_prompt))[0]
     return Interval(round(float(value), _DECIMALS), *percentile_ends(drawn[~np.isnan(drawn)], len(by_prompt)))
@@ -130,7 +130,7 @@ def percentile_ends(drawn: Array, num_prompts: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=4)
 def draws(counts: tuple[int, ...], seed: int, resamples: int) -> NDArray[np.float32]:
-    """Return how often each kind of prompt is drawn [R, D] (read-only), with replacement, as many as there are.
+    """Return how often each distinct row is drawn in each resample, [R, D] (read-only).
 
     Args:
         counts: How many prompts of each kind there are [D].
@@ -146,8 +146,8 @@ def draws(counts: tuple[int, ...], seed: int, resamples: int) -> NDArray[np.floa
 
 def prompt_means(columns: Array, prompts: Labels) -> Array:
     """Return the mean of each prompt's rows [P, M], given rows [N, M]; prompts are sorted by name."""
-    _, place, sizes = np.unique(np.asarray(prompts), return_inverse=True, return_counts=True)
-    means = [np.bincount(place, weights=column) / sizes for column in columns.T]
+    _, prompt_index, sizes = np.unique(np.asarray(prompts), return_inverse=True, return_counts=True)
+    means = [np.bincount(prompt_index, weights=column) / sizes for column in columns.T]
     return np.column_stack(means)
 
 
@@ -158,27 +158,27 @@ def _widened(interval: Interval, columns: Array, prompts: Labels, runs: Sequence
     by_run = [prompt_means(columns[run_of == run], prompt_of[run_of == run]).mean() for run in names]
     spread = float(np.var(by_run, ddof=1))
     limit = float(stats.t.ppf(0.975, len(names) - 1)) ** 2 * spread / len(names)
-    own = _share_of_prompts(columns, prompt_of, run_of)
-    low = interval.value - math.sqrt(limit + own * (interval.value - interval.low) ** 2)
-    high = interval.value + math.sqrt(limit + own * (interval.high - interval.value) ** 2)
+    prompt_share = _share_of_prompts(columns, prompt_of, run_of)
+    low = interval.value - math.sqrt(limit + prompt_share * (interval.value - interval.low) ** 2)
+    high = interval.value + math.sqrt(limit + prompt_share * (interval.high - interval.value) ** 2)
     return Interval(
         interval.value, min(interval.low, round(low, _DECIMALS)), max(interval.high, round(high, _DECIMALS))
     )
 
 
 def _share_of_prompts(columns: Array, prompts: NDArray[Any], runs: NDArray[Any]) -> float:
-    """Return the share of the variance between prompts that is their own, over the prompts with values in all runs."""
-    names, prompt_place = np.unique(prompts, return_inverse=True)
-    run_names, run_place = np.unique(runs, return_inverse=True)
+    """Return the share of the variance between prompts that is not noise, over the prompts with values in all runs."""
+    names, prompt_index = np.unique(prompts, return_inverse=True)
+    run_names, run_index = np.unique(runs, return_inverse=True)
     sums, sizes = np.zeros((2, len(names), len(run_names)))
-    np.add.at(sums, (prompt_place, run_place), columns[:, 0])
-    np.add.at(sizes, (prompt_place, run_place), 1)
+    np.add.at(sums, (prompt_index, run_index), columns[:, 0])
+    np.add.at(sizes, (prompt_index, run_index), 1)
     complete = (sizes > 0).all(axis=1)
     table = sums[complete] / sizes[complete]
     num_prompts, num_runs = table.shape
     if num_prompts < 2:
         return 1.0
-    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
-    of_rest = float((rest**2).sum()) / ((num_prompts - 1) * (num_runs - 1))
-    of_prompts = num_runs * float(table.mean(axis=1).var(ddof=1))
-    return max(1 - of_rest / of_prompts, 0.0) if of_prompts > 10**-_DECIMALS else 0.0
+    residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    residual_variance = float((residual**2).sum()) / ((num_prompts - 1) * (num_runs - 1))
+    variance = num_runs * float(table.mean(axis=1).var(ddof=1))
+    return max(1 - residual_variance / variance, 0.0) if variance > 10**-_DECIMALS else 0.0

@@ -1,4 +1,4 @@
-"""Complete data settings from the data themselves: the format of the rows, and the split that is held out."""
+"""Complete data settings by looking at the data: the format of the rows, and the held-out split."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TEST_SPLITS = ("test", "validation")
 
 
 def held_out_settings(data: Mapping[str, Any], locations: Mapping[KeyPath, str]) -> DataSettings:
-    """Return settings whose evaluation split holds prompts; of a file in ``path``, all rows are held out.
+    """Return settings whose evaluation split holds prompts; if ``path`` is a file, all its rows are held out.
 
-    Without ``source`` the first row decides the format.
+    Without ``source`` the first row determines the format.
 
     Args:
         data: Settings of the data, not validated.
-        locations: The option that each of them comes from, for messages.
+        locations: The option that set each value, for messages.
 
     Raises:
         ConfigError: A setting is wrong or would have no effect.
@@ -53,7 +53,7 @@ def held_out_settings(data: Mapping[str, Any], locations: Mapping[KeyPath, str])
 
 
 def held_out_args(data: DataSettings | None) -> list[str]:
-    """Return settings of held-out data as arguments of a command; no argument for the data of the run."""
+    """Return settings of held-out data as command-line arguments; none if ``data`` is ``None``."""
     args = []
     for name, value in data.model_dump(include=set(HELD_OUT_KEYS), exclude_defaults=True).items() if data else ():
         if isinstance(value, Mapping):
@@ -63,9 +63,9 @@ def held_out_args(data: DataSettings | None) -> list[str]:
 
 
 def guess_source(row: Row) -> tuple[str, str]:
-    """Return the format of a row, and the reason for it, for messages."""
-    sides = [row.fields.get(name) for name in ("chosen", "rejected")]
-    if all(isinstance(side, str) and is_transcript(side[:20]) for side in sides):
+    """Return the format of a row, and the reason as text for messages."""
+    replies = [row.fields.get(name) for name in ("chosen", "rejected")]
+    if all(isinstance(reply, str) and is_transcript(reply[:20]) for reply in replies):
         return "hh", f"chosen and rejected begin with {HUMAN.strip()!r}"
     if "info" in row.fields and "summaries" in row.fields:
         return "summarize", "it has the columns info and summaries"
@@ -81,7 +81,7 @@ def with_test(settings: DataSettings) -> DataSettings | None:
     Without ``eval_file`` and ``holdout`` the split ``eval_split`` is used, or else ``test`` or ``validation``.
 
     Raises:
-        DataError: The rows are there and the first of them cannot be read.
+        DataError: There are held-out rows, but the first of them cannot be read.
     """
     if settings.eval_file is not None or settings.holdout is not None:
         return settings

@@ -1,4 +1,4 @@
-"""Memory that training takes: parameters, gradients and optimizer states exactly, activations on GPUs by formula.
+"""Memory of training: parameters, gradients and optimizer states exactly, activations on GPUs by formula.
 
 On GPUs training runs under bf16 autocast over f32 weights. The constants below were fitted to a dry run of Llama 7B,
 Llama 70B and GPT-Neo 1.3B, operator by operator, at commit 1e2bd1a; docs/plan.md states the error.
@@ -16,19 +16,19 @@ from transformers import PreTrainedModel
 GIB = 2**30
 F32, BF16 = 4, 2
 ADAMW_MOMENTS = 2
-"""AdamW keeps two running means for each trained parameter."""
+"""AdamW stores two running means per trained parameter."""
 
-RESERVED = int(1.5 * GIB)
+RESERVED_BYTES = int(1.5 * GIB)
 """GPU memory that is not available for tensors: CUDA's context and kernels, workspaces of cuBLAS and NCCL,
-fragmentation. An allowance; not measured."""
-GATHERED = 3
-"""Sharding gathers the weights of two blocks and the gradients of one block at a time, in bf16."""
+fragmentation. A rough allowance, not a measurement."""
+GATHERED_BLOCKS = 3
+"""Sharding gathers the weights of two blocks and the gradients of one block at a time, in bf16: three blocks."""
 ACTIVATION_BYTES = {"f32": 4.6, "bf16": 2.8}
-"""Activations kept for backward, in bytes per token and per input and output feature of each linear layer. These are
-for models with gated MLPs; models that compute GELU step by step in Python, such as GPT-Neo, keep 1.8 times as much."""
-BF16_SHARE = 0.75
+"""Activations stored for backward, in bytes per token and per input and output feature of each linear layer, of models
+with gated MLPs. Models that compute GELU step by step in Python, such as GPT-Neo, store 1.8 times as much."""
+BF16_ACTIVATION_RATIO = 0.75
 """Activations under bf16 autocast, relative to f32: 0.60 for Llama, 0.75 for GPT-Neo."""
-LOGITS = {"f32": 3 * F32 * 2**22, "bf16": 3 * F32 * 2**25}
+LOGITS_BYTES = {"f32": 3 * F32 * 2**22, "bf16": 3 * F32 * 2**25}
 """Logits, their exponentials and gradients for the part of the vocabulary that the head computes at a time."""
 
 
@@ -48,7 +48,7 @@ class TrainingStates:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Weights, gradients and optimizer states together."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -57,11 +57,11 @@ def training_states(modules: Iterable[nn.Module], trained: Iterable[nn.Module]) 
 
     Args:
         modules: Language model and control; their parameters may be on the device ``meta``.
-        trained: The modules among them that the stage trains.
+        trained: Those of the modules that the stage trains.
     """
-    everything = nn.ModuleList(modules)
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in everything.buffers())
-    weights = F32 * sum(parameter.numel() for parameter in everything.parameters())
+    all_modules = nn.ModuleList(modules)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in all_modules.buffers())
+    weights = F32 * sum(parameter.numel() for parameter in all_modules.parameters())
     gradients = F32 * sum(parameter.numel() for parameter in nn.ModuleList(trained).parameters())
     return TrainingStates(weights + buffers, gradients, ADAMW_MOMENTS * gradients)
 
@@ -72,13 +72,13 @@ class BatchShape:
 
     Attributes:
         positions: Positions that the model computes.
-        trained: Tokens that carry loss.
+        trained_tokens: Tokens that contribute to the loss.
         trains_lm: Whether the language model is trained.
         checkpointing: Whether activations are recomputed in backward.
     """
 
     positions: int
-    trained: int
+    trained_tokens: int
     trains_lm: bool
     checkpointing: bool
 
@@ -87,7 +87,7 @@ def activation_bytes(lm: PreTrainedModel, batch: BatchShape, dtype: str, per_fea
     """Return an estimate of the activations of a forward and backward pass, in bytes.
 
     Args:
-        lm: Its shapes; it may be on the device ``meta``.
+        lm: The language model; only shapes matter, so it may be on the device ``meta``.
         batch: The forward pass.
         dtype: ``f32`` or ``bf16``.
         per_feature: Bytes per token and feature, instead of ``ACTIVATION_BYTES``.
@@ -96,14 +96,14 @@ def activation_bytes(lm: PreTrainedModel, batch: BatchShape, dtype: str, per_fea
     layers = layers_of(lm)
     features = [sum(sum(w.shape) for w in layer.parameters() if w.dim() == 2) for layer in layers]
     width: int = lm.config.get_text_config().hidden_size
-    if batch.checkpointing:  # the inputs of all layers, and the activations of the one that is recomputed
+    if batch.checkpointing:  # the inputs of all layers, and all activations of the layer that is being recomputed
         per_token = F32 * width * len(layers) + per_feature * max(features)
     else:
         per_token = per_feature * sum(features)
     vocabulary: int = lm.config.get_text_config().vocab_size
-    head = min(LOGITS[dtype], 3 * F32 * batch.trained * vocabulary)
-    if batch.trains_lm and not batch.checkpointing:  # the head keeps its probabilities for backward
-        head += batch.trained * vocabulary * (BF16 if dtype == "bf16" else F32)
+    head = min(LOGITS_BYTES[dtype], 3 * F32 * batch.trained_tokens * vocabulary)
+    if batch.trains_lm and not batch.checkpointing:  # the head stores its probabilities for backward
+        head += batch.trained_tokens * vocabulary * (BF16 if dtype == "bf16" else F32)
     return round(batch.positions * per_token + head)
 
 
@@ -122,7 +122,7 @@ class GpuMemory:
         states: Weights, gradients and optimizer states.
         activations: Activations of the largest forward pass.
         copies: bf16 copies of the weights that autocast keeps on a single GPU until backward.
-        gathered: bf16 weights and gradients that each of several GPUs gathers at a time.
+        gathered: bf16 weights and gradients that each GPU gathers at a time when states are sharded.
     """
 
     states: TrainingStates
@@ -135,17 +135,17 @@ class GpuMemory:
         """Peak memory on a single GPU."""
         return self.states.total + self.activations + self.copies
 
-    def gpus_needed(self, size: int) -> int | None:
-        """Return the smallest number of GPUs of ``size`` bytes that suffices; ``None`` where no number does.
+    def gpus_needed(self, gpu_bytes: int) -> int | None:
+        """Return the smallest sufficient number of GPUs with ``gpu_bytes`` of memory; ``None`` if no number suffices.
 
-        One GPU holds everything. Several share the states equally, as FSDP and ZeRO-3 do; each gathers the blocks that
-        it computes and has the activations of its own forward passes.
+        A single GPU needs the peak memory. Several GPUs shard the states equally, as FSDP and ZeRO-3 do; each gathers
+        the blocks that it computes and holds the activations of its forward passes.
         """
-        room = size - RESERVED
-        if self.peak <= room:
+        available = gpu_bytes - RESERVED_BYTES
+        if self.peak <= available:
             return 1
-        room -= self.activations + self.gathered
-        return max(2, math.ceil(self.states.total / room)) if room > 0 else None
+        available -= self.activations + self.gathered
+        return max(2, math.ceil(self.states.total / available)) if available > 0 else None
 
 
 def gpu_memory(
@@ -160,5 +160,5 @@ def gpu_memory(
         states,
         activation_bytes(lm, batch, "bf16", per_feature),
         copies=0 if batch.checkpointing else BF16 * sum(parameter.numel() for parameter in lm.parameters()),
-        gathered=GATHERED * BF16 * max(blocks),
+        gathered=GATHERED_BLOCKS * BF16 * max(blocks),
     )

@@ -1,14 +1,14 @@
 """Preference accuracy of a policy on held-out replies: no judge, no sampling.
 
-*Preference accuracy*: did the levels separate? How often log p(chosen|x,good) − log p(chosen|x,bad) exceeds the same
-for the rejected completion. A tie counts half, so a control whose levels are equal (a fresh LoRA) has exactly 0.5. Good
-and bad are the best and the worst level of an attribute; of two replies to a prompt, the chosen one has the higher
-level. Where levels have no order, those of the two replies take their place. Data with one reply per prompt compare
-replies to different prompts.
+*Preference accuracy*: did the levels separate? How often the margin log p(y|x,good) − log p(y|x,bad) is larger for the
+chosen completion than for the rejected one. A tie counts half, so a control whose levels are equal (a fresh LoRA) has
+exactly 0.5. Good and bad are the best and the worst level of an attribute; of two replies to a prompt, the chosen one
+has the higher level. Where levels have no order, the levels of the two replies are compared. Data with one reply per
+prompt compare replies to different prompts.
 
-*Reward accuracy*: did the best level move towards the chosen replies? How often log p(chosen|x,good) − log p₀(chosen|x)
-exceeds the same for the rejected, p₀ being the base model: DPO's implicit reward (Rafailov et al., 2023, section
-5.1), which every method has, also those without levels.
+*Reward accuracy*: did the best level move towards the chosen replies? How often DPO's implicit reward
+log p(y|x,good) − log p₀(y|x), with p₀ the base model, is larger for the chosen completion than for the rejected one
+(Rafailov et al., 2023, section 5.1). It is defined for every method, also for methods without levels.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class PreferenceAccuracy:
     Attributes:
         pairs: Number of pairs of held-out replies.
         by_sum: Preference accuracy by log-probs summed over a completion's tokens; ``None`` where there is one level.
-        by_token: Preference accuracy by their mean over the tokens.
-        reward: Reward accuracy, by sums.
+        by_token: Preference accuracy by log-probs averaged over a completion's tokens.
+        reward: Reward accuracy, by summed log-probs.
         shorter: How often the chosen completion is the shorter one, a tie counting half; ``1 − shorter`` is the
             accuracy of always picking the longer one.
         nll: NLL of the replies at the best level (of all replies where levels have no order), in nats per token:
@@ -141,14 +141,14 @@ class HeldOutPairs:
     Args:
         encoder: Encoder of the policy's control.
         examples: Held-out examples with level weights; the replies to a prompt are compared with each other.
-        levels: Levels of the data. The control has the same, or the best one alone.
+        levels: Levels of the data. The control has all of them, or only the best level.
 
     Attributes:
         levels: Levels of the data.
-        has_levels: Whether the control has them too.
+        has_levels: Whether the control has all levels of the data.
         is_pairwise: Whether all examples are pairs.
         by_level: Sequences of all replies at each compared level of the control, by its index.
-        bare: Sequences without a control, for the base model.
+        uncontrolled: Sequences without a control, for the base model.
         prompts: Number of the prompt of each reply.
         pairs: The pairs of replies.
 
@@ -168,12 +168,14 @@ class HeldOutPairs:
             return [encoder.encode(e.prompt, c.reply, weights) for (e, c), weights in zip(replies, at, strict=True)]
 
         self.by_level = {level: rows(encoder, [self._at(w, level) for w in self._stated]) for level in self.compared}
-        self.bare = rows(Encoder(encoder.format, encoder.levels, no_slot), [encoder.levels.weights(())] * len(replies))
+        self.uncontrolled = rows(
+            Encoder(encoder.format, encoder.levels, no_slot), [encoder.levels.weights(())] * len(replies)
+        )
         self._find_pairs()
 
     @property
     def compared(self) -> list[int]:
-        """The levels at which replies are scored: best and worst of an ordered attribute, all of another."""
+        """The levels at which replies are scored: best and worst of an ordered attribute, all of an unordered one."""
         if not self.has_levels:
             return [0]
         ranges = [(a, self.levels.ranges[a.name]) for a in self.levels.attributes]
@@ -250,15 +252,18 @@ class HeldOutPairs:
         """Tokens of the longest sequence; 0 where there is no reply."""
         return max((len(row.ids) for rows in self.by_level.values() for row in rows), default=0)
 
-    def drop_longer(self, most: int) -> int:
-        """Drop prompts with a sequence of more than ``most`` tokens; return the number of dropped prompts."""
+    def drop_longer(self, max_tokens: int) -> int:
+        """Drop prompts with a sequence of more than ``max_tokens`` tokens; return the number of dropped prompts."""
         lengths = [max(len(row.ids) for row in rows) for rows in zip(*self.by_level.values(), strict=True)]
-        dropped = {prompt for prompt, length in zip(self.prompts, lengths, strict=True) if length > most}
+        dropped = {prompt for prompt, length in zip(self.prompts, lengths, strict=True) if length > max_tokens}
         if dropped:
-            left = [reply for reply, prompt in enumerate(self.prompts) if prompt not in dropped]
-            self.by_level = {level: [rows[n] for n in left] for level, rows in self.by_level.items()}
-            self.bare, self._stated = [self.bare[n] for n in left], [self._stated[n] for n in left]
-            self.prompts = [self.prompts[n] for n in left]
+            remaining = [reply for reply, prompt in enumerate(self.prompts) if prompt not in dropped]
+            self.by_level = {level: [rows[n] for n in remaining] for level, rows in self.by_level.items()}
+            self.uncontrolled, self._stated = (
+                [self.uncontrolled[n] for n in remaining],
+                [self._stated[n] for n in remaining],
+            )
+            self.prompts = [self.prompts[n] for n in remaining]
             self._find_pairs()
         return len(dropped)
 
@@ -275,7 +280,7 @@ def preference_accuracy(
     Args:
         policy: Scores the replies; unchanged afterwards.
         pairs: Encoded for the policy's control.
-        reference: Log-probs [C] f64 of ``pairs.bare`` under the base model.
+        reference: Log-probs [C] f64 of ``pairs.uncontrolled`` under the base model.
         reporter: Shows the number of sequences that are scored.
     """
     # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
@@ -291,7 +296,7 @@ def base_model_accuracy(pairs: HeldOutPairs, reference: Tensor) -> PreferenceAcc
         pairs: Encoded for the control.
         reference: As for :func:`preference_accuracy`.
     """
-    counts = torch.tensor([row.num_trained for row in pairs.bare])
+    counts = torch.tensor([row.num_trained for row in pairs.uncontrolled])
     return _accuracy(pairs, dict.fromkeys(pairs.compared, reference), counts, reference)
 
 

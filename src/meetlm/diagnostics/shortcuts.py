@@ -87,20 +87,20 @@ def surface_accuracy(
     """Return the held-out accuracy of a logistic regression on features, and the strongest features of both sides.
 
     The model is Bradley-Terry's: the chosen reply wins with the log-odds w · (φ(chosen) − φ(rejected)), so it
-    has no intercept and 0.5 is chance. Five folds; rows of one prompt are in one fold. A feature that occurrences
-    only once can help nowhere else and is left out.
+    has no intercept and 0.5 is chance. Five folds; rows of one prompt are in one fold. Features that occur
+    only once cannot help on other rows and are omitted.
 
     Args:
         chosen: The features of each chosen reply.
-        rejected: Those of each rejected reply.
+        rejected: The features of each rejected reply.
         groups: The group (prompt or post) of each row.
 
     Returns:
         Accuracy; up to three features with the largest weight for the chosen side, and for the rejected side.
     """
-    counts = Counter(f for sides in zip(chosen, rejected, strict=True) for f in sides[0] | sides[1])
+    counts = Counter(feature for pair in zip(chosen, rejected, strict=True) for feature in pair[0] | pair[1])
     names = [name for name, count in counts.most_common(MAX_FEATURES) if count > 1]
-    column = {name: at for at, name in enumerate(names)}
+    column = {name: index for index, name in enumerate(names)}
     table = _differences(chosen, rejected, column)
     fold = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
     outcomes = np.full(len(groups), 0.5)
@@ -131,17 +131,20 @@ def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
 
 
 def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
-    """φ(chosen) − φ(rejected), one row per pair; a feature of both sides cancels."""
+    """Return φ(chosen) − φ(rejected), one row per pair; features that both replies have cancel."""
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
     number = 0
-    for number, (left, right) in enumerate(zip(chosen, rejected, strict=True), start=1):
-        for sign, features in ((1.0, left - right), (-1.0, right - left)):
+    for number, (chosen_features, rejected_features) in enumerate(zip(chosen, rejected, strict=True), start=1):
+        for sign, features in (
+            (1.0, chosen_features - rejected_features),
+            (-1.0, rejected_features - chosen_features),
+        ):
             # sorted: sums of floats depend on the order, and a set's order on the process
-            for at in sorted(column[f] for f in features if f in column):
+            for index in sorted(column[feature] for feature in features if feature in column):
                 rows.append(number - 1)
-                columns.append(at)
+                columns.append(index)
                 values.append(sign)
     return sparse.csr_matrix((values, (rows, columns)), shape=(number, len(column)))
 

@@ -32,7 +32,7 @@ class PairedCompletions:
         cells: [index into ``prompts``, number of the replicate].
         completions: For each system, one completion per cell.
         problems: Rows that were left out, and settings that are unknown.
-        replicates: The run and sampling seed behind each replicate, for each system.
+        replicates: The run and sampling seed of each replicate, for each system.
     """
 
     systems: list[System]
@@ -61,7 +61,7 @@ def align_completions(
     """Return the cells that several systems have in common.
 
     Replicates are paired in their order. A system with one replicate is compared with every replicate of the others;
-    intervals then do not include the variation of its training, as the report says.
+    intervals then do not include the variation of its training, as the report states.
 
     Args:
         systems: Their completions; at least one system.
@@ -69,7 +69,7 @@ def align_completions(
         only_common: Compare over the prompts that all systems have; otherwise it is an error if they differ.
 
     Raises:
-        ConfigError: The systems were sampled differently or have different prompts, or none of them is held out.
+        ConfigError: The systems were sampled differently or have different prompts, or no prompt is held out.
     """
     _check_sampling(systems)
     problems = [problem for completions in systems for problem in completions.problems]
@@ -90,7 +90,7 @@ def align_completions(
         )
     if unknown:
         rows = [origins[prompt] for prompt in unknown]
-        problems.append(Problem("prompts that are not among the held-out ones; left out", rows))
+        problems.append(Problem("prompts that are not held out; skipped", rows))
     by_system = _number_replicates(systems, chosen)
     all_cells = {key: str(completion.origin) for cells in by_system.values() for key, completion in cells.items()}
     missing = {
@@ -116,7 +116,7 @@ def align_completions(
         problems.append(Problem("held-out prompts for which no system has a completion", unanswered))
     indices = {prompt: index for index, prompt in enumerate(prompts)}
     cells = sorted((indices[prompt], number) for prompt, number in common)
-    paired = {name: [of[prompts[index], number] for index, number in cells] for name, of in by_system.items()}
+    paired = {name: [by_cell[prompts[index], number] for index, number in cells] for name, by_cell in by_system.items()}
     first_cell = {index: cell for cell, (index, _) in reversed(list(enumerate(cells)))}
     first_system = paired[systems[0].system.name]
     return PairedCompletions(
@@ -162,12 +162,12 @@ def _number_replicates(systems: Sequence[SystemCompletions], held_out: Container
         for system in systems
     }
     replicates = {name: sorted({replicate for _, replicate in cells}) for name, cells in completions.items()}
-    most = max(map(len, replicates.values()))
+    num_replicates = max(map(len, replicates.values()))
     return {
         name: {
             (prompt, number): completion
             for (prompt, replicate), completion in cells.items()
-            for number in (range(most) if len(replicates[name]) == 1 else [replicates[name].index(replicate)])
+            for number in (range(num_replicates) if len(replicates[name]) == 1 else [replicates[name].index(replicate)])
         }
         for name, cells in completions.items()
     }
@@ -176,14 +176,16 @@ def _number_replicates(systems: Sequence[SystemCompletions], held_out: Container
 def _replicates(
     system: str, cells: Sequence[tuple[int, int]], completions: Sequence[SystemCompletion]
 ) -> list[Replicate]:
-    """Return the run and sampling seed behind each replicate of a system.
+    """Return the run and sampling seed of each replicate of a system.
 
     Files of one folder that state one run are of one training run; rows that state none are of one run per source.
     """
-    first = {number: completion for (_, number), completion in reversed(list(zip(cells, completions, strict=True)))}
+    first_completions = {
+        number: completion for (_, number), completion in reversed(list(zip(cells, completions, strict=True)))
+    }
     runs: dict[tuple[str | None, str | int], int] = {}
     replicates = []
-    for number, completion in sorted(first.items()):
+    for number, completion in sorted(first_completions.items()):
         file = completion.origin.file
         identity = completion.run, completion.source if completion.run is None else str(Path(file).parent)
         run = runs.setdefault(identity, len(runs))

@@ -20,10 +20,11 @@ from meetlm.evaluation.record import Problem
 class CallableScorer:
     """Scores completions with a function.
 
-    The function takes ``(prompt, completion)`` and returns a number, or ``None`` where it has none. With an attribute
-    ``batch = True`` it takes ``(prompts, completions)``, both lists, and returns a list of numbers. A parameter
-    ``chosen`` gets the preferred reply (or a list of them), ``None`` where the data have none. A prompt is text, or
-    messages with ``role`` and ``content``. An attribute ``higher = False`` states that lower is better.
+    The function has the parameters ``(prompt, completion)`` and returns a number, or ``None`` for no score. A function
+    with the attribute ``batch = True`` has the parameters ``(prompts, completions)``, both lists, and returns a list of
+    numbers. A parameter ``chosen`` receives the preferred reply (or a list of replies), ``None`` where the data have
+    none. A prompt is text, or messages with ``role`` and ``content``. The attribute ``higher = False`` states that
+    lower is better.
 
     Args:
         name: ``module:function``.
@@ -56,7 +57,7 @@ class CallableScorer:
         """Return the function's value of each completion, and the rows without a finite value.
 
         Args:
-            prompts: One per completion.
+            prompts: The prompt of each completion.
             completions: As many.
             chosen: The preferred reply to each prompt, or ``None``.
             names: Names of the rows in problems and errors.
@@ -119,8 +120,8 @@ def load_scorer(name: str) -> CallableScorer:
     module_name, colon, function_name = name.partition(":")
     if not colon or not function_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
         raise ConfigError(f"scorer {name!r}; expected module:function, such as my_scorers:brevity")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
+    if (working_folder := os.getcwd()) not in sys.path:
+        sys.path.append(working_folder)
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
@@ -128,7 +129,7 @@ def load_scorer(name: str) -> CallableScorer:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"scorer {name}: no module {module_name!r} is installed or in the current folder ({here})"
+            f"scorer {name}: no module {module_name!r} is installed or in the current folder ({working_folder})"
             if is_missing
             else f"scorer {name}: module {module_name!r} cannot be imported: {reason}"
         ) from error

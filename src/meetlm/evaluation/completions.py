@@ -1,7 +1,7 @@
 """Reads completions: JSON lines with ``prompt`` and ``completion``, written by ``meet generate`` or another program.
 
-A field that a file does not state is ``None``, and the report says so. A row that cannot be used is an error that names
-it, or a :class:`Problem` where the other rows can still be compared.
+A field that a file does not state is ``None``, and the report states that. A row that cannot be used is an error that
+names it, or a :class:`Problem` where the other rows can still be compared.
 """
 
 from __future__ import annotations

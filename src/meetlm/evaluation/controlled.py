@@ -41,7 +41,7 @@ def controlled_win(
     is fitted to every resample with s fixed; a resample of wins only counts as 1, of losses only as 0.
 
     Args:
-        outcomes: One per cell.
+        outcomes: The outcome of each cell.
         lengths: Lengths of the system's replies, in any unit (AlpacaEval: characters).
         baseline_lengths: Lengths of the baseline's replies. A cell counts where it has an outcome and both lengths.
         clusters: The cells' prompts; their training runs are not used.
@@ -53,36 +53,36 @@ def controlled_win(
     counted = [(p, POINTS[o] / 2, a - b) for p, o, a, b in cells if o is not None and a is not None and b is not None]
     if not counted:
         return "no cell has an outcome and both lengths"
-    side = np.array([side for _, side, _ in counted])
+    scores = np.array([scores for _, scores, _ in counted])
     difference = np.array([difference for _, _, difference in counted], dtype=np.float64)
-    if np.ptp(side) == 0 and side[0]:
+    if np.ptp(scores) == 0 and scores[0]:
         return "every cell has the same outcome"
     if np.ptp(difference) == 0:
         return "the difference in length does not vary"
     if difference.min() > 0 or difference.max() < 0:
-        longer = "shorter" if difference.max() < 0 else "longer"
-        return f"every reply is {longer} than the baseline's, so equal lengths were not seen"
+        comparative = "shorter" if difference.max() < 0 else "longer"
+        return f"every reply is {comparative} than the baseline's, so equal lengths were not seen"
     _, row, sizes = np.unique([prompt for prompt, _, _ in counted], return_inverse=True, return_counts=True)
     x, weights = np.tanh(difference / difference.std()), 1 / sizes[row]
-    theta, phi = (float(value[0]) for value in _fit(weights[None], side, x, ridge, (0.0, 0.0)))
+    theta, phi = (float(value[0]) for value in _fit(weights[None], scores, x, ridge, (0.0, 0.0)))
     counts = draws((1,) * len(sizes), clusters.seed, clusters.resamples)
-    step = max(_BLOCK // len(side), 1)
+    step = max(_BLOCK // len(scores), 1)
     drawn = [
-        _fit(counts[start : start + step][:, row] * weights, side, x, ridge, (theta, phi))[0]
+        _fit(counts[start : start + step][:, row] * weights, scores, x, ridge, (theta, phi))[0]
         for start in range(0, clusters.resamples, step)
     ]
     low, high = percentile_ends(np.concatenate(drawn), len(sizes))
     return Interval(*(float(expit(value)) for value in (theta, low, high)))
 
 
-def _fit(weights: Array, side: Array, x: Array, ridge: float, start: tuple[float, float]) -> tuple[Array, Array]:
+def _fit(weights: Array, scores: Array, x: Array, ridge: float, start: tuple[float, float]) -> tuple[Array, Array]:
     """Fit the model to many weightings of the same cells at once, by Newton's method.
 
     All is written with p − ½ = tanh(·/2)/2, an odd function, so that exchanging the systems changes the sign of θ only.
 
     Args:
         weights: Weights [R, C] of the cells.
-        side: Outcome − ½ of each cell [C].
+        scores: Outcome − ½ of each cell [C].
         x: tanh(d / s) of each cell [C].
         ridge: As in :func:`controlled_win`.
         start: Initial θ and φ.
@@ -91,7 +91,7 @@ def _fit(weights: Array, side: Array, x: Array, ridge: float, start: tuple[float
         θ [R] and φ [R]; θ is infinite where all cells with weight have one outcome.
     """
     theta, phi = np.full(len(weights), start[0]), np.full(len(weights), start[1])
-    only_wins, only_losses = weights @ (side < 0.5) == 0, weights @ (side > -0.5) == 0
+    only_wins, only_losses = weights @ (scores < 0.5) == 0, weights @ (scores > -0.5) == 0
     theta[only_wins], theta[only_losses] = np.inf, -np.inf
     active = np.flatnonzero(~only_wins & ~only_losses)
     for _ in range(_MAX_STEPS):
@@ -99,7 +99,7 @@ def _fit(weights: Array, side: Array, x: Array, ridge: float, start: tuple[float
             return theta, phi
         w = weights[active]
         half = np.tanh((theta[active, None] + phi[active, None] * x) / 2) / 2
-        residual, curvature = w * (side - half), w * (0.25 - half**2)
+        residual, curvature = w * (scores - half), w * (0.25 - half**2)
         g0, g1 = residual.sum(axis=1), residual @ x - ridge * phi[active]
         h00, h01, h11 = curvature.sum(axis=1), curvature @ x, curvature @ (x * x) + ridge
         determinant = h00 * h11 - h01 * h01

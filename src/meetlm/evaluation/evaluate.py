@@ -136,7 +136,7 @@ def evaluate_completions(
         reporter: Shows the progress.
 
     Returns:
-        Every value behind every figure: the report needs nothing else.
+        All values from which the report is made.
 
     Raises:
         ConfigError: There is no such baseline, no system to compare with it, no evaluator, a judge's endpoint or a

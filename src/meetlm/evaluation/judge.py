@@ -21,9 +21,9 @@ from typing import NamedTuple
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
-from meetlm.evaluation.judge_account import Judgement, consistency_of, problems_of, usage
 from meetlm.evaluation.judge_client import Call, JudgeResponse, ask
 from meetlm.evaluation.judge_prompts import DEFAULT, JudgePrompt, Verdict, load_prompt
+from meetlm.evaluation.judge_summary import Judgement, consistency_of, problems_of, usage
 from meetlm.evaluation.outcomes import Column, Outcome, decide, judge_margin
 from meetlm.evaluation.record import JudgeAccount, Problem
 from meetlm.evaluation.settings import JudgeSettings
@@ -47,7 +47,7 @@ class Judged(NamedTuple):
         outcomes: The system's outcome for each pair; ``None`` where one of the orders has no verdict.
         margins: The mean of both verdicts for each pair: a win is 1, a tie 0, a loss -1.
         account: What the judge was asked and how it responded.
-        problems: Responses, calls and rows that a reader has to know of.
+        problems: Responses, calls and rows that the report must mention.
     """
 
     outcomes: list[Outcome | None]

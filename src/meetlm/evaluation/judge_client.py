@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SHARED_FAILURES = {
     401: "the key is not accepted",
     402: "the account has no credit",
-    404: "the endpoint does not know this model, or --judge.base_url is wrong",
+    404: "the endpoint has no such model, or --judge.base_url is wrong",
     405: "--judge.base_url is wrong",
 }
 """HTTP statuses that every other call would get too."""

@@ -42,7 +42,7 @@ Messages = list[dict[str, str]]
 DEFAULT = "dialogue"
 """The prompt for data that do not state what their responses are."""
 _RESPONSES = {"dialogue": "replies in a dialogue", "summary": "summaries"}
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _QUESTION = ("question", "post")
 _ANSWERS = ("answer_a", "answer_b")
 _CUE = re.compile(r"\n\s*(?:Assistant|TL;DR):\s*\Z")
@@ -97,16 +97,16 @@ class JudgePrompt(Settings):
 
     @field_validator("user")
     @classmethod
-    def _has_places(cls, value: str) -> str:
-        places = _PLACE.findall(value)
-        for name in places:
+    def _check_placeholders(cls, value: str) -> str:
+        placeholders = _PLACEHOLDER.findall(value)
+        for name in placeholders:
             if name not in _QUESTION + _ANSWERS:
-                raise ValueError(f"unknown place {{{name}}}{nearest(name, _QUESTION + _ANSWERS)}")
-        if not set(places) & set(_QUESTION):
-            raise ValueError("expected a place for the prompt: {question} or {post}")
+                raise ValueError(f"unknown placeholder {{{name}}}{nearest(name, _QUESTION + _ANSWERS)}")
+        if not set(placeholders) & set(_QUESTION):
+            raise ValueError("expected a placeholder for the prompt: {question} or {post}")
         for name in _ANSWERS:
-            if name not in places:
-                raise ValueError(f"expected the place {{{name}}}")
+            if name not in placeholders:
+                raise ValueError(f"expected the placeholder {{{name}}}")
         return value
 
     @property
@@ -124,13 +124,13 @@ class JudgePrompt(Settings):
         """
         question = as_question(prompt)
         values = {"question": question, "post": question, "answer_a": answer_a.strip(), "answer_b": answer_b.strip()}
-        # All places at once: braces inside a completion stay as they are.
-        user = _PLACE.sub(lambda place: values[place[1]], self.user.strip())
+        # All placeholders at once: braces inside a completion stay as they are.
+        user = _PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], self.user.strip())
         system = [{"role": "system", "content": self.system.strip()}] if self.system else []
         return [*system, {"role": "user", "content": user}]
 
     def verdict(self, answer: str) -> Verdict | None:
-        """Return the verdict of an answer; ``None`` where it has none, or several different ones.
+        """Return the verdict of an answer; ``None`` where it has no verdict, or different verdicts.
 
         What a reasoning model thinks (``<think>…</think>``) is not part of its answer.
         """
@@ -157,7 +157,7 @@ def read_verdict(answer: str) -> Verdict | None:
 
 
 def as_question(prompt: Prompt) -> str:
-    """Return a prompt as a judge reads it: the whole dialogue, without the cue for the reply."""
+    """Return a prompt as it is shown to a judge: the whole dialogue, without the cue for the reply."""
     if not prompt.is_chat:
         return _CUE.sub("", prompt.text()).strip()
     return prompt.text().strip() if len(prompt.turns) == 1 else prompt.dialogue()

@@ -1,8 +1,8 @@
 """Measures of a completion's text: ROUGE, lengths, how much is copied from the prompt, and what the prompt lacks.
 
-``None`` stands where a measure is not defined, never for a bad value: an empty completion has 0 words, a ROUGE of 0 and
-no absent names, but no share of copied words. The paper reports ROUGE (section 4.3) and shows copying and hallucination
-by example (section 4.7, appendix B).
+``None`` means that a measure is not defined, never that a value is bad: an empty completion has 0 words, a ROUGE of 0
+and no absent names, but no share of copied words. The paper reports ROUGE (section 4.3) and shows copying and
+hallucination by example (section 4.7, appendix B).
 
 A word is a run of letters and digits of any script. In scripts that do not separate words (Chinese, Japanese, Thai and
 others) every character counts as a word. For English, ROUGE's words are those of the package ``rouge-score``.
@@ -129,7 +129,7 @@ class _Tokenizer:
         self._stemmer = PorterStemmer() if stemmer else None
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text, English ones of more than three letters stemmed."""
+        """Return the words of a text; English words of more than three letters are stemmed."""
         tokens = tokenize(text)
         if self._stemmer is None:
             return tokens
@@ -178,18 +178,18 @@ def fragments(article: Sequence[str], summary: Sequence[str]) -> list[int]:
     for position, word in enumerate(article):
         positions.setdefault(word, []).append(position)
     lengths: list[int] = []
-    at = 0
-    while at < len(summary):
+    start = 0
+    while start < len(summary):
         longest = end = 0
-        for position in positions.get(summary[at], ()):
+        for position in positions.get(summary[start], ()):
             if position < end:
                 continue
-            matches = takewhile(lambda pair: pair[0] == pair[1], zip(summary[at:], article[position:], strict=False))
+            matches = takewhile(lambda pair: pair[0] == pair[1], zip(summary[start:], article[position:], strict=False))
             length = sum(1 for _ in matches)
             longest, end = max(longest, length), position + length
         if longest:
             lengths.append(longest)
-        at += max(longest, 1)
+        start += max(longest, 1)
     return lengths
 
 
@@ -200,8 +200,8 @@ def numbers_absent(prompt: Prompt, completion: str) -> list[str]:
     matter: ``$5.00`` is ``5``, ``40,000`` is ``40000``. Numbers at the start of a line that count a list (``1.``,
     ``2)``) and numbers written as words are not counted.
     """
-    known = set(_numbers(prompt.text()))
-    return list(dict.fromkeys(n for n in _numbers(_LIST_MARK.sub("", completion)) if n not in known))
+    prompt_numbers = set(_numbers(prompt.text()))
+    return list(dict.fromkeys(n for n in _numbers(_LIST_MARK.sub("", completion)) if n not in prompt_numbers))
 
 
 def names_absent(prompt: Prompt, completion: str) -> list[str]:
@@ -211,24 +211,24 @@ def names_absent(prompt: Prompt, completion: str) -> list[str]:
     prompt has it if the word occurs there in any case, with or without a possessive 's. It is a rough count for
     English: a name at the start of a sentence is missed, and a word in capitals for emphasis is counted.
     """
-    known = {_POSSESSIVE.sub("", word) for word in _words(prompt.text())}
+    prompt_words = {_POSSESSIVE.sub("", word) for word in _words(prompt.text())}
     names: dict[str, str] = {}
     for match in _WORD.finditer(completion):
         word = match.group()
         is_first = _starts_sentence(completion, match.start())
         if not word[0].isupper() or _FIRST_PERSON.fullmatch(word) or is_first:
             continue
-        if (name := _POSSESSIVE.sub("", word.lower())) not in known:
+        if (name := _POSSESSIVE.sub("", word.lower())) not in prompt_words:
             names.setdefault(name, _POSSESSIVE.sub("", word))
     return list(names.values())
 
 
-def _starts_sentence(text: str, at: int) -> bool:
+def _starts_sentence(text: str, start: int) -> bool:
     """Whether a word is the first of the text, of a line or of a quotation, or follows . ! ? : ; or … directly."""
-    is_quoted = at > 1 and text[at - 1] in _OPENING_QUOTES and text[at - 2].isspace()
-    while at and text[at - 1] in _BETWEEN_SENTENCES:
-        at -= 1
-    return is_quoted or not at or text[at - 1] in _SENTENCE_ENDS
+    is_quoted = start > 1 and text[start - 1] in _OPENING_QUOTES and text[start - 2].isspace()
+    while start and text[start - 1] in _BETWEEN_SENTENCES:
+        start -= 1
+    return is_quoted or not start or text[start - 1] in _SENTENCE_ENDS
 
 
 def _has_case(text: str) -> bool:
@@ -243,6 +243,6 @@ def _words(text: str) -> list[str]:
 
 def _numbers(text: str) -> Iterator[str]:
     for number in _NUMBER.findall(text):
-        whole, _, decimals = number.replace(",", "").partition(".")
+        integer, _, decimals = number.replace(",", "").partition(".")
         decimals = decimals.rstrip("0")
-        yield (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+        yield (integer.lstrip("0") or "0") + (f".{decimals}" if decimals else "")

@@ -1,4 +1,6 @@
-"""The record of an evaluation, ``evaluation.json``: every figure and every row behind it, all that the report reads.
+"""The record of an evaluation, ``evaluation.json``: every figure, and the rows that it is computed from.
+
+The report reads nothing else.
 
 A *cell* is one prompt in one replicate (a training run and a sampling seed). Every list of completions, values and
 outcomes has one entry per cell, in the order of ``cells``. Intervals are over prompts (paper sections 4.3-4.6).
@@ -57,7 +59,7 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Replicate:
-    """The run and sampling seed behind the number of a replicate, in one system.
+    """The run and sampling seed of a replicate of a system.
 
     Attributes:
         system: Name of the system.
@@ -80,7 +82,7 @@ class Difference:
 
     Attributes:
         mean: Mean over prompts.
-        sign_p: Two-sided p of a sign test over prompts, equal ones left out.
+        sign_p: Two-sided p of a sign test over prompts; ties are left out.
         ratio: For lengths, the mean divided by the baseline's mean over the same cells; else ``None``.
     """
 
@@ -143,7 +145,7 @@ class Comparison:
         system: Name of the system.
         baseline: Name of the baseline.
         evaluator: ``reward``, ``judge``, ``rouge-avg`` or the name of a scorer.
-        outcomes: One per cell; ``None`` where there is none.
+        outcomes: The outcome of each cell; ``None`` where there is none.
         margins: How clear each outcome was (a difference of rewards; for a judge, the mean of both orders in -1 … 1);
             ``None`` where there is none.
         rates: Rates over all cells.
@@ -197,7 +199,7 @@ class Usage:
     """What some responses of a judge cost.
 
     Attributes:
-        num_responses: Number of responses, empty and repeated ones too.
+        num_responses: Number of responses, including empty and repeated responses.
         prompt_tokens: Total, as the endpoint reports; ``None`` where a response has no count.
         completion_tokens: Likewise.
         cost: In the currency of the prices; ``None`` without prices or token counts.
@@ -215,7 +217,7 @@ class Consistency:
 
     Attributes:
         num_calls: Number of judgements in both orders.
-        num_without_verdict: Number of responses without a verdict, empty ones too.
+        num_without_verdict: Number of responses without a verdict, including empty responses.
         num_failed: Number of calls that failed after all retries.
         consistency: Share of the pairs with two verdicts that have the same verdict in both orders.
         chance: The consistency of a judge with the same verdicts that cannot see the replies.
@@ -245,7 +247,7 @@ class JudgeAccount:
         overall: How far both orders agree, over all systems.
         num_cached: Number of judgements whose response was stored before.
         this_run: What the responses of this evaluation cost.
-        stored: What all stored responses to its calls cost, those of earlier evaluations too.
+        stored: Cost of all stored responses to its calls, including responses of earlier evaluations.
         num_identical: Number of pairs with equal replies: a tie without a call, in no other count.
         prompt_reason: Why the judge has this prompt, in a clause.
         by_system: How far both orders agree, for each system.
@@ -266,11 +268,11 @@ class JudgeAccount:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Rows that were left out or are unusual, and anything else that a reader has to know.
+    """Rows that were skipped or are unusual, and anything else that the report must mention.
 
     Attributes:
         description: The problem, with its system or measure, in one line.
-        examples: All of them: file and line, prompt id, or whatever the description names.
+        examples: All examples: file and line, prompt id, or whatever the description names.
     """
 
     description: str
@@ -286,7 +288,7 @@ class Problem:
 
     @property
     def shown_examples(self) -> str:
-        """The first five examples, as text; ``…`` stands for more."""
+        """The first five examples, as text; ``…`` if there are more."""
         return ", ".join([*self.examples[:5], *(["…"] if len(self.examples) > 5 else [])])
 
 
@@ -306,7 +308,7 @@ class Evaluation:
         agreements: Agreement between evaluators.
         judge: The judge's account; ``None`` without a judge.
         problems: Named and counted.
-        replicates: The run and sampling seed behind each replicate in ``cells``, for each system.
+        replicates: The run and sampling seed of each replicate in ``cells``, for each system.
     """
 
     settings: dict[str, Any]
@@ -341,8 +343,8 @@ class Evaluation:
             if isinstance(error, ValidationError):
                 version = record.get("settings", {}).get("versions", {}).get("meetlm", "an unknown version")
                 field, message = problems(error)[0]
-                where = ".".join(map(str, field))
-                reason = f"written by meetlm {version} in a form that this version cannot read ({where}: {message})"
+                location = ".".join(map(str, field))
+                reason = f"written by meetlm {version} in a form that this version cannot read ({location}: {message})"
             else:
                 reason = f"not an evaluation: {error}"
             raise ConfigError(f"{file}: {reason}; run `meet evaluate` again") from error

@@ -20,7 +20,7 @@ from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.example import Prompt
 from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.record import Problem
-from meetlm.evaluation.reward_input import RECORD, RewardInput, TokenizedRow, choose_form
+from meetlm.evaluation.reward_input import FORM_KEY, RewardInput, TokenizedRow, choose_form
 from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import load_tokenizer, loading_errors, num_positions
 
@@ -34,7 +34,7 @@ class RewardModel:
     Args:
         model: A sequence classifier with one label.
         tokenizer: The tokenizer of ``model``.
-        settings: What it reads.
+        settings: Settings of its input.
 
     Attributes:
         form: ``pair``, ``chat`` or ``text``.
@@ -55,7 +55,7 @@ class RewardModel:
         model.train(False)
         use_fast_products(model)
         self.settings, self.tokenizer, self.model = settings, tokenizer, model
-        self.form, self.form_reason = choose_form(tokenizer, getattr(model.config, RECORD, None), settings.input)
+        self.form, self.form_reason = choose_form(tokenizer, getattr(model.config, FORM_KEY, None), settings.input)
         limits = (settings.max_length, _max_positions(model), min(tokenizer.model_max_length, UNLIMITED))
         smallest = min(limit for limit in limits if limit is not None)
         self.max_tokens = smallest if smallest < UNLIMITED else None
@@ -152,8 +152,8 @@ class RewardModel:
             "input_ids": _pad([row.ids for row in rows], used_pad_id),
             "attention_mask": _pad([(1,) * len(row.ids) for row in rows], 0),
         }
-        if rows[0].types is not None:
-            inputs["token_type_ids"] = _pad([row.types or () for row in rows], 0)
+        if rows[0].type_ids is not None:
+            inputs["token_type_ids"] = _pad([row.type_ids or () for row in rows], 0)
         device = self.model.device
         config.pad_token_id = used_pad_id
         try:

@@ -1,7 +1,7 @@
 """Token ids of a prompt and its completion for a reward model: two sequences, a conversation, or one text.
 
 Training, held-out accuracy and scoring all use :meth:`RewardInput.encode`, so a row has the same ids in all of them.
-White space around a completion, which data sources keep and `meet generate` does not, is always removed.
+White space around a completion is always removed: data sources keep it, `meet generate` does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Form = Literal["pair", "chat", "text"]
 """Two sequences (question, answer); the chat template's conversation; prompt and completion as one text."""
 
 FORMS: tuple[Form, ...] = ("pair", "chat", "text")
-RECORD = "reward_input"
+FORM_KEY = "reward_input"
 """Key of the form in a checkpoint's ``config.json``, where ``meet reward train`` writes it."""
 
 
@@ -31,12 +31,12 @@ class TokenizedRow:
 
     Attributes:
         ids: Token ids.
-        types: Token type ids; ``None`` where the tokenizer has none.
+        type_ids: Token type ids; ``None`` where the tokenizer has none.
         num_removed: Tokens that exceeded the maximum length and were removed.
     """
 
     ids: tuple[int, ...]
-    types: tuple[int, ...] | None = None
+    type_ids: tuple[int, ...] | None = None
     num_removed: int = 0
 
 
@@ -45,7 +45,7 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
 
     Args:
         tokenizer: The tokenizer of the reward model.
-        recorded: The value of :data:`RECORD` in its ``config.json``; ``None`` where there is none.
+        recorded: The value of :data:`FORM_KEY` in its ``config.json``; ``None`` where there is none.
         requested: A form, or ``auto``.
 
     Raises:
@@ -56,7 +56,7 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
         form, reason = cast(Form, requested), "as requested"
     elif recorded is not None:
         if recorded not in FORMS:
-            raise ConfigError(f"config.json: {RECORD} is {recorded!r}; expected {', '.join(FORMS)}")
+            raise ConfigError(f"config.json: {FORM_KEY} is {recorded!r}; expected {', '.join(FORMS)}")
         form, reason = recorded, "recorded in the model's config.json"
     elif tokenizer.chat_template is not None:
         form, reason = "chat", "the tokenizer has a chat template"
@@ -84,12 +84,12 @@ class RewardInput:
     Args:
         tokenizer: The tokenizer of the reward model.
         form: ``pair``, ``chat`` or ``text``.
-        max_tokens: Maximum number of tokens per row, ``None`` for no limit. Longer rows lose the oldest tokens of the
-            prompt, but not a leading BOS or CLS; a completion that is too long by itself loses its end.
+        max_tokens: Maximum number of tokens per row, ``None`` for no limit. Longer prompts are truncated on
+            the left, but a leading BOS or CLS stays; a completion that is too long by itself is truncated on the right.
         eos: Whether ``text`` ends with the EOS token.
 
     Raises:
-        ConfigError: ``eos`` is true and there is no such token.
+        ConfigError: ``eos`` is true and the tokenizer has no EOS token.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RewardInput:
         self._template = ChatTemplate(tokenizer, None)
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenizedRow | str]:
-        """Return the ids of each row, or in one line why it has none: no token, or refused by the chat template."""
+        """Return the token ids of each row; for a row that cannot be encoded, the reason as one line of text."""
         return [self._encode(*row) for row in zip(prompts, completions, strict=True)]
 
     def _encode(self, prompt: Prompt, completion: str) -> TokenizedRow | str:
@@ -117,16 +117,16 @@ class RewardInput:
 
     def _text(self, prompt: Prompt, completion: str) -> str:
         if self.form == "chat":
-            turns = _merge_begun_reply([*to_turns(prompt), as_reply(completion)])
+            turns = _merge_prefilled_reply([*to_turns(prompt), as_reply(completion)])
             text = self._template.render(turns)
             self._template.check_complete(turns, text)
             return text
-        before = prompt.content if isinstance(prompt.content, str) else f"\n\n{transcript(prompt)}"
-        return join_text(before, completion) + self._end
+        prompt_text = prompt.content if isinstance(prompt.content, str) else f"\n\n{transcript(prompt)}"
+        return join_text(prompt_text, completion) + self._end
 
     def _truncate(self, ids: list[int]) -> TokenizedRow | str:
         if not ids:
-            return "it has no token"
+            return "it has no tokens"
         if self.max_tokens is None or len(ids) <= self.max_tokens:
             return TokenizedRow(tuple(ids))
         head = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
@@ -138,30 +138,30 @@ class RewardInput:
         encoded = self.tokenizer(question, answer, verbose=False)
         length = len(encoded["input_ids"])
         if not length:
-            return "it has no token"
+            return "it has no tokens"
         if self.max_tokens is not None and length > self.max_tokens:
             answer_ids = self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
-            fits = len(answer_ids) + self.tokenizer.num_special_tokens_to_add(pair=True) < self.max_tokens
+            answer_fits = len(answer_ids) + self.tokenizer.num_special_tokens_to_add(pair=True) < self.max_tokens
             side = self.tokenizer.truncation_side
-            self.tokenizer.truncation_side = "left" if fits else "right"
+            self.tokenizer.truncation_side = "left" if answer_fits else "right"
             try:
-                truncation = "only_first" if fits else "longest_first"
+                truncation = "only_first" if answer_fits else "longest_first"
                 encoded = self.tokenizer(
                     question, answer, truncation=truncation, max_length=self.max_tokens, verbose=False
                 )
             finally:
                 self.tokenizer.truncation_side = side
-        ids, types = tuple(encoded["input_ids"]), encoded.get("token_type_ids")
-        return TokenizedRow(ids, None if types is None else tuple(types), length - len(ids))
+        ids, type_ids = tuple(encoded["input_ids"]), encoded.get("token_type_ids")
+        return TokenizedRow(ids, None if type_ids is None else tuple(type_ids), length - len(ids))
 
 
-def join_text(before: str, completion: str) -> str:
+def join_text(prompt_text: str, completion: str) -> str:
     """Return a text followed by a stripped completion.
 
     They are joined by one space, as in HH transcripts, unless the text is empty or ends in white space.
     """
-    gap = "" if not before or before[-1].isspace() else " "
-    return f"{before}{gap}{completion}"
+    separator = "" if not prompt_text or prompt_text[-1].isspace() else " "
+    return f"{prompt_text}{separator}{completion}"
 
 
 def question_of(prompt: Prompt) -> str:
@@ -179,8 +179,8 @@ def transcript(prompt: Prompt) -> str:
     return prompt.dialogue() + ASSISTANT
 
 
-def _merge_begun_reply(turns: list[Turn]) -> list[Turn]:
-    """Return the turns with the completion merged into a reply that the prompt has begun."""
+def _merge_prefilled_reply(turns: list[Turn]) -> list[Turn]:
+    """Return the turns with the completion merged into a prefilled reply that ends the prompt."""
     *earlier, last = turns
     if earlier and earlier[-1].role == "assistant":
         return [*earlier[:-1], as_reply(join_text(earlier[-1].content, last.content))]

@@ -1,6 +1,6 @@
-"""A reward model as a scorer, with its rewards on disk as they are computed.
+"""A reward model as a scorer that writes its rewards to disk as soon as they are computed.
 
-An interrupted evaluation continues, and a repeated one scores nothing.
+An interrupted evaluation resumes, and a repeated evaluation reads all rewards from disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from meetlm.evaluation.reward_input import TokenizedRow
 from meetlm.policy.fingerprint import sha256_of
 
 CHUNK = 256
-"""Rows scored between two writes."""
+"""Number of rows that are scored before their rewards are written."""
 _IRRELEVANT_CONFIG = ("_name_or_path", "transformers_version")
 """Keys of a model's config that do not affect scores."""
 
@@ -37,7 +37,7 @@ class RewardScorer:
         folder: Folder of the file; created with the first score.
 
     Attributes:
-        description: Which model, and what it reads.
+        description: Name of the model and the form of its input.
         record: Settings and identity of the model, for the record of an evaluation.
         file: The file of scores.
     """
@@ -71,11 +71,11 @@ class RewardScorer:
         """Return the reward of each completion, and the problems of these rows.
 
         Args:
-            prompts: One per completion.
-            completions: As many.
+            prompts: The prompt of each completion.
+            completions: The completions.
             chosen: Not used: a reward model does not read the preferred reply.
-            names: How problems name each row.
-            reporter: Shows the progress.
+            names: Name of each row in problems.
+            reporter: Shows progress.
         """
         rows = self.model.tokenize(prompts, completions)
         by_key = {_key(row): row for row in rows if isinstance(row, TokenizedRow)}
@@ -92,4 +92,4 @@ class RewardScorer:
 
 
 def _key(row: TokenizedRow) -> str:
-    return hashlib.sha256(json.dumps([row.ids, row.types]).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([row.ids, row.type_ids]).encode()).hexdigest()[:24]

@@ -41,7 +41,7 @@ class DialSettings(Settings):
 
 
 class RewardSettings(Settings):
-    """Which reward model, and what it reads."""
+    """The reward model and the form of its input."""
 
     model: str = Field(description="hub name or folder of a sequence classifier with one label")
     input: Literal["auto", "pair", "chat", "text"] = Field(

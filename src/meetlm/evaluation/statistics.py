@@ -1,7 +1,7 @@
 """Rates, means, differences and agreement of an evaluation, with intervals over prompts and training runs.
 
-:mod:`meetlm.diagnostics.intervals` says how intervals are made. Exchanging the systems mirrors every figure. A cell
-without a value or outcome (``None``) is left out, and a figure without any cell is ``None``.
+:mod:`meetlm.diagnostics.intervals` describes how intervals are computed. Exchanging the systems mirrors every figure. A
+cell without a value or outcome (``None``) is left out, and a figure without any cell is ``None``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def mean(
     """Return the mean over prompts of each prompt's mean value, with its 95% interval.
 
     Args:
-        values: One per cell; cells with ``None`` or NaN are left out.
+        values: The value of each cell; cells with ``None`` or NaN are left out.
         clusters: The cells' prompts and training runs.
         bounds: Least and greatest possible value.
     """
@@ -93,7 +93,7 @@ def rates(outcomes: Sequence[Outcome | None], clusters: Clusters) -> Rates | Non
     whose wins and losses differ, half should be won.
 
     Args:
-        outcomes: One per cell.
+        outcomes: The outcome of each cell.
         clusters: The cells' prompts, and the training runs of both systems.
     """
     points = _points(outcomes)
@@ -111,10 +111,10 @@ def rates(outcomes: Sequence[Outcome | None], clusters: Clusters) -> Rates | Non
 def delta_by_replicate(
     outcomes: Sequence[Outcome | None], replicates: Sequence[int], clusters: Clusters
 ) -> dict[int, Interval]:
-    """Return Δ of each replicate alone, with its interval over prompts; nothing where there is one replicate.
+    """Return Δ of each replicate alone, with its interval over prompts; an empty list if there is a single replicate.
 
     Args:
-        outcomes: One per cell.
+        outcomes: The outcome of each cell.
         replicates: The number of each cell's replicate.
         clusters: The cells' prompts; their training runs are not used.
     """

@@ -16,7 +16,7 @@ from meetlm.config.settings import Settings
 
 
 class ObjectiveSettings(Settings):
-    """Settings that all objectives share; a subclass fixes ``kind`` and adds its own."""
+    """Settings that all objectives share; a subclass fixes ``kind`` and adds further settings."""
 
     kind: str = Field(description="kind of objective")
 
@@ -35,7 +35,7 @@ class Loss:
 
 
 Objective = Callable[[Tensor, Tensor | None], Loss]
-"""Computes a loss from log p(y|x, level) [S] of a batch's completions, in nats, and the same under the reference."""
+"""Computes a loss from log p(y|x, level) of a batch's completions under policy and reference, in nats, both [S]."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ObjectiveKind:
     """One entry of the registry.
 
     Attributes:
-        settings: The class of its settings.
+        settings: Settings class of the objective.
         build: Returns the objective for these settings.
         is_pairwise: Whether its unit is a pair (chosen, rejected, chosen, … in the batch) rather than a token. Such an
-            objective also gets the log-probs that the policy gave before the stage, as the reference.
+            objective also receives log-probs under the reference model: the policy before the stage.
     """
 
     settings: type[ObjectiveSettings]

@@ -194,8 +194,8 @@ def check_causal(name: str, lm: PreTrainedModel) -> None:
     ids = (torch.arange(4, device=lm.device) % (len(table) - 1))[None]
     changed = ids.clone()
     changed[0, -1] = len(table) - 1
-    before, after = (lm(each, use_cache=False).logits[0, :-1].float() for each in (ids, changed))
-    if float((before - after).abs().max()) > 1e-5 * float(before.abs().max()):
+    logits, changed_logits = (lm(row, use_cache=False).logits[0, :-1].float() for row in (ids, changed))
+    if float((logits - changed_logits).abs().max()) > 1e-5 * float(logits.abs().max()):
         raise ConfigError(
             f"model {name!r} is not a causal language model: in {type(lm).__name__} positions see later tokens; "
             "expected a model such as Llama, Qwen or GPT-2"

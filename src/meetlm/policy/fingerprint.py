@@ -1,7 +1,7 @@
-"""Hashes of weights: they say which model a cached number or a control belongs to.
+"""Hashes of weights: they identify the model that a cached number or a control belongs to.
 
 A large model takes minutes to hash, so each state of its weights is hashed once: a hash stays in memory until a
-checksum changes, which takes a tenth of the time; the hash of a model as loaded stays on disk until its files change.
+checksum changes, which costs a tenth of the time; the hash of a model as loaded stays on disk until its files change.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _LOADED: WeakKeyDictionary[nn.Module, _Loaded] = WeakKeyDictionary()
 def sha256_of(module: nn.Module) -> str:
     """Return a hash of every parameter and buffer of a module, names included."""
     state = _state(module)
-    known = _HASHES.get(module)
-    if known is not None and known[0] == state:
-        return known[1]
+    cached = _HASHES.get(module)
+    if cached is not None and cached[0] == state:
+        return cached[1]
     loaded = _LOADED.get(module)
     cache = loaded.cache if loaded is not None and loaded.state == state else None
     if cache is not None and cache.is_file():
@@ -81,8 +81,8 @@ def _state(module: nn.Module) -> State:
 def _checksum(tensor: Tensor) -> int:
     """Return the sum of a tensor's bytes, eight at a time."""
     data = _bytes(tensor)
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+    num_aligned = len(data) // 8 * 8
+    return int(data[:num_aligned].view(torch.int64).sum()) + int(data[num_aligned:].sum())
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Log-probs of tokens from the last hidden states, computed for a chunk of the vocabulary at a time.
+"""Log-probs of tokens from the last hidden states, computed in chunks of the vocabulary.
 
 Vocabularies are large: the logits of a batch, their log-softmax and its gradient would be the largest tensors of a
 step. Here the logits of a chunk are computed, added to the sums of the softmax (rescaled whenever a larger logit
 appears: Milakov and Gimelshein, 2018) and dropped. The gradient of log p(t) with respect to its hidden state h is
-W_t − Σ_v p_v W_v, whatever the loss: it is computed in forward, while the probabilities exist. Only a head that is
-trained itself needs them in backward: they are stored, or their logits are computed again.
+W_t − Σ_v p_v W_v, whatever the loss: it is computed in forward, while the probabilities exist. Backward needs the
+probabilities only where the head itself is trained: forward stores them, or backward recomputes them.
 
 N tokens, D size of the hidden states, V vocabulary size.
 """
@@ -23,16 +23,16 @@ from meetlm.controls.kernels.products import product
 from meetlm.policy.even_parts import even_parts
 
 NUM_LOGITS = {"cpu": 2**22, "cuda": 2**25}
-"""About how many logits exist at a time; more are hardly faster (LOG.md, 2026-11-26)."""
+"""Approximate number of logits per chunk; larger chunks are hardly faster (LOG.md, 2026-11-26)."""
 MIN_CHUNK = 1024
-"""Smallest chunk of the vocabulary, where so many tokens would leave room for fewer."""
+"""Minimum chunk of the vocabulary, however many tokens there are."""
 
 
 class LogProbHead:
     """A linear LM head that can return log-probs of target tokens in place of all logits.
 
-    It replaces the forward method of the head. So the language model is always called as a whole, and whatever
-    gathers weights around its forward pass, such as sharding, sees the head as well.
+    It replaces the forward method of the head, so the language model is always called as a whole. Sharding, which
+    gathers weights around the forward pass, then gathers those of the head as well.
 
     Args:
         head: A linear layer with a weight [V, D], and a bias [V] or ``None``.
@@ -45,7 +45,7 @@ class LogProbHead:
         head.forward = self
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return the log-probs [N, 1] of the targets, or all logits where there are no targets."""
+        """Return the log-probs [N, 1] of the targets, or all logits if no targets are set."""
         if self._targets is None:
             logits: Tensor = self._original_forward(hidden)
             return logits
@@ -68,8 +68,8 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, store_proba
         hidden: [N, D].
         head: A linear layer with a weight [V, D], and a bias [V] or ``None``.
         targets: [N] int64.
-        store_probabilities: Store the probabilities, N·V numbers, for the gradient of ``head`` where it is trained:
-            saves one matrix product.
+        store_probabilities: Store the probabilities, N·V numbers, for the gradient of a trained ``head``, which saves
+            one matrix product.
     """
     device_type = hidden.device.type
     has_autocast = torch.is_autocast_enabled(device_type)
@@ -78,19 +78,19 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, store_proba
     store_probabilities = store_probabilities and torch.is_grad_enabled()
     weight, bias = cast(Tensor, head.weight).to(dtype), cast(Tensor | None, getattr(head, "bias", None))
     with torch.autocast(device_type, enabled=False):
-        values: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+        logps: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
             hidden.to(dtype), weight, None if bias is None else bias.to(dtype), targets, chunks, store_probabilities
         )
-    return values
+    return logps
 
 
 @torch.no_grad()
 def is_linear_head(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
-    """Return whether the logits of ``lm`` are its linear head's output; some models cap or scale them.
+    """Return whether the logits of ``lm`` are exactly what its linear head computes; some models cap or scale them.
 
     Args:
         lm: A model in eval mode.
-        tolerance: Largest difference of a logit, relative to the largest one where that is above 1.
+        tolerance: Maximum difference between logits, relative to the largest logit or to 1, whichever is larger.
     """
     head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     ids = torch.arange(8, device=lm.device)[None]
@@ -115,8 +115,8 @@ class _TokenLogps(torch.autograd.Function):
         chunks: list[slice],
         store_probabilities: bool,
     ) -> Tensor:
-        total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
-        target_logits, largest = torch.zeros_like(total), torch.full_like(total, torch.finfo(torch.float32).min)
+        sum_exp = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+        target_logits, max_logit = torch.zeros_like(sum_exp), torch.full_like(sum_exp, torch.finfo(torch.float32).min)
         expected_weight = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         store_probabilities = store_probabilities and any(ctx.needs_input_grad[1:3])
         stored: list[Tensor] = []
@@ -124,40 +124,40 @@ class _TokenLogps(torch.autograd.Function):
             logits = _logits(hidden, weight, bias, chunk)
             index, is_inside = _index_in_chunk(targets, chunk)
             target_logits += logits.gather(1, index).where(is_inside, 0.0)
-            previous, largest = largest, torch.maximum(largest, logits.amax(dim=1, keepdim=True))
-            rescale = (previous - largest).exp_()
-            terms = logits.sub_(largest).exp_()  # probabilities times the total, as far as it is known
-            total.mul_(rescale).add_(terms.sum(dim=1, keepdim=True))
-            terms = terms.to(weight.dtype)
+            previous, max_logit = max_logit, torch.maximum(max_logit, logits.amax(dim=1, keepdim=True))
+            rescale = (previous - max_logit).exp_()
+            exp_logits = logits.sub_(max_logit).exp_()  # unnormalized probabilities
+            sum_exp.mul_(rescale).add_(exp_logits.sum(dim=1, keepdim=True))
+            exp_logits = exp_logits.to(weight.dtype)
             if expected_weight is not None:
-                expected_weight.mul_(rescale).add_(product(terms, weight[chunk].T))
+                expected_weight.mul_(rescale).add_(product(exp_logits, weight[chunk].T))
             if store_probabilities:
-                stored += (terms, largest)
-            del logits, terms  # before the next chunk is computed
-        normalizer = largest + total.log()
-        slopes = None
+                stored += (exp_logits, max_logit)
+            del logits, exp_logits  # before the next chunk is computed
+        normalizer = max_logit + sum_exp.log()
+        logp_gradient = None
         if expected_weight is not None:
-            slopes = expected_weight.div_(total).neg_().add_(weight[targets]).to(hidden.dtype)
+            logp_gradient = expected_weight.div_(sum_exp).neg_().add_(weight[targets]).to(hidden.dtype)
         ctx.chunks = chunks
-        ctx.save_for_backward(hidden, weight, bias, targets, slopes, normalizer, *stored)
+        ctx.save_for_backward(hidden, weight, bias, targets, logp_gradient, normalizer, *stored)
         return (target_logits - normalizer)[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, slopes, normalizer, *stored = ctx.saved_tensors
+    def backward(ctx: Any, dlogps: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, logp_gradient, normalizer, *stored = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dvalues = dvalues[:, None]
-        dhidden = slopes * dvalues.to(slopes.dtype) if needs_hidden else None
+        dlogps = dlogps[:, None]
+        dhidden = logp_gradient * dlogps.to(logp_gradient.dtype) if needs_hidden else None
         dweight = torch.empty_like(weight) if needs_weight else None
         dbias = torch.empty_like(bias) if needs_bias else None
-        for number, chunk in enumerate(ctx.chunks if needs_weight or needs_bias else ()):
+        for position, chunk in enumerate(ctx.chunks if needs_weight or needs_bias else ()):
             if stored:
-                terms, largest = stored[2 * number : 2 * number + 2]
-                dlogits = terms.float() * ((largest - normalizer).exp_() * -dvalues)
+                exp_logits, max_logit = stored[2 * position : 2 * position + 2]
+                dlogits = exp_logits.float() * ((max_logit - normalizer).exp_() * -dlogps)
             else:
-                dlogits = _logits(hidden, weight, bias, chunk).sub_(normalizer).exp_().mul_(-dvalues)
+                dlogits = _logits(hidden, weight, bias, chunk).sub_(normalizer).exp_().mul_(-dlogps)
             index, is_inside = _index_in_chunk(targets, chunk)
-            dlogits.scatter_add_(1, index, dvalues * is_inside)
+            dlogits.scatter_add_(1, index, dlogps * is_inside)
             if dweight is not None:
                 dweight[chunk] = product(dlogits.to(weight.dtype).T, hidden.T)
             if dbias is not None:
@@ -178,7 +178,7 @@ def _index_in_chunk(targets: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
     return index.clamp(0, last), (index >= 0) & (index <= last)
 
 
-def _vocab_chunks(num_tokens: int, vocab_size: int, room: int) -> list[slice]:
+def _vocab_chunks(num_tokens: int, vocab_size: int, max_logits: int) -> list[slice]:
     """Return the chunks of the vocabulary, of about equal sizes."""
-    largest_chunk = max(MIN_CHUNK, room // max(1, num_tokens))
+    largest_chunk = max(MIN_CHUNK, max_logits // max(1, num_tokens))
     return even_parts(vocab_size, -(-vocab_size // largest_chunk))

@@ -55,7 +55,7 @@ class _Group:
         self._mask: Tensor | None = None
 
     @property
-    def first(self) -> int:
+    def first_column(self) -> int:
         """The first column that holds a token."""
         return min(self._starts)
 
@@ -64,7 +64,7 @@ class _Group:
         if length > self.end:
             return 1.0
         num_tokens = sum(self.end - start for start in self._starts) + length
-        return 1 - num_tokens / (max(self.end - self.first, length) * (len(self.rows) + 1))
+        return 1 - num_tokens / (max(self.end - self.first_column, length) * (len(self.rows) + 1))
 
     def add(self, row: int, size: RowSize) -> None:
         """Add a row; :meth:`fit` follows."""
@@ -77,8 +77,8 @@ class _Group:
 
     def fit(self) -> None:
         """Copy buffers that are too small into larger ones, without the columns before the first token."""
-        first = self.first
-        columns = round(GROWTH * (self._needed - first))
+        first_column = self.first_column
+        columns = round(GROWTH * (self._needed - first_column))
         is_shifted = False
         for buffers in (self.keys, self.values):
             for layer, tensor in buffers.items():
@@ -87,11 +87,11 @@ class _Group:
                     continue
                 buffers[layer] = tensor.new_zeros(len(self.rows), heads, columns, size)
                 count = min(rows, len(self.rows))
-                buffers[layer][:count, :, : self.end - first] = tensor[:count, :, first : self.end]
+                buffers[layer][:count, :, : self.end - first_column] = tensor[:count, :, first_column : self.end]
                 is_shifted = True
         if is_shifted:
-            self.end, self._needed = self.end - first, self._needed - first
-            self._starts = [start - first for start in self._starts]
+            self.end, self._needed = self.end - first_column, self._needed - first_column
+            self._starts = [start - first_column for start in self._starts]
 
     def store(self, layer: int, row: int, keys_values: tuple[Tensor, Tensor]) -> None:
         """Store the keys and values of a prompt, [H_kv, T, d] each."""
@@ -115,7 +115,7 @@ class _Group:
 
     def mask(self, query: Tensor) -> Tensor | None:
         """Return what is added to the scores, 0 or -inf at padding, [R, 1, 1, C]; ``None`` without padding."""
-        if max(self._starts) == self.first:
+        if max(self._starts) == self.first_column:
             return None
         if self._mask is None or self._mask.dtype != query.dtype:
             columns = torch.arange(self._needed, device=query.device)
@@ -191,7 +191,7 @@ class KVCache:
         outputs, start = [], 0
         for group in self._groups:
             count, end = len(group.rows), group.end
-            first = max(group.first, end - window) if window else group.first
+            first_column = max(group.first_column, end - window) if window else group.first_column
             group_rows = slice(start, start + count)
             group.keys[layer][:count, :, end - 1] = keys[group_rows]
             group.values[layer][:count, :, end - 1] = values[group_rows]
@@ -199,9 +199,9 @@ class KVCache:
             outputs.append(
                 functional.scaled_dot_product_attention(
                     queries[group_rows],
-                    group.keys[layer][:count, :, first:end],
-                    group.values[layer][:count, :, first:end],
-                    attn_mask=None if mask is None else mask[..., first:end],
+                    group.keys[layer][:count, :, first_column:end],
+                    group.values[layer][:count, :, first_column:end],
+                    attn_mask=None if mask is None else mask[..., first_column:end],
                     scale=scaling,
                 )
             )

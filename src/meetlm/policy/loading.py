@@ -126,8 +126,8 @@ def checkpoints_activations(lm: PreTrainedModel) -> bool:
 
 def num_positions(lm: PreTrainedModel) -> int | None:
     """Return the maximal length of a sequence, slot and reply included; ``None`` if the model has no limit."""
-    most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    return int(most) if most else None
+    max_positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return int(max_positions) if max_positions else None
 
 
 def embedding_rows(lm: PreTrainedModel) -> int:
@@ -143,9 +143,11 @@ def check_positions(lm: PreTrainedModel, tokens: int, sequence: str) -> None:
     Raises:
         ConfigError: The sequence is longer; names both numbers.
     """
-    most = num_positions(lm)
-    if most is not None and tokens > most:
-        raise ConfigError(f"{sequence} has {tokens} tokens, slot and reply included; the model has {most} positions")
+    max_positions = num_positions(lm)
+    if max_positions is not None and tokens > max_positions:
+        raise ConfigError(
+            f"{sequence} has {tokens} tokens, slot and reply included; the model has {max_positions} positions"
+        )
 
 
 def device_of(settings: ModelSettings) -> torch.device:

@@ -1,6 +1,7 @@
 """Where the sequences of a packed row begin and end, and the masks that follow from it.
 
-All attention layers of a forward pass share one layout. A mask is made by the first layer that needs it.
+All attention layers of a forward pass share one layout. The first layer that needs a mask computes it; later
+layers reuse it.
 
 T tokens, Q sequences, G query heads per key head, H_kv key heads of size d.
 """
@@ -17,25 +18,25 @@ from torch import Tensor
 from meetlm.policy.even_parts import even_parts
 
 BLOCK = 64
-"""About how many tokens attend at a time on CPUs (LOG.md, 2026-11-25)."""
+"""Approximate number of tokens that attend at a time on CPUs (LOG.md, 2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True)
 class VarlenMetadata:
-    """Where the queries and keys of each sequence are, in the form that a variable-length kernel requires.
+    """Where the queries and keys of each sequence are, as arguments of a variable-length attention kernel.
 
     Attributes:
-        queries: [Q + 1] int32, borders of the sequences.
-        keys: [Q + 1] int32, borders of their keys; the keys that a sequence shares come before its own.
-        longest_queries: Largest number of tokens in a sequence.
-        longest_keys: Largest number of keys in a sequence.
+        cu_seqlens_q: [Q + 1] int32, borders of the sequences.
+        cu_seqlens_k: [Q + 1] int32, borders of their keys; shared keys come first.
+        max_seqlen_q: Largest number of tokens in a sequence.
+        max_seqlen_k: Largest number of keys in a sequence.
         key_tokens: [keys] int64, the token of each key; ``None`` where nothing is shared.
     """
 
-    queries: Tensor
-    keys: Tensor
-    longest_queries: int
-    longest_keys: int
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
     key_tokens: Tensor | None
 
 
@@ -85,7 +86,7 @@ class PackedLayout:
         return len(self.segments) - len(self.lengths)
 
     def block_mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
-        """Return what is added to the scores of a block: 0 where a query sees a key, else -inf, [tokens·G, keys].
+        """Return the additive mask of a block: 0 where a query sees a key, else -inf, [tokens·G, keys].
 
         Args:
             query: [1, H_kv, tokens·G, d], G rows per token.
@@ -94,19 +95,19 @@ class PackedLayout:
             window: Keys that a token sees, its own included; ``None`` = all keys up to its own.
         """
         repeat, longest = query.shape[2] // tokens, self.longest
-        kind = repeat, window, query.device
-        if kind not in self._block_masks:
+        cache_key = repeat, window, query.device
+        if cache_key not in self._block_masks:
             row = torch.arange(2 * BLOCK, device=query.device)[:, None]
             distance = row - torch.arange(-longest, 2 * BLOCK, device=query.device)
             is_hidden = (distance < 0) | (distance >= (window or longest + 2 * BLOCK))
             zeros = torch.zeros(is_hidden.shape, dtype=query.dtype, device=query.device)
             mask = zeros.masked_fill(is_hidden, float("-inf"))
-            self._block_masks[kind] = mask.repeat_interleave(repeat, dim=0)
+            self._block_masks[cache_key] = mask.repeat_interleave(repeat, dim=0)
         end = longest + tokens
-        return self._block_masks[kind][: tokens * repeat, end - keys : end]
+        return self._block_masks[cache_key][: tokens * repeat, end - keys : end]
 
     def sequence_mask(self, length: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-        """Return which keys the last ``length`` tokens of a sequence see, [length, keys] bool.
+        """Return the boolean mask of a sequence: which keys its last ``length`` tokens see, [length, keys].
 
         Args:
             length: Number of queries.
@@ -114,22 +115,24 @@ class PackedLayout:
             window: As in :meth:`block_mask`.
             device: Device of the mask.
         """
-        kind = length, keys, window, device
-        if kind not in self._sequence_masks:
+        cache_key = length, keys, window, device
+        if cache_key not in self._sequence_masks:
             position = torch.arange(keys, device=device)
             distance = position[keys - length :, None] - position[None, :]
-            self._sequence_masks[kind] = (distance >= 0) & (distance < (window or keys))
-        return self._sequence_masks[kind]
+            self._sequence_masks[cache_key] = (distance >= 0) & (distance < (window or keys))
+        return self._sequence_masks[cache_key]
 
     def metadata(self, device: torch.device) -> VarlenMetadata:
         """Return where queries and keys are, as tensors on ``device``."""
         if device not in self._metadata:
             num_keys = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
-            queries, keys = (
+            cu_seqlens_q, cu_seqlens_k = (
                 torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32) for sizes in (self.lengths, num_keys)
             )
             key_tokens = self._key_tokens().to(device) if any(self.shared) else None
-            self._metadata[device] = VarlenMetadata(queries, keys, max(self.lengths), self.longest, key_tokens)
+            self._metadata[device] = VarlenMetadata(
+                cu_seqlens_q, cu_seqlens_k, max(self.lengths), self.longest, key_tokens
+            )
         return self._metadata[device]
 
     def _key_tokens(self) -> Tensor:

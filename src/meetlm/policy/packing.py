@@ -86,7 +86,7 @@ def attention_failure_reason(lm: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def try_packed_attention(lm: PreTrainedModel, longest: int = 512, tolerance: float = 1e-4) -> str | None:
-    """Switch ``lm`` to packed attention if packed logits equal those of sequences one by one.
+    """Switch ``lm`` to packed attention if packed logits equal the logits of sequences computed alone.
 
     Args:
         lm: A model in eval mode. It has packed attention afterwards if nothing differs, else its original attention.

@@ -132,8 +132,10 @@ def load_config(
     raw = _with_text_prompts(raw)
     config = validate(RunConfig, _with_preset(raw, locations, origin), locations, origin)
     if preset_in_file in preset_names() and config.preset != preset_in_file:
-        with_its_own = _with_preset({**raw, "preset": preset_in_file}, locations, origin)
-        if validate(RunConfig, with_its_own, locations, origin) == config.model_copy(update={"preset": preset_in_file}):
+        with_file_preset = _with_preset({**raw, "preset": preset_in_file}, locations, origin)
+        if validate(RunConfig, with_file_preset, locations, origin) == config.model_copy(
+            update={"preset": preset_in_file}
+        ):
             raise ConfigError(
                 f"--preset {config.preset} would change nothing: {file} is of preset {preset_in_file} and sets every "
                 "value of a preset itself; remove batch and the stages' lr, epochs and min_steps from it, or start "
@@ -172,7 +174,7 @@ def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 
 
 def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
-    """Refuse a learning rate or epochs of one stage together with those of every stage, which would win.
+    """Refuse a learning rate or epochs of one stage together with those of every stage, which would override it.
 
     Raises:
         ConfigError: Names both.

@@ -75,7 +75,7 @@ class Chart:
     caption: str
 
 
-HOLLOW = "What is hollow allows no conclusion, as the judge is inconsistent; the summary says why."
+HOLLOW = "The hollow bars and markers allow no conclusion, because the judge is inconsistent; see the summary."
 
 
 class Point(NamedTuple):
@@ -104,11 +104,11 @@ def win_chart(evaluation: Evaluation, evaluator: str) -> Chart:
             win, tie, lose = (
                 scaled(r, 100) for r in (comparison.rates.win, comparison.rates.tie, comparison.rates.lose)
             )
-            hollow = bool(judge_doubt(evaluation, evaluator, comparison.system))
+            is_doubtful = bool(judge_doubt(evaluation, evaluator, comparison.system))
             start = 0.0
             for name, share, colour in (("win", win, WIN), ("tie", tie, TIE), ("lose", lose, LOSE)):
                 bar = axes.barh(row, share.value, 0.5, left=start, color=colour, label=name if row == 0 else None)
-                bar.patches[0].set(fill=not hollow, edgecolor=colour)
+                bar.patches[0].set(fill=not is_doubtful, edgecolor=colour)
                 start += share.value
             for y, low, high in ((row - 0.11, win.low, win.high), (row + 0.11, 100 - lose.high, 100 - lose.low)):
                 axes.plot([low, high], [y, y], color="white", linewidth=4.5, solid_capstyle="butt")
@@ -207,12 +207,12 @@ def distribution_chart(conditions: Conditions, measure: Measure) -> Chart:
     return draw(f"Distribution of {measure.name}", 0.75 + HISTOGRAM * len(columns), alt, caption, paint)
 
 
-def length_charts(evaluation: Evaluation, words: Measure, scorers: Sequence[Measure]) -> list[Chart]:
+def length_charts(evaluation: Evaluation, word_counts: Measure, scorers: Sequence[Measure]) -> list[Chart]:
     """Return Δ among replies that are shorter or longer than the baseline's, and the mean score by length.
 
     Args:
         evaluation: The record.
-        words: The length of every completion.
+        word_counts: The length of every completion.
         scorers: The measures that are scores.
     """
     names = [system.name for system in evaluation.systems]
@@ -222,12 +222,12 @@ def length_charts(evaluation: Evaluation, words: Measure, scorers: Sequence[Meas
     for evaluator in evaluators_of([Condition(evaluation)]):
         series = {}
         for _, comparison in comparisons_of([Condition(evaluation)], evaluator):
-            longer = margins(words.values[comparison.system], words.values[comparison.baseline])
+            length_margins = margins(word_counts.values[comparison.system], word_counts.values[comparison.baseline])
             outcomes = [None if outcome is None else 100.0 * POINTS[outcome] for outcome in comparison.outcomes]
             is_filled = not judge_doubt(evaluation, evaluator, comparison.system)
             series[comparison.system] = [
                 point._replace(low=max(point.low, -100.0), high=min(point.high, 100.0), is_filled=is_filled)
-                for point in group_by_length(longer, outcomes, prompts)
+                for point in group_by_length(length_margins, outcomes, prompts)
             ]
         caption = (
             f"Pairs in {bins}, within ±100%. A line that climbs means that longer replies win. "
@@ -236,7 +236,7 @@ def length_charts(evaluation: Evaluation, words: Measure, scorers: Sequence[Meas
         title, x = f"Length against {evaluator}'s outcome", f"words more than {evaluation.baseline}"
         charts.append(_line_chart(title, series, names, x, "Δ (%)", caption))
     for scorer in scorers:
-        series = {name: group_by_length(words.values[name], scorer.values[name], prompts) for name in names}
+        series = {name: group_by_length(word_counts.values[name], scorer.values[name], prompts) for name in names}
         title, caption = f"Length against {scorer.name}", f"Mean {scorer.name} of completions in {bins}."
         charts.append(_line_chart(title, series, names, "words", scorer.name, caption))
     return charts
@@ -248,9 +248,10 @@ def group_by_length(
     """Return the mean value of about equally large groups by length, with ±1.96 standard errors.
 
     Args:
-        lengths: x of each pair or completion; those without x or y are left out.
-        values: y.
-        prompts: The prompt of each: those of one prompt are not independent, so a prompt counts once per group.
+        lengths: Length x of each pair or completion; entries without x or y are left out.
+        values: Value y of each.
+        prompts: The prompt of each value. Values of the same prompt are not independent, so a prompt counts once per
+            group.
     """
     rows = zip(lengths, values, prompts, strict=True)
     table = np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 3)
@@ -282,9 +283,9 @@ def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str
             errors = [[point.y - point.low for point in line], [point.high - point.y for point in line]]
             label = shortened(name, LINE)
             axes.errorbar(xs, [point.y for point in line], yerr=errors, label=label, **(style | {"mfc": "white"}))
-            for at, point in zip(xs, line, strict=True):
+            for x_value, point in zip(xs, line, strict=True):
                 if point.is_filled:
-                    axes.plot(at, point.y, style["marker"], color=style["color"], zorder=3)
+                    axes.plot(x_value, point.y, style["marker"], color=style["color"], zorder=3)
         axes.set_xlabel(shortened(x, LINE))
         axes.set_ylabel(y)
         axes.figure.legend(loc="outside lower left")
@@ -336,10 +337,10 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]], *, gap: float) -> N
         gap: Distance of a row and its texts, in rows.
     """
     for y, (name, figure) in enumerate(rows):
-        above: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+        text_style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
         name = shortened(name, BESIDE_FIGURES if figure else LINE)
-        axes.text(0, y - gap, name, weight="normal" if figure else "bold", **above)
-        axes.text(1, y - gap, figure, ha="right", **above)
+        axes.text(0, y - gap, name, weight="normal" if figure else "bold", **text_style)
+        axes.text(1, y - gap, figure, ha="right", **text_style)
     axes.set_ylim(len(rows) - 0.6, -gap - 0.55)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -49,12 +49,15 @@ def rank_pairs(evaluation: Evaluation, comparison: Comparison) -> dict[Outcome |
     Wins and losses by their margin; ties of different texts before ties of the same text, then by margin; pairs
     without an outcome in their order, those that the evaluator was not asked about last.
     """
-    ours, theirs = evaluation.completions[comparison.system], evaluation.completions[comparison.baseline]
+    system_texts, baseline_texts = (
+        evaluation.completions[comparison.system],
+        evaluation.completions[comparison.baseline],
+    )
 
     def key(pair: int) -> tuple[bool, float]:
         margin = comparison.margins[pair] or 0.0
         if comparison.outcomes[pair] == "tie":
-            return ours[pair].strip() == theirs[pair].strip(), abs(margin)
+            return system_texts[pair].strip() == baseline_texts[pair].strip(), abs(margin)
         return not comparison.was_asked(pair), -abs(margin)
 
     pairs = sorted(range(len(comparison.outcomes)), key=key)
@@ -70,11 +73,11 @@ def viewing_order(evaluation: Evaluation, comparison: Comparison) -> list[int]:
 
 def examples_of(evaluation: Evaluation) -> list[ShownPair]:
     """Return the largest win and loss and the closest tie of every system, by the first evaluator that has outcomes."""
-    first: dict[str, Comparison] = {}
+    by_system: dict[str, Comparison] = {}
     for _, comparison in comparisons_of([Condition(evaluation)]):
-        first.setdefault(comparison.system, comparison)
+        by_system.setdefault(comparison.system, comparison)
     examples = []
-    for system, comparison in first.items():
+    for system, comparison in by_system.items():
         ranked = rank_pairs(evaluation, comparison)
         for outcome, title in TITLES.items():
             for pair in ranked[outcome][:1]:

@@ -54,10 +54,10 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
         return []
     lines = [f"judge: {name.lower()}: {value}" for name, value in _account(evaluation.judge).items()]
     for name, part in _parts(evaluation.judge).items():
-        same = in_percent(part.consistency) if part.consistency else "not known"
+        consistency = in_percent(part.consistency) if part.consistency else "not known"
         lines.append(
             f"judge: {name}: {count(part.num_calls, 'judgement')}, {part.num_without_verdict:,} without a verdict, "
-            f"{part.num_failed:,} failed; same verdict in both orders: {same}, by chance {_chance(part)}%"
+            f"{part.num_failed:,} failed; same verdict in both orders: {consistency}, by chance {_chance(part)}%"
         )
         if doubt := judge_doubt(evaluation, JUDGE, name):
             lines.append(f"judge: {name}: no conclusion can be drawn: {doubt}")

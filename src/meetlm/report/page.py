@@ -92,7 +92,7 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return text in a fence longer than any that it holds, so that none of it is Markdown."""
+    """Return text in a fence longer than any fence within it, so that it is not read as Markdown."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

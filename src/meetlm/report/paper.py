@@ -15,7 +15,7 @@ MARK = "†"
 """Behind a printed figure that contradicts another one of the paper."""
 ABOUT = (
     "The paper's Tables 1 to 5 as printed, in percent, on GPT-Neo 1.3B at temperature 0. "
-    f"{MARK} marks figures that contradict others of the paper; the notes below each table say how."
+    f"{MARK} marks figures that contradict others of the paper; see the notes below each table."
 )
 DATASETS = {"hh": ("hh-rlhf", "Anthropic/HH-RLHF"), "summarize": ("summarize", "OpenAI/Summary")}
 """By our name of a data format: what the data's path contains, and the data's name in the paper."""

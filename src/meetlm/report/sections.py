@@ -69,10 +69,10 @@ def sections_of(conditions: Conditions) -> list[Section]:
         (condition,) = conditions
         evaluation = condition.evaluation
         lengths = []
-        if words := measure_of(evaluation, "words"):
+        if word_counts := measure_of(evaluation, "words"):
             lengths = [
-                distribution_chart(conditions, words),
-                *length_charts(evaluation, words, scorers_of(conditions)),
+                distribution_chart(conditions, word_counts),
+                *length_charts(evaluation, word_counts, scorers_of(conditions)),
             ]
         charts = [delta_chart(evaluation), *(win_chart(evaluation, name) for name in evaluators)] if evaluators else []
         sections = [

@@ -221,13 +221,13 @@ def share_cell(share: Interval | None, *, strong: bool = False) -> Cell:
     return Cell(number(100 * share.value, 1), brackets(scaled(share, 100), 1), strong)
 
 
-def _value_cell(measure: Measure, value: Interval | None, more: str = "") -> Cell:
+def _value_cell(measure: Measure, value: Interval | None, note: str = "") -> Cell:
     """Return a value of a measure with its interval; ROUGE is printed times 100, as in the paper."""
     if value is None:
         return EMPTY
     value = scaled(value, 100) if measure.name in ROUGES else value
     decimals = 2 if measure.name in ROUGES else decimals_of(value)
-    return Cell(number(value.value, decimals), ", ".join(filter(None, [brackets(value, decimals), more])))
+    return Cell(number(value.value, decimals), ", ".join(filter(None, [brackets(value, decimals), note])))
 
 
 def _settings(values: dict[str, object] | dict[str, float] | None) -> str:

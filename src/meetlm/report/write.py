@@ -100,8 +100,8 @@ def details_of(settings: dict[str, Any]) -> str:
 
 def as_yaml(settings: dict[str, Any]) -> str:
     """Return settings as YAML, in their order."""
-    plain = json.loads(json.dumps(settings))  # repeated values are written out, not as YAML anchors
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).strip()
+    json_values = json.loads(json.dumps(settings))  # repeated values are written out, not as YAML anchors
+    return yaml.safe_dump(json_values, sort_keys=False, allow_unicode=True, width=100).strip()
 
 
 def _write(folder: Path, name: str, report: Report) -> tuple[Path, Path]:

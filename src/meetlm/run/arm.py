@@ -70,8 +70,8 @@ class ArmResult:
             return None
         fields: dict[str, Any] = json.loads(file.read_text())
         try:
-            for when in ("before", "after"):
-                fields[when] = PreferenceAccuracy.from_dict(fields[when])
+            for moment in ("before", "after"):
+                fields[moment] = PreferenceAccuracy.from_dict(fields[moment])
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise RunError(f"{file} was written by another version of meetlm: {error}") from error
@@ -83,8 +83,8 @@ class AfterTraining:
 
     Attributes:
         sampling: Sampling of the completions under the default level; ``None`` for no completions.
-        prompts: Number of held-out prompts to complete, the first ones; all where ``None``.
-        keep_weights: Whether model, controls and checkpoints are kept.
+        prompts: Complete only the first ``prompts`` held-out prompts; ``None`` = all.
+        keep_weights: Whether to keep model, controls and checkpoints.
     """
 
     sampling: Sampling | None

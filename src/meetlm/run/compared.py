@@ -62,10 +62,10 @@ def named_paths(arg: str) -> tuple[str, list[Path]]:
 
     An existing path is a path, whatever characters it contains.
     """
-    name, equals, rest = arg.partition("=")
+    name, equals, paths_text = arg.partition("=")
     if not equals or Path(arg).exists():
-        name, rest = "", arg
-    paths = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split(",")]
+        name, paths_text = "", arg
+    paths = [Path(paths_text)] if Path(paths_text).exists() else [Path(part) for part in paths_text.split(",")]
     return name or (paths[0].stem if paths[0].is_file() else paths[0].resolve().name), paths
 
 
@@ -73,7 +73,7 @@ def data_of_runs(systems: Sequence[NamedPaths]) -> DataSettings:
     """Return the data settings of the first run among systems.
 
     Raises:
-        ConfigError: None of them is a run, or a path before the first run does not exist.
+        ConfigError: No system is a run, or a path before the first run does not exist.
     """
     for path in [path for _, paths in systems for path in paths]:
         if (path / CONFIG).is_file():
@@ -90,7 +90,7 @@ class HeldOutReplies:
     Attributes:
         chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where its rows have none.
         problems: Rows that were not taken, or that lack something.
-        sha256: Of these prompts and replies.
+        sha256: Hash of these prompts and replies.
     """
 
     chosen: dict[str, str | None]
@@ -105,19 +105,19 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
         DataError: The data cannot be read, or no row has a prompt.
     """
     held_out = read_prompts(settings)
-    firsts, repeated = distinct(held_out.prompts)
+    first_rows, repeated = distinct(held_out.prompts)
     rows_by_problem = {
         "held-out rows without a prompt; left out": held_out.without,
         "rows beside the held-out ones that name another split; left out": held_out.other_split_rows,
-        "held-out rows of a prompt that an earlier row has; the first chosen reply counts": [
+        "held-out rows that repeat the prompt of an earlier row; the chosen reply of the first row counts": [
             row.origin for row in repeated
         ],
-        NO_CHOSEN: [row.origin for row in firsts.values() if row.chosen is None],
+        NO_CHOSEN: [row.origin for row in first_rows.values() if row.chosen is None],
     }
     return HeldOutReplies(
-        {prompt: None if row.chosen is None else row.chosen.content.strip() for prompt, row in firsts.items()},
+        {prompt: None if row.chosen is None else row.chosen.content.strip() for prompt, row in first_rows.items()},
         [Problem(name, [str(row) for row in rows]) for name, rows in rows_by_problem.items() if rows],
-        fingerprint((row.prompt, row.chosen) for row in firsts.values()),
+        fingerprint((row.prompt, row.chosen) for row in first_rows.values()),
     )
 
 
@@ -128,13 +128,13 @@ def _compare_stated(completions: SystemCompletions, level: Level | None, samplin
         ConfigError: They state other sampling.
     """
     system = completions.system
-    for name, wanted in sampling.model_dump().items():
-        stated = (system.sampling or {}).get(name, wanted)
-        if stated != wanted:
+    for name, expected in sampling.model_dump().items():
+        stated = (system.sampling or {}).get(name, expected)
+        if stated != expected:
             option = name.replace("_", "-")
             raise ConfigError(
-                f"{system.name} was sampled with {name} {stated:g}, not {wanted:g} ({system.files[0]}): pass "
-                f"--{option} {stated:g} to compare completions sampled so"
+                f"{system.name} was sampled with {name} {stated:g}, not {expected:g} ({system.files[0]}): pass "
+                f"--{option} {stated:g} to compare these completions"
             )
     if isinstance(level, int | float) or level is None or system.level is None:  # a number is a level of runs only
         return

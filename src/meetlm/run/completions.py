@@ -1,6 +1,6 @@
 """Completions of a run as files of JSON lines, which `meet evaluate` reads.
 
-The name of a file states level, sampling and seed, so that a reader finds the file by them.
+The name of a file states level, sampling and seed, so that commands can select files by them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text, resolve_level, warn_beyond_dial
 
 COMPLETIONS = "completions"
-"""The folder of completions in a run."""
+"""Folder of completions within the folder of a run."""
 UNFINISHED = ".unfinished"
-"""Ending of the journal that holds completions until all of them are there."""
+"""Suffix of the journal that stores completions until all are generated."""
 
 
 def write_completions(
@@ -49,17 +49,17 @@ def write_completions(
 
     Args:
         run: Folder of a finished run.
-        data: Data whose evaluation split has the prompts; where ``None``, the run's own data, without prompts that
+        data: Data whose evaluation split has the prompts; ``None`` = the run's training data set, without prompts that
             exceed its ``max_length``.
         level: As in :meth:`Aligned.generate`.
         sampling: How to sample.
         guidance: As in :meth:`Aligned.iter_completions`.
         seed: Seed of sampling.
-        limit: Number of prompts to use, the first ones; all where ``None``.
+        limit: Use only the first ``limit`` prompts; ``None`` = all.
         best_of: As in :meth:`Aligned.generate`.
         batch_size: Prompts per batch.
-        out: The file; by default :func:`completions_file`.
-        reporter: Shows the progress, which rows are left out, and why.
+        out: File to write; by default :func:`completions_file`.
+        reporter: Shows progress, and which rows are skipped and why.
 
     Returns:
         The file and the number of its lines.
@@ -158,8 +158,8 @@ def held_out_rows(
     Args:
         aligned: The run, loaded.
         run: Its folder.
-        data: Data whose evaluation split has the prompts; where ``None``, the run's own data, without prompts that
-            exceed its ``max_length``.
+        data: Data whose evaluation split has the prompts; ``None`` = the run's training data set, without prompts
+            that exceed its ``max_length``.
         reporter: Shows the messages.
 
     Raises:
@@ -167,20 +167,20 @@ def held_out_rows(
     """
     settings = data or read_data_settings(run)
     held_out = read_prompts(settings)
-    firsts, repeated = distinct(held_out.prompts)
-    rows = list(firsts.values())
-    longer: list[HeldOutPrompt] = []
+    first_rows, repeated = distinct(held_out.prompts)
+    rows = list(first_rows.values())
+    too_long: list[HeldOutPrompt] = []
     if data is None:
 
         def length(prompt: Prompt) -> int:
             return len(aligned.format.prompt_ids(prompt))
 
-        rows, longer = within(rows, length, settings.max_length, settings.limit_eval)
+        rows, too_long = within(rows, length, settings.max_length, settings.limit_eval)
     for name, origins in (
         ("rows without a prompt", held_out.without),
         ("rows that name another split", held_out.other_split_rows),
-        ("rows of a prompt that an earlier row has", [row.origin for row in repeated]),
-        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in longer]),
+        ("rows that repeat the prompt of an earlier row", [row.origin for row in repeated]),
+        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in too_long]),
     ):
         if origins:
             reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
@@ -198,11 +198,11 @@ def completions_file(
     limit: int | None = None,
     best_of: int = 1,
 ) -> Path:
-    """Return the default file of a run's completions; its name has everything that distinguishes them."""
+    """Return the default file of a run's completions; its name states all that distinguishes them."""
     name = _stem(level, sampling, guidance) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
-    name += "" if data is None else f"-of-{_name_of(data)}"
+    name += "" if data is None else f"-of-{_data_name(data)}"
     name += "" if limit is None else f"-first{limit}"
-    return run / COMPLETIONS / f"{_plain(name)}.jsonl"
+    return run / COMPLETIONS / f"{_safe_name(name)}.jsonl"
 
 
 def completions_files(run: Path, level: str | dict[str, float], sampling: Sampling) -> list[Path]:
@@ -211,20 +211,20 @@ def completions_files(run: Path, level: str | dict[str, float], sampling: Sampli
 
 
 def _stem(level: str | dict[str, float], sampling: Sampling, guidance: Guidance = NO_GUIDANCE) -> str:
-    """Return the beginning of a file's name; mixes of the same weights have the same name."""
+    """Return the beginning of a file's name; mixes with equal weights get equal names."""
     if not isinstance(level, str):
         level = "_".join(f"{name}{weight:g}" for name, weight in sorted(level.items(), key=lambda part: -part[1]))
     if guidance.strength:
         level += f"-guidance{guidance.strength:g}"
         level += "" if guidance.against is None else f"-against-{level_text(guidance.against)}"
-    return _plain(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
+    return _safe_name(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
 
 
-def _plain(name: str) -> str:
+def _safe_name(name: str) -> str:
     return re.sub(r"[^\w.\-]", "_", name)
 
 
-def _name_of(data: DataSettings) -> str:
+def _data_name(data: DataSettings) -> str:
     """Return the name of a file, or of a data set with its subset and split, and a hash of how it is read."""
     path = Path(data.path or "").expanduser()
     if data.eval_file is not None:

@@ -1,4 +1,4 @@
-"""Run a configuration in a folder: data, stages, preference accuracy before and after each, export."""
+"""Run a configuration in a folder: data, stages, preference accuracy before and after each stage, export."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def execute(
     Args:
         config: The configuration.
         folder: Folder of the run; created.
-        cache: Finished stages of other runs, which this run takes and adds to.
-        prepared: The data, if another run has read them; read again if this run has pinned another prompt format.
-        lm_sha256: Hash that the language model must have: that of the other runs of a sweep.
+        cache: Finished stages of other runs; this run reuses them and adds its own stages.
+        prepared: Data that another run has read; not used if this run has pinned another prompt format.
+        lm_sha256: Hash of the language model in the other runs of a sweep; another hash is refused.
         reporter: Shows messages, progress and accuracies.
 
     Raises:
@@ -82,8 +82,8 @@ def execute(
     reason = f": {policy.padding_reason}" if policy.padding_reason else ""
     reporter.message(f"batches are {policy.layout}{reason}")
     accuracies = _Accuracies(folder / "preference.json", cache, reporter)
-    reporter.message(f"scoring {len(pairs.bare)} held-out replies under the base model")
-    base_logps = reference_logps(policy, pairs.bare, reporter=reporter)
+    reporter.message(f"scoring {len(pairs.uncontrolled)} held-out replies under the base model")
+    base_logps = reference_logps(policy, pairs.uncontrolled, reporter=reporter)
 
     def measure() -> PreferenceAccuracy:
         return preference_accuracy(policy, pairs, base_logps, reporter=reporter)
@@ -134,7 +134,7 @@ def execute(
     if failure_reason:
         reporter.message(f"no PEFT folders: {failure_reason}")
     for stage in config.stages:
-        if "lm" in stage.train:  # their checkpoints hold the model and its optimizer; RUN/model has the result
+        if "lm" in stage.train:  # the checkpoints hold model and optimizer states; the result is in RUN/model
             remove_checkpoints(folder / stage.name)
     reporter.message(f"the run is in {folder}")
 
@@ -148,22 +148,22 @@ def _unchanged_hub_model(config: RunConfig) -> str | None:
 
 def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: bool, reporter: Reporter) -> None:
     """Report which parameters a stage will train, or that it is finished."""
-    earlier = checkpoints(folder)
+    saved = checkpoints(folder)
     if is_shared:
-        reporter.message(f"{stage.name}: taken from another run with the same stages up to here")
+        reporter.message(f"{stage.name}: reused from another run, whose stages so far are the same")
     elif (folder / DONE).is_file():
-        reporter.message(f"{stage.name}: finished before")
+        reporter.message(f"{stage.name}: already finished")
     else:
         trained = " and ".join(stage.train)
         reporter.message(f"{stage.name}: training {trained} on {num_pairs} pairs, learning rate {stage.lr:g}")
-        if earlier:
-            reporter.message(f"{stage.name}: continuing after step {checkpoint_step(earlier[-1])}")
+        if saved:
+            reporter.message(f"{stage.name}: continuing after step {checkpoint_step(saved[-1])}")
 
 
 def _format(
     folder: Path, config: RunConfig, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData | None
 ) -> PromptFormat:
-    """Return the prompt format that a run in ``folder`` has pinned, else that of its data, or a new one."""
+    """Return the pinned prompt format of the run in ``folder``, else the format of ``prepared``, else a new one."""
     pinned = read_pinned(folder)
     if pinned is not None:
         return PromptFormat(tokenizer, FormatSpec.from_dict(pinned))
@@ -171,7 +171,7 @@ def _format(
 
 
 class _Accuracies:
-    """``preference.json``: preference accuracy before training and after each stage; a run that continues adds to it.
+    """``preference.json``: preference accuracy before training and after each stage; a resumed run appends.
 
     Args:
         path: The file.
@@ -183,15 +183,21 @@ class _Accuracies:
         self.path, self.cache, self.reporter = path, cache, reporter
         self.entries = json.loads(path.read_text()) if path.exists() else {}
 
-    def record(self, when: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
-        """Measure, unless this run, or another run with the same stage ``key``, has done so."""
-        if when not in self.entries:
+    def record(self, moment: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
+        """Measure the accuracy, unless this run or another run with the same stage ``key`` has measured it.
+
+        Args:
+            moment: When it is measured: ``before training`` or ``after NAME``.
+            key: Key of the last stage.
+            measure: Returns the accuracy.
+        """
+        if moment not in self.entries:
             shared = self.cache.accuracy_file(key) if self.cache else None
             if shared and shared.is_file():
-                self.entries[when] = json.loads(shared.read_text())
+                self.entries[moment] = json.loads(shared.read_text())
             else:
-                self.entries[when] = measure().to_dict()
+                self.entries[moment] = measure().to_dict()
                 if shared:
-                    write_atomic(shared, json.dumps(self.entries[when]) + "\n")
+                    write_atomic(shared, json.dumps(self.entries[moment]) + "\n")
             write_atomic(self.path, json.dumps(self.entries, indent=2) + "\n")
-        self.reporter.message(f"{when}: {PreferenceAccuracy.from_dict(self.entries[when])}")
+        self.reporter.message(f"{moment}: {PreferenceAccuracy.from_dict(self.entries[moment])}")

@@ -177,8 +177,8 @@ def _begin(
     }
     file = folder / RECORD
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name, value in record.items() if before.get(name) != value]
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name, value in record.items() if earlier.get(name) != value]
         if changed:
             raise RunError(f"{folder} holds rounds of other settings ({', '.join(changed)}); choose another folder")
         return

@@ -72,8 +72,8 @@ class Cost:
     def extrapolate(self, deeper: Cost, factor: float) -> Cost:
         """Return this cost plus ``factor`` times the difference to that of a deeper model."""
 
-        def extend(here: float, there: float) -> float:
-            return max(here, here + factor * (there - here))
+        def extend(cost: float, deeper_cost: float) -> float:
+            return max(cost, cost + factor * (deeper_cost - cost))
 
         return Cost(
             tuple(map(extend, self.per_position, deeper.per_position)),
@@ -108,7 +108,7 @@ def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -
 
     Args:
         inputs: Inputs of the plan.
-        depths: Numbers of layers to measure: that of the model, or two smaller ones, which are extrapolated linearly.
+        depths: Numbers of layers to measure: that of the whole model, or two smaller numbers for linear extrapolation.
         reporter: Receives messages.
     """
     config, layers = inputs.config, inputs.num_layers
@@ -117,18 +117,22 @@ def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -
         reporter.message(f"measuring {config.model.name}: {depth} of {layers} layers")
         lm = load_lm(config.model)[0] if depth == layers else _random_model(config, depth)
         control = build_control(config.control, inputs.control.levels, lm, inputs.tokenize, config.seed)
-        policy = Policy(lm, control, inputs.inputs.longest)
+        policy = Policy(lm, control, inputs.encoded.longest)
         is_identity = policy.control.is_identity()
         stages = [
-            measure_stage(policy, inputs.inputs.items[stage.format], batches, stage, config)
+            measure_stage(policy, inputs.encoded.items[stage.format], batches, stage, config)
             for stage, batches in zip(config.stages, inputs.batches(policy.layout), strict=True)
         ]
-        costs.append(RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.inputs.pairs.bare)))
+        costs.append(
+            RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.encoded.pairs.uncontrolled))
+        )
         del lm, policy
-    few, more = costs[0], costs[-1]
+    shallow, deep = costs[0], costs[-1]
     factor = (layers - depths[0]) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
-    stages = [cost.extrapolate(deeper, factor) for cost, deeper in zip(few.stages, more.stages, strict=True)]
-    return RunCost(few.layout, few.starts_as_identity, stages, few.scoring.extrapolate(more.scoring, factor))
+    stages = [cost.extrapolate(deeper, factor) for cost, deeper in zip(shallow.stages, deep.stages, strict=True)]
+    return RunCost(
+        shallow.layout, shallow.starts_as_identity, stages, shallow.scoring.extrapolate(deep.scoring, factor)
+    )
 
 
 def _random_model(config: RunConfig, depth: int) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import torch
 
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.batch import Layout
-from meetlm.diagnostics.memory import BF16_SHARE, GpuMemory, TrainingStates, activation_bytes, gpu_memory
+from meetlm.diagnostics.memory import BF16_ACTIVATION_RATIO, GpuMemory, TrainingStates, activation_bytes, gpu_memory
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import device_of
 from meetlm.recipes.config import RunConfig
@@ -131,7 +131,7 @@ def make_plan(
         depths=depths,
         layers=inputs.num_layers,
         stages=tuple(stages),
-        measured_pairs=len(inputs.inputs.pairs.bare) // 2,
+        measured_pairs=len(inputs.encoded.pairs.uncontrolled) // 2,
         evaluating=_evaluation_time(inputs, costs) if costs else None,
         gpus=(
             plan_gpus(config.model.name, [(stage.name, stage.gpu) for stage in stages], gpus),
@@ -169,9 +169,9 @@ def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, costs: R
         cost = costs.stages[number]
         time = cost.time(counts.positions, counts.steps)
         activations = int(cost.activations)
-        gpu = replace(gpu, activations=int(activations * (1 if on_gpu else BF16_SHARE)))
+        gpu = replace(gpu, activations=int(activations * (1 if on_gpu else BF16_ACTIVATION_RATIO)))
         if OBJECTIVES[stage.objective.kind].is_pairwise:
-            sequences = [sequence for item in inputs.inputs.items[stage.format] for sequence in item]
+            sequences = [sequence for item in inputs.encoded.items[stage.format] for sequence in item]
             reference = costs.scoring_time(sequences)
     return StagePlan(stage.name, stage.train, counts, time, reference, states, activations, gpu)
 
@@ -179,6 +179,6 @@ def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, costs: R
 def _evaluation_time(inputs: PlanInputs, costs: RunCost) -> TimeEstimate:
     """Return the time of preference accuracy: the base model's scores, before training and after each stage."""
     times = len(inputs.config.stages) + (not costs.starts_as_identity)  # else equal to the base model's
-    pairs = inputs.inputs.pairs
+    pairs = inputs.encoded.pairs
     rounds = [costs.scoring_time(rows) for rows in pairs.by_level.values()] * times
-    return sum(rounds, start=costs.scoring_time(pairs.bare))
+    return sum(rounds, start=costs.scoring_time(pairs.uncontrolled))

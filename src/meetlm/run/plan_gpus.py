@@ -1,4 +1,4 @@
-"""The GPUs that a run and other models need, by memory alone."""
+"""Number of GPUs that a run needs, and would need with other models; only memory is considered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meetlm.diagnostics.memory import GIB, BatchShape, GpuMemory, gpu_memory
 from meetlm.run.plan_inputs import PlanInputs, skeleton_control, states_of
 
 PAPER_PAIRS, PAPER_TOKENS = 64, 512
-"""The paper's setting (appendix A): pairs per optimizer step, and most tokens of prompt and longer reply."""
+"""The paper's setting (appendix A): pairs per optimizer step, maximum number of tokens of prompt and longer reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class GpuPlan:
     Attributes:
         model: Name of the model.
         stage: Name of that stage.
-        memory: Memory that the stage takes.
-        gpus: Smallest number of GPUs by their size in GiB; ``None`` where no number suffices.
+        memory: Memory of that stage.
+        gpus: Smallest number of GPUs by GPU memory in GiB; ``None`` where no number suffices.
     """
 
     model: str
@@ -48,8 +48,11 @@ class KnownModel:
 
 
 def known_models() -> tuple[KnownModel, ...]:
-    """Return the paper's model and two larger ones; the defaults are those of GPT-Neo 1.3B and Llama 7B."""
-    seventy = LlamaConfig(
+    """Return the paper's model and two larger models.
+
+    ``GPTNeoConfig()`` is GPT-Neo 1.3B and ``LlamaConfig()`` is Llama 7B.
+    """
+    llama_70b = LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
         num_hidden_layers=80,
@@ -59,34 +62,34 @@ def known_models() -> tuple[KnownModel, ...]:
     return (
         KnownModel("GPT-Neo 1.3B (the paper's)", GPTNeoConfig(), 5.0),
         KnownModel("Llama 7B", LlamaConfig(), 2.8),
-        KnownModel("Llama 70B", seventy, 2.8),
+        KnownModel("Llama 70B", llama_70b, 2.8),
     )
 
 
-def plan_known_model(model: KnownModel, inputs: PlanInputs, sizes: Sequence[int]) -> GpuPlan:
-    """Return the GPUs that the run's stages need with another model, every pair as long as the paper allows.
+def plan_known_model(model: KnownModel, inputs: PlanInputs, gpu_sizes: Sequence[int]) -> GpuPlan:
+    """Return the GPUs that the run's stages need with another model, if every pair has the paper's maximum length.
 
     Args:
         model: The other model.
         inputs: Inputs of the run's plan.
-        sizes: Sizes of GPUs in GiB.
+        gpu_sizes: Memory per GPU, in GiB, of the GPUs to plan for.
     """
     config = inputs.config
     with torch.device("meta"):
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
     control = skeleton_control(config, inputs.control.levels, lm, inputs.tokenize)
-    pairs = config.batch.model_copy(update={"pairs": PAPER_PAIRS}).micro
+    micro_batch = config.batch.model_copy(update={"pairs": PAPER_PAIRS}).micro
     stages = []
     for stage in config.stages:
-        replies = sum(len(sequence.spans) for sequence in inputs.inputs.items[stage.format][0])
-        positions = pairs * replies * PAPER_TOKENS
+        replies = sum(len(sequence.spans) for sequence in inputs.encoded.items[stage.format][0])
+        positions = micro_batch * replies * PAPER_TOKENS
         shape = BatchShape(positions, positions // 2, "lm" in stage.train, config.model.gradient_checkpointing)
         memory = gpu_memory(lm, states_of(lm, control, stage), shape, model.activation_bytes)
         stages.append((stage.name, memory))
-    return plan_gpus(model.name, stages, sizes)
+    return plan_gpus(model.name, stages, gpu_sizes)
 
 
-def plan_gpus(model: str, stages: Sequence[tuple[str, GpuMemory]], sizes: Sequence[int]) -> GpuPlan:
+def plan_gpus(model: str, stages: Sequence[tuple[str, GpuMemory]], gpu_sizes: Sequence[int]) -> GpuPlan:
     """Return the GPUs for the most demanding stage, given the name and memory of each stage."""
     name, memory = max(stages, key=lambda stage: stage[1].peak)
-    return GpuPlan(model, name, memory, {size: memory.gpus_needed(size * GIB) for size in sizes})
+    return GpuPlan(model, name, memory, {size: memory.gpus_needed(size * GIB) for size in gpu_sizes})

@@ -32,14 +32,14 @@ class PlanInputs:
         tokenize: Tokenizes plain text for the control.
         skeleton: The model without weights.
         control: The control without weights.
-        inputs: The encoded data.
+        encoded: The encoded data.
     """
 
     config: RunConfig
     tokenize: Callable[[str], list[int]]
     skeleton: PreTrainedModel
     control: Control
-    inputs: RunInputs
+    encoded: RunInputs
 
     @property
     def num_layers(self) -> int:
@@ -53,7 +53,7 @@ class PlanInputs:
 
     def batches(self, layout: Layout) -> list[StageBatches]:
         """Return the forward passes of each stage."""
-        config, items = self.config, self.inputs.items
+        config, items = self.config, self.encoded.items
         return [StageBatches(items[stage.format], stage, config.batch, config.seed, layout) for stage in config.stages]
 
     def largest_pass(self, stage: StageSettings, batches: StageBatches) -> BatchShape:

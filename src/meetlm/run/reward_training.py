@@ -33,7 +33,7 @@ from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.preference import share_of_pairs, wins
 from meetlm.evaluation.reward import RewardModel
-from meetlm.evaluation.reward_input import RECORD, Form, RewardInput, TokenizedRow, choose_form
+from meetlm.evaluation.reward_input import FORM_KEY, Form, RewardInput, TokenizedRow, choose_form
 from meetlm.evaluation.settings import RewardSettings, RewardTraining
 from meetlm.policy.loading import EMBEDDED, embedded_lm, load_tokenizer
 from meetlm.training.callbacks import ShowProgress
@@ -54,7 +54,7 @@ class TrainedReward:
     Attributes:
         folder: The checkpoint.
         accuracy: Share of held-out pairs whose chosen reply has the higher reward; a tie counts half.
-        longer: Share of held-out pairs whose chosen reply is the longer one, in characters.
+        longer_accuracy: Share of held-out pairs whose chosen reply is the longer one, in characters.
         num_test: Held-out pairs, one per prompt.
         num_train: Training pairs.
         steps: Optimizer steps.
@@ -62,7 +62,7 @@ class TrainedReward:
 
     folder: Path
     accuracy: Interval
-    longer: Interval
+    longer_accuracy: Interval
     num_test: int
     num_train: int
     steps: int
@@ -71,7 +71,7 @@ class TrainedReward:
         verdict = "above chance" if self.accuracy.low > 0.5 else "not significantly different from chance"
         return (
             f"held-out accuracy {self.accuracy} on {self.num_test} pairs ({verdict}); "
-            f"accuracy of always picking the longer reply: {self.longer}"
+            f"accuracy of always picking the longer reply: {self.longer_accuracy}"
         )
 
 
@@ -95,7 +95,7 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise ConfigError(f"the tokenizer of {settings.model!r} has neither a pad token nor an EOS token to pad with")
-    recorded = getattr(AutoConfig.from_pretrained(source), RECORD, None)
+    recorded = getattr(AutoConfig.from_pretrained(source), FORM_KEY, None)
     train, held_out = read_splits(settings.data)
     form, reason = training_form(tokenizer, recorded, settings.input, is_text=not train.rows[0].prompt.is_chat)
     pairs = RewardPairs.prepare(settings.data, train, held_out, RewardInput(tokenizer, form, None))
@@ -107,10 +107,10 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         reporter.message(f"{out} is finished already")
         return _result(out, record)
     steps = _train(settings, source, tokenizer, pairs.train, out, form, reporter)
-    accuracy, longer = _measure(settings, out, pairs, reporter)
+    accuracy, longer_accuracy = _measure(settings, out, pairs, reporter)
     record |= {
         "accuracy": asdict(accuracy),
-        "longer": asdict(longer),
+        "longer": asdict(longer_accuracy),
         "num_test": len(pairs.test),
         "num_train": len(pairs.train),
         "steps": steps,
@@ -172,16 +172,16 @@ class RewardPairs:
         assert encoder.max_tokens is None, "pairs that are too long are left out and counted, not truncated"
 
         @cache
-        def sides(example: Example) -> tuple[TokenizedRow, TokenizedRow]:
+        def encode_replies(example: Example) -> tuple[TokenizedRow, TokenizedRow]:
             rows = encoder.encode([example.prompt] * 2, [reply.content for reply in example.best_and_worst])
             for row in rows:
                 if isinstance(row, str):
                     raise DataError(row, file=example.origin.file, line=example.origin.line)
-            first, second = (row for row in rows if isinstance(row, TokenizedRow))
-            return first, second
+            chosen, rejected = (row for row in rows if isinstance(row, TokenizedRow))
+            return chosen, rejected
 
         def lengths(example: Example) -> ExampleTokens:
-            chosen, rejected = (row.ids for row in sides(example))
+            chosen, rejected = (row.ids for row in encode_replies(example))
             return ExampleTokens(max(len(chosen), len(rejected)), (0, 0), chosen == rejected)
 
         usable, train_report = filter_train(train, lengths, settings.max_length, settings.limit_train)
@@ -196,7 +196,9 @@ class RewardPairs:
             )
         sha256 = fingerprint((example.prompt, *example.best_and_worst) for example in (*usable, *unseen))
         num_seen = len(test) - len(unseen)
-        return cls([sides(example) for example in usable], unseen, (train_report, test_report), num_seen, sha256)
+        return cls(
+            [encode_replies(example) for example in usable], unseen, (train_report, test_report), num_seen, sha256
+        )
 
     def lines(self) -> list[str]:
         """Return how many rows are used, and why the other rows are not, as lines of text."""
@@ -216,9 +218,11 @@ def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) ->
     file = out / RESULT
     if file.is_file():
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before = record["settings"]
-        changed = [key for key in resolved if key not in (*EXECUTION_ONLY, "data") and before.get(key) != resolved[key]]
-        differences = [f"{key} was {before.get(key)!r} and is now {resolved[key]!r}" for key in changed]
+        earlier = record["settings"]
+        changed = [
+            key for key in resolved if key not in (*EXECUTION_ONLY, "data") and earlier.get(key) != resolved[key]
+        ]
+        differences = [f"{key} was {earlier.get(key)!r} and is now {resolved[key]!r}" for key in changed]
         if record["data_sha256"] != data_sha256:
             differences.append("the training data changed")
         if differences:
@@ -234,8 +238,8 @@ def _begin(settings: RewardTraining, out: Path, data_sha256: str, form: Form) ->
 
 
 def _result(out: Path, record: dict[str, Any]) -> TrainedReward:
-    accuracy, longer = Interval(**record["accuracy"]), Interval(**record["longer"])
-    return TrainedReward(out, accuracy, longer, record["num_test"], record["num_train"], record["steps"])
+    accuracy, longer_accuracy = Interval(**record["accuracy"]), Interval(**record["longer"])
+    return TrainedReward(out, accuracy, longer_accuracy, record["num_test"], record["num_train"], record["steps"])
 
 
 def _train(
@@ -284,8 +288,8 @@ def _train(
         {
             "chosen_ids": [chosen.ids for chosen, _ in pairs],
             "rejected_ids": [rejected.ids for _, rejected in pairs],
-            "chosen_types": [chosen.types for chosen, _ in pairs],
-            "rejected_types": [rejected.types for _, rejected in pairs],
+            "chosen_types": [chosen.type_ids for chosen, _ in pairs],
+            "rejected_types": [rejected.type_ids for _, rejected in pairs],
             "length": [max(len(row.ids) for row in pair) for pair in pairs],
         }
     )
@@ -309,7 +313,7 @@ def _train(
     model: Any = trainer.model
     if settings.lora_rank:
         model = model.merge_and_unload()
-    setattr(model.config, RECORD, form)
+    setattr(model.config, FORM_KEY, form)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return int(trainer.state.global_step)
@@ -349,15 +353,15 @@ class _Collator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return tensors [2B, T]."""
-        sides = [(example, side) for side in ("chosen", "rejected") for example in examples]
-        columns = {"input_ids": [example[f"{side}_ids"] for example, side in sides]}
+        replies = [(example, name) for name in ("chosen", "rejected") for example in examples]
+        columns = {"input_ids": [example[f"{name}_ids"] for example, name in replies]}
         if examples[0]["chosen_types"] is not None:
-            columns["token_type_ids"] = [example[f"{side}_types"] for example, side in sides]
+            columns["token_type_ids"] = [example[f"{name}_types"] for example, name in replies]
         return dict(self.tokenizer.pad(columns, padding_side="right", return_tensors="pt"))
 
 
 class _StepProgress(ShowProgress):
-    """Shows the optimizer steps, those of earlier calls included."""
+    """Shows the optimizer steps, including steps of earlier calls."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the total, and the steps of earlier calls."""

@@ -175,12 +175,12 @@ def rows_of(rollouts: Sequence[Rollout], form: str) -> list[dict[str, Any]]:
             ]
         elif max(scores) > min(scores):
             best, worst = scores.index(max(scores)), scores.index(min(scores))
-            sides = {"chosen": completions[best], "rejected": completions[worst]}
+            columns = {"chosen": completions[best], "rejected": completions[worst]}
             if is_transcript(rollout.prompt):
-                sides = {side: f"{prompt}{text}" for side, text in sides.items()}
+                columns = {name: f"{prompt}{text}" for name, text in columns.items()}
             else:
-                sides = {"prompt": prompt, **sides}
-            rows.append({**sides, "score_chosen": scores[best], "score_rejected": scores[worst]})
+                columns = {"prompt": prompt, **columns}
+            rows.append({**columns, "score_chosen": scores[best], "score_rejected": scores[worst]})
     return rows
 
 

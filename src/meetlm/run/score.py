@@ -129,7 +129,7 @@ def accuracy(pairs: Sequence[ScoredPair], *, per_token: bool = False) -> Interva
     """Return how often the chosen reply has the higher score, a tie counting half, with its 95% interval."""
     name = "per_token" if per_token else "total"
     chosen, rejected = (
-        np.array([getattr(getattr(pair, side), name) for pair in pairs]) for side in ("chosen", "rejected")
+        np.array([getattr(getattr(pair, reply), name) for pair in pairs]) for reply in ("chosen", "rejected")
     )
     return share_of_pairs(wins(chosen, rejected))
 

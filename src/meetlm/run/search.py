@@ -1,7 +1,7 @@
-"""A search of learning rates with the same number of trained stages for every method, on held-out training prompts.
+"""Search for the best learning rates: equal numbers of trained stages per method, compared on held-out prompts.
 
-The stages of a method share the budget evenly. The learning rate of the first stage is chosen by measurements after it;
-with that rate, the learning rate of the second stage is chosen in the same way.
+The stages of a method share the budget evenly. The learning rate of the first stage is chosen by the accuracy after it;
+the first stage is then fixed, and the learning rate of the second stage is chosen in the same way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METRICS: dict[str, Callable[[PreferenceAccuracy], float]] = {
 """Selection metrics; higher is better."""
 COLUMNS = ("recipe", "stage", "lr", "preference accuracy", "reward accuracy", "NLL of chosen (nats/token)", "chosen")
 DIVERGED = "diverged.json"
-"""File in the folder of a trial that diverged, which is not trained again."""
+"""File that marks the folder of a diverged trial; such a trial is not repeated."""
 AFTER_TRIAL = AfterTraining(sampling=None, prompts=None, keep_weights=False)
 
 
@@ -50,18 +50,18 @@ class Trial:
     Attributes:
         recipe: Name of the recipe.
         stage: The stage with this learning rate.
-        by: The selection metric.
+        metric: The selection metric.
         after: Preference accuracy after the stage.
-        best: Whether this rate was chosen.
-        edge: Whether it is the highest or the lowest of the learning rates.
+        is_best: Whether this learning rate was chosen.
+        is_at_edge: Whether it is the highest or the lowest of the learning rates.
     """
 
     recipe: str
     stage: StageSettings
-    by: str
+    metric: str
     after: PreferenceAccuracy
-    best: bool
-    edge: bool
+    is_best: bool
+    is_at_edge: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -77,7 +77,7 @@ class Trial:
     @property
     def row(self) -> tuple[str, ...]:
         """The trial as a row of a table with :data:`COLUMNS`."""
-        edge = ", at the edge of the range" if self.edge else ""
+        edge = ", at the edge of the range" if self.is_at_edge else ""
         return (
             self.recipe,
             self.stage.name,
@@ -85,7 +85,7 @@ class Trial:
             "-" if self.after.by_sum is None else str(self.after.by_sum),
             str(self.after.reward),
             f"{self.after.nll:.3f}",
-            f"best by {self.by}{edge}" if self.best else "",
+            f"best by {self.metric}{edge}" if self.is_best else "",
         )
 
 
@@ -97,7 +97,7 @@ def search(
     *,
     trials: int,
     holdout: int,
-    by: str = "auto",
+    metric: str = "auto",
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> tuple[list[Trial], dict[str, str]]:
@@ -105,13 +105,13 @@ def search(
 
     Args:
         recipes: Names or patterns.
-        file: YAML file of settings that replace every recipe's.
-        overrides: Settings that replace those.
+        file: YAML file of settings that override those of every recipe.
+        overrides: Settings that override both.
         folder: Folder of the search, with a folder for each trial.
         trials: Number of stages to train per recipe.
-        holdout: Number of prompts of the training split to compare on.
-        by: A key of :data:`METRICS`, or ``auto``: nll for a stage without levels, reward for a pairwise objective, else
-            preference.
+        holdout: Number of prompts of the training split to hold out for the comparison.
+        metric: A key of :data:`METRICS`, or ``auto``: nll for a stage without levels, reward for a pairwise objective,
+            else preference.
         seed: Seed of all runs.
         reporter: Shows messages and progress.
 
@@ -129,53 +129,53 @@ def search(
     held_out = [Override("data.holdout", str(holdout)), Override("data.eval_file", "null")]
     configs = list(arm_configs(recipes, (seed,), file, [*overrides, *held_out]).values())
     for config in configs:
-        _refuse_small_budget(config, trials, by)
+        _check_budget(config, trials, metric)
     data = shared_data(configs[0], folder, reporter)
     cache = StageCache(folder / SHARED)
     results: list[Trial] = []
     failures: dict[str, str] = {}
     for config in configs:
         chosen: tuple[StageSettings, ...] = ()
-        for number, stage in enumerate(config.stages):
-            is_last = number == len(config.stages) - 1
-            candidates = [_at_rate(stage, rate) for rate in _rates(stage.lr, trials, len(config.stages), number)]
+        for index, stage in enumerate(config.stages):
+            is_last = index == len(config.stages) - 1
+            candidates = [_at_rate(stage, rate) for rate in _rates(stage.lr, trials, len(config.stages), index)]
             arms = [config.model_copy(update={"stages": (*chosen, candidate)}) for candidate in candidates]
-            keys = [stage_key(arm, data.key, number) for arm in arms]
-            cache.wanted = set() if is_last else set(keys)  # the next stage starts from one of these
+            keys = [stage_key(arm, data.key, index) for arm in arms]
+            cache.keys_to_store = set() if is_last else set(keys)  # the next stage starts from one of these
             accuracies = [_accuracy_after(arm, folder, cache, data, reporter) for arm in arms]
-            metric = _metric_for(stage) if by == "auto" else by
-            scores = {n: (METRICS[metric](after), -after.nll) for n, after in enumerate(accuracies) if after}
+            stage_metric = _metric_for(stage) if metric == "auto" else metric
+            scores = {n: (METRICS[stage_metric](after), -after.nll) for n, after in enumerate(accuracies) if after}
             if not scores:
                 failures[config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
                 break
             best = max(scores, key=lambda n: scores[n])
             results += [
-                Trial(config.recipe, candidate, metric, after, n == best, n in (0, len(candidates) - 1))
+                Trial(config.recipe, candidate, stage_metric, after, n == best, n in (0, len(candidates) - 1))
                 for n, (candidate, after) in enumerate(zip(candidates, accuracies, strict=True))
                 if after
             ]
             chosen = (*chosen, candidates[best])
-            cache.wanted &= {keys[best]}
-            cache.remove_unwanted()
+            cache.keys_to_store &= {keys[best]}
+            cache.remove_others()
             write_atomic(folder / "search.json", json.dumps([trial.to_dict() for trial in results], indent=2) + "\n")
-        cache.wanted = set()
-        cache.remove_unwanted()
+        cache.keys_to_store = set()
+        cache.remove_others()
     return results, failures
 
 
-def _refuse_small_budget(config: RunConfig, trials: int, by: str) -> None:
-    """Refuse a recipe that the budget or the metric does not suit.
+def _check_budget(config: RunConfig, trials: int, metric: str) -> None:
+    """Check that the number of trials and the metric suit a recipe.
 
     Raises:
-        ConfigError: Names the option.
+        ConfigError: The recipe has too many stages for the trials, or no levels for the metric.
     """
     num_stages = len(config.stages)
     if trials < 2 * num_stages:
         raise ConfigError(
-            f"{config.recipe} has {num_stages} stages, and each needs two trials: "
+            f"{config.recipe} has {num_stages} stages, and each needs at least two trials: "
             f"pass --trials {2 * num_stages} or more"
         )
-    if by == "preference" and not config.uses_levels:
+    if metric == "preference" and not config.uses_levels:
         raise ConfigError(f"{config.recipe} has one level, so no preference accuracy: choose another --by")
 
 
@@ -185,10 +185,10 @@ def _accuracy_after(
     """Return the accuracy after the last stage of a trial; ``None`` where it diverged, now or in an earlier call."""
     stage = config.stages[-1]
     folder = search_folder / f"{config.recipe}-{stage.name}-{stage.lr:.3g}"
-    record = folder / DIVERGED
+    diverged_file = folder / DIVERGED
     reporter.message(f"{folder.name}: learning rate {stage.lr:.3g} of stage {stage.name}")
     refuse_other_arm(config, folder, AFTER_TRIAL, data)
-    if not record.is_file():
+    if not diverged_file.is_file():
         lm_sha256 = read_lm(sorted(path for path in search_folder.iterdir() if path.is_dir()))
         try:
             after = run_arm(config, folder, AFTER_TRIAL, cache, data, lm_sha256=lm_sha256, reporter=reporter).after
@@ -196,11 +196,11 @@ def _accuracy_after(
                 return after
             raise DivergedError(f"stage {stage.name!r} has diverged: the NLL of the chosen replies is {after.nll}")
         except DivergedError as error:
-            write_atomic(record, json.dumps({"error": str(error)}) + "\n")
-    for trained in config.stages:
-        remove_checkpoints(folder / trained.name)
-    error_record = json.loads(record.read_text())
-    reason = error_record.get("error") or error_record.get("said")  # "said" in records of earlier versions
+            write_atomic(diverged_file, json.dumps({"error": str(error)}) + "\n")
+    for trained_stage in config.stages:
+        remove_checkpoints(folder / trained_stage.name)
+    record = json.loads(diverged_file.read_text())
+    reason = record.get("error") or record.get("said")  # "said" in records of earlier versions
     reporter.message(f"{folder.name}: {reason}")
     return None
 
@@ -214,19 +214,19 @@ def best_rates(trials: Sequence[Trial], failures: Container[str]) -> dict[str, s
     """
     chosen: dict[str, list[str]] = {}
     for trial in trials:
-        if trial.best and trial.recipe not in failures:
+        if trial.is_best and trial.recipe not in failures:
             chosen.setdefault(trial.recipe, []).append(trial.settings)
     return {recipe: " ".join(settings) for recipe, settings in chosen.items()}
 
 
-def _rates(lr: float, trials: int, stages: int, number: int) -> list[float]:
-    """Return the learning rates to try for a stage: ``lr`` times powers of :data:`FACTOR`, as many as its budget."""
-    count = trials // stages + (number < trials % stages)
+def _rates(lr: float, trials: int, num_stages: int, index: int) -> list[float]:
+    """Return the learning rates to try for a stage within the budget: ``lr`` times powers of :data:`FACTOR`."""
+    count = trials // num_stages + (index < trials % num_stages)
     return [lr * FACTOR ** (n - count // 2) for n in range(count)]
 
 
 def _at_rate(stage: StageSettings, rate: float) -> StageSettings:
-    """Return a stage with another learning rate; a rate of the control changes by the same factor."""
+    """Return a stage with another learning rate; the learning rate of the control is scaled by the same factor."""
     control = None if stage.control_lr is None else stage.control_lr * rate / stage.lr
     return stage.model_copy(update={"lr": rate, "control_lr": control})
 

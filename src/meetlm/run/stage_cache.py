@@ -22,7 +22,7 @@ from meetlm.training.run_stage import DONE
 
 
 def stage_key(config: RunConfig, data: str, index: int) -> str:
-    """Return a hash of everything that decides the state after stage ``index`` (−1: before training).
+    """Return a hash of everything that determines the state after stage ``index`` (−1: before training).
 
     Args:
         config: Configuration of a run.
@@ -58,11 +58,11 @@ class StageCache:
         folder: The folder; created.
 
     Attributes:
-        wanted: Keys of the stages to store.
+        keys_to_store: Keys of the stages to store.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.wanted = folder, set[str]()
+        self.folder, self.keys_to_store = folder, set[str]()
         folder.mkdir(parents=True, exist_ok=True)
 
     def restore(self, key: str, stage: Path) -> bool:
@@ -77,9 +77,12 @@ class StageCache:
         return True
 
     def store(self, key: str, stage: Path) -> None:
-        """Store a finished stage if it is wanted: weights, metrics and record, without the optimizer's state."""
+        """Store a finished stage if its key is in :attr:`keys_to_store`.
+
+        Weights, metrics and record are stored, the optimizer's state is not.
+        """
         stored = self.folder / key
-        if key not in self.wanted or (stored / DONE).is_file():
+        if key not in self.keys_to_store or (stored / DONE).is_file():
             return
         last = checkpoints(stage)[-1]
         partial = self.folder / f"{key}.partial"
@@ -96,10 +99,10 @@ class StageCache:
         """Return the file of the preference accuracy after stage ``key``, which the first run to measure it writes."""
         return self.folder / f"{key}.json"
 
-    def remove_unwanted(self) -> None:
-        """Remove the weights of the stages that are not wanted any more."""
+    def remove_others(self) -> None:
+        """Remove the stored stages whose keys are not in :attr:`keys_to_store`."""
         for stored in self.folder.glob("*/"):
-            if stored.name not in self.wanted:
+            if stored.name not in self.keys_to_store:
                 shutil.rmtree(stored)
 
 

@@ -1,4 +1,7 @@
-"""Recipes × seeds on the same data: a folder for each run (an *arm*), resumable arm by arm, and a table of all."""
+"""Train recipes × seeds on the same data: one folder per run (an *arm*), and a table of all arms.
+
+An interrupted sweep continues with the arm that it was interrupted in.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +38,15 @@ def arm_configs(
     Args:
         recipes: Names, or patterns such as ``hh-meet-*``.
         seeds: Seeds of each recipe's runs.
-        file: YAML file of settings that replace every recipe's.
-        overrides: Settings that replace those.
+        file: YAML file of settings that override those of every recipe.
+        overrides: Settings that override both.
 
     Raises:
         ConfigError: A pattern matches nothing, a recipe cannot be run, or two recipes have different data.
     """
     overrides = parse_overrides(overrides)
     _refuse_recipe_settings(file, overrides)
-    names = dict.fromkeys(name for pattern in recipes for name in _matching(pattern))
+    names = dict.fromkeys(name for pattern in recipes for name in _matching_recipes(pattern))
     configs = {
         f"{name}-seed{seed}": load_config(name, file, [*overrides, Override("seed", str(seed))])
         for name in names
@@ -54,8 +57,8 @@ def arm_configs(
         for block in ("data", "model", "format"):
             if getattr(config, block) != getattr(first, block):
                 raise ConfigError(
-                    f"{name} has other settings of {block!r} than {first_name}; recipes are compared on the same data "
-                    "and model: pass recipes of one data set, or set both"
+                    f"{name} and {first_name} have different settings of {block!r}, but recipes are compared on the "
+                    "same data and model: pass recipes of one data set, or options that set it for all"
                 )
     return configs
 
@@ -65,7 +68,7 @@ def sweep(
 ) -> tuple[list[ArmResult], dict[str, str]]:
     """Run every arm that is not finished, and write ``table.md``.
 
-    Stages that arms have in common are trained once: step 1 of MEET and its ablation, SFT before DPO. The sweep
+    Stages that several arms share are trained once: step 1 of MEET and its ablation, SFT before DPO. The sweep
     continues after an arm that fails.
 
     Args:
@@ -85,20 +88,20 @@ def sweep(
     cache = StageCache(folder / SHARED)
     results: list[ArmResult] = []
     failures: dict[str, str] = {}
-    for name, config in configs.items():  # refuse other arms before hours are spent
+    for name, config in configs.items():  # before any arm is trained for hours
         refuse_other_arm(config, folder / name, after, data)
     for number, (name, config) in enumerate(configs.items(), 1):
         arm = folder / name
-        reporter.message(f"[{number}/{len(configs)}] {name}" + (": finished before" if ArmResult.read(arm) else ""))
-        lm_sha256 = read_lm([folder / other for other in configs])
-        cache.wanted = stage_keys(list(configs.values())[number:], data.key)
+        reporter.message(f"[{number}/{len(configs)}] {name}" + (": already finished" if ArmResult.read(arm) else ""))
+        lm_sha256 = read_lm([folder / arm_name for arm_name in configs])
+        cache.keys_to_store = stage_keys(list(configs.values())[number:], data.key)
         try:
             results.append(run_arm(config, arm, after, cache, data, lm_sha256=lm_sha256, reporter=reporter))
         except (MeetError, RuntimeError) as error:  # torch raises RuntimeError, such as when memory runs out
             failures[name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
             reporter.warning(f"{name} failed: {failures[name]}")
         write_atomic(folder / TABLE, markdown(results, failures))
-        cache.remove_unwanted()
+        cache.remove_others()
     if not failures:
         shutil.rmtree(folder / SHARED, ignore_errors=True)
     return results, failures
@@ -127,7 +130,7 @@ def shared_data(config: RunConfig, folder: Path, reporter: Reporter) -> Prepared
 
 
 def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) -> None:
-    """Refuse settings that recipes or options of the command decide.
+    """Refuse settings that a sweep takes from its recipes or from options of its command.
 
     Raises:
         ConfigError: Names the setting and the option to use.
@@ -135,7 +138,7 @@ def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) ->
     in_file = settings_in(file)[0] if file else {}
     for key in ("recipe", "control", "stages", "seed"):
         if key in in_file:
-            raise ConfigError(f"{file}: remove {key!r}: here each recipe has its own (seeds: --seeds or --seed)")
+            raise ConfigError(f"{file}: remove {key!r}, which each recipe sets (for seeds, pass --seeds or --seed)")
     for override in overrides:
         if override.key == "recipe":
             raise ConfigError("--recipe has no effect: name recipes as arguments")
@@ -143,8 +146,8 @@ def _refuse_recipe_settings(file: Path | None, overrides: Sequence[Override]) ->
             raise ConfigError(f"seed={override.text}: pass --seeds (meet sweep) or --seed (meet search)")
 
 
-def _matching(pattern: str) -> list[str]:
-    """Return the recipes that a name or pattern stands for."""
+def _matching_recipes(pattern: str) -> list[str]:
+    """Return the recipes that match a name or pattern."""
     names = [name for name in recipe_names() if fnmatchcase(name, pattern)]
     if not names and any(character in pattern for character in "*?["):
         raise ConfigError(f"no recipe matches the pattern {pattern!r}; {LISTING}")

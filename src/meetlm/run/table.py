@@ -43,8 +43,8 @@ def rows(results: Sequence[ArmResult]) -> list[tuple[str, ...]]:
 def markdown(results: Sequence[ArmResult], failures: Mapping[str, str]) -> str:
     """Return the table as Markdown, with the failures below it."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(results))]
-    for pairs, shorter in dict.fromkeys((result.after.pairs, str(result.after.shorter)) for result in results):
-        lines += ["", f"Accuracy of always picking the shorter reply, on {pairs} held-out pairs: {shorter}."]
+    for pairs, share in dict.fromkeys((result.after.pairs, str(result.after.shorter)) for result in results):
+        lines += ["", f"Accuracy of always picking the shorter reply, on {pairs} held-out pairs: {share}."]
     lines += ["", LEGEND]
     lines += [f"\n**{name} failed**: {reason}" for name, reason in failures.items()]
     return "\n".join(lines) + "\n"

@@ -46,7 +46,7 @@ def sweep_temperature(
 
     Args:
         runs: Finished runs by name, on the same held-out data; with their weights where completions are missing.
-        baselines: Names of some of them.
+        baselines: Names of the runs that are baselines.
         temperatures: At least one.
         sampling: The settings of sampling other than the temperature.
         settings: Settings of the evaluations.
@@ -54,7 +54,7 @@ def sweep_temperature(
         folder: Folder of scores and of the evaluations, such as ``t0.5/BASELINE/evaluation.json``.
         level: Level of the completions; each run's default where ``None``.
         seed: Seed of sampling.
-        limit: Use only this many held-out prompts, the first ones.
+        limit: Use only the first ``limit`` held-out prompts.
         only_common: Compare the prompts that all runs have, instead of refusing runs whose prompts differ.
         batch_size: Prompts per batch.
         reporter: Shows messages and progress.

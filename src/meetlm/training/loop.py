@@ -71,7 +71,7 @@ class StageTrainer(Trainer):
     """Trains a policy for one stage.
 
     Args:
-        policy: A policy whose ``requires_grad`` is set as the stage says.
+        policy: A policy whose ``requires_grad`` is set for the stage.
         items: The training set.
         stage: Learning rates and length.
         optim: Further settings of the optimizer.

@@ -21,7 +21,7 @@ from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, loa
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
-"""File in a stage's folder that says the stage is finished."""
+"""File in a stage's folder that marks the stage as finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def run_stage(
     """
     set_trainable(policy, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = checkpoints(folder)
-    last = earlier[-1] if earlier else None
+    saved = checkpoints(folder)
+    last = saved[-1] if saved else None
     if (folder / DONE).is_file() and last:
         load_trained(policy, last)
         return StageResult(**json.loads((folder / DONE).read_text()))
@@ -100,7 +100,7 @@ def run_stage(
 
 
 def set_trainable(policy: Policy, stage: StageSettings) -> None:
-    """Set ``requires_grad`` of all parameters as the stage says.
+    """Set ``requires_grad`` of all parameters for the stage.
 
     Raises:
         ConfigError: Nothing would be trained.

@@ -112,9 +112,9 @@ class OptimSettings(Settings):
     @field_validator("schedule")
     @classmethod
     def _check_schedule(cls, name: str) -> str:
-        known = [scheduler.value for scheduler in SchedulerType]
-        if name not in known:
-            raise ValueError(f"unknown scheduler {name!r}{nearest(name, known)}")
+        names = [scheduler.value for scheduler in SchedulerType]
+        if name not in names:
+            raise ValueError(f"unknown scheduler {name!r}{nearest(name, names)}")
         return name
 
 

@@ -1,7 +1,8 @@
-"""A judge's account: how far its two orders agree, what its responses cost, and which of them hold no verdict.
+"""How far a judge can be trusted and what it cost: agreement between orders, responses without a verdict, usage.
 
-A judge may decide by position alone. So the account states how often both orders agree, and how often they would for a
-judge that cannot see the completions. Where the two cannot be distinguished, no conclusion can be drawn.
+A judge sees each pair in both orders, because it may decide by position alone. Its consistency is how often both orders
+agree. If that does not differ significantly from the consistency of a judge that cannot see the completions, its
+verdicts support no conclusion.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from meetlm.evaluation.settings import Prices
 
 @dataclass(slots=True)
 class Judgement:
-    """One pair in one order; the two judgements of a pair follow each other.
+    """The judgement of one pair in one order; sequences of judgements hold both orders of a pair in turn.
 
     Attributes:
         pair: Index of the pair.
@@ -26,10 +27,10 @@ class Judgement:
         system: The system whose reply is compared with the baseline's.
         prompt: Id of the prompt.
         name: Name of the judgement in messages.
-        call: The call that asks for it.
-        responses: All stored responses to the call, the last one last.
+        call: The call that requests the judgement.
+        responses: All stored responses to the call, oldest first.
         failure: Why there is no response.
-        outcome: The verdict from the system's view; ``None`` where there is none.
+        outcome: The verdict as an outcome for the system; ``None`` where there is none.
     """
 
     pair: int
@@ -51,10 +52,10 @@ class Judgement:
 def consistency_chance(outcomes: Sequence[tuple[Outcome, Outcome]]) -> float:
     """Return how often both orders would agree for a judge that cannot see the completions.
 
-    Such a judge answers A with probability a, B with b and tie with c, whatever it is shown. From the system's view
-    both orders then agree where it answers A in one and B in the other, or tie in both: 2ab + c². a, b and c are the
-    shares of this judge's verdicts over both orders. The result is ½ for a fair coin, and 0 for a judge that always
-    answers A, whose consistency is 0 too; so a consistency above chance means that a judge sees the completions.
+    Such a judge answers A with probability a, B with b and tie with c, whatever it is shown. Both orders agree on the
+    winner if it answers A in one order and B in the other, or tie in both: with probability 2ab + c². a, b and c are
+    estimated by the shares of this judge's verdicts over both orders. Chance is ½ for a fair coin, and 0 for a judge
+    that always answers A, whose consistency is 0 as well. Only a judge that sees the completions exceeds chance.
 
     Args:
         outcomes: Outcomes of pairs, the system shown first and shown second; at least one pair.
@@ -66,13 +67,13 @@ def consistency_chance(outcomes: Sequence[tuple[Outcome, Outcome]]) -> float:
 
 
 def consistency_of(judgements: Sequence[Judgement]) -> Consistency:
-    """Return how far both orders of some pairs agree."""
+    """Return how often both orders of a pair agree, with counts of the calls."""
     pairs = zip(judgements[0::2], judgements[1::2], strict=True)
     decided = [(a.prompt, a.outcome, b.outcome) for a, b in pairs if a.outcome and b.outcome]
     consistency = chance = None
     if decided:
-        same = [float(first == second) for _, first, second in decided]
-        consistency = mean_interval(same, [prompt for prompt, _, _ in decided], bounds=(0, 1))
+        agreements = [float(first == second) for _, first, second in decided]
+        consistency = mean_interval(agreements, [prompt for prompt, _, _ in decided], bounds=(0, 1))
         chance = consistency_chance([(first, second) for _, first, second in decided])
     return Consistency(
         num_calls=len(judgements),
@@ -95,7 +96,7 @@ def usage(responses: Sequence[JudgeResponse], prices: Prices | None) -> Usage:
 
 
 def problems_of(judgements: Sequence[Judgement]) -> list[Problem]:
-    """Return what is wrong with responses and calls; problems without examples did not occur."""
+    """Return the problems of responses and calls; a problem that did not occur has no examples."""
     without_verdict = _without_verdict(judgements)
     reasons = {
         "empty": sum(response.is_empty for _, response in without_verdict),
@@ -108,7 +109,7 @@ def problems_of(judgements: Sequence[Judgement]) -> list[Problem]:
             "judge: responses without a verdict, so their pairs have no outcome"
             + (f" ({counts})" if counts else "")
             + "; --judge.ask_again true repeats these calls",
-            [f"{judgement.name}: {_shown(response)}" for judgement, response in without_verdict],
+            [f"{judgement.name}: {_excerpt(response)}" for judgement, response in without_verdict],
         ),
         Problem(
             "judge: failed calls, so their pairs have no outcome",
@@ -129,8 +130,8 @@ def _without_verdict(judgements: Sequence[Judgement]) -> list[tuple[Judgement, J
     return [(judgement, judgement.response) for judgement in judgements if judgement.response and not judgement.outcome]
 
 
-def _shown(response: JudgeResponse, length: int = 120) -> str:
-    """Return a response in short, with its finish reason where that is not the usual one."""
+def _excerpt(response: JudgeResponse, length: int = 120) -> str:
+    """Return the beginning of a response, with its finish reason unless that is ``stop``."""
     if response.is_empty:
         return f"an empty response (finish_reason {response.finish_reason})"
     text = response.text if len(response.text) <= length else response.text[: length - 1] + "…"
