@@ -70,7 +70,7 @@ def test_settings_take_no_infinity() -> None:
         (["--data.path", HERE, "--data.holdout", "3"], "--data.holdout has no effect on held-out prompts"),
         (["--data.path", HERE, "--data.limit_eval", "3"], "--data.limit_eval has no effect on held-out prompts"),
         (["--data.path", "-"], "--data.path -: data cannot be read from standard input; pass a file"),
-        (["--tie-band", "0.4", "x", "--reward", "rm"], "--tie-band: tie_band.1: expected a number"),
+        (["--tie-band", "0.4", "x", "--reward", "rm"], "--tie-band: expected a number"),
     ],
 )
 def test_options_without_effect(args: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
