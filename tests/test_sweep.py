@@ -264,7 +264,7 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
     assert (len(train), len(held)) == (14, 6)
     assert not {e.group for e in train} & {e.group for e in held}
     read = read_prompts(settings).prompts
-    assert [(one.prompt, one.chosen) for one in read] == [(one.prompt, one.chosen) for one in held]
+    assert [(one.prompt, one.chosen) for one in read] == [(one.prompt, one.best_and_worst[0]) for one in held]
     more = read_prompts(settings.model_copy(update={"holdout": 5})).prompts
     assert {e.prompt for e in held} < {e.prompt for e in more}
     with pytest.raises(DataError, match="leaves no row to train on; expected a number below 10"):
