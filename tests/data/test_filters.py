@@ -194,7 +194,7 @@ def test_no_usable_row() -> None:
     )
     with pytest.raises(DataError, match="none of 1 rows can be used .1 left out: longer than data.max_length"):
         filter_eval(Read(ROWS[9:10], []), letters, 3)
-    with pytest.raises(DataError, match="there were none"):
+    with pytest.raises(DataError, match="there are none"):
         filter_train(Read([], []), letters, 10)
 
 

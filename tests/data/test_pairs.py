@@ -150,7 +150,7 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         (
             {"prompt": [user("a")], "chosen": [user("x"), reply("b")], "rejected": [reply("c")]},
             "field 'chosen': has user or system turns that are not in the prompt; "
-            "expected the reply alone, or the prompt's turns and the reply",
+            "expected only the reply, or all turns of the prompt and then the reply",
         ),
     ],
 )
