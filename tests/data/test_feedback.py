@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,16 @@ import pyarrow.parquet
 import pytest
 
 from meetlm.config.errors import ConfigError, DataError
-from meetlm.data.example import Example, Origin, Rank
+from meetlm.data.example import Example, Origin, Prompt, Rank
 from meetlm.data.feedback import parse
-from meetlm.data.fitted_levels import FittedLevels, fit_levels, level_counts, merge_prompts
+from meetlm.data.fitted_levels import (
+    FittedLevels,
+    fit_levels,
+    level_counts,
+    merge_prompts,
+    num_replies,
+    without_level_lines,
+)
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -137,6 +145,15 @@ def test_scores_become_levels() -> None:
     assert (first.completions[0].weights, last.completions[0].weights) == ((1, 0, 0), (0, 0, 1))
     assert FittedLevels.from_dict(json.loads(json.dumps(by_threshold.to_dict()))) == by_threshold
     assert tuple(fit_levels(settings_of(count=2), many).levels) == ("bad", "good")
+
+
+def test_replies_that_show_no_level_are_counted() -> None:
+    rows = [replace(row, prompt=Prompt(f"Rice {n // 2}?")) for n, row in enumerate(scored([0, 1] * 10 + [2] * 4))]
+    merged = merge_prompts(rows)
+    fitted = fit_levels(settings_of(scheme="within-prompt"), merged)
+    assert num_replies(merged) - num_replies(fitted.apply(merged)) == 4
+    assert without_level_lines("x.jsonl", 4)[0].startswith("x.jsonl: 4 replies show no level and are left out")
+    assert without_level_lines("x.jsonl", 0) == []
 
 
 def test_named_levels_have_the_order_of_the_setting() -> None:

@@ -188,6 +188,18 @@ def merge_prompts(examples: Sequence[Example]) -> list[Example]:
     return result
 
 
+def without_level_lines(file: str, number: int) -> list[str]:
+    """Return a line on the replies of a file that show no level; none where there is no such reply."""
+    if not number:
+        return []
+    return [f"{file}: {number} replies show no level and are left out: their scores equal those of the whole prompt"]
+
+
+def num_replies(examples: Iterable[Example]) -> int:
+    """Return the number of replies in examples."""
+    return sum(len(example.completions) for example in examples)
+
+
 def split_large(examples: Iterable[Example]) -> list[Example]:
     """Return examples of at most :data:`MAX_REPLIES` replies: a prompt with more of them becomes several examples."""
     return [

@@ -50,7 +50,8 @@ def check_data(
     """
     groups = [example.group for example in train]
     opening, words = shortcuts.opening_features, shortcuts.word_features
-    levelled = fitted.apply(merge_prompts(train))
+    merged = merge_prompts(train)
+    levelled = fitted.apply(merged)
     attributes = fitted.levels.attributes
     pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
     pairs = pairs if len(attributes) == 1 and attributes[0].is_ordered else []
@@ -65,7 +66,7 @@ def check_data(
         if pairs
         else []
     )
-    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, levelled, lengths)
+    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, merged, lengths)
     return [
         _training_pairs(report).with_counts(groups),
         _too_long(

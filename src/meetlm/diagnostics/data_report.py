@@ -189,7 +189,7 @@ def report_data(
         lengths=lengths,
         measured=len(measured),
         longer=longer,
-        levels=None if is_pairs else report_levels(fitted, examples, count),
+        levels=None if is_pairs else report_levels(fitted, merged, count),
         examples=examples,
         fitted=fitted,
     )

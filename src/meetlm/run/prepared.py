@@ -9,10 +9,19 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from meetlm.config.errors import DataError
 from meetlm.data.encoding import example_lengths
 from meetlm.data.example import Example, fingerprint
 from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train
-from meetlm.data.fitted_levels import FittedLevels, fit_levels, level_lines, merge_prompts, split_large
+from meetlm.data.fitted_levels import (
+    FittedLevels,
+    fit_levels,
+    level_lines,
+    merge_prompts,
+    num_replies,
+    split_large,
+    without_level_lines,
+)
 from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.data.settings import DataSettings
@@ -31,6 +40,7 @@ class PreparedData:
         test: Held-out examples, one per prompt.
         reports: Reports of the filters of both.
         spec: Prompt format that lengths were counted in.
+        num_without_level: Replies of both splits that show no level and are left out.
     """
 
     fitted: FittedLevels
@@ -38,6 +48,7 @@ class PreparedData:
     test: list[Example]
     reports: tuple[FilterReport, FilterReport]
     spec: FormatSpec
+    num_without_level: tuple[int, int] = (0, 0)
 
     @property
     def levels(self) -> LevelSpace:
@@ -46,7 +57,13 @@ class PreparedData:
 
     def lines(self) -> list[str]:
         """Return the reports of the filters, training rows first, and the levels, as lines of text."""
-        return [*(line for report in self.reports for line in report.lines()), *level_lines(self.fitted, self.train)]
+        left_out = [
+            line
+            for report, number in zip(self.reports, self.num_without_level, strict=True)
+            for line in without_level_lines(report.file, number)
+        ]
+        filtered = [line for report in self.reports for line in report.lines()]
+        return [*filtered, *left_out, *level_lines(self.fitted, self.train)]
 
     @property
     def key(self) -> str:
@@ -85,8 +102,18 @@ def prepare_data(
     test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
     train, test = merge_prompts(train), merge_prompts(test)
     fitted = pinned_levels or fit_levels(settings, train)
-    train, test = (split_large(fitted.apply(examples)) for examples in (train, test))
-    return PreparedData(fitted, train, test, (of_train, of_test), prompt_format.spec)
+    levelled = fitted.apply(train), fitted.apply(test)
+    num_train, num_test = (
+        num_replies(before) - num_replies(after) for before, after in zip((train, test), levelled, strict=True)
+    )
+    if not levelled[1]:
+        raise DataError(
+            f"none of the {num_test} held-out replies shows a level",
+            file=of_test.file,
+            expected="replies to a prompt whose scores differ",
+        )
+    train, test = map(split_large, levelled)
+    return PreparedData(fitted, train, test, (of_train, of_test), prompt_format.spec, (num_train, num_test))
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
