@@ -238,6 +238,7 @@ class TestPlaces:
 
     def test_only_hh_has_stop_strings(self) -> None:
         assert {name: SOURCES[name].stop for name in SOURCES} == {
+            "feedback": (),
             "hh": ("\n\nHuman:",),
             "pairs": (),
             "summarize": (),

@@ -382,7 +382,8 @@ def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interva
 
     def correlation(means: Array) -> Array:
         mean_x, mean_y, xx, yy, xy = means.T
-        return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+        correlations: Array = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+        return correlations
 
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap(table, correlation)

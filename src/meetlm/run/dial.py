@@ -34,10 +34,10 @@ from meetlm.evaluation.statistics import Clusters
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import load_lm
 from meetlm.policy.policy import Policy
-from meetlm.run.aligned import NO_GUIDANCE, Aligned, Guidance, load
+from meetlm.run.aligned import Aligned, load
 from meetlm.run.completions import complete_resumably, held_out_rows
 from meetlm.run.folder import read_meet, read_model_settings, write_dial
-from meetlm.run.levels import Level, dial_key, level_text, resolve_level, scales_of
+from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, dial_key, level_text, resolve_level, scales_of
 
 FOLDER = "dial"
 """The folder of the results in a run."""
