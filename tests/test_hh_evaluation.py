@@ -36,13 +36,14 @@ def meet(*words: object) -> str:
 
 def short_pairs() -> list[Example]:
     """The first held-out pairs of short rows, both sides of one prompt and with words that ROUGE reads."""
-    kept: dict[str, Example] = {}
-    for one in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
-        texts = [one.prompt.text(), one.chosen.content, one.rejected.content]
-        usable = one.other_prompt is None and all(any(c.isalpha() and c.isascii() for c in t) for t in texts)
-        if usable and one.chosen != one.rejected and sum(map(len, texts)) < 600:
-            kept.setdefault(texts[0], one)
-    return list(kept.values())[:NUMBER]
+    usable: dict[str, Example] = {}
+    for example in read_examples(DataSettings(source="hh", path=str(SAMPLE)), "eval").rows:
+        chosen, rejected = example.best_and_worst
+        texts = [example.prompt.text(), chosen.content, rejected.content]
+        have_words = all(any(c.isalpha() and c.isascii() for c in text) for text in texts)
+        if example.other_prompt is None and have_words and chosen != rejected and sum(map(len, texts)) < 600:
+            usable.setdefault(texts[0], example)
+    return list(usable.values())[:NUMBER]
 
 
 @torch.no_grad()
@@ -76,7 +77,8 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     pairs = short_pairs()
     assert len(pairs) == NUMBER
     prompts = [one.prompt.text() for one in pairs]
-    replies = {side: [getattr(one, side).content for one in pairs] for side in ("chosen", "rejected")}
+    chosen, rejected = zip(*(pair.best_and_worst for pair in pairs), strict=True)
+    replies = {"chosen": [reply.content for reply in chosen], "rejected": [reply.content for reply in rejected]}
     places = []
     for side, texts in replies.items():
         rows = [{"prompt": prompt, "completion": text.strip()} for prompt, text in zip(prompts, texts, strict=True)]

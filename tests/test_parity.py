@@ -198,11 +198,11 @@ def test_sft_and_coh_train_as_trls_sft(method: tuple[str, str], architecture: st
     run.train()
     ours = metrics(tmp_path)
 
-    sides = [("chosen", TEXTS["good"]), ("rejected", TEXTS["bad"])] if kind == "text" else [("chosen", "")]
+    texts = [TEXTS["good"], TEXTS["bad"]] if kind == "text" else [""]
     rows = [
-        {"prompt": text + example.prompt.text(), "completion": getattr(example, side).content}
+        {"prompt": text + example.prompt.text(), "completion": reply.content}
         for example in pairs(12)
-        for side, text in sides
+        for reply, text in zip(example.best_and_worst, texts, strict=False)
     ]
     row_of = dict(zip((one.ids for one in flat(items)), rows, strict=True))
     order = [one for batch in taken[:STEPS] for one in flat(batch)]

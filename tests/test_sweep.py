@@ -215,7 +215,7 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
 @pytest.mark.parametrize(
     ("recipes", "said"),
     [
-        (("hh-dpo", "tldr-dpo"), "other settings of 'data'"),
+        (("hh-dpo", "tldr-dpo"), "different settings of 'data'"),
         (("hh-meet-lroa",), "unknown recipe 'hh-meet-lroa'; did you mean 'hh-meet-lora'"),
         (("xx-*",), "no recipe matches the pattern 'xx-\\*'"),
     ],
