@@ -292,7 +292,7 @@ def test_weights_are_loaded_as_f32_whatever_the_file_holds(tmp_path: Path) -> No
 
 def test_few_steps_give_a_warning() -> None:
     short = stage(["control"], steps=1)
-    assert "1 optimizer steps for 8 pairs; fewer than 50" in (short.few_steps_warning(8, 8) or "")
+    assert "1 optimizer steps for 8 examples; fewer than 50" in (short.few_steps_warning(8, 8) or "")
     assert stage(["control"], steps=50).few_steps_warning(8, 8) is None
 
 

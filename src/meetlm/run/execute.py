@@ -146,7 +146,7 @@ def _unchanged_hub_model(config: RunConfig) -> str | None:
     return None if is_trained or name == EMBEDDED or Path(name).expanduser().exists() else name
 
 
-def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: bool, reporter: Reporter) -> None:
+def _announce(stage: StageSettings, folder: Path, num_examples: int, is_shared: bool, reporter: Reporter) -> None:
     """Report which parameters a stage will train, or that it is finished."""
     saved = checkpoints(folder)
     if is_shared:
@@ -155,7 +155,7 @@ def _announce(stage: StageSettings, folder: Path, num_pairs: int, is_shared: boo
         reporter.message(f"{stage.name}: already finished")
     else:
         trained = " and ".join(stage.train)
-        reporter.message(f"{stage.name}: training {trained} on {num_pairs} pairs, learning rate {stage.lr:g}")
+        reporter.message(f"{stage.name}: training {trained} on {num_examples} examples, learning rate {stage.lr:g}")
         if saved:
             reporter.message(f"{stage.name}: continuing after step {checkpoint_step(saved[-1])}")
 

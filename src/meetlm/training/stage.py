@@ -79,19 +79,19 @@ class StageSettings(Settings):
             )
         return self
 
-    def few_steps_warning(self, num_pairs: int, pairs_per_step: int) -> str | None:
+    def few_steps_warning(self, num_examples: int, pairs_per_step: int) -> str | None:
         """Return a warning if the stage would have fewer than ``MIN_STEPS`` steps."""
-        steps = self.num_steps(num_pairs, pairs_per_step)
+        steps = self.num_steps(num_examples, pairs_per_step)
         if steps >= MIN_STEPS:
             return None
         return (
-            f"stage {self.name}: {steps} optimizer steps for {num_pairs} pairs; fewer than {MIN_STEPS} change little "
-            "at the usual learning rates. Smaller batches (batch.pairs) or more epochs give more steps."
+            f"stage {self.name}: {steps} optimizer steps for {num_examples} examples; fewer than {MIN_STEPS} change "
+            "little at the usual learning rates. Smaller batches (batch.pairs) or more epochs give more steps."
         )
 
-    def num_steps(self, num_pairs: int, pairs_per_step: int) -> int:
-        """Return the number of optimizer steps for a training set of ``num_pairs``."""
-        return max(self.min_steps, math.ceil(self.epochs * math.ceil(num_pairs / pairs_per_step)), 1)
+    def num_steps(self, num_examples: int, pairs_per_step: int) -> int:
+        """Return the number of optimizer steps for a training set of ``num_examples``."""
+        return max(self.min_steps, math.ceil(self.epochs * math.ceil(num_examples / pairs_per_step)), 1)
 
 
 class OptimSettings(Settings):
