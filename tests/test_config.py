@@ -331,7 +331,7 @@ def test_registry() -> None:
 
 @pytest.mark.parametrize("levels", ["[good, bad]", "[q0, q1, q2]", "[only]"])
 def test_levels_are_no_setting(levels: str) -> None:
-    with pytest.raises(ConfigError, match="levels is not a setting: the levels follow from the data"):
+    with pytest.raises(ConfigError, match="remove levels: they follow from the data"):
         load_config("hh-meet-lora", None, [f"control.levels={levels}"])
 
 

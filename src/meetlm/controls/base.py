@@ -39,7 +39,7 @@ class ControlSettings(Settings):
         if not isinstance(value, dict) or "levels" not in value:
             return value
         if list(value["levels"]) not in (["bad", "good"], ["good"]):
-            raise ValueError("levels is not a setting: the levels follow from the data")
+            raise ValueError("remove levels: they follow from the data (data.levels.names sets their names)")
         return {name: setting for name, setting in value.items() if name != "levels"}
 
 

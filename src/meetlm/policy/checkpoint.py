@@ -119,6 +119,8 @@ def failure_reason(name: str, error: Exception) -> str:
     """Return in one line why loading the model or the tokenizer ``name`` raised ``error``."""
     folder = Path(name).expanduser()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_dir() and not files:
+        return "the folder is empty"
     damaged = next(((file.name, reason) for file in files if (reason := _file_failure_reason(file))), None)
     if damaged:
         return f"{damaged[0]} {damaged[1]}"
