@@ -161,5 +161,5 @@ def test_the_demo_itself_shortened(tmp_path: Path) -> None:
     assert stages["step1"]["lm_sha256"] != stages["step2"]["lm_sha256"]
     for part in ("config.yaml", "preference.json", "meet.json", "control.safetensors", "model/model.safetensors"):
         assert (folder / part).is_file()
-    both = {system: shares["both"].value for system, shares in result.shares.items()}
-    assert both["after step2"] >= 0.6 > both[BASE]
+    assert result.shares["after step2"]["both"].value >= 0.6  # replies that ignore the levels reach 0.25
+    assert result.nll["after step2"] < result.nll[BASE] - 0.3
