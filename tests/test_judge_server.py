@@ -89,7 +89,7 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     assert (account.overall.num_calls, account.num_cached, account.overall.num_failed) == (4, 0, 0)
     assert account.overall.num_without_verdict == sum(one.count for one in problems)
     assert outcomes.count(None) <= account.overall.num_without_verdict <= 2 * outcomes.count(None)
-    assert not account.overall.conclusive  # two pairs
+    assert not account.overall.is_conclusive  # two pairs
     used = account.stored
     assert used == account.this_run and used.num_responses >= 4 and used.prompt_tokens
     assert used.completion_tokens and used.completion_tokens <= 24 * used.num_responses
