@@ -53,8 +53,16 @@ def test_a_rising_score_is_recommended_up_to_where_fluency_breaks() -> None:
 
 
 def test_settings_beyond_a_broken_one_are_not_safe() -> None:
-    found = dial([0, 1, 2, 3, 4, 5], [2, 0, 0, 2, 0, 0])
-    assert found.safe == (0.5, 1) and found.recommended == 1 and found.gain and found.gain.value == 0
+    found = dial([0, 1, 2, 3, 4, 5], [0, 0, 0, 2, 0, 0])
+    assert found.safe == (0, 1) and found.recommended == 1 and found.gain and found.gain.value == 0
+
+
+def test_trained_levels_are_safe_and_settings_below_them_are_compared_with_the_worst() -> None:
+    score = curve("score", [0, 1, 2, 3, 4, 5])
+    fluency = [(curve("NLL", [4, 2.2, 2, 1, 0, 0], 0.01, higher=False), 0.5)]
+    found = calibrate("", [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5], CLUSTERS, score, fluency, [])
+    assert found.safe == (-0.5, 1.5)
+    assert list(found.broken) == [-1] and "NLL is 2.00 above that at 0" in found.broken[-1]
 
 
 def test_a_score_that_falls_is_named_and_does_not_rise() -> None:

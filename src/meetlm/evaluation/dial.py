@@ -182,8 +182,10 @@ def calibrate(
     """Return how far a dial can be turned.
 
     The reference is the best level without guidance: the setting nearest to 1, or to 0 for guidance. A setting is
-    broken where the mean of a measure of fluency exceeds that at the reference by more than its limit; the safe
-    range ends before the first broken setting in either direction. Half of the prompts choose the recommended
+    broken where the mean of a measure of fluency exceeds that at the reference by more than its limit; settings below
+    the worst level are compared with the worst level. Levels from 0 to 1 are never broken: the run was trained on
+    them, and short replies, such as those at a level of brevity, have a higher NLL per token. The safe range ends
+    before the first broken setting in either direction. Half of the prompts choose the recommended
     setting, the others measure its gain, so that the choice does not flatter it.
 
     Args:
@@ -205,12 +207,16 @@ def calibrate(
             raise ConfigError(f"{score.name} has no value for any reply at setting {setting:g}")
     best_level = 1 if by == "level" else 0
     reference = min(range(len(settings)), key=lambda index: abs(settings[index] - best_level))
+    worst = min(range(len(settings)), key=lambda index: abs(settings[index]))
     broken: dict[float, str] = {}
     for curve, limit in fluency:
         for setting, column in zip(settings, curve.values, strict=True):
-            change = difference(column, curve.values[reference], clusters)
+            if by == "level" and 0 <= setting <= 1:
+                continue
+            base = worst if by == "level" and setting < 0 else reference
+            change = difference(column, curve.values[base], clusters)
             if change and change.mean.value > limit:
-                reason = f"{curve.name} is {change.mean.value:.2f} above that at {settings[reference]:g}"
+                reason = f"{curve.name} is {change.mean.value:.2f} above that at {settings[base]:g}"
                 broken[setting] = f"{broken[setting]}; {reason}" if setting in broken else reason
     low = high = reference
     while low > 0 and settings[low - 1] not in broken:
