@@ -13,6 +13,8 @@ import meetlm
 from meetlm.config.errors import ConfigError
 from meetlm.recipes.config import RunConfig
 from meetlm.run.execute import execute
+from meetlm.run.folder import read_pinned_levels
+from meetlm.run.score import read_pairs
 from reporters import RecordingReporter
 from run_folders import config_for
 
@@ -52,6 +54,9 @@ def test_scores_train_a_level_each(tmp_path: Path) -> None:
     assert record["levels_pinned"][0]["thresholds"] == [0.5, 1.5]
     after = json.loads((tmp_path / "run" / "preference.json").read_text())["after step2"]
     assert after["pairs"] == 6 * 3
+    examples, _ = read_pairs(config.data, aligned.format, read_pinned_levels(tmp_path / "run"))
+    replies = [[reply.content.split()[0] for reply in example.best_and_worst] for example in examples]
+    assert replies == [["good", "bad"]] * 6, "the file has the worst reply first"
     assert set(after["attributes"][""]["by_levels"]) == {"q0 < q1", "q0 < q2", "q1 < q2"}
     metrics = [json.loads(line) for line in (tmp_path / "run" / "step1" / "metrics.jsonl").read_text().splitlines()]
     assert all({"loss/q0", "loss/q1", "loss/q2"} & step.keys() for step in metrics if "loss" in step)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from meetlm.cli.reward import reward
-from meetlm.config.errors import RunError
+from meetlm.config.errors import DataError, RunError
 from meetlm.config.reporter import Progress, Reporter
 from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
@@ -120,6 +120,17 @@ def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
         assert scorer.tokenizer.decode(pairs.train[0][0].ids) == lines[0]["chosen"].rstrip()
     (test,) = pairs.test
     assert test.prompt.text() == said[3]
+
+
+def test_only_pairs_train_a_reward_model(tmp_path: Path) -> None:
+    """Feedback of other kinds does not say before its levels are known which reply is the better one."""
+    row = {"prompt": "Rice?", "completions": ["a", "b"], "scores": [1, 2]}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(row) + "\n")
+    file = str(tmp_path / "scores.jsonl")
+    settings = DataSettings(source="feedback", train_file=file, eval_file=file)
+    encoder = RewardInput(tiny_tokenizer(), "text", None)
+    with pytest.raises(DataError, match=r"scores\.jsonl:1: is not a pair of a chosen and a rejected reply"):
+        RewardPairs.prepare(settings, *read_splits(settings), encoder)
 
 
 @pytest.mark.slow

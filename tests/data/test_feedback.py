@@ -147,6 +147,24 @@ def test_scores_become_levels() -> None:
     assert tuple(fit_levels(settings_of(count=2), many).levels) == ("bad", "good")
 
 
+@pytest.mark.parametrize(
+    ("feedback", "preferred"),
+    [
+        ({"scores": [1, 5, 3]}, "b"),
+        ({"scores": [2, 2, 2]}, None),
+        ({"scores": [1, None, 3]}, None),
+        ({"labels": [False, True, False]}, None),
+        ({}, "a"),
+    ],
+)
+def test_the_preferred_reply_of_a_row(feedback: dict[str, Any], preferred: str | None) -> None:
+    row = {"prompt": "Rice?", "completions": ["a", "b", "c"], **feedback}
+    example = parse(Row(row, Origin("x.jsonl", 1)))
+    assert (example.preferred and example.preferred.content) == preferred
+    with pytest.raises(AssertionError, match="only a level scheme orders"):
+        _ = example.best_and_worst
+
+
 def test_replies_that_show_no_level_are_counted() -> None:
     rows = [replace(row, prompt=Prompt(f"Rice {n // 2}?")) for n, row in enumerate(scored([0, 1] * 10 + [2] * 4))]
     merged = merge_prompts(rows)

@@ -80,12 +80,13 @@ def data(
 def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
     """Print the training pairs whose rejected reply has the higher score by the levels of a run, worst first."""
     from meetlm.run.aligned import load
+    from meetlm.run.folder import read_pinned_levels
     from meetlm.run.score import read_pairs, score_pairs
     from meetlm.run.score import suspects as find_suspects
 
     reporter = ConsoleReporter()
     aligned = load(run)
-    examples, _ = read_pairs(settings, aligned.format, train=True)
+    examples, _ = read_pairs(settings, aligned.format, read_pinned_levels(run), train=True)
     pairs = score_pairs(aligned.policy, aligned.encoder, examples, reporter=reporter)
     contradicted = find_suspects(pairs)
     if as_json:

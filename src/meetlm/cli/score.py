@@ -53,7 +53,7 @@ def score(
     quiet_libraries()
     from meetlm.evaluation.settings import RewardSettings
     from meetlm.run.aligned import load
-    from meetlm.run.folder import read_data_settings
+    from meetlm.run.folder import read_data_settings, read_pinned_levels
     from meetlm.run.score import accuracy, read_pairs, reward_accuracy, score_pairs
 
     run = Path(names[0])
@@ -68,7 +68,7 @@ def score(
         return
     settings = held_out_data(overrides) or read_data_settings(run)
     aligned = load(run)
-    examples, report = read_pairs(settings, aligned.format)
+    examples, report = read_pairs(settings, aligned.format, read_pinned_levels(run))
     for line in report.lines():
         reporter.message(line)
     pairs = score_pairs(aligned.policy, aligned.encoder, examples, reporter=reporter)

@@ -211,8 +211,23 @@ class Example:
 
     @property
     def best_and_worst(self) -> tuple[Turn, Turn]:
-        """The best and the worst reply: those of a pair; the same one where there is only one."""
+        """The best and the worst reply of a pair, or of replies that a level scheme has ordered.
+
+        It is the same reply twice where there is only one.
+        """
+        assert self.is_pair or self.completions[0].weights, "only a level scheme orders the replies of other data"
         return self.completions[0].reply, self.completions[-1].reply
+
+    @property
+    def preferred(self) -> Turn | None:
+        """The chosen reply of a pair, or the reply with the highest score; ``None`` where the row does not tell."""
+        if self.is_pair:
+            return self.completions[0].reply
+        scores = [dict(completion.feedback).get("") for completion in self.completions]
+        numbers = [score for score in scores if isinstance(score, float)]
+        if len(numbers) < len(scores) or len(set(numbers)) < 2:
+            return None
+        return self.completions[numbers.index(max(numbers))].reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def make_items(
         ConfigError: The format cannot use the data.
     """
     data_format = FORMATS[name]
-    if not data_format.uses_levels and not (len(levels.attributes) == 1 and levels.attributes[0].is_ordered):
+    if not data_format.uses_levels and not levels.is_scale:
         names = ", ".join(attribute.name or "the only one" for attribute in levels.attributes)
         raise ConfigError(
             f"format {name!r} needs one attribute with ordered levels, to know the best reply; the data have {names}: "

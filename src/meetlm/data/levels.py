@@ -77,6 +77,11 @@ class LevelSpace(Sequence[str]):
         return tuple(1.0 if k in selected else 0.0 for k in range(len(self)))
 
     @property
+    def is_scale(self) -> bool:
+        """Whether there is one attribute and its levels have an order, which tells the best of several replies."""
+        return len(self.attributes) == 1 and self.attributes[0].is_ordered
+
+    @property
     def best(self) -> Weights:
         """Weights of the best level of each ordered attribute."""
         return self.weights(self.ranges[a.name][-1] for a in self.attributes if a.is_ordered)

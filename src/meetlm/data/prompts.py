@@ -149,6 +149,5 @@ def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
 
 
 def _of_pair(example: Example) -> HeldOutPrompt:
-    best, _ = example.best_and_worst
-    chosen = None if "human_turn" in example.remarks else best
+    chosen = None if "human_turn" in example.remarks else example.preferred
     return HeldOutPrompt(example.prompt, chosen, example.origin)

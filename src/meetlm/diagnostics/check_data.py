@@ -52,9 +52,8 @@ def check_data(
     opening, words = shortcuts.opening_features, shortcuts.word_features
     merged = merge_prompts(train)
     levelled = fitted.apply(merged)
-    attributes = fitted.levels.attributes
     pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
-    pairs = pairs if len(attributes) == 1 and attributes[0].is_ordered else []
+    pairs = pairs if fitted.levels.is_scale else []
     sample = pairs[:MAX_PAIRS]
     of_pairs = (
         [

@@ -167,8 +167,16 @@ class RewardPairs:
         """Filter and tokenize both splits; a pair is too long if either side with its prompt is.
 
         Raises:
-            DataError: A row cannot be tokenized, or a split has no usable row.
+            DataError: A row is not a pair or cannot be tokenized, or a split has no usable row.
         """
+        other = next((example for example in (*train.rows, *held_out.rows) if not example.is_pair), None)
+        if other is not None:
+            raise DataError(
+                "is not a pair of a chosen and a rejected reply",
+                file=other.origin.file,
+                line=other.origin.line,
+                expected="pairs, which a reward model is trained on",
+            )
         assert encoder.max_tokens is None, "pairs that are too long are left out and counted, not truncated"
 
         @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded, Encoder, example_lengths
 from meetlm.data.example import Example, Prompt, Turn, Weights
-from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train
+from meetlm.data.filters import FilterReport, filter_eval, filter_train
+from meetlm.data.fitted_levels import PAIRS, FittedLevels, merge_prompts
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -104,13 +106,15 @@ def score_pairs(
     """Return the scores of pairs; pairs that exceed the model's positions are left out, with a message.
 
     Raises:
-        ConfigError: There is one reply per prompt, or the levels have no best and worst.
+        ConfigError: No prompt has replies at different levels, or the levels are no scale from worst to best.
     """
-    comparable = [example for example in examples if len(example.completions) > 1]
+    if not encoder.levels.is_scale:
+        raise ConfigError("the run has several attributes or levels without an order, which do not order two replies")
+    comparable = [e for e in examples if e.completions[0].weights != e.completions[-1].weights]
     if examples and not comparable:
-        raise ConfigError("the data have one reply per prompt, and scores are compared between replies to a prompt")
+        raise ConfigError("the data have one reply per prompt, or replies at one level: there is nothing to compare")
     if len(comparable) < len(examples):
-        reporter.message(f"{len(examples) - len(comparable)} prompts with one reply are left out")
+        reporter.message(f"{len(examples) - len(comparable)} prompts without replies at different levels are left out")
     limit, slot = num_positions(policy.lm), len(encoder.slot(encoder.levels.best))
 
     def length(example: Example) -> int:
@@ -156,24 +160,25 @@ def suspects(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
 
 
 def read_pairs(
-    settings: DataSettings, prompt_format: PromptFormat, *, train: bool = False
+    settings: DataSettings, prompt_format: PromptFormat, levels: FittedLevels | None, *, train: bool = False
 ) -> tuple[list[Example], FilterReport]:
-    """Return the pairs of the training split, or the held-out pairs (one per prompt), and the filters' report.
+    """Return the examples of the training split, or the held-out ones, best reply first, and the filters' report.
 
     Args:
         settings: Settings of the data.
         prompt_format: Counts tokens for the filters.
+        levels: Level schemes of the run, which order the replies of data that are not pairs; ``None`` for pairs.
         train: Read the training split.
 
     Raises:
-        DataError: The data cannot be read, or no pair can be used.
+        DataError: The data cannot be read, no row can be used, or a reply has feedback that the schemes do not know.
     """
-
-    def lengths(example: Example) -> ExampleTokens:
-        return example_lengths(prompt_format, example)
-
+    lengths = partial(example_lengths, prompt_format)
     if train:
         read = read_splits(settings)[0] if settings.holdout else read_examples(settings, "train")
-        return filter_train(read, lengths, settings.max_length, settings.limit_train)
-    read = read_splits(settings)[1] if settings.holdout else read_examples(settings, "eval")
-    return filter_eval(read, lengths, settings.max_length, limit=settings.limit_eval)
+        examples, report = filter_train(read, lengths, settings.max_length, settings.limit_train)
+    else:
+        read = read_splits(settings)[1] if settings.holdout else read_examples(settings, "eval")
+        examples, report = filter_eval(read, lengths, settings.max_length, limit=settings.limit_eval)
+    schemes = PAIRS if levels is None or all(example.is_pair for example in examples) else levels
+    return schemes.apply(merge_prompts(examples)), report
