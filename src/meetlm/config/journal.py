@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from meetlm.config.files import write_atomic
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -68,6 +71,26 @@ class Journal:
         if self._stream is not None:
             self._stream.close()
             self._stream, self._header, self._ends_in_line = None, None, True
+
+
+def stored_results(
+    journal: Journal, rows: Mapping[str, T], compute: Callable[[list[T]], Sequence[Any]], chunk: int
+) -> dict[str, Any]:
+    """Return a result for each row: those in the journal; others are computed and appended, a chunk at a time.
+
+    Args:
+        journal: Its entries are results by key.
+        rows: The rows by their keys.
+        compute: Returns a result, a JSON value, for each row of a list.
+        chunk: Number of rows that are computed before their results are written.
+    """
+    results = {key: value for entry in journal.entries for key, value in entry.items() if key in rows}
+    missing = [key for key in rows if key not in results]
+    for start in range(0, len(missing), chunk):
+        keys = missing[start : start + chunk]
+        journal.append(dict(zip(keys, compute([rows[key] for key in keys]), strict=True)))
+        results |= journal.entries[-1]
+    return results
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

@@ -105,10 +105,13 @@ class LevelSpace(Sequence[str]):
         """The space of the best level alone, for formats that use no levels."""
         return LevelSpace.of_names(*(name for name, weight in zip(self, self.best, strict=True) if weight))
 
+    def stated(self, weights: Weights) -> list[Attribute]:
+        """Return the attributes of which a level has a weight."""
+        return [attribute for attribute in self.attributes if any(weights[k] for k in self.ranges[attribute.name])]
+
     def heaviest(self, weights: Weights) -> tuple[int, ...]:
         """Return the index of the level with the largest weight of each attribute that has a weight, in order."""
-        stated = [levels for levels in self.ranges.values() if any(weights[k] for k in levels)]
-        return tuple(max(levels, key=lambda k: weights[k]) for levels in stated)
+        return tuple(max(self.ranges[a.name], key=lambda k: weights[k]) for a in self.stated(weights))
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the attributes as JSON values."""

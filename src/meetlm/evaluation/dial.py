@@ -54,6 +54,13 @@ class Curve:
         """Return the curve of some values."""
         return cls(name, description, higher_is_better, values, [mean(column, clusters) for column in values])
 
+    @property
+    def rising(self) -> list[Column]:
+        """The values, with their sign reversed where lower is better."""
+        if self.higher_is_better is not False:
+            return self.values
+        return [[None if value is None else -value for value in column] for column in self.values]
+
 
 @dataclass(frozen=True, slots=True)
 class Trend:
@@ -223,13 +230,11 @@ def calibrate(
         low -= 1
     while high < len(settings) - 1 and settings[high + 1] not in broken:
         high += 1
-    sign = -1 if score.higher_is_better is False else 1
-    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in score.values])
+    safe_scores = score.rising[low : high + 1]
+    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in safe_scores])
     chooses = np.arange(table.shape[1]) % 2 == 0
-    choosing_means = sign * np.nanmean(table[low : high + 1, chooses], axis=1)
-    best = low + int(np.argmax(choosing_means))
-    measuring = prompts[np.isin(prompts, np.unique(prompts)[~chooses])]
-    is_measured = np.isin(prompts, measuring)
+    best = low + int(np.argmax(np.nanmean(table[:, chooses], axis=1)))
+    is_measured = np.isin(prompts, np.unique(prompts)[~chooses])
     gain = difference(_only(score.values[best], is_measured), _only(score.values[reference], is_measured), clusters)
     reach = difference(score.values[high], score.values[low], clusters)
     own_size = _size(score, low, high, clusters)
@@ -249,7 +254,7 @@ def calibrate(
         score,
         [curve for curve, _ in fluency],
         list(others),
-        find_trend(settings[low : high + 1], [_signed(c, sign) for c in score.values[low : high + 1]], clusters),
+        find_trend(settings[low : high + 1], safe_scores, clusters),
         broken,
         (settings[low], settings[high]),
         settings[best],
@@ -362,10 +367,6 @@ def hypervolume(points: Array, worst: Array) -> float:
 
 def _column(values: Column) -> Array:
     return np.asarray(values, dtype=np.float64)[:, None]
-
-
-def _signed(values: Column, sign: int) -> Column:
-    return [None if value is None else sign * value for value in values]
 
 
 def _only(values: Column, is_counted: NDArray[np.bool_]) -> Column:

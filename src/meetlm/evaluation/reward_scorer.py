@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.journal import Journal
+from meetlm.config.journal import Journal, stored_results
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
 from meetlm.evaluation.outcomes import Column
@@ -79,14 +80,9 @@ class RewardScorer:
         """
         rows = self.model.tokenize(prompts, completions)
         by_key = {_key(row): row for row in rows if isinstance(row, TokenizedRow)}
+        by_length = dict(sorted(by_key.items(), key=lambda entry: (len(entry[1].ids), entry[0])))
         with Journal(self.file) as journal:
-            scores = {key: score for entry in journal.entries for key, score in entry.items() if key in by_key}
-            missing = sorted(by_key.keys() - scores.keys(), key=lambda key: (len(by_key[key].ids), key))
-            for start in range(0, len(missing), CHUNK):
-                keys = missing[start : start + CHUNK]
-                values = self.model.score([by_key[key] for key in keys], reporter=reporter)
-                journal.append(dict(zip(keys, values, strict=True)))
-                scores |= journal.entries[-1]
+            scores = stored_results(journal, by_length, partial(self.model.score, reporter=reporter), CHUNK)
         rewards = [scores[_key(row)] if isinstance(row, TokenizedRow) else None for row in rows]
         return rewards, self.model.problems(rows, rewards, names)
 

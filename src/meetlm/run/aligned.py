@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
@@ -29,7 +29,15 @@ from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
-from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text, resolve_level, warn_beyond_dial
+from meetlm.run.levels import (
+    NO_GUIDANCE,
+    Guidance,
+    Level,
+    level_text,
+    resolve_level,
+    warn_beyond_dial,
+    weights_by_name,
+)
 from meetlm.run.score import LevelScore, score_replies
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
@@ -272,16 +280,10 @@ class Aligned:
         self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float
     ) -> tuple[Branch, ...]:
         """Return the branches of a prompt's request; ``number`` is the prompt's index in the list."""
-        branch = Branch(self._ids(number, prompt, weights), weights)
-        if against is None:
-            return (branch,)
-        return guided(branch, Branch(self._ids(number, prompt, against), against), strength)
-
-    def _ids(self, number: int, prompt: PromptLike, weights: Weights) -> tuple[int, ...]:
-        """Return slot and prompt as tokens; ``number`` is the prompt's index in the list."""
         asked = self._prompt(number, prompt)
         with locate_errors("prompts", number + 1):
-            return tuple(self.encoder.prompt(asked, weights))
+            branches = [Branch(tuple(self.encoder.prompt(asked, w)), w) for w in (weights, against) if w is not None]
+        return guided(branches[0], branches[1], strength) if against is not None else (branches[0],)
 
     def weights(self, level: Level) -> Weights:
         """Return level weights [K].
@@ -293,7 +295,7 @@ class Aligned:
 
     def _resolve(self, level: Level | None) -> tuple[str | dict[str, float], Weights]:
         resolved = resolve_level(self.levels, self.default_level if level is None else level)
-        by_name = {resolved: 1.0} if isinstance(resolved, str) else resolved
+        by_name = weights_by_name(resolved)
         weights = tuple(by_name.get(name, 0.0) for name in self.levels)
         reason = self.policy.control.weights_failure_reason(weights)
         if reason:
@@ -316,7 +318,7 @@ class Aligned:
 
     def _worst_of(self, weights: Weights) -> Level:
         """Return the worst level of each attribute that has a weight."""
-        stated = [a for a in self.levels.attributes if any(weights[k] for k in self.levels.ranges[a.name])]
+        stated = self.levels.stated(weights)
         for attribute in stated:
             if not attribute.is_ordered:
                 raise ConfigError(f"the levels of {attribute.name!r} have no worst one: guidance requires against")
@@ -363,8 +365,8 @@ def load_base(model: ModelSettings, source: str, *, conversational: bool, system
     """
     lm, tokenizer = load_lm(model)
     prompt_format = pin_format(tokenizer, system=system, stop=SOURCES[source].stop, reasoning=reasoning)
-    levels = PAIR_LEVELS.best_only
-    control = build_control(parse_control({"kind": "none"}), levels, lm, prompt_format.tokenize, seed=0)
+    policy = uncontrolled(lm, prompt_format)
+    levels = policy.control.levels
     meet = Meet(
         run=model.name,
         kind="none",
@@ -376,7 +378,13 @@ def load_base(model: ModelSettings, source: str, *, conversational: bool, system
         conversational=conversational,
         source=source,
     )
-    return Aligned(Policy(lm, control), prompt_format, meet)
+    return Aligned(policy, prompt_format, meet)
+
+
+def uncontrolled(lm: PreTrainedModel, prompt_format: PromptFormat) -> Policy:
+    """Return the policy of a language model without a control; it has one level."""
+    control = build_control(parse_control({"kind": "none"}), PAIR_LEVELS.best_only, lm, prompt_format.tokenize, seed=0)
+    return Policy(lm, control)
 
 
 def load(run: str | Path, *, device: str = "auto") -> Aligned:

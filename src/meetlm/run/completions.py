@@ -202,7 +202,7 @@ def completions_file(
     name = _stem(level, sampling, guidance) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
     name += "" if data is None else f"-of-{_data_name(data)}"
     name += "" if limit is None else f"-first{limit}"
-    return run / COMPLETIONS / f"{_safe_name(name)}.jsonl"
+    return run / COMPLETIONS / f"{safe_name(name)}.jsonl"
 
 
 def completions_files(run: Path, level: str | dict[str, float], sampling: Sampling) -> list[Path]:
@@ -217,10 +217,11 @@ def _stem(level: str | dict[str, float], sampling: Sampling, guidance: Guidance 
     if guidance.strength:
         level += f"-guidance{guidance.strength:g}"
         level += "" if guidance.against is None else f"-against-{level_text(guidance.against)}"
-    return _safe_name(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
+    return safe_name(f"{level}-t{sampling.temperature:g}-p{sampling.top_p:g}-n{sampling.max_new_tokens}")
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
+    """Return a name with ``_`` for characters that file names should not have."""
     return re.sub(r"[^\w.\-]", "_", name)
 
 

@@ -6,19 +6,16 @@ Completions, and their NLL under the base model, are stored as they come: the sa
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
-from meetlm.config.journal import Journal
+from meetlm.config.journal import Journal, stored_results
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.controls.build import build_control, parse_control
 from meetlm.data.encoding import Encoded
 from meetlm.data.example import as_reply
-from meetlm.data.levels import LevelSpace
 from meetlm.data.prompts import HeldOutPrompt
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.callables import CallableScorer, load_scorer
@@ -34,10 +31,19 @@ from meetlm.evaluation.statistics import Clusters
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import load_lm
 from meetlm.policy.policy import Policy
-from meetlm.run.aligned import Aligned, load
-from meetlm.run.completions import complete_resumably, held_out_rows
+from meetlm.run.aligned import Aligned, load, uncontrolled
+from meetlm.run.completions import complete_resumably, held_out_rows, safe_name
 from meetlm.run.folder import read_meet, read_model_settings, write_dial
-from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, dial_key, level_text, resolve_level, scales_of
+from meetlm.run.levels import (
+    NO_GUIDANCE,
+    Guidance,
+    Level,
+    dial_key,
+    level_text,
+    resolve_level,
+    scales_of,
+    weights_by_name,
+)
 
 FOLDER = "dial"
 """The folder of the results in a run."""
@@ -209,8 +215,7 @@ def _level(attributes: Mapping[str, Sequence[str]], settings: Mapping[str, float
     """Return the level with a setting per attribute."""
     weights: dict[str, float] = {}
     for attribute, setting in settings.items():
-        resolved = resolve_level(attributes[attribute], setting)
-        weights |= {resolved: 1.0} if isinstance(resolved, str) else resolved
+        weights |= weights_by_name(resolve_level(attributes[attribute], setting))
     only = next(iter(weights))
     return only if weights == {only: 1.0} else weights
 
@@ -225,12 +230,7 @@ def _pareto(
     first, second = dials[:2]
     pairs = [(a, b) for a in _some_safe_settings(first) for b in _some_safe_settings(second)]
     replies = [work.replies(_level(attributes, {first.attribute: a, second.attribute: b})) for a, b in pairs]
-    columns: list[list[Column]] = []
-    for dial in (first, second):
-        scorer = scorers[dial.attribute]
-        sign = 1 if scorer.higher_is_better else -1
-        values = work.curve(scorer, replies).values
-        columns.append([[None if value is None else sign * value for value in column] for column in values])
+    columns = [work.curve(scorers[dial.attribute], replies).rising for dial in (first, second)]
     return find_front((first.attribute, second.attribute), pairs, columns[0], columns[1], work.clusters)
 
 
@@ -282,7 +282,7 @@ class _Sampler:
 
     def replies(self, level: Level, guidance: Guidance = NO_GUIDANCE) -> list[Reply]:
         """Return a reply per cell."""
-        name = re.sub(r"[^\w.\-]", "_", level_text(level))
+        name = safe_name(level_text(level))
         name += f"-guidance{guidance.strength:g}" if guidance.strength else ""
         by_sample = [
             complete_resumably(
@@ -336,14 +336,10 @@ class _BaseModel:
         """Return the NLL per token of each reply; ``None`` for a reply without a token."""
         rows = [self._encode(reply) for reply in replies]
         keys = [hashlib.sha256(repr(row).encode()).hexdigest()[:24] for row in rows]
+        by_key = {key: row for key, row in zip(keys, rows, strict=True) if row is not None}
         with Journal(self.file, {"model": self.settings.name}) as journal:
-            stored = {key: value for entry in journal.entries for key, value in entry.items()}
-            missing = {key: row for key, row in zip(keys, rows, strict=True) if row is not None and key not in stored}
-            for start in range(0, len(missing), CHUNK):
-                chunk = list(missing)[start : start + CHUNK]
-                journal.append(dict(zip(chunk, self._score([missing[key] for key in chunk]), strict=True)))
-                stored |= journal.entries[-1]
-        return [None if row is None else stored[key] for key, row in zip(keys, rows, strict=True)]
+            nlls = stored_results(journal, by_key, self._score, CHUNK)
+        return [None if row is None else nlls[key] for key, row in zip(keys, rows, strict=True)]
 
     def _encode(self, reply: Reply) -> tuple[tuple[int, ...], int] | None:
         """Return the ids of prompt and reply, and where the reply starts; a reply that was cut has no EOS."""
@@ -357,9 +353,7 @@ class _BaseModel:
         if self._policy is None:
             self.reporter.message(f"loading the base model {self.settings.name}")
             lm, _ = load_lm(self.settings)
-            levels = LevelSpace.of_names("good")
-            control = build_control(parse_control({"kind": "none"}), levels, lm, self.aligned.format.tokenize, 0)
-            self._policy = Policy(lm, control)
+            self._policy = uncontrolled(lm, self.aligned.format)
         sequences = [Encoded.of_one(ids, start, (1.0,)) for ids, start in rows]
         sums, counts = self._policy.score(sequences, reporter=self.reporter)
         return [float(value) for value in -sums / counts]

@@ -99,11 +99,16 @@ def resolve_level(levels: LevelSpace | Sequence[str], level: Level) -> str | dic
     return _on_scale(space.attributes[0], float(level))
 
 
+def weights_by_name(resolved: str | Mapping[str, float]) -> dict[str, float]:
+    """Return what :func:`resolve_level` returned as weights of levels."""
+    return {resolved: 1.0} if isinstance(resolved, str) else dict(resolved)
+
+
 def change_level(
     levels: LevelSpace, level: str | dict[str, float], change: str | dict[str, float]
 ) -> str | dict[str, float]:
     """Return ``change`` with the weights that ``level`` has for the attributes that ``change`` does not state."""
-    weights, changed = ({at: 1.0} if isinstance(at, str) else at for at in (level, change))
+    weights, changed = weights_by_name(level), weights_by_name(change)
     stated = [names for names in _names(levels).values() if any(name in changed for name in names)]
     rest = {name: weight for name, weight in weights.items() if not any(name in names for names in stated)}
     return {**rest, **changed} if rest else change
@@ -147,7 +152,7 @@ def dial_warning(
         level: What :func:`resolve_level` returned.
         guidance: Strength of guidance.
     """
-    weights = {level: 1.0} if isinstance(level, str) else level
+    weights = weights_by_name(level)
     for attribute, names in scales_of(levels).items():
         stated = [weights.get(name, 0.0) for name in names]
         if len(names) < 2 or not math.isclose(sum(stated), 1, abs_tol=1e-9):
@@ -222,8 +227,7 @@ def _weights(levels: LevelSpace, name: str, value: Any) -> dict[str, float]:
         return {f"{name}={value}": 1.0}
     if not _is_finite(value):
         raise ConfigError(f"level {name}={value!r}: expected the name of a level or a finite number")
-    place = _on_scale(attributes[name], float(value))
-    return {place: 1.0} if isinstance(place, str) else place
+    return weights_by_name(_on_scale(attributes[name], float(value)))
 
 
 def _on_scale(attribute: Attribute, place: float) -> str | dict[str, float]:
