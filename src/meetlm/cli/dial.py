@@ -10,6 +10,7 @@ import click
 
 from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
 from meetlm.cli.console import ConsoleReporter, print_json, print_report_table, quiet_libraries
+from meetlm.cli.evaluators import model_settings
 from meetlm.cli.main import main
 from meetlm.cli.options import (
     FILE,
@@ -23,8 +24,7 @@ from meetlm.cli.options import (
     seed_option,
     settings_options,
 )
-from meetlm.config.overrides import Override, parse_settings
-from meetlm.config.yaml_files import validate
+from meetlm.config.overrides import Override
 from meetlm.evaluation.settings import DialSettings, RewardSettings
 from meetlm.generation.settings import Sampling
 
@@ -108,13 +108,9 @@ def dial(
       meet dial runs/meet --reward runs/rm --grid 0,0.5,1,1.5,2,3 --picture dial.svg
       meet dial runs/styles --scorer tone=my_scorers:formality --scorer length=words
     """  # noqa: D301  click's mark is a real backspace
-    stated = [override for override in overrides if not override.key.startswith("data.")]
-    if stated and model is None:
-        raise click.UsageError(f"{stated[0].option} requires --reward")
+    reward = model_settings(_DialArguments, overrides, reward=model).reward
     if picture is not None and picture.suffix not in (".svg", ".png"):
         raise click.UsageError(f"--picture {picture}: expected a name that ends in .svg or .png")
-    raw, locations = parse_settings(_DialArguments, stated, {} if model is None else {"reward": {"model": model}})
-    reward = validate(_DialArguments, raw, locations, "dial").reward
     run = Path(names[0])
     quiet_libraries()
     from meetlm.report.dial import dial_table, write_dial_report, write_picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,6 +12,8 @@ from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import validate
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
+
+S = TypeVar("S", bound=Settings)
 
 
 class EvaluatorSettings(Settings):
@@ -56,16 +58,31 @@ def evaluator_settings(
         UsageError: A setting requires an option.
         ConfigError: A setting is wrong.
     """
-    models = {block: {"model": options[block]} for block in ("reward", "judge") if options[block] is not None}
+    if "tie_band" in settings.model_fields_set and options["reward"] is None:
+        raise click.UsageError("--tie-band requires --reward")
+    evaluators = model_settings(EvaluatorSettings, overrides, reward=options["reward"], judge=options["judge"])
+    return {"reward": evaluators.reward, "judge": evaluators.judge, "scorers": tuple(dict.fromkeys(options["scorers"]))}
+
+
+def model_settings(settings: type[S], overrides: Sequence[Override], **models: str | None) -> S:
+    """Return the settings of models that options name: ``--reward MODEL`` and, say, ``--reward.max_length``.
+
+    Args:
+        settings: The class of the settings.
+        overrides: Settings of the command; those of ``data`` are not used.
+        **models: Values of the options by the first part of the keys; ``None`` where an option is not used.
+
+    Raises:
+        UsageError: A setting requires an option, or names the model itself.
+        ConfigError: A setting is wrong.
+    """
+    named = {block: {"model": model} for block, model in models.items() if model is not None}
     stated = [override for override in overrides if not override.key.startswith("data.")]
     for override in stated:
         block, _, field = override.key.partition(".")
         if field == "model":
             raise click.UsageError(f"{override.option} is not a setting: use --{block} {override.text}")
-        if block not in models:
+        if block not in named:
             raise click.UsageError(f"{override.option} requires --{block}")
-    if "tie_band" in settings.model_fields_set and "reward" not in models:
-        raise click.UsageError("--tie-band requires --reward")
-    raw, locations = parse_settings(EvaluatorSettings, stated, models)
-    evaluators = validate(EvaluatorSettings, raw, locations, "evaluators")
-    return {"reward": evaluators.reward, "judge": evaluators.judge, "scorers": tuple(dict.fromkeys(options["scorers"]))}
+    raw, locations = parse_settings(settings, stated, named)
+    return validate(settings, raw, locations, "evaluators")

@@ -27,6 +27,7 @@ from meetlm.cli.options import (
 )
 from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override
+from meetlm.config.yaml_files import validate
 from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def rollout(
         aligned,
         prompts,
         score or level_scorer(aligned, reporter),
-        sampling.model_copy(update={"temperature": temperature}),
+        _at_temperature(sampling, temperature),
         unfinished,
         replies=replies,
         level=parse_level(level),
@@ -217,7 +218,7 @@ def improve(
         score,
         str(reward or scorer),
         out,
-        sampling=sampling.model_copy(update={"temperature": temperature}),
+        sampling=_at_temperature(sampling, temperature),
         rounds=rounds,
         replies=replies,
         batch_size=batch_size,
@@ -234,14 +235,15 @@ def improve(
 
 def _read_prompts(data: DataSettings, reporter: ConsoleReporter) -> list[Prompt]:
     """Return the distinct prompts of some data."""
-    from meetlm.data.prompts import distinct, read_prompts
+    from meetlm.run.completions import distinct_rows
 
-    rows = read_prompts(data)
-    first_rows, repeated = distinct(rows.prompts)
-    for name, count in (("without a prompt", len(rows.without)), ("of an earlier prompt", len(repeated))):
-        if count:
-            reporter.message(f"{count} row{'' if count == 1 else 's'} {name} left out")
-    return [row.prompt for row in first_rows.values()]
+    return [row.prompt for row in distinct_rows(data, reporter)]
+
+
+def _at_temperature(sampling: Sampling, temperature: float) -> Sampling:
+    """Return sampling at a temperature, which must be finite."""
+    settings = {**sampling.model_dump(), "temperature": temperature}
+    return validate(Sampling, settings, {("temperature",): "--temperature"}, "sampling")
 
 
 def _split(prompts: Sequence[Prompt], holdout: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -50,8 +50,7 @@ def check_data(
     """
     groups = [example.group for example in train]
     opening, words = shortcuts.opening_features, shortcuts.word_features
-    merged = merge_prompts(train)
-    levelled = fitted.apply(merged)
+    levelled = fitted.apply(merge_prompts(train))
     pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
     pairs = pairs if fitted.levels.is_scale else []
     sample = pairs[:MAX_PAIRS]
@@ -65,7 +64,7 @@ def check_data(
         if pairs
         else []
     )
-    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, merged, lengths)
+    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, levelled, lengths)
     return [
         _training_pairs(report).with_counts(groups),
         _too_long(

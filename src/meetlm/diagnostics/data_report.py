@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from meetlm.data.encoding import Encoded, Placement, example_lengths
 from meetlm.data.example import Completion, Example, Origin, Read, Turn
 from meetlm.data.filters import ExampleTokens, FilterReport, Tally, filter_eval, filter_train, prompt_overlap
-from meetlm.data.fitted_levels import FittedLevels, fit_levels, merge_prompts
+from meetlm.data.fitted_levels import FittedLevels, fit_levels, merge_prompts, num_replies, without_level_lines
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -65,6 +65,7 @@ class DataReport:
         levels: Levels of the data; ``None`` for pairs.
         examples: The examples that training would use, with level weights.
         fitted: Level schemes of the examples.
+        num_without_level: Number of replies that show no level and are left out.
     """
 
     source: str
@@ -77,6 +78,7 @@ class DataReport:
     levels: LevelReport | None
     examples: list[Example]
     fitted: FittedLevels
+    num_without_level: int
 
     def first_replies(self, number: int) -> list[tuple[Example, Completion]]:
         """Return the replies of the first pairs, or the first replies at each level."""
@@ -99,6 +101,7 @@ class DataReport:
             "measured": self.measured,
             "longer": self.longer and asdict(self.longer),
             "levels": self.levels and self.levels.to_dict(),
+            "num_without_level": self.num_without_level,
         }
 
     def lines(self) -> list[str]:
@@ -122,7 +125,7 @@ class DataReport:
         rows = "rows" if self.longer is None else "pairs"
         text.append(f"  ({self.measured} {rows}{too_long}; a reply includes its end token)")
         if self.levels is not None:
-            text += ["", *self.levels.lines()]
+            text += ["", *without_level_lines(self.filters.file, self.num_without_level), *self.levels.lines()]
         if self.longer is None:
             return text
         longer, num_pairs = self.longer, len(self.examples)
@@ -189,9 +192,10 @@ def report_data(
         lengths=lengths,
         measured=len(measured),
         longer=longer,
-        levels=None if is_pairs else report_levels(fitted, merged, count),
+        levels=None if is_pairs else report_levels(fitted, examples, count),
         examples=examples,
         fitted=fitted,
+        num_without_level=num_replies(merged) - num_replies(examples),
     )
 
 

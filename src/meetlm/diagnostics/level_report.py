@@ -13,7 +13,7 @@ from scipy import stats
 
 from meetlm.data.example import Example
 from meetlm.data.filters import Lengths
-from meetlm.data.fitted_levels import FittedLevels, level_counts, level_lines, num_replies, without_level_lines
+from meetlm.data.fitted_levels import FittedLevels, level_counts, level_lines
 
 STRONG = 0.7
 """Attributes that correlate more than this are hard to set apart."""
@@ -56,13 +56,12 @@ def report_levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Le
 
     Args:
         fitted: Their level schemes.
-        examples: The examples, one per prompt.
+        examples: The examples with level weights.
         lengths: Counts tokens.
     """
-    levels, levelled = fitted.levels, fitted.apply(examples)
-    left_out = without_level_lines(examples[0].origin.file, num_replies(examples) - num_replies(levelled))
-    weights = np.array([completion.weights for example in levelled for completion in example.completions])
-    tokens = np.array([count for example in levelled for count in lengths(example).replies])
+    levels = fitted.levels
+    weights = np.array([completion.weights for example in examples for completion in example.completions])
+    tokens = np.array([count for example in examples for count in lengths(example).replies])
     shown = {name: _shown(weights[:, r.start : r.stop]) for name, r in levels.ranges.items()}
     ordered = {attribute.name: attribute.is_ordered for attribute in levels.attributes}
     with_length = {
@@ -74,8 +73,8 @@ def report_levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Le
         correlation = _spearman if ordered[left] and ordered[right] else _cramer
         between[f"{left} and {right}"] = correlation(shown[left][both], shown[right][both])
     return LevelReport(
-        summary=[*left_out, *level_lines(fitted, levelled)],
-        counts=level_counts(levels, levelled),
+        summary=level_lines(fitted, examples),
+        counts=level_counts(levels, examples),
         median_tokens={level: int(np.median(tokens[weights[:, k] > 0])) for k, level in enumerate(levels)},
         with_length=with_length,
         between=between,

@@ -8,18 +8,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meetlm.config.files import write_atomic
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.dial import Curve, Dial, Pareto
 from meetlm.evaluation.record import Problem
 from meetlm.report.charts import INK, MUTED, SERIES, Chart, draw
 from meetlm.report.examples import ShownPair
-from meetlm.report.page import ExampleGroup, Report, to_html, to_markdown
+from meetlm.report.page import ExampleGroup, Report
 from meetlm.report.sections import Section
 from meetlm.report.summary import Finding, Summary
-from meetlm.report.tables import EMPTY, Cell, Table
-from meetlm.report.wording import brackets, clause, decimals_of, listed, number, p_value
-from meetlm.report.write import as_yaml
+from meetlm.report.tables import Cell, Table, interval_cell
+from meetlm.report.wording import brackets, clause, listed, number, p_value
+from meetlm.report.write import as_yaml, write_pages
 
 SAFE = "#e3efe6"
 """Colour behind the safe range."""
@@ -76,11 +75,7 @@ def write_dial_report(
         examples=groups,
         settings={"Settings": as_yaml(settings)},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    files = folder / "dial.html", folder / "dial.md"
-    write_atomic(files[0], to_html(report))
-    write_atomic(files[1], to_markdown(report))
-    return files
+    return write_pages(folder, "dial", report)
 
 
 def write_picture(dials: Sequence[Dial], file: Path) -> None:
@@ -164,7 +159,9 @@ def dial_table(dial: Dial) -> Table:
     for index, setting in enumerate(dial.settings):
         is_safe = dial.safe[0] <= setting <= dial.safe[1]
         mark = "recommended" if setting == dial.recommended else "safe" if is_safe else "beyond the safe range"
-        rows.append([Cell(f"{setting:g}", mark, strong=is_safe), *(_cell(curve.means[index]) for curve in curves)])
+        rows.append(
+            [Cell(f"{setting:g}", mark, strong=is_safe), *(interval_cell(curve.means[index]) for curve in curves)]
+        )
     notes = [f"{curve.name}: {clause(curve.description)}." for curve in curves]
     return Table(f"Measures by the setting of {_name(dial)}", ["Setting", *(c.name for c in curves)], rows, notes)
 
@@ -172,7 +169,7 @@ def dial_table(dial: Dial) -> Table:
 def _chart(dial: Dial, curve: Curve) -> Chart:
     points = zip(dial.settings, curve.means, strict=True)
     alt = f"{curve.name} of {_name(dial)}: " + ", ".join(
-        f"{_plain(interval)} at {setting:g}" for setting, interval in points if interval
+        f"{interval_cell(interval).text} at {setting:g}" for setting, interval in points if interval
     )
     shading = "The safe range is shaded; the line is the recommended setting."
     caption = f"{clause(curve.description)}, with 95% intervals. {shading}"
@@ -222,17 +219,6 @@ def _pareto_chart(pareto: Pareto) -> Chart:
     return draw("Pareto front", 3.6, alt, "Means of both scores; labels are the settings of both dials.", paint)
 
 
-def _cell(interval: Interval | None) -> Cell:
-    if interval is None:
-        return EMPTY
-    decimals = decimals_of(interval)
-    return Cell(number(interval.value, decimals), brackets(interval, decimals))
-
-
 def _shown(interval: Interval) -> str:
-    decimals = decimals_of(interval)
-    return f"{number(interval.value, decimals)} {brackets(interval, decimals)}"
-
-
-def _plain(interval: Interval) -> str:
-    return number(interval.value, decimals_of(interval))
+    cell = interval_cell(interval)
+    return f"{cell.text} {cell.small}"

@@ -152,7 +152,7 @@ def _difference_rows(measure: Measure, systems: Sequence[str]) -> list[list[Cell
         p = f"p {p_value(difference.sign_p)}" if difference else ""
         ratio = difference.ratio if difference else None
         row.append(_value_cell(measure, difference.mean if difference else None, p))
-        ratios.append(Cell(number(ratio.value, 2), brackets(ratio, 2)) if ratio else EMPTY)
+        ratios.append(interval_cell(ratio, 2))
     return [row] if all(cell == EMPTY for cell in ratios[1:]) else [row, ratios]
 
 
@@ -162,7 +162,7 @@ def agreement_tables(evaluation: Evaluation) -> list[Table]:
         [
             Cell(listed(agreement.evaluators)),
             Cell(agreement.system),
-            Cell(number(kappa.value, 2), brackets(kappa, 2)) if (kappa := agreement.kappa) else Cell("not defined"),
+            interval_cell(agreement.kappa, 2) if agreement.kappa else Cell("not defined"),
             Cell(number(100 * agreement.observed, 1)),
             Cell(f"{agreement.num_cells:,}"),
         ]
@@ -223,11 +223,17 @@ def share_cell(share: Interval | None, *, strong: bool = False) -> Cell:
 
 def _value_cell(measure: Measure, value: Interval | None, note: str = "") -> Cell:
     """Return a value of a measure with its interval; ROUGE is printed times 100, as in the paper."""
-    if value is None:
+    if value is None or measure.name not in ROUGES:
+        return interval_cell(value, note=note)
+    return interval_cell(scaled(value, 100), 2, note)
+
+
+def interval_cell(interval: Interval | None, decimals: int | None = None, note: str = "") -> Cell:
+    """Return a value with its interval and a note; by default with as many decimals as the interval's width allows."""
+    if interval is None:
         return EMPTY
-    value = scaled(value, 100) if measure.name in ROUGES else value
-    decimals = 2 if measure.name in ROUGES else decimals_of(value)
-    return Cell(number(value.value, decimals), ", ".join(filter(None, [brackets(value, decimals), note])))
+    decimals = decimals_of(interval) if decimals is None else decimals
+    return Cell(number(interval.value, decimals), ", ".join(filter(None, [brackets(interval, decimals), note])))
 
 
 def _settings(values: dict[str, object] | dict[str, float] | None) -> str:

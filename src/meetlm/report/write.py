@@ -40,7 +40,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
         settings={"Settings and versions": as_yaml(evaluation.settings)},
         data=page_data(evaluation),
     )
-    return _write(folder, "report", report)
+    return write_pages(folder, "report", report)
 
 
 def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder: Path) -> tuple[Path, Path]:
@@ -71,7 +71,7 @@ def write_temperature_report(points: Sequence[tuple[float, Evaluation]], folder:
         examples=groups,
         settings={condition.heading: as_yaml(condition.evaluation.settings) for condition in conditions},
     )
-    return _write(folder, "temperature", report)
+    return write_pages(folder, "temperature", report)
 
 
 def folder_of(temperature: float, evaluation: Evaluation) -> Path:
@@ -104,7 +104,8 @@ def as_yaml(settings: dict[str, Any]) -> str:
     return yaml.safe_dump(json_values, sort_keys=False, allow_unicode=True, width=100).strip()
 
 
-def _write(folder: Path, name: str, report: Report) -> tuple[Path, Path]:
+def write_pages(folder: Path, name: str, report: Report) -> tuple[Path, Path]:
+    """Write a report as ``NAME.html`` and ``NAME.md`` in a folder, which is created if needed; return both files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / f"{name}.html", folder / f"{name}.md"
     write_atomic(files[0], to_html(report))

@@ -15,7 +15,7 @@ from pathlib import Path
 from meetlm.config.files import write_atomic
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import Prompt
+from meetlm.data.example import Origin, Prompt
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
@@ -166,25 +166,36 @@ def held_out_rows(
         DataError: The prompts cannot be read.
     """
     settings = data or read_data_settings(run)
-    held_out = read_prompts(settings)
-    first_rows, repeated = distinct(held_out.prompts)
-    rows = list(first_rows.values())
-    too_long: list[HeldOutPrompt] = []
+    rows = distinct_rows(settings, reporter)
     if data is None:
 
         def length(prompt: Prompt) -> int:
             return len(aligned.format.prompt_ids(prompt))
 
         rows, too_long = within(rows, length, settings.max_length, settings.limit_eval)
-    for name, origins in (
-        ("rows without a prompt", held_out.without),
-        ("rows that name another split", held_out.other_split_rows),
-        ("rows that repeat the prompt of an earlier row", [row.origin for row in repeated]),
-        (f"prompts of more than {settings.max_length} tokens", [row.origin for row in too_long]),
-    ):
-        if origins:
-            reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
+        _report_left_out(
+            f"prompts of more than {settings.max_length} tokens", [row.origin for row in too_long], reporter
+        )
     return rows
+
+
+def distinct_rows(settings: DataSettings, reporter: Reporter = SILENT) -> list[HeldOutPrompt]:
+    """Return the first held-out row of each prompt; report rows that are left out, and why.
+
+    Raises:
+        DataError: The prompts cannot be read.
+    """
+    held_out = read_prompts(settings)
+    first_rows, repeated = distinct(held_out.prompts)
+    _report_left_out("rows without a prompt", held_out.without, reporter)
+    _report_left_out("rows that name another split", held_out.other_split_rows, reporter)
+    _report_left_out("rows that repeat the prompt of an earlier row", [row.origin for row in repeated], reporter)
+    return list(first_rows.values())
+
+
+def _report_left_out(name: str, origins: Sequence[Origin], reporter: Reporter) -> None:
+    if origins:
+        reporter.message(str(Problem(f"{name}; left out", [str(origin) for origin in origins])))
 
 
 def completions_file(
