@@ -32,12 +32,18 @@ def score_length(reply: str) -> str:
     return "brief" if len(reply.split()) <= BRIEF_WORDS else "detailed"
 
 
-def score_tone(reply: str) -> str:
-    """Return ``casual`` where casual markers outnumber formal ones, otherwise ``formal``.
+def count_markers(reply: str) -> dict[str, int]:
+    """Return the number of casual and of formal markers.
 
     Casual markers: contractions, exclamation marks, interjections and colloquial words. Formal markers: verb forms
-    written in full ("it is", "do not"), courtesies and words of the written language. A tie is formal.
+    written in full ("it is", "do not"), courtesies and words of the written language.
     """
     text = reply.replace("\u2019", "'")
     counts = {tone: len(pattern.findall(text)) for tone, pattern in _markers().items()}
-    return "casual" if counts["casual"] + text.count("!") > counts["formal"] else "formal"
+    return {**counts, "casual": counts["casual"] + text.count("!")}
+
+
+def score_tone(reply: str) -> str:
+    """Return ``casual`` where casual markers outnumber formal ones, otherwise ``formal``."""
+    counts = count_markers(reply)
+    return "casual" if counts["casual"] > counts["formal"] else "formal"

@@ -205,7 +205,7 @@ class Aligned:
         Raises:
             ConfigError: The levels have no best and worst, or a prompt is wrong.
         """
-        parsed = [self._prompt(number, prompt) for number, prompt in enumerate(prompts)]
+        parsed = [self.parse_prompt(number, prompt) for number, prompt in enumerate(prompts)]
         rows = [(prompt, joined_reply(prompt, text)) for prompt, text in zip(parsed, completions, strict=True)]
         return score_replies(self.policy, self.encoder, rows, reporter=reporter)
 
@@ -280,10 +280,19 @@ class Aligned:
         self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float
     ) -> tuple[Branch, ...]:
         """Return the branches of a prompt's request; ``number`` is the prompt's index in the list."""
-        asked = self._prompt(number, prompt)
+        asked = self.parse_prompt(number, prompt)
         with locate_errors("prompts", number + 1):
             branches = [Branch(tuple(self.encoder.prompt(asked, w)), w) for w in (weights, against) if w is not None]
         return guided(branches[0], branches[1], strength) if against is not None else (branches[0],)
+
+    def parse_prompt(self, number: int, prompt: PromptLike) -> Prompt:
+        """Return a prompt formatted as in the run's data; ``number`` is its index in the list, for messages."""
+        try:
+            parsed = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        source = SOURCES[self.meet.source]
+        return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.ask(parsed)
 
     def weights(self, level: Level) -> Weights:
         """Return level weights [K].
@@ -324,15 +333,6 @@ class Aligned:
                 raise ConfigError(f"the levels of {attribute.name!r} have no worst one: guidance requires against")
         names = [self.levels[self.levels.ranges[attribute.name][0]] for attribute in stated]
         return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
-
-    def _prompt(self, number: int, prompt: PromptLike) -> Prompt:
-        """Return a prompt formatted as in the run's data; ``number`` is its index in the list, for messages."""
-        try:
-            parsed = read_prompt(Row({"prompt": _as_json(prompt)}, Origin("prompts", number + 1)), "prompt")
-        except DataError as error:
-            raise ConfigError(str(error)) from error
-        source = SOURCES[self.meet.source]
-        return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.ask(parsed)
 
 
 def joined_reply(prompt: Prompt, text: str) -> Turn:
