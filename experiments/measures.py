@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tasks import base_model
+
 from meetlm.data.encoding import Encoded
 from meetlm.data.example import Example, as_reply
 from meetlm.evaluation.dial import repetition
@@ -12,7 +14,6 @@ from meetlm.generation.settings import Sampling
 from meetlm.run.aligned import Aligned, CompletionRecord
 from meetlm.run.levels import NO_GUIDANCE, Guidance, Level
 from meetlm.run.score import score_pairs
-from tasks import base_model
 
 Measures = dict[str, list[float | None]]
 """A value per prompt for each measure."""
@@ -26,7 +27,7 @@ def measure_replies(
     sampling: Sampling,
     guidance: Guidance = NO_GUIDANCE,
 ) -> Measures:
-    """Return reward, length in words, NLL under the untrained model, repetition and whether it was cut, of each reply."""
+    """Return reward, words, NLL under the untrained model, repetition and whether it was cut, of each reply."""
     records = model.complete(prompts, level, sampling, guidance=guidance, batch_size=64)
     return {
         "reward": [scorer(record.prompt, record.completion) for record in records],

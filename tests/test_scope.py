@@ -143,6 +143,6 @@ def test_a_run_with_response_scope(tmp_path: Path) -> None:
     assert not (folder / "controls").exists()
     aligned = meetlm.load(folder)
     assert aligned.policy.control.scope == "response"
-    ids = tuple(aligned.format.prompt_ids(aligned._prompt(0, "Hi")))
+    ids = tuple(aligned.format.prompt_ids(aligned.parse_prompt(0, "Hi")))
     expected = first_logits(policy, [Branch(ids, GOOD)])
     assert torch.allclose(first_logits(aligned.policy, [Branch(ids, GOOD)]), expected, atol=1e-4)
