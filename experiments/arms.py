@@ -88,7 +88,7 @@ class Experiments:
             yield self._arm("best-of", task, seed, settings, self.best_of)
 
     def _arm(self, experiment: str, name: str, seed: int, settings: Mapping[str, Any], run: Any, *args: Any) -> Arm:
-        common = {key: self.plan[key] for key in ("common", "generation", "sampled")}
+        common = {key: self.plan[key] for key in ("train_prompts", "common", "generation", "sampled")}
         file = f"{experiment}/{name}-seed{seed}".replace(" ", "-").replace(",", "")
         return Arm(file, {**common, **settings, "seed": seed}, partial(run, *args, seed))
 

@@ -21,20 +21,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from arms import RUNS, Arm, Experiments
+from tasks import read_plan
 
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.config.files import write_atomic
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-
-
-def read_plan() -> dict[str, Any]:
-    """Return the plan."""
-    plan: dict[str, Any] = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-    return plan
 
 
 def digest(settings: dict[str, Any]) -> str:

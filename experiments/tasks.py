@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from meetlm.config.files import write_atomic
 from meetlm.demo.scorers import count_markers
 from meetlm.generation.settings import Sampling
@@ -44,10 +46,18 @@ def base_model() -> Aligned:
     return load_base(ModelSettings(name="smollm2"), "pairs", conversational=True, system="none", reasoning=False)
 
 
+@cache
+def read_plan() -> dict[str, Any]:
+    """Return the plan."""
+    plan: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "plan.yaml").read_text(encoding="utf-8"))
+    return plan
+
+
 def demo_rows(split: str) -> list[dict[str, Any]]:
     """Return the rows of a split of the demo's data: a prompt and four replies with tone and length."""
     text = (resources.files("meetlm.demo") / "data" / f"{split}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.splitlines()]
+    return rows[: read_plan()["train_prompts"]] if split == "train" else rows
 
 
 def prompts_of(task: Mapping[str, Any], split: str) -> list[list[dict[str, str]]]:
