@@ -157,7 +157,7 @@ def adapters(rows: Rows, gate: Gate) -> None:
     model = peft.get_peft_model(lm, peft.LoraConfig(**LORA), adapter_name=names[0])
     model.add_adapter(names[1], peft.LoraConfig(**LORA))
     for level, name in names.items():
-        peft.set_peft_model_state_dict(model, control.level_state(level), adapter_name=name)
+        peft.set_peft_model_state_dict(model, control.adapter_state(control.levels.weights([level])), adapter_name=name)
     model.set_requires_grad(list(names.values()), True)
     model.train()
     if rows.scale.checkpointing:
@@ -249,7 +249,7 @@ def tie(lm: PreTrainedModel, rows: Rows, prompt: tuple[int, ...], reply: list[in
 def adapted(lm: PreTrainedModel, config: peft.PeftConfig, control: Control) -> peft.PeftModel:
     """Return the model with an adapter of PEFT's that starts where ours starts."""
     model = peft.get_peft_model(lm, config)
-    peft.set_peft_model_state_dict(model, control.level_state(0))
+    peft.set_peft_model_state_dict(model, control.adapter_state(control.levels.weights([0])))
     return model
 
 

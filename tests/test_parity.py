@@ -280,7 +280,7 @@ def test_each_level_trains_as_an_adapter_of_pefts_alone(
     lm = tiny_lm("llama")
     policy = tiny_policy("llama", kind, lm=copy.deepcopy(lm), levels=levels, move=0.0)
     control, items = policy.control, items_of(policy, form, 6)
-    starts = [control.level_state(level) for level in range(len(levels))]
+    starts = [control.adapter_state(control.levels.weights([level])) for level in range(len(levels))]
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return optimizer(parameters, lr=lr, weight_decay=0.0)
@@ -296,7 +296,7 @@ def test_each_level_trains_as_an_adapter_of_pefts_alone(
         rows = [(list(one.ids[slot:]), one.spans[0].start - slot) for one in own]
         theirs = trained_by_peft(lm, kind, start, rows, num_tokens, make)
         assert gap(theirs, start) > 1e-2
-        assert gap(theirs, control.level_state(level)) < 1e-6
+        assert gap(theirs, control.adapter_state(control.levels.weights([level]))) < 1e-6
 
 
 def test_a_special_token_is_a_soft_prompt_of_one(tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from meetlm.run.aligned import Aligned as Aligned
     from meetlm.run.aligned import load as load
     from meetlm.run.evaluate import evaluate as evaluate
+    from meetlm.run.export import export_run as export_run
     from meetlm.run.train import train as train
 
 _MODULES = {
     "Aligned": "meetlm.run.aligned",
     "evaluate": "meetlm.run.evaluate",
+    "export_run": "meetlm.run.export",
     "load": "meetlm.run.aligned",
     "train": "meetlm.run.train",
 }
-__all__ = ["Aligned", "evaluate", "load", "train"]
+__all__ = ["Aligned", "evaluate", "export_run", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,8 +99,8 @@ MUTATIONS = (
         "lora-export-scale",
         "Exported LoRA adapters act with another strength than the run.",
         "controls/lora.py",
-        '            "lora_alpha": self.settings.alpha,\n',
-        '            "lora_alpha": self.scale,\n',
+        '            "lora_alpha": num_levels * self.rank * self.scale,\n',
+        '            "lora_alpha": num_levels * self.scale,\n',
         ("test_peft.py",),
     ),
     Mutation(
@@ -196,8 +196,8 @@ MUTATIONS = (
         "export-level-off-by-one",
         "The exported folder of the good level holds the weights of the bad one, and the other way round.",
         "export/peft.py",
-        "save_file(control.level_state(index), weights",
-        "save_file(control.level_state(len(folders) - 1), weights",
+        "control.levels.weights([index]), folder",
+        "control.levels.weights([len(folders) - 1]), folder",
         ("test_peft.py",),
     ),
 )

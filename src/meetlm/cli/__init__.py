@@ -10,6 +10,7 @@ from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to `
     dial,
     doctor,
     evaluate,
+    export,
     generate,
     paper,
     plan,

@@ -115,12 +115,12 @@ class Control(nn.Module, ABC):
         return embeddings
 
     @abstractmethod
-    def level_state(self, level: int) -> dict[str, Tensor]:
-        """Return the tensors of one level as PEFT names them; empty for a control without parameters."""
+    def adapter_state(self, weights: Weights) -> dict[str, Tensor]:
+        """Return the tensors of a level or mix, by its weights [K], as PEFT names them; empty without parameters."""
 
     @abstractmethod
-    def peft_config(self) -> dict[str, Any] | None:
-        """Return the control's part of PEFT's ``adapter_config.json``; ``None`` where PEFT cannot express it."""
+    def peft_config(self, weights: Weights) -> dict[str, Any] | None:
+        """Return the control's part of PEFT's ``adapter_config.json``; ``None`` where PEFT has no such adapter."""
 
 
 Build = Callable[[Any, LevelSpace, PreTrainedModel, Callable[[str], list[int]], torch.Generator], Control]

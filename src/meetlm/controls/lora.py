@@ -26,6 +26,7 @@ from meetlm.controls.kernels.fused_linear import can_fuse, fused_linear
 from meetlm.controls.kernels.low_rank import FusedRouting
 from meetlm.controls.lora_reference import lora_forward
 from meetlm.data.encoding import Scope
+from meetlm.data.example import Weights
 from meetlm.data.levels import LevelSpace
 
 
@@ -108,27 +109,29 @@ class LoRA(Control):
         """Make the routing of the coming forward pass from weights [R, T, K]."""
         self.routing = None if weights is None else FusedRouting(weights * self.scale, self.rank)
 
-    def level_state(self, level: int) -> dict[str, Tensor]:
-        """Return ``…lora_A.weight`` [r, in] and ``…lora_B.weight`` [out, r] per layer."""
+    def adapter_state(self, weights: Weights) -> dict[str, Tensor]:
+        """Return ``…lora_A.weight`` [R, in] and ``…lora_B.weight`` [out, R] per layer.
+
+        The factors of all levels with a weight stand one after the other, B times its weight: R is the sum of ranks,
+        and the LoRA is exactly that of the mix.
+        """
+        levels = [k for k, weight in enumerate(weights) if weight]
         state = {}
         for key in self.a:
             prefix = f"base_model.model.{_path(key)}"
-            state[f"{prefix}.lora_A.weight"] = self.a[key][level].detach().clone()
-            state[f"{prefix}.lora_B.weight"] = self.b[key][level].detach().T.contiguous()
+            a, b = self.a[key].detach()[levels], self.b[key].detach()[levels]
+            factors = b.new_tensor([weights[k] for k in levels])[:, None, None]
+            state[f"{prefix}.lora_A.weight"] = a.flatten(0, 1)
+            state[f"{prefix}.lora_B.weight"] = (factors * b).flatten(0, 1).T.contiguous()
         return state
 
-    def peft_config(self) -> dict[str, Any] | None:
-        """Return PEFT's LoRA fields; no ``modules_to_save``, so that vLLM and llama.cpp load it too.
-
-        ``None`` for scope ``response``: PEFT's activated LoRA starts at an invocation text, which prompts may lack.
-        """
-        assert isinstance(self.settings, LoRASettings)
-        if self.scope == "response":
-            return None
+    def peft_config(self, weights: Weights) -> dict[str, Any] | None:
+        """Return PEFT's LoRA fields; no ``modules_to_save``, so that vLLM and llama.cpp load it too."""
+        num_levels = sum(1 for weight in weights if weight)
         return {
             "peft_type": "LORA",
-            "r": self.settings.rank,
-            "lora_alpha": self.settings.alpha,
+            "r": num_levels * self.rank,
+            "lora_alpha": num_levels * self.rank * self.scale,
             "lora_dropout": 0.0,
             "target_modules": sorted(self._targets),
             "bias": "none",

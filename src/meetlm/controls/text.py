@@ -49,13 +49,14 @@ class SlotText(Control):
         """Return whether all slots are empty."""
         return not any(self.slots)
 
-    def level_state(self, level: int) -> dict[str, Tensor]:
+    def adapter_state(self, weights: Weights) -> dict[str, Tensor]:
         """Return an empty dict: there are no parameters."""
-        del level
+        del weights
         return {}
 
-    def peft_config(self) -> dict[str, Any] | None:
+    def peft_config(self, weights: Weights) -> dict[str, Any] | None:
         """Return ``None``: a text is not an adapter."""
+        del weights
         return None
 
 

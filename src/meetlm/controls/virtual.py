@@ -118,17 +118,22 @@ class SoftPrompt(Control):
                 )
         return None
 
-    def level_state(self, level: int) -> dict[str, Tensor]:
-        """Return ``prompt_embeddings`` [n, D]."""
-        return {"prompt_embeddings": self.prompt[level].detach().clone()}
+    def adapter_state(self, weights: Weights) -> dict[str, Tensor]:
+        """Return ``prompt_embeddings``, the vectors of the slots of all attributes with a weight, [n or more, D]."""
+        slots = [
+            torch.tensordot(self.prompt.new_tensor([weights[k] for k in levels]), self.prompt.detach()[list(levels)], 1)
+            for levels in self.levels.ranges.values()
+            if any(weights[k] for k in levels)
+        ]
+        return {"prompt_embeddings": torch.cat(slots)}
 
-    def peft_config(self) -> dict[str, Any] | None:
+    def peft_config(self, weights: Weights) -> dict[str, Any] | None:
         """Return PEFT's prompt-tuning fields; ``None`` for ``before_response``, which PEFT cannot express."""
         if self.settings.placement != "first":
             return None
         return {
             "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": self.length,
+            "num_virtual_tokens": len(self.slot(weights)),
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",  # TEXT would make loaders require the tokenizer
             **self._lm_shape,

@@ -1,0 +1,50 @@
+"""Reads exports as users of transformers do: the tokenizer renders a prompt, ``generate`` continues it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from meetlm.data.example import Prompt
+from meetlm.export.parity import ParityCase
+
+
+def rendered_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the ids of a prompt as transformers' pipeline computes them."""
+    if not prompt.is_chat:
+        return list(tokenizer(prompt.text())["input_ids"])
+    encoded: Any = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+@torch.no_grad()
+def reply_log_probs(model: Any, ids: Sequence[int], case: ParityCase, num_tokens: int | None = None) -> Tensor:
+    """Return the log-probs [N, V] that ``model.generate`` computes at each position of the run's reply.
+
+    Args:
+        model: A model of transformers, or a PEFT model.
+        ids: Ids of the prompt as the model reads them.
+        case: The reply; ``generate`` is made to sample its tokens.
+        num_tokens: V, the first ids of the vocabulary, over which the probabilities sum to 1; by default all.
+    """
+    inputs = torch.tensor([ids])
+
+    def next_token(batch: int, sequence: Tensor) -> list[int]:
+        del batch
+        return [case.reply[len(sequence) - len(ids)]]
+
+    output = model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=len(case.reply),
+        do_sample=False,
+        prefix_allowed_tokens_fn=next_token,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits = torch.cat(output.logits).float()
+    return logits[:, :num_tokens].log_softmax(dim=-1)

@@ -1,0 +1,171 @@
+"""``meet export``: write levels or mixes of a run for another tool, and check the result with that tool."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.versions import versions
+from meetlm.data.example import Prompt, Weights
+from meetlm.data.settings import DataSettings
+from meetlm.export.base import Export
+from meetlm.export.exporters import EXPORTERS
+from meetlm.export.parity import REPLY_TOKENS, Parity, compare, record_cases
+from meetlm.export.settings import ExportSettings
+from meetlm.policy.loading import num_positions
+from meetlm.run.aligned import Aligned, load
+from meetlm.run.completions import held_out_rows
+from meetlm.run.folder import MODEL, read_meet
+from meetlm.run.levels import Level, level_text, resolve_level
+
+EXPORTS = "export"
+"""Folder of exports within the folder of a run."""
+RECORD = "export.json"
+"""File of an export that states what it holds and the result of the parity check."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        folder: The folder.
+        files: Its files, relative to the folder.
+        levels: Weights by the text of each level.
+        parity: The result of the parity check; ``None`` without it.
+        usage: How to use the export.
+    """
+
+    folder: Path
+    files: list[str]
+    levels: dict[str, Weights]
+    parity: Parity | None
+    usage: str
+
+
+def export_run(
+    run: str | Path,
+    to: str,
+    levels: Sequence[Level] = (),
+    *,
+    out: str | Path | None = None,
+    base: str | None = None,
+    settings: ExportSettings | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    data: DataSettings | None = None,
+    limit: int = 4,
+    reporter: Reporter = SILENT,
+) -> ExportResult:
+    """Export levels or mixes of a finished run, and compare the result with the run.
+
+    Args:
+        run: Folder of the run.
+        to: Name of the format.
+        levels: Levels or mixes, as in :meth:`Aligned.generate`. By default all levels, or the run's default level for
+            formats that hold one.
+        out: Folder of the export; by default ``RUN/export/FORMAT``, with the level for formats that hold one.
+        base: Hub name or folder of the base model that the export names; by default the run's model.
+        settings: Options of the format.
+        verify: Whether to load the result with the other tool and compare it with the run.
+        tolerance: Largest difference of log-probs that is accepted, in nats; by default the format's.
+        data: Data whose evaluation split has the prompts of the parity check; by default the run's.
+        limit: Number of prompts of the parity check.
+        reporter: Shows messages and the result of the parity check.
+
+    Raises:
+        RunError: There is no finished run, the format cannot express the levels, or the parity check fails.
+        ConfigError: An option is wrong.
+        DataError: The prompts cannot be read.
+    """
+    run, settings = Path(run), settings or ExportSettings()
+    exporter = EXPORTERS[to]()
+    unused = sorted(settings.model_fields_set - set(exporter.options))
+    if unused:
+        raise ConfigError(f"--{unused[0].replace('_', '-')} has no effect with --to {to}: leave it out")
+    meet = read_meet(run)
+    if not levels:
+        levels = [meet.default_level] if exporter.is_single else list(meet.levels)
+    texts = [level_text(resolve_level(meet.levels, level)) for level in levels]
+    if exporter.is_single and len(texts) > 1:
+        raise ConfigError(f"--to {to} exports one level, and there are {len(texts)}: call it once per level")
+    folder = Path(out) if out else run / EXPORTS / (f"{to}-{texts[0]}" if exporter.is_single else to)
+    aligned = load(run, device="cpu")
+    export = Export(
+        policy=aligned.policy,
+        format=aligned.format,
+        is_chat=meet.conversational,
+        levels={text: aligned.weights(level) for text, level in zip(texts, levels, strict=True)},
+        model=run / MODEL,
+        base=base or str((run / MODEL).resolve()),
+        prompts=_prompts(aligned, run, data, limit, reporter),
+        folder=folder,
+        settings=settings,
+    )
+    reason = exporter.failure_reason(export)
+    if reason:
+        raise RunError(f"no export to {to}: {reason}")
+    _clear(folder)
+    exporter.write(export, reporter=reporter)
+    parity = None
+    if verify:
+        cases = record_cases(aligned.policy, aligned.format, export.prompts, export.levels)
+        limit_nats = exporter.tolerance(settings) if tolerance is None else tolerance
+        parity = compare(cases, exporter.read(export, cases), exporter.tool, limit_nats, aligned.format)
+    _write_record(export, to, meet.run, parity)
+    if parity is None:
+        reporter.warning(f"the export was not compared with the run (--no-verify): {folder}")
+    else:
+        reporter.message(str(parity))
+        for note in parity.notes:
+            reporter.message(note)
+        if not parity.passes:
+            problems = parity.problems or [f"the largest difference of a log-prob is {parity.largest:.2g} nats"]
+            refusal = f"{folder}: {exporter.tool} does not compute what the run computes; do not use this export"
+            raise RunError("\n  ".join([refusal, *problems]))
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return ExportResult(folder, files, export.levels, parity, exporter.usage(export))
+
+
+def _prompts(
+    aligned: Aligned, run: Path, data: DataSettings | None, limit: int, reporter: Reporter
+) -> tuple[Prompt, ...]:
+    """Return the first held-out prompts that leave room for a reply."""
+    rows = held_out_rows(aligned, run, data, reporter)
+    positions = num_positions(aligned.policy.lm)
+    slot = max(map(len, aligned.policy.control.slots)) * len(aligned.levels.attributes)
+    prompts = [
+        row.prompt
+        for row in rows
+        if positions is None or len(aligned.format.prompt_ids(row.prompt)) + slot + REPLY_TOKENS <= positions
+    ]
+    if not prompts:
+        raise RunError(f"{run}: no held-out prompt leaves room for a reply in {positions} positions: pass --data.path")
+    return tuple(prompts[:limit])
+
+
+def _clear(folder: Path) -> None:
+    """Create the folder, or empty it if it holds an earlier export."""
+    if (folder / RECORD).is_file():
+        shutil.rmtree(folder)
+    refuse_foreign_files(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_record(export: Export, to: str, run: str, parity: Parity | None) -> None:
+    record = {
+        "run": run,
+        "format": to,
+        "levels": {name: list(weights) for name, weights in export.levels.items()},
+        "base": export.base,
+        "settings": export.settings.model_dump(),
+        "parity": None if parity is None else {**asdict(parity), "passes": parity.passes},
+        "versions": versions("meetlm", "torch", "transformers"),
+    }
+    write_atomic(export.folder / RECORD, json.dumps(record, indent=2) + "\n")
