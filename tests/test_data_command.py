@@ -18,7 +18,7 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.example import Origin
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
-from meetlm.diagnostics.data_report import Longer, Segment, report_data, segments, shorten
+from meetlm.diagnostics.data_report import Segment, report_data, segments, shorten
 from meetlm.diagnostics.locate import guess_source, with_test
 from tiny import CHATML, text_format, tiny_lm, tiny_tokenizer
 
@@ -143,7 +143,7 @@ def test_a_test_file_beside_a_folder_is_not_looked_for_inside(
     monkeypatch.chdir(tmp_path)
     text = output("set", "--data.eval_file", tmp_path / "held.jsonl", "--model.name", model)
     assert "held.jsonl: 2 of 2 rows kept" in text
-    assert "1 of these prompts are in the training data too (line 1)" in text
+    assert "1 of these prompts are in the training data too (lines 1)" in text
 
 
 # --- the account and the lengths
@@ -161,7 +161,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     assert "dropped: 1, the two sides answer different prompts (line 2)" in text
     assert "dropped: 1, duplicate of an earlier row (line 4)" in text
     assert "dropped: 1, longer than data.max_length (line 5)" in text
-    assert "1 of these prompts are in the training data too (line 1)" in text
+    assert "1 of these prompts are in the training data too (lines 1)" in text
     assert (
         "The chosen reply is longer in 100% of the pairs that are used, the rejected reply in 0%; 0% are equal" in text
     )
@@ -187,7 +187,7 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
     assert report.lengths["prompt + longer reply"]["min"] == prompt + max(chosen[0], rejected)
     wins = sum(length > rejected for length in chosen)
     ties = sum(length == rejected for length in chosen)
-    assert report.longer == Longer(wins, 10 - wins - ties, ties)
+    assert report.longer == {"chosen": wins, "rejected": 10 - wins - ties, "neither": ties}
     assert report.test is None and report.overlap is None
     json.dumps(report.to_dict())
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from meetlm.cli import main
 from meetlm.data.example import Example, Origin, Prompt, as_reply
 from meetlm.diagnostics import shortcuts
+from meetlm.diagnostics.intervals import share_interval
 from tiny import CHATML, tiny_lm, tiny_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "hh-harmless-base"
@@ -197,8 +198,8 @@ def test_prompts_that_differ(doctor: Doctor) -> None:
             )
         return result
 
-    assert doctor(transcripts(2), transcripts(0))["prompt"]["status"] == "ok"
-    check = doctor(transcripts(20), transcripts(0))["prompt"]
+    assert doctor(transcripts(2), transcripts(0))["rows"]["status"] == "ok"
+    check = doctor(transcripts(20), transcripts(0))["rows"]
     assert check["status"] == "warning" and check["value"] == pytest.approx(0.1)
 
 
@@ -253,15 +254,6 @@ def test_many_epochs_of_few_pairs(doctor: Doctor) -> None:
 
 
 # --- the model
-
-
-def test_architectures(doctor: Doctor, tmp_path: Path, model: Path) -> None:
-    gpts = [doctor(rows(60), model=save(tmp_path / name, name)) for name in ("gpt-neo", "gptj")]
-    llama, neo, gptj = doctor(rows(60)), *gpts
-    assert [checks["packing"]["value"] for checks in (llama, neo, gptj)] == [1, 1, 0]
-    assert "AttentionInterface" in gptj["packing"]["finding"]
-    assert [checks["head"]["value"] for checks in (llama, neo, gptj)] == [0, 1, 0]
-    assert statuses(gptj, "packing", "head") == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(("positions", "status"), [(700, "ok"), (600, "warning"), (520, "problem")])
@@ -332,7 +324,7 @@ def test_few_prompts_are_a_problem(doctor: Doctor, count: int, status: str) -> N
 
 def test_every_check_of_the_data_names_rows_and_prompts(doctor: Doctor) -> None:
     checks = doctor(rows(40), rows(50, start=1000))
-    model = ("steps", "chat template", "vocabulary", "context", "packing", "head")
+    model = ("steps", "chat template", "vocabulary", "context")
     for name, check in checks.items():
         if not name.startswith(model):
             number = 50 if name in ("held-out pairs", "overlap") else 40
@@ -412,15 +404,15 @@ def test_harmless_base_with_smollm2() -> None:
 
 def test_share_counts_rows_of_one_prompt_as_one() -> None:
     outcomes = np.repeat([1.0, 0] * 10, 2)
-    grouped = shortcuts.share(outcomes, [str(row // 2) for row in range(40)])
-    assert grouped == shortcuts.share(outcomes[::2], [str(row) for row in range(20)])
-    apart = shortcuts.share(outcomes, [str(row) for row in range(40)])
+    grouped = share_interval(outcomes, [str(row // 2) for row in range(40)])
+    assert grouped == share_interval(outcomes[::2], [str(row) for row in range(20)])
+    apart = share_interval(outcomes, [str(row) for row in range(40)])
     assert apart.value == 0.5 and apart.high - apart.low < grouped.high - grouped.low
 
 
 def test_number_of_held_out_pairs() -> None:
-    assert shortcuts.prompts_for(0.05) == 350
-    assert shortcuts.half_width(350) == pytest.approx(0.05, abs=1e-4)
+    assert shortcuts.prompts_for(0.05, 0.65) == 350
+    assert shortcuts.half_width(350, 0.65) == pytest.approx(0.05, abs=1e-4)
 
 
 def example(chosen: str, rejected: str, number: int) -> Example:

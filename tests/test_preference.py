@@ -13,13 +13,12 @@ from meetlm.data.encoding import Encoded, Encoder
 from meetlm.data.example import Example, Origin, Prompt, as_reply
 from meetlm.data.fitted_levels import PAIRS
 from meetlm.data.levels import PAIR_LEVELS
-from meetlm.diagnostics.intervals import mean_interval
+from meetlm.diagnostics.intervals import mean_interval, share_interval
 from meetlm.diagnostics.preference import (
     HeldOutPairs,
     PreferenceAccuracy,
     base_model_accuracy,
     preference_accuracy,
-    share_of_pairs,
 )
 from meetlm.policy.policy import Policy
 from tiny import ARCHITECTURES, TRAINED, encoder_of, pairs, slots_encoder, text_format, tiny_policy
@@ -136,7 +135,7 @@ def test_against_scores_one_by_one(kind: str) -> None:
     assert result.by_sum and result.by_sum.value == sum(wins) / 8
 
 
-def test_a_share_of_pairs_has_the_interval_of_an_evaluation() -> None:
+def test_a_share_interval_has_the_interval_of_an_evaluation() -> None:
     outcomes = np.array([1.0, 0.0, 1.0, 0.5, 1.0])
-    assert share_of_pairs(outcomes) == mean_interval(outcomes, range(5), bounds=(0, 1))
-    assert str(share_of_pairs(np.ones(3))) == "1.000 [0.292, 1.000]"  # Clopper and Pearson: 0.025 ** (1 / 3)
+    assert share_interval(outcomes) == mean_interval(outcomes, range(5), bounds=(0, 1))
+    assert str(share_interval(np.ones(3))) == "1.000 [0.292, 1.000]"  # Clopper and Pearson: 0.025 ** (1 / 3)

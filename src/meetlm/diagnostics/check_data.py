@@ -1,6 +1,6 @@
 """The doctor's checks of preference data: what besides preference distinguishes the replies, and unusable rows.
 
-Imports no model and trains none; lengths are counted by the caller.
+Uses no model; the caller counts the tokens.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from meetlm.diagnostics.intervals import Interval
 from meetlm.diagnostics.level_report import STRONG, report_levels
 
 FORM_WARNING = 0.55
-"""A rule of form (length, stock replies) deserves a warning if its whole interval is above this. Controls on human
+"""A rule about form (length, stock replies) is a warning if its whole interval is above this. Controls trained on human
 preferences reach accuracies of about 0.65, so 0.05 above chance is a third of what is learnt."""
 
 FORM_PROBLEM = 0.80
-"""Above this the levels mostly encode that form: people agree with each other on about 0.73 (InstructGPT)."""
+"""Above this the levels mostly encode form: people agree with each other on about 0.73 of the pairs (InstructGPT)."""
 
 WORDS_WARNING = 0.70
-"""Words carry preference (a refusal is what harmlessness looks like), so they may predict it about as well as
-reward models do. Above that, it is more likely that a template wrote one of the sides."""
+"""Words carry preference (harmless replies often refuse), so they may predict it about as well as reward models do.
+Above that, it is more likely that a template wrote one of the sides."""
 
 WORDS_PROBLEM = 0.90
 
 MAX_PAIRS = 20_000
-"""Pairs that the word checks read: the interval is ± 0.007 there, and more only take time."""
+"""Number of pairs that the word checks read: their interval is ± 0.007, and more pairs only take time."""
 
 TOO_LONG_WARNING, TOO_LONG_PROBLEM = 0.10, 0.50
 UNUSABLE_WARNING = 0.05
@@ -49,49 +49,43 @@ def check_data(
         fitted: Level schemes of the data.
     """
     groups = [example.group for example in train]
-    opening, words = shortcuts.opening_features, shortcuts.word_features
-    levelled = fitted.apply(merge_prompts(train))
-    pairs = [e for e in levelled if e.completions[0].weights != e.completions[-1].weights]
-    pairs = pairs if fitted.levels.is_scale else []
-    sample = pairs[:MAX_PAIRS]
-    of_pairs = (
-        [
+    advice = "Only short prompts and replies are trained on. Raise data.max_length."
+    rows = [_training_pairs(report), _too_long("too long", report, advice), _unusable(report)]
+    checks = [check.with_counts(groups) for check in rows]
+    with_levels = fitted.apply(merge_prompts(train))
+    pairs = [e for e in with_levels if e.completions[0].weights != e.completions[-1].weights]
+    if pairs and fitted.levels.is_scale:
+        opening, words = "the first three words of the replies", "all words of the replies (a control should do better)"
+        sample = pairs[:MAX_PAIRS]
+        checks += [
             _length(pairs, lengths),
             _repeated(pairs),
-            _surface("opening words", "the first three words of the replies", sample, opening),
-            _surface("words", "all words of the replies (a control should do better)", sample, words),
+            _surface("opening words", opening, sample, shortcuts.opening_features),
+            _surface("words", words, sample, shortcuts.word_features),
         ]
-        if pairs
-        else []
-    )
-    of_levels = [] if all(example.is_pair for example in train) else _levels(fitted, levelled, lengths)
-    return [
-        _training_pairs(report).with_counts(groups),
-        _too_long(
-            "too long", report, "Only short prompts and replies are trained on. Raise data.max_length."
-        ).with_counts(groups),
-        _unusable(report).with_counts(groups),
-        _differing_prompts(report).with_counts(groups),
-        *of_pairs,
-        *of_levels,
-    ]
+    return checks if all(example.is_pair for example in train) else checks + _levels(fitted, with_levels, lengths)
 
 
 def _levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Lengths) -> list[Check]:
-    """Return the checks of levels: are there attributes that predict each other, or the length?"""
+    """Return the checks of levels: do attributes predict each other, or the length?"""
     report = report_levels(fitted, examples, lengths)
-    checks = []
-    for name, value in report.with_length.items():
-        finding = f"the level of {name or 'a reply'} and its length have the correlation {value:+.2f}"
-        status = worst_status(warning=abs(value) > STRONG)
-        advice = "The model may learn length instead of the level." if status == "warning" else ""
-        checks.append(Check("level and length", status, finding, value, advice=advice))
-    for names, value in report.between.items():
-        finding = f"{names} have the correlation {value:+.2f}"
-        status = worst_status(warning=abs(value) > STRONG)
-        advice = "They predict each other: the model can hardly learn them apart." if status == "warning" else ""
-        checks.append(Check("attributes", status, finding, value, advice=advice))
-    return checks
+    return [
+        _correlation(
+            "level and length",
+            f"the level of {name or 'a reply'} and its length",
+            value,
+            "The model may learn length instead of the level.",
+        )
+        for name, value in report.with_length.items()
+    ] + [
+        _correlation("attributes", names, value, "They predict each other: the model can hardly learn them apart.")
+        for names, value in report.between.items()
+    ]
+
+
+def _correlation(name: str, variables: str, value: float, advice: str) -> Check:
+    status = worst_status(warning=abs(value) > STRONG)
+    return Check(name, status, f"{variables} have the correlation {value:+.2f}", value, advice=advice)
 
 
 def check_test(train: Sequence[Example], test: Sequence[Example], report: FilterReport | None) -> list[Check]:
@@ -122,18 +116,11 @@ def _training_pairs(report: FilterReport) -> Check:
     if num_empty:
         finding += f"; the prompt of {num_empty} is empty"
     has_few_prompts, has_many_empty = report.groups < MIN_PROMPTS, num_empty > UNUSABLE_WARNING * report.kept
-    advice = ""
-    if has_many_empty or (has_few_prompts and report.kept >= MIN_PROMPTS):
+    advice = f"Use at least {MIN_PROMPTS} prompts, and hundreds to learn a preference."
+    if has_many_empty or report.kept >= MIN_PROMPTS:
         advice = "Is the prompt in another column? --data.columns prompt=NAME names it."
-    elif has_few_prompts:
-        advice = f"Use at least {MIN_PROMPTS} prompts, and hundreds to learn a preference."
-    return Check(
-        "training pairs",
-        worst_status(warning=False, problem=has_few_prompts or has_many_empty),
-        finding,
-        report.kept,
-        advice=advice,
-    )
+    status: Status = "problem" if has_few_prompts or has_many_empty else "ok"
+    return Check("training pairs", status, finding, report.kept, advice=advice)
 
 
 def _checked(report: FilterReport) -> int:
@@ -146,12 +133,12 @@ def _too_long(name: str, report: FilterReport, advice: str, unit: str = "rows") 
     share = count / rows
     finding = f"{count} of {rows} {unit} ({share:.1%}) exceed data.max_length and are left out"
     status = worst_status(warning=share > TOO_LONG_WARNING, problem=share > TOO_LONG_PROBLEM)
-    return Check(name, status, finding, share, advice="" if status == "ok" else advice)
+    return Check(name, status, finding, share, advice=advice)
 
 
 def _unusable(report: FilterReport) -> Check:
     rows = _checked(report)
-    separate = ("too_long", "sides_differ", "repeated_prompt")
+    separate = ("too_long", "repeated_prompt")
     dropped = {REASONS[name]: tally.count for name, tally in report.dropped.items() if name not in separate}
     odd = {ODDITIES[name]: tally.count for name, tally in report.odd.items() if name != "empty_prompt"}
     share = sum(dropped.values()) / rows
@@ -161,21 +148,12 @@ def _unusable(report: FilterReport) -> Check:
     if report.other_split_rows.count:
         finding += f"; {report.other_split_rows.count} rows of another split are not counted"
     status = worst_status(warning=share + sum(odd.values()) / rows > UNUSABLE_WARNING)
-    advice = "Look at them with `meet data`: so many suggest that the data were not read as they were meant."
-    return Check("rows", status, finding, share, advice="" if status == "ok" else advice)
+    advice = "Look at them with `meet data`: so many suggest that the format (data.source) is wrong."
+    return Check("rows", status, finding, share, advice=advice)
 
 
 def _listed(counts: dict[str, int]) -> str:
     return f" ({'; '.join(f'{reason}: {count}' for reason, count in counts.items())})" if counts else ""
-
-
-def _differing_prompts(report: FilterReport) -> Check:
-    tally = report.dropped.get("sides_differ")
-    rows, count = _checked(report), tally.count if tally else 0
-    finding = f"{count} of {rows} rows ({count / rows:.1%}) compare replies to two different prompts and are left out"
-    status = worst_status(warning=count / rows > UNUSABLE_WARNING)
-    advice = "" if status == "ok" else "Check the format of the data (data.source)."
-    return Check("prompt", status, finding, count / rows, advice=advice)
 
 
 def _length(train: Sequence[Example], lengths: Lengths) -> Check:
@@ -224,16 +202,15 @@ def _form_status(share: Interval) -> Status:
 def _held_out_pairs(pairs: int) -> Check:
     half = shortcuts.half_width(pairs, USUAL_ACCURACY)
     needed, precise = (shortcuts.prompts_for(width, USUAL_ACCURACY) for width in (USUAL_INTERVAL, USUAL_INTERVAL / 2))
-    status = worst_status(warning=half > USUAL_INTERVAL, problem=half > USUAL_ACCURACY - 0.5)
+    is_hopeless = half > USUAL_ACCURACY - 0.5
     finding = (
         f"{pairs} pairs measure an accuracy near {USUAL_ACCURACY:g} to ± {half:.3f} "
         f"({needed} give ± {USUAL_INTERVAL:g}, {precise} give ± {USUAL_INTERVAL / 2:g})"
     )
-    advice = {
-        "ok": "",
-        "warning": "Hold out more pairs, or do not interpret small differences.",
-        "problem": "Too few to distinguish it from chance: hold out more pairs.",
-    }[status]
+    advice = "Hold out more pairs, or do not interpret small differences."
+    if is_hopeless:
+        advice = "Too few to distinguish it from chance: hold out more pairs."
+    status = worst_status(warning=half > USUAL_INTERVAL, problem=is_hopeless)
     return Check("held-out pairs", status, finding, half, advice=advice)
 
 
@@ -245,7 +222,7 @@ def _overlap(train: Sequence[Example], test: Sequence[Example]) -> Check:
     if not shared:
         return Check("overlap", "ok", finding, share)
     lines = ", ".join(str(example.origin.line) for example in shared[:5]) + (", …" if len(shared) > 5 else "")
-    finding += f" ({'line' if len(shared) == 1 else 'lines'} {lines}); this may raise the accuracy by up to {gain:.3f}"
+    finding += f" (lines {lines}); this may raise the accuracy by up to {gain:.3f}"
     # A gain of less than half the interval is within noise; a larger one changes the conclusion.
     status = worst_status(warning=True, problem=gain > shortcuts.half_width(len(test), USUAL_ACCURACY))
     return Check("overlap", status, finding, share, advice="Remove these rows from one of the two files.")

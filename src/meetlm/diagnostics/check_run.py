@@ -1,6 +1,6 @@
 """The doctor's checks of a run: enough optimizer steps, and a model that fits the data.
 
-Runs a forward pass of the model and trains nothing. Settings of stages and presets arrive as plain numbers.
+Runs no model. Settings of stages and presets arrive as plain numbers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.diagnostics.checks import Check, worst_status
 from meetlm.policy.loading import embedding_rows, num_positions
-from meetlm.policy.packing import try_packed_attention
 
 ADVISABLE_STEPS = {
     "paper": (200, "--preset small has smaller batches, and learning rates for few steps."),
     "small": (100, "Fewer pairs per step (batch.pairs) or more epochs give more."),
 }
-"""Advisable number of steps by preset, and how to get there. A tenth of them is warm-up; the learning rate falls
-afterwards."""
+"""Advisable number of steps by preset, and how to get there."""
 
 MANY_EPOCHS = 10
 """Twice the paper's number. With more epochs, a trained language model memorises its pairs."""
@@ -37,7 +35,7 @@ class StageSteps:
     Attributes:
         name: Name of the stage.
         steps: Optimizer steps.
-        epochs: Epochs that these steps are.
+        epochs: Number of epochs.
     """
 
     name: str
@@ -58,11 +56,9 @@ def check_steps(stages: Sequence[StageSteps], preset: str, pairs: int, minimum: 
     advisable, remedy = ADVISABLE_STEPS[preset]
     for stage in stages:
         has_few_steps, has_many_epochs = stage.steps < advisable, stage.epochs > MANY_EPOCHS
-        advice = ""
+        advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
         if has_few_steps:
             advice = f"{advisable} are advisable; fewer than {minimum} hardly change a control. {remedy}"
-        elif has_many_epochs:
-            advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
         status = worst_status(warning=has_few_steps or has_many_epochs, problem=stage.steps < minimum)
         epochs = "1 epoch" if stage.epochs == 1 else f"{stage.epochs:.3g} epochs"
         finding = f"{stage.steps} optimizer steps, {epochs} of {pairs} pairs"
@@ -82,19 +78,17 @@ def check_model(
     """Return the checks of the model.
 
     Args:
-        lm: In eval mode; switched to packed attention if that is exact.
+        lm: The model.
         tokenizer: The model's tokenizer.
         is_chat: Whether the data are conversations rather than plain text.
-        has_markers: Whether plain text has markers of its own for turns, as HH's transcripts have.
-        max_length: Most tokens of prompt and reply.
-        slot: Tokens of the control slot.
+        has_markers: Whether plain text marks its turns, as HH's transcripts do.
+        max_length: Maximum number of tokens of prompt and reply.
+        slot: Number of tokens of the control slot.
     """
     return [
         _chat_template(tokenizer, is_chat, has_markers),
         _vocabulary(lm, tokenizer),
         _context(lm, max_length, slot),
-        _packing(lm, max_length),
-        _head(lm),
     ]
 
 
@@ -109,19 +103,15 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, is_chat: bool, has_marker
     if has_template and not has_markers:
         finding = "the prompts are plain text, and the model is a chat model: it would be trained without its template"
         return Check("chat template", "warning", finding, advice=AS_CHAT)
-    return Check(
-        "chat template", "ok", "the data are plain text" + (" with markers of their own" if has_markers else "")
-    )
+    return Check("chat template", "ok", "the data are plain text")
 
 
 def _vocabulary(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Check:
     rows = embedding_rows(lm)
     ids = max(tokenizer.get_vocab().values()) + 1
     finding = f"the tokenizer has ids up to {ids - 1}, the model {rows} embeddings"
-    if ids <= rows:
-        return Check("vocabulary", "ok", finding, rows - ids)
     advice = "Use the model's own tokenizer, or resize the embeddings after adding tokens."
-    return Check("vocabulary", "problem", finding, rows - ids, advice=advice)
+    return Check("vocabulary", worst_status(warning=False, problem=ids > rows), finding, rows - ids, advice=advice)
 
 
 def _context(lm: PreTrainedModel, max_length: int, slot: int) -> Check:
@@ -132,26 +122,5 @@ def _context(lm: PreTrainedModel, max_length: int, slot: int) -> Check:
         return Check("context", "ok", f"{finding}; the model has no limit")
     finding += f", generation {generate}; the model has {positions}"
     status = worst_status(warning=generate > positions, problem=train > positions)
-    advice = "" if status == "ok" else f"Set data.max_length to {positions - slot - NEW_TOKENS} or less."
+    advice = f"Set data.max_length to {positions - slot - NEW_TOKENS} or less."
     return Check("context", status, finding, positions - generate, advice=advice)
-
-
-def _packing(lm: PreTrainedModel, longest: int) -> Check:
-    reason = try_packed_attention(lm, longest)
-    if reason is None:
-        return Check("packing", "ok", "sequences are packed without padding, and their logits do not change", 1)
-    finding = f"sequences are grouped by length and padded ({reason}): slower, with the same result"
-    return Check("packing", "ok", finding, 0)
-
-
-def _head(lm: PreTrainedModel) -> Check:
-    head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None or not hasattr(head, "weight"):
-        return Check("head", "problem", "the model has no LM head", advice="Use a causal language model.")
-    is_tied = head.weight is lm.get_input_embeddings().weight
-    finding = (
-        "the head is tied to the input embeddings: training changes both"
-        if is_tied
-        else "the head is separate from the input embeddings"
-    )
-    return Check("head", "ok", finding, int(is_tied))

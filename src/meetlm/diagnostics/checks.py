@@ -25,7 +25,7 @@ class Check:
         value: The value.
         low: Lower end of the 95% interval of the value; ``None`` where it has no interval.
         high: Upper end of the interval.
-        advice: How to solve the problem; empty when ok.
+        advice: How to solve the problem; always empty when ok.
         rows: Number of rows that were checked; ``None`` for checks of the model.
         prompts: Number of distinct prompts in these rows.
     """
@@ -39,6 +39,10 @@ class Check:
     advice: str = ""
     rows: int | None = None
     prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "ok":
+            object.__setattr__(self, "advice", "")
 
     @property
     def sample_size(self) -> str:
@@ -61,14 +65,14 @@ def share_check(
         status: The status if there are enough prompts.
         finding: The result as a sentence.
         share: The share.
-        advice: How to solve the problem; omitted when ok.
+        advice: How to solve the problem.
         row_prompts: The prompt of each row.
     """
-    check = Check(name, status, finding, share.value, share.low, share.high).with_counts(row_prompts)
+    check = Check(name, status, finding, share.value, share.low, share.high, advice).with_counts(row_prompts)
     if (check.prompts or 0) < MIN_PROMPTS:
         too_few = f"Fewer than {MIN_PROMPTS} distinct prompts allow no conclusion: see the check 'training pairs'."
         return replace(check, status="problem", advice=too_few)
-    return replace(check, advice="" if status == "ok" else advice)
+    return check
 
 
 @dataclass(frozen=True, slots=True)

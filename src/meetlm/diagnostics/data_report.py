@@ -6,7 +6,7 @@ Requires a tokenizer, not a model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from meetlm.data.sources import read_examples
 from meetlm.data.splits import read_splits
 from meetlm.diagnostics.level_report import LevelReport, report_levels
 
+Kind = Literal["slot", "prompt", "trained"]
 QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -40,28 +41,20 @@ class TokenCounts:
         return self.counts[key]
 
 
-@dataclass(frozen=True, slots=True)
-class Longer:
-    """Number of pairs by which reply has more tokens: chosen, rejected or neither."""
-
-    chosen: int
-    rejected: int
-    neither: int
-
-
 @dataclass(frozen=True)
 class DataReport:
     """The result of :func:`report_data`.
 
     Attributes:
         source: Format of the rows.
-        filters: Numbers of training rows that are used and dropped.
+        filters: Numbers of training rows that are used and left out.
         test: The same for held-out rows; ``None`` where there are none.
         overlap: Held-out rows whose prompt (or post) is in the training data too.
         lengths: Quantiles in tokens of prompt, chosen reply, rejected reply, and prompt with the longer reply, over
             ``measured`` pairs, also those longer than ``data.max_length``.
         measured: Number of pairs that ``lengths`` is computed from.
-        longer: Which reply is longer in the pairs that training would use; ``None`` if the data are not pairs.
+        longer: Number of pairs that training would use in which the ``chosen`` reply, the ``rejected`` reply or
+            ``neither`` has more tokens; ``None`` if the data are not pairs.
         levels: Levels of the data; ``None`` for pairs.
         examples: The examples that training would use, with level weights.
         fitted: Level schemes of the examples.
@@ -74,7 +67,7 @@ class DataReport:
     overlap: Tally | None
     lengths: dict[str, dict[str, int]]
     measured: int
-    longer: Longer | None
+    longer: dict[str, int] | None
     levels: LevelReport | None
     examples: list[Example]
     fitted: FittedLevels
@@ -99,7 +92,7 @@ class DataReport:
             "overlap": self.overlap and asdict(self.overlap),
             "lengths": self.lengths,
             "measured": self.measured,
-            "longer": self.longer and asdict(self.longer),
+            "longer": self.longer,
             "levels": self.levels and self.levels.to_dict(),
             "num_without_level": self.num_without_level,
         }
@@ -110,10 +103,9 @@ class DataReport:
         if self.test is not None and self.overlap is not None:
             text += ["", *self.test.lines()]
             overlap = self.overlap
-            line_numbers = ", ".join(map(str, overlap.lines)) + (", …" if overlap.count > len(overlap.lines) else "")
+            lines = ", ".join(map(str, overlap.lines)) + (", …" if overlap.count > len(overlap.lines) else "")
             text.append(
-                f"  {overlap.count} of these prompts are in the training data too "
-                f"({_lines(overlap.count)} {line_numbers})"
+                f"  {overlap.count} of these prompts are in the training data too (lines {lines})"
                 if overlap.count
                 else "  none of these prompts is in the training data"
             )
@@ -128,13 +120,15 @@ class DataReport:
             text += ["", *without_level_lines(self.filters.file, self.num_without_level), *self.levels.lines()]
         if self.longer is None:
             return text
-        longer, num_pairs = self.longer, len(self.examples)
-        text += [
+        chosen, rejected, neither = (
+            self.longer[name] / len(self.examples) for name in ("chosen", "rejected", "neither")
+        )
+        return [
+            *text,
             "",
-            f"The chosen reply is longer in {longer.chosen / num_pairs:.0%} of the pairs that are used, "
-            f"the rejected reply in {longer.rejected / num_pairs:.0%}; {longer.neither / num_pairs:.0%} are equal.",
+            f"The chosen reply is longer in {chosen:.0%} of the pairs that are used, the rejected reply in "
+            f"{rejected:.0%}; {neither:.0%} are equal.",
         ]
-        return text
 
 
 def report_data(
@@ -151,36 +145,34 @@ def report_data(
     Raises:
         DataError: The data cannot be read, or no row can be used.
     """
-    count = TokenCounts(prompt_format)
+    count_tokens = TokenCounts(prompt_format)
     train, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), None)
-    kept, report = filter_train(_first(train, limit), count, settings.max_length)
-    measured = list(count.counts.values())
-    prompts = np.array([tokens.prompt for tokens in measured])
-    is_pairs = all(example.is_pair for example in kept)
+    used, report = filter_train(_first(train, limit), count_tokens, settings.max_length)
+    measured = list(count_tokens.counts.values())
+    is_pairs = all(example.is_pair for example in used)
+    columns = {"prompt": [tokens.prompt for tokens in measured]}
     if is_pairs:
-        replies = {
-            f"{side} reply": np.array([tokens.replies[index] for tokens in measured])
-            for index, side in enumerate(("chosen", "rejected"))
-        }
+        columns["chosen reply"] = [tokens.replies[0] for tokens in measured]
+        columns["rejected reply"] = [tokens.replies[1] for tokens in measured]
     else:
-        replies = {"reply": np.array([count for tokens in measured for count in tokens.replies])}
-    totals = prompts + np.array([max(tokens.replies) for tokens in measured])
-    columns = {"prompt": prompts, **replies, f"prompt + long{'er' if is_pairs else 'est'} reply": totals}
+        columns["reply"] = [count for tokens in measured for count in tokens.replies]
+    totals = [tokens.prompt + max(tokens.replies) for tokens in measured]
+    columns[f"prompt + long{'er' if is_pairs else 'est'} reply"] = totals
     lengths = {
-        name: {label: int(np.quantile(values, quantile, method="nearest")) for label, quantile in QUANTILES.items()}
-        for name, values in columns.items()
+        name: {label: int(np.quantile(counts, quantile, method="nearest")) for label, quantile in QUANTILES.items()}
+        for name, counts in columns.items()
     }
-    merged = merge_prompts(kept)
+    merged = merge_prompts(used)
     fitted = fit_levels(settings, merged)
     examples = fitted.apply(merged)
     longer = None
     if is_pairs:
-        reply_lengths = [count(example).replies for example in examples]
-        chosen, rejected = sum(a > b for a, b in reply_lengths), sum(a < b for a, b in reply_lengths)
-        longer = Longer(chosen, rejected, len(examples) - chosen - rejected)
+        replies = [count_tokens(example).replies for example in examples]
+        chosen, rejected = sum(a > b for a, b in replies), sum(a < b for a, b in replies)
+        longer = {"chosen": chosen, "rejected": rejected, "neither": len(examples) - chosen - rejected}
     test_report, overlap = None, None
     if held_out is not None:
-        test, test_report = filter_eval(_first(held_out, limit), count, settings.max_length)
+        test, test_report = filter_eval(_first(held_out, limit), count_tokens, settings.max_length)
         overlap = Tally()
         for example in prompt_overlap(examples, test):
             overlap.add(example.origin)
@@ -192,7 +184,7 @@ def report_data(
         lengths=lengths,
         measured=len(measured),
         longer=longer,
-        levels=None if is_pairs else report_levels(fitted, examples, count),
+        levels=None if is_pairs else report_levels(fitted, examples, count_tokens),
         examples=examples,
         fitted=fitted,
         num_without_level=num_replies(merged) - num_replies(examples),
@@ -212,12 +204,12 @@ class Segment:
     """A part of an encoded sequence.
 
     Attributes:
-        kind: The control slot, the prompt, or the tokens that are trained.
+        kind: The control slot, the prompt, or the tokens that are trained on.
         text: The decoded text with its special tokens; ``×n`` for n virtual tokens.
         tokens: Number of tokens.
     """
 
-    kind: Literal["slot", "prompt", "trained"]
+    kind: Kind
     text: str
     tokens: int
 
@@ -241,34 +233,25 @@ def segments(
     reply_start = encoded.spans[0].start
     slot_start = 0 if placement == "first" else reply_start - len(slot)
     slot_end = slot_start + len(slot)
-    parts: list[tuple[Literal["slot", "prompt", "trained"], Sequence[int]]] = [
+    parts: list[tuple[Kind, Sequence[int]]] = [
         ("prompt", encoded.ids[:slot_start]),
         ("slot", encoded.ids[slot_start:slot_end]),
         ("prompt", encoded.ids[slot_end:reply_start]),
         ("trained", encoded.ids[reply_start:]),
     ]
-    result = []
-    for kind, ids in parts:
-        is_virtual = kind == "slot" and any(i >= vocabulary for i in ids)
-        text = f"×{len(ids)}" if is_virtual else _decode(tokenizer, ids)
-        if ids:
-            result.append(Segment(kind, text, len(ids)))
-    return result
+
+    def decode(ids: Sequence[int]) -> str:
+        is_virtual = any(i >= vocabulary for i in ids)
+        return f"×{len(ids)}" if is_virtual else str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    return [Segment(kind, decode(ids), len(ids)) for kind, ids in parts if ids]
 
 
 def shorten(segment: Segment, words_shown: int) -> Segment:
-    """Return ``segment`` without the middle of its text if it has many more than ``words_shown`` words."""
+    """Return ``segment`` without the middle of its text if it has over 10 more than ``words_shown`` words."""
     words = segment.text.split(" ")
     half = words_shown // 2
     if len(words) <= words_shown + 10:
         return segment
     text = f"{' '.join(words[:half])} (… {len(words) - 2 * half} words …) {' '.join(words[-half:])}"
-    return Segment(segment.kind, text, segment.tokens)
-
-
-def _lines(count: int) -> str:
-    return "line" if count == 1 else "lines"
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    return replace(segment, text=text)

@@ -94,6 +94,17 @@ def mean_interval(
     return Interval(value, max(interval.low, lowest), min(interval.high, highest))
 
 
+def share_interval(outcomes: Sequence[float] | Array, prompts: Labels | None = None) -> Interval:
+    """Return the mean of outcomes in [0, 1] with its interval over prompts; by default each is of another prompt."""
+    return mean_interval(outcomes, range(len(outcomes)) if prompts is None else prompts, bounds=(0, 1))
+
+
+def wins(left: Array, right: Array) -> Array:
+    """Return 1 where left is greater, ½ where equal, else 0."""
+    outcomes: Array = (left > right) + 0.5 * (left == right)
+    return outcomes
+
+
 def bootstrap(by_prompt: Array, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Return a statistic of the prompts' mean values, with its interval over prompts.
 

@@ -3,8 +3,8 @@
 *Preference accuracy*: did the levels separate? How often the margin log p(y|x,good) − log p(y|x,bad) is larger for the
 chosen completion than for the rejected one. A tie counts half, so a control whose levels are equal (a fresh LoRA) has
 exactly 0.5. Good and bad are the best and the worst level of an attribute; of two replies to a prompt, the chosen one
-has the higher level. Where levels have no order, the levels of the two replies are compared. Data with one reply per
-prompt compare replies to different prompts.
+has the higher level. Where levels have no order, good and bad are the levels of the two replies. In data with one reply
+per prompt, replies to different prompts are compared.
 
 *Reward accuracy*: did the best level move towards the chosen replies? How often DPO's implicit reward
 log p(y|x,good) − log p₀(y|x), with p₀ the base model, is larger for the chosen completion than for the rejected one
@@ -14,14 +14,13 @@ log p(y|x,good) − log p₀(y|x), with p₀ the base model, is larger for the c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from scipy import stats
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded, Encoder, no_slot
 from meetlm.data.example import Example, Weights
 from meetlm.data.levels import Attribute, LevelSpace
-from meetlm.diagnostics.intervals import Array, Interval, bootstrap, mean_interval, prompt_means
+from meetlm.diagnostics.intervals import Array, Interval, bootstrap, prompt_means, share_interval, wins
 from meetlm.policy.policy import Policy
 
 NEIGHBOURS = 4
@@ -64,12 +63,6 @@ class AttributeAccuracy:
         by_levels = ", ".join(f"{levels} {value:.3f}" for levels, value in self.by_levels.items())
         return [", ".join(parts), *([f"  {by_levels}"] if len(self.by_levels) > 1 else [])]
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> AttributeAccuracy:
-        """Return what ``asdict`` makes of it."""
-        intervals = ("accuracy", "rank_correlation", "most_likely")
-        return cls(**{**fields, **{name: fields[name] and Interval(**fields[name]) for name in intervals}})
-
 
 @dataclass(frozen=True, slots=True)
 class PreferenceAccuracy:
@@ -99,24 +92,23 @@ class PreferenceAccuracy:
         """Return the fields as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> PreferenceAccuracy:
+        """Return what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: A field is missing or wrong.
+        """
+        return TypeAdapter(cls).validate_python(fields)
+
     def __str__(self) -> str:
         levels = f"preference accuracy {self.by_sum} (per token {self.by_token.value:.3f}), " if self.by_token else ""
-        lines = [line for name, measured in self.attributes.items() for line in measured.lines(name or "levels")]
-        return "\n  ".join([self._summary(levels), *lines])
-
-    def _summary(self, levels: str) -> str:
-        return (
+        summary = (
             f"{levels}reward accuracy {self.reward} on {self.pairs} pairs; accuracy of always picking the shorter "
             f"reply: {self.shorter.value:.3f}; NLL of the chosen reply: {self.nll:.3f} nats per token"
         )
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> PreferenceAccuracy:
-        """Return what :meth:`to_dict` wrote."""
-        fields = dict(fields)
-        attributes = {n: AttributeAccuracy.from_dict(v) for n, v in fields.pop("attributes", {}).items()}
-        values: dict[str, Any] = {n: Interval(**v) if isinstance(v, dict) else v for n, v in fields.items()}
-        return cls(**{**values, "attributes": attributes})
+        attributes = [line for name, accuracy in self.attributes.items() for line in accuracy.lines(name or "levels")]
+        return "\n  ".join([summary, *attributes])
 
 
 class ReplyPair(NamedTuple):
@@ -124,15 +116,18 @@ class ReplyPair(NamedTuple):
 
     Attributes:
         attribute: The attribute.
-        better: Index of the reply with the higher level (the first one where levels have no order).
+        better: Index of the reply with the higher level (the first level where levels have no order).
         worse: Index of the other reply.
-        levels: Indices of their levels, the higher one first.
+        levels: Indices of the levels that they show, that of the better reply first.
+        compared: Indices of the good and the bad level of the margin: the best and the worst level of the attribute, or
+            ``levels`` where levels have no order.
     """
 
     attribute: str
     better: int
     worse: int
     levels: tuple[int, int]
+    compared: tuple[int, int]
 
 
 class HeldOutPairs:
@@ -162,16 +157,15 @@ class HeldOutPairs:
         replies = [(example, completion) for example in examples for completion in example.completions]
         numbers: dict[str, int] = {}
         self.prompts = [numbers.setdefault(example.group, len(numbers)) for example, _ in replies]
-        self._stated = [completion.weights for _, completion in replies]
+        self._weights = [completion.weights for _, completion in replies]
 
-        def rows(encoder: Encoder, at: Sequence[Weights]) -> list[Encoded]:
-            return [encoder.encode(e.prompt, c.reply, weights) for (e, c), weights in zip(replies, at, strict=True)]
+        def rows(encoder: Encoder, weights: Iterable[Weights]) -> list[Encoded]:
+            return [encoder.encode(e.prompt, c.reply, w) for (e, c), w in zip(replies, weights, strict=True)]
 
-        self.by_level = {level: rows(encoder, [self._at(w, level) for w in self._stated]) for level in self.compared}
-        self.uncontrolled = rows(
-            Encoder(encoder.format, encoder.levels, no_slot), [encoder.levels.weights(())] * len(replies)
-        )
-        self._find_pairs()
+        self.by_level = {k: rows(encoder, [self._with_level(w, k) for w in self._weights]) for k in self.compared}
+        no_level = encoder.levels.weights(())
+        self.uncontrolled = rows(Encoder(encoder.format, encoder.levels, no_slot), [no_level] * len(replies))
+        self.pairs = self._find_pairs()
 
     @property
     def compared(self) -> list[int]:
@@ -185,8 +179,8 @@ class HeldOutPairs:
     def top(self) -> list[int]:
         """The replies at the best level of the first ordered attribute; all replies where there is none."""
         best = self._best
-        at_top = [reply for reply, weights in enumerate(self._stated) if best is None or weights[best]]
-        return at_top or list(range(len(self._stated)))
+        at_top = [reply for reply, weights in enumerate(self._weights) if best is None or weights[best]]
+        return at_top or list(range(len(self._weights)))
 
     @property
     def _best(self) -> int | None:
@@ -194,58 +188,57 @@ class HeldOutPairs:
         ordered = [attribute for attribute in self.levels.attributes if attribute.is_ordered]
         return self.levels.ranges[ordered[0].name][-1] if ordered else None
 
-    def at_best(self, logps: dict[int, Tensor]) -> Tensor:
-        """Return log-probs [C] at the best level; at a level of the first attribute that it shows, without an order."""
+    def at_best(self, logps: dict[int, Array]) -> Array:
+        """Return the log-probs [C] at the best level; without an order, at a reply's level of the first attribute."""
         if not self.has_levels:
             return logps[0]
         if self._best is not None:
             return logps[self._best]
         first = self.levels.ranges[self.levels.attributes[0].name]
-        shown = [next((k for k in first if weights[k]), first[0]) for weights in self._stated]
-        return torch.stack([logps[k][reply] for reply, k in enumerate(shown)])
+        shown = [next((k for k in first if weights[k]), first[0]) for weights in self._weights]
+        return np.array([logps[k][reply] for reply, k in enumerate(shown)])
 
     def shown(self, attribute: str) -> tuple[list[int], list[int]]:
         """Return the replies that show a level of an attribute, and the indices of these levels."""
         levels = self.levels.ranges[attribute]
-        pairs = [(n, k) for n, weights in enumerate(self._stated) for k in levels if weights[k]]
+        pairs = [(n, k) for n, weights in enumerate(self._weights) for k in levels if weights[k]]
         return [reply for reply, _ in pairs], [level for _, level in pairs]
 
-    def _at(self, weights: Weights, level: int) -> Weights:
+    def _with_level(self, weights: Weights, level: int) -> Weights:
         """Return a reply's level weights with another level of the same attribute."""
         if not self.has_levels:
             return (1.0,)
         same = next(levels for levels in self.levels.ranges.values() if level in levels)
         return tuple(float(k == level) if k in same else weight for k, weight in enumerate(weights))
 
-    def _find_pairs(self) -> None:
-        """Set the pairs: replies to one prompt at different levels, else replies to neighbouring prompts."""
+    def _find_pairs(self) -> list[ReplyPair]:
+        """Return the pairs: replies to one prompt at different levels, else replies to neighbouring prompts."""
         by_prompt: dict[int, list[int]] = defaultdict(list)
         for reply, prompt in enumerate(self.prompts):
             by_prompt[prompt].append(reply)
-        self.pairs = self._differing([pair for replies in by_prompt.values() for pair in combinations(replies, 2)])
-        if not self.pairs:
+        pairs = self._differing([pair for replies in by_prompt.values() for pair in combinations(replies, 2)])
+        if not pairs:
             num_replies = len(self.prompts)
             steps = range(1, min(NEIGHBOURS, num_replies - 1) + 1)
-            self.pairs = self._differing([(i, (i + step) % num_replies) for i in range(num_replies) for step in steps])
-        if not self.pairs and self.prompts:
+            pairs = self._differing([(i, (i + step) % num_replies) for i in range(num_replies) for step in steps])
+        if not pairs and self.prompts:
             raise ConfigError("all held-out replies show the same level, so preference accuracy cannot be measured")
+        return pairs
 
     def _differing(self, candidates: Sequence[tuple[int, int]]) -> list[ReplyPair]:
         """Return the pairs of replies that show different levels of an attribute, for each attribute."""
         pairs = []
-        for name in self.levels.ranges:
-            level_of = dict(zip(*self.shown(name), strict=True))
+        for attribute in self.levels.attributes:
+            levels = self.levels.ranges[attribute.name]
+            level_of = dict(zip(*self.shown(attribute.name), strict=True))
             for left, right in candidates:
                 if left not in level_of or right not in level_of or level_of[left] == level_of[right]:
                     continue
                 better, worse = sorted((left, right), key=lambda reply: -level_of[reply])
-                pairs.append(ReplyPair(name, better, worse, (level_of[better], level_of[worse])))
+                shown = level_of[better], level_of[worse]
+                compared = (levels[-1], levels[0]) if attribute.is_ordered else shown
+                pairs.append(ReplyPair(attribute.name, better, worse, shown, compared))
         return pairs
-
-    @property
-    def num_sequences(self) -> int:
-        """Number of sequences that a measurement scores."""
-        return sum(map(len, self.by_level.values()))
 
     @property
     def longest(self) -> int:
@@ -259,12 +252,10 @@ class HeldOutPairs:
         if dropped:
             remaining = [reply for reply, prompt in enumerate(self.prompts) if prompt not in dropped]
             self.by_level = {level: [rows[n] for n in remaining] for level, rows in self.by_level.items()}
-            self.uncontrolled, self._stated = (
-                [self.uncontrolled[n] for n in remaining],
-                [self._stated[n] for n in remaining],
-            )
+            self.uncontrolled = [self.uncontrolled[n] for n in remaining]
+            self._weights = [self._weights[n] for n in remaining]
             self.prompts = [self.prompts[n] for n in remaining]
-            self._find_pairs()
+            self.pairs = self._find_pairs()
         return len(dropped)
 
 
@@ -286,7 +277,9 @@ def preference_accuracy(
     # One call for each level over the same rows: equal shapes, so equal levels give equal bits.
     scored = {level: policy.score(rows, reporter=reporter) for level, rows in pairs.by_level.items()}
     counts = scored[pairs.compared[0]][1]
-    return _accuracy(pairs, {level: sums for level, (sums, _) in scored.items()}, counts, reference)
+    return _accuracy(
+        pairs, {level: sums.numpy() for level, (sums, _) in scored.items()}, counts.numpy(), reference.numpy()
+    )
 
 
 def base_model_accuracy(pairs: HeldOutPairs, reference: Tensor) -> PreferenceAccuracy:
@@ -296,71 +289,70 @@ def base_model_accuracy(pairs: HeldOutPairs, reference: Tensor) -> PreferenceAcc
         pairs: Encoded for the control.
         reference: As for :func:`preference_accuracy`.
     """
-    counts = torch.tensor([row.num_trained for row in pairs.uncontrolled])
-    return _accuracy(pairs, dict.fromkeys(pairs.compared, reference), counts, reference)
+    counts = np.array([row.num_trained for row in pairs.uncontrolled])
+    return _accuracy(pairs, dict.fromkeys(pairs.compared, reference.numpy()), counts, reference.numpy())
 
 
-def _accuracy(pairs: HeldOutPairs, logps: dict[int, Tensor], counts: Tensor, reference: Tensor) -> PreferenceAccuracy:
+def _accuracy(pairs: HeldOutPairs, logps: dict[int, Array], counts: Array, reference: Array) -> PreferenceAccuracy:
     """Return the accuracy, given log-probs [C] per level and the number of their tokens [C]."""
-    better, worse = ([pair.better for pair in pairs.pairs], [pair.worse for pair in pairs.pairs])
-    prompts = [pairs.prompts[reply] for reply in better]
+    replies = np.array([(pair.better, pair.worse) for pair in pairs.pairs])
+    prompts = [pairs.prompts[pair.better] for pair in pairs.pairs]
 
-    def share(values: Tensor) -> Interval:
-        return share_of_pairs(wins(values[better].numpy(), values[worse].numpy()), prompts)
+    def accuracy(values: Array) -> Interval:
+        """Return how often the better reply of a pair has the larger value, given the values of both [P, 2]."""
+        return share_interval(wins(*values.T), prompts)
 
     at_best = pairs.at_best(logps)
     by_sum = by_token = None
     attributes = {}
     if pairs.has_levels:
-        margins = np.array([_margin(pairs, pair, logps) for pair in pairs.pairs])
-        outcomes = wins(margins[:, 0], margins[:, 1])
-        lengths = np.stack([counts[better].numpy(), counts[worse].numpy()], axis=1)
-        by_sum = share_of_pairs(outcomes, prompts)
-        by_token = share_of_pairs(wins(*(margins / lengths).T), prompts)
+        margins = np.array(
+            [
+                [logps[good][reply] - logps[bad][reply] for reply in (better, worse)]
+                for _, better, worse, _, (good, bad) in pairs.pairs
+            ]
+        )
+        by_sum, by_token = accuracy(margins), accuracy(margins / counts[replies])
         if not pairs.is_pairwise:
+            outcomes = wins(*margins.T)
             attributes = {a.name: _of_attribute(pairs, a, logps, outcomes) for a in pairs.levels.attributes}
     return PreferenceAccuracy(
         pairs=len(pairs.pairs),
         by_sum=by_sum,
         by_token=by_token,
-        reward=share(at_best - reference),
-        shorter=share(-counts),
+        reward=accuracy((at_best - reference)[replies]),
+        shorter=accuracy(-counts[replies]),
         nll=float(-at_best[pairs.top].sum() / counts[pairs.top].sum()),
         attributes=attributes,
     )
 
 
-def _margin(pairs: HeldOutPairs, pair: ReplyPair, logps: dict[int, Tensor]) -> tuple[float, float]:
-    """Return log p(y|x,high) − log p(y|x,low) of both replies of a pair, the better one first."""
-    attribute = next(a for a in pairs.levels.attributes if a.name == pair.attribute)
-    levels = pairs.levels.ranges[pair.attribute]
-    high, low = (levels[-1], levels[0]) if attribute.is_ordered else pair.levels
-    better, worse = (float(logps[high][reply] - logps[low][reply]) for reply in (pair.better, pair.worse))
-    return better, worse
-
-
 def _of_attribute(
-    pairs: HeldOutPairs, attribute: Attribute, logps: dict[int, Tensor], outcomes: Array
+    pairs: HeldOutPairs, attribute: Attribute, logps: dict[int, Array], outcomes: Array
 ) -> AttributeAccuracy:
     """Return the accuracy of one attribute, given the outcomes of all pairs."""
     levels = pairs.levels.ranges[attribute.name]
-    own = [(pair, outcome) for pair, outcome in zip(pairs.pairs, outcomes, strict=True) if pair[0] == attribute.name]
+    names = dict(zip(levels, attribute.levels, strict=True))
+    of_attribute = [
+        (pair, outcome) for pair, outcome in zip(pairs.pairs, outcomes, strict=True) if pair.attribute == attribute.name
+    ]
     by_levels: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for pair, outcome in own:
+    for pair, outcome in of_attribute:
         by_levels[pair.levels].append(outcome)
-    names = {k: attribute.levels[k - levels[0]] for k in levels}
     sign = "<" if attribute.is_ordered else "/"
-    shown, indices = pairs.shown(attribute.name)
-    prompts = [pairs.prompts[reply] for reply in shown]
+    replies, shown = pairs.shown(attribute.name)
+    prompts = [pairs.prompts[reply] for reply in replies]
     rank_correlation = most_likely = None
     if attribute.is_ordered:
-        margins = (logps[levels[-1]] - logps[levels[0]])[shown].numpy()
-        rank_correlation = spearman(margins, np.array(indices), prompts)
+        margins = (logps[levels[-1]] - logps[levels[0]])[replies]
+        rank_correlation = spearman(margins, np.array(shown), prompts)
     else:
-        likely = torch.stack([logps[k][shown] for k in levels]).argmax(0).numpy() + levels[0]
-        most_likely = share_of_pairs((likely == np.array(indices)).astype(float), prompts)
+        likeliest = np.stack([logps[k][replies] for k in levels]).argmax(axis=0) + levels[0]
+        most_likely = share_interval((likeliest == np.array(shown)).astype(float), prompts)
     return AttributeAccuracy(
-        accuracy=share_of_pairs(np.array([o for _, o in own]), [pairs.prompts[pair.better] for pair, _ in own]),
+        accuracy=share_interval(
+            [outcome for _, outcome in of_attribute], [pairs.prompts[pair.better] for pair, _ in of_attribute]
+        ),
         by_levels={
             f"{names[low]} {sign} {names[high]}": float(np.mean(values))
             for (high, low), values in sorted(by_levels.items())
@@ -373,7 +365,8 @@ def _of_attribute(
 def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interval | None:
     """Return Spearman's rank correlation of two columns with its 95% interval over prompts.
 
-    Ranks are those among all rows; a resample draws prompts with them. ``None`` where a column is constant.
+    Ranks are computed once, over all rows; resamples draw prompts with the ranks of their rows. ``None`` where a column
+    is constant.
     """
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
@@ -387,14 +380,3 @@ def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interva
 
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap(table, correlation)
-
-
-def share_of_pairs(outcomes: NDArray[np.float64], prompts: Sequence[Any] | None = None) -> Interval:
-    """Return the mean of outcomes in [0, 1] with its 95% interval over prompts; by default each has another one."""
-    return mean_interval(outcomes, range(len(outcomes)) if prompts is None else prompts, bounds=(0, 1))
-
-
-def wins(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    """Return 1 where left is greater, ½ where equal, else 0."""
-    outcomes: NDArray[np.float64] = (left > right) + 0.5 * (left == right)
-    return outcomes

@@ -11,15 +11,14 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
 from meetlm.data.example import Example, Turn
-from meetlm.diagnostics.intervals import Interval, mean_interval
-from meetlm.diagnostics.preference import wins
+from meetlm.diagnostics.intervals import Interval, share_interval, wins
 
 FOLDS = 5
 MAX_FEATURES = 20_000
@@ -30,44 +29,33 @@ WORD = re.compile(r"\w+|[^\w\s]")
 Z95 = 1.959964
 
 
-def share(outcomes: NDArray[np.float64], groups: Sequence[str]) -> Interval:
-    """Return the mean of outcomes in [0, 1] [S] with its 95% interval over groups (prompts or posts) [S]."""
-    return mean_interval(outcomes, groups, bounds=(0, 1))
+def half_width(num_prompts: int, mean: float) -> float:
+    """Return half the 95% interval of a share near ``mean`` over so many prompts, by the normal approximation."""
+    return Z95 * math.sqrt(mean * (1 - mean) / num_prompts)
 
 
-def half_width(number: float, mean: float = 0.65) -> float:
-    """Return half the 95% interval of a share near ``mean`` over ``number`` prompts, by the normal approximation."""
-    return Z95 * math.sqrt(mean * (1 - mean) / number)
-
-
-def prompts_for(half: float, mean: float = 0.65) -> int:
+def prompts_for(half: float, mean: float) -> int:
     """Return how many prompts give an interval of ± ``half``: the inverse of :func:`half_width`."""
     return math.ceil(mean * (1 - mean) * (Z95 / half) ** 2)
 
 
 def longer_is_chosen(chosen: Sequence[int], rejected: Sequence[int], groups: Sequence[str]) -> Interval:
     """Return how often the chosen reply is the longer one, given the lengths of both sides."""
-    return share(wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
+    return share_interval(wins(np.asarray(chosen, float), np.asarray(rejected, float)), groups)
 
 
 def repeated_replies(examples: Sequence[Example]) -> tuple[Interval, int]:
-    """Return how well a reply's side in other rows predicts its side, and the number of rows with such a reply.
+    """Return how often guessing from the other rows finds the chosen reply, and the number of rows with such a reply.
 
     The guess is the reply that is chosen more often and rejected less often in the *other* rows; rows whose two replies
     occur nowhere else count half.
     """
-    chosen_count: Counter[Turn] = Counter()
-    occurrences: Counter[Turn] = Counter()
     pairs = [example.best_and_worst for example in examples]
-    for best, worst in pairs:
-        chosen_count[best] += 1
-        chosen_count[worst] -= 1
-        occurrences[best] += 1
-        occurrences[worst] += 1
-    chosen = np.array([float(chosen_count[best] - 1) for best, _ in pairs])
-    rejected = np.array([float(chosen_count[worst] + 1) for _, worst in pairs])
-    repeated = sum(occurrences[best] > 1 or occurrences[worst] > 1 for best, worst in pairs)
-    return share(wins(chosen, rejected), [e.group for e in examples]), repeated
+    num_chosen, num_rejected = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    chosen = np.array([num_chosen[best] - num_rejected[best] - 1.0 for best, _ in pairs])
+    rejected = np.array([num_chosen[worst] - num_rejected[worst] + 1.0 for _, worst in pairs])
+    num_repeated = sum(max(num_chosen[reply] + num_rejected[reply] for reply in pair) > 1 for pair in pairs)
+    return share_interval(wins(chosen, rejected), [e.group for e in examples]), num_repeated
 
 
 def opening_features(reply: Turn) -> set[str]:
@@ -100,20 +88,19 @@ def surface_accuracy(
     """
     counts = Counter(feature for pair in zip(chosen, rejected, strict=True) for feature in pair[0] | pair[1])
     names = [name for name, count in counts.most_common(MAX_FEATURES) if count > 1]
-    column = {name: index for index, name in enumerate(names)}
-    table = _differences(chosen, rejected, column)
+    table = _differences(chosen, rejected, {name: index for index, name in enumerate(names)})
     fold = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
     outcomes = np.full(len(groups), 0.5)
     for number in range(FOLDS):
-        held = fold == number
-        if held.any() and not held.all():
-            margin = table[held] @ _fit(table[~held])
-            outcomes[held] = wins(margin, np.zeros_like(margin))
+        is_held_out = fold == number
+        if is_held_out.any() and not is_held_out.all():
+            margins = table[is_held_out] @ _fit(table[~is_held_out])
+            outcomes[is_held_out] = wins(margins, np.zeros_like(margins))
     weights = _fit(table)
     order = [int(i) for i in np.argsort(-weights, kind="stable")]
     best = [names[i] for i in order[:3] if weights[i] > 0]
     worst = [names[i] for i in order[::-1][:3] if weights[i] < 0]
-    return share(outcomes, groups), best, worst
+    return share_interval(outcomes, groups), best, worst
 
 
 def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
@@ -130,23 +117,17 @@ def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
     return weights
 
 
-def _differences(chosen: Iterable[set[str]], rejected: Iterable[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
+def _differences(chosen: Sequence[set[str]], rejected: Sequence[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
     """Return φ(chosen) − φ(rejected), one row per pair; features that both replies have cancel."""
-    rows: list[int] = []
-    columns: list[int] = []
-    values: list[float] = []
-    number = 0
-    for number, (chosen_features, rejected_features) in enumerate(zip(chosen, rejected, strict=True), start=1):
-        for sign, features in (
-            (1.0, chosen_features - rejected_features),
-            (-1.0, rejected_features - chosen_features),
-        ):
-            # sorted: sums of floats depend on the order, and a set's order on the process
-            for index in sorted(column[feature] for feature in features if feature in column):
-                rows.append(number - 1)
-                columns.append(index)
-                values.append(sign)
-    return sparse.csr_matrix((values, (rows, columns)), shape=(number, len(column)))
+    entries = [
+        (row, index, sign)
+        for row, sides in enumerate(zip(chosen, rejected, strict=True))
+        for sign, features in ((1.0, sides[0] - sides[1]), (-1.0, sides[1] - sides[0]))
+        # sorted: sums of floats depend on the order, and a set's order on the process
+        for index in sorted(column[feature] for feature in features if feature in column)
+    ]
+    rows, columns, signs = zip(*entries, strict=True) if entries else ((), (), ())
+    return sparse.csr_matrix((signs, (rows, columns)), shape=(len(chosen), len(column)))
 
 
 def _words(reply: Turn) -> list[str]:

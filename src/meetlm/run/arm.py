@@ -73,7 +73,7 @@ class ArmResult:
             for moment in ("before", "after"):
                 fields[moment] = PreferenceAccuracy.from_dict(fields[moment])
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{file} was written by another version of meetlm: {error}") from error
 
 

@@ -30,8 +30,7 @@ from meetlm.data.example import Example, fingerprint
 from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
 from meetlm.data.splits import read_splits
-from meetlm.diagnostics.intervals import Interval
-from meetlm.diagnostics.preference import share_of_pairs, wins
+from meetlm.diagnostics.intervals import Interval, share_interval, wins
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.reward_input import FORM_KEY, Form, RewardInput, TokenizedRow, choose_form
 from meetlm.evaluation.settings import RewardSettings, RewardTraining
@@ -389,4 +388,4 @@ def _measure(settings: RewardTraining, out: Path, pairs: RewardPairs, reporter: 
         reasons = "; ".join(map(str, problems))
         raise RunError(f"training has diverged: {reasons}; set a lower learning rate (--lr)")
     scores, lengths = np.array(rewards, np.float64), np.array([len(text.strip()) for text in completions])
-    return share_of_pairs(wins(scores[::2], scores[1::2])), share_of_pairs(wins(lengths[::2], lengths[1::2]))
+    return share_interval(wins(scores[::2], scores[1::2])), share_interval(wins(lengths[::2], lengths[1::2]))

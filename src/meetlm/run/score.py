@@ -19,8 +19,7 @@ from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.data.splits import read_splits
-from meetlm.diagnostics.intervals import Interval
-from meetlm.diagnostics.preference import share_of_pairs, wins
+from meetlm.diagnostics.intervals import Interval, share_interval, wins
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import num_positions
@@ -135,7 +134,7 @@ def accuracy(pairs: Sequence[ScoredPair], *, per_token: bool = False) -> Interva
     chosen, rejected = (
         np.array([getattr(getattr(pair, reply), name) for pair in pairs]) for reply in ("chosen", "rejected")
     )
-    return share_of_pairs(wins(chosen, rejected))
+    return share_interval(wins(chosen, rejected))
 
 
 def reward_accuracy(settings: RewardSettings, pairs: Sequence[ScoredPair], *, reporter: Reporter = SILENT) -> Interval:
@@ -151,7 +150,7 @@ def reward_accuracy(settings: RewardSettings, pairs: Sequence[ScoredPair], *, re
     rewards = model.score(model.tokenize(prompts, replies), reporter=reporter)
     if None in rewards:
         raise ConfigError(f"{rewards.count(None)} of {len(rewards)} replies have no reward by {settings.model}")
-    return share_of_pairs(wins(np.array(rewards[::2]), np.array(rewards[1::2])))
+    return share_interval(wins(np.array(rewards[::2]), np.array(rewards[1::2])))
 
 
 def suspects(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
