@@ -83,8 +83,8 @@ def test_completion_files_without_a_verdict_are_counted_and_shown(tmp_path: Path
     assert problem.count == 3 and "(1 cut off at --judge.max_tokens)" in problem.description
     assert problem.examples == [
         "pair 1, shown first: 'I like both, really.' (finish_reason length)",
-        "pair 2, shown first: '?'",
-        "pair 2, shown second: 'first [[A]], no, [[B]]'",
+        "pair 2, shown first: '?' (finish_reason stop)",
+        "pair 2, shown second: 'first [[A]], no, [[B]]' (finish_reason stop)",
     ]
     assert len(server.received) == 4 and second[3] == [problem]
 
@@ -208,20 +208,16 @@ def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
     assert three.num_calls == 72 and three.consistency == one.consistency
 
 
-def test_empty_completions_are_judged_and_named(tmp_path: Path) -> None:
+def test_empty_completions_are_judged(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
-        outcomes, _, _, (problem,) = judge(
-            [(Prompt("q"), " ", "word"), (Prompt("r"), "x", "")], settings(server), tmp_path
-        )
+        outcomes = judge([(Prompt("q"), " ", "word"), (Prompt("r"), "x", "")], settings(server), tmp_path).outcomes
     assert outcomes == ["lose", "win"]
-    assert "empty" in problem.description and problem.examples == ["pair 1, the system's", "pair 2, the baseline's"]
 
 
 def test_no_token_counts(tmp_path: Path) -> None:
     with JudgeServer(lambda body, number: chat("[[A]]", usage=None)) as server:
-        _, _, account, (problem,) = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path)
+        account = judge(pairs(1), settings(server, prices={"prompt": 1, "completion": 1}), tmp_path).account
     assert account.this_run == account.stored == Usage(2, None, None, None)
-    assert "token counts" in problem.description and problem.count == 2
 
 
 def test_inside_a_running_loop(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def test_an_empty_response_is_stored_and_asked_again_on_request(tmp_path: Path, 
             0,
             1,
         )
-        assert problem.examples == [f"pair 1, shown first: an empty response (finish_reason {reason})"]
-        assert "1 empty" in problem.description and "--judge.ask_again true" in problem.description
+        assert problem.examples == [f"pair 1, shown first: {text or ''!r} (finish_reason {reason})"]
+        assert "--judge.ask_again true" in problem.description
         assert account.this_run.num_responses == 4
         second = judge(pairs(2), first_settings, tmp_path)
         assert (second.outcomes, second.problems) == (outcomes, [problem]) and second.account.num_cached == 4
@@ -34,7 +34,7 @@ def test_an_empty_response_is_stored_and_asked_again_on_request(tmp_path: Path, 
     assert len(server.received) == again.account.stored.num_responses == 5
 
 
-def test_cut_and_filtered_responses_are_counted_by_reason(tmp_path: Path) -> None:
+def test_cut_responses_are_counted(tmp_path: Path) -> None:
     def cut(body: Body, number: int) -> Reply:
         question = body["messages"][-1]["content"]
         if "q1\n" in question:
@@ -44,7 +44,7 @@ def test_cut_and_filtered_responses_are_counted_by_reason(tmp_path: Path) -> Non
     with JudgeServer(cut) as server:
         outcomes, _, account, (problem,) = judge(pairs(4), settings(server, concurrency=1), tmp_path)
     assert outcomes == ["win", None, None, "win"]
-    assert "(2 empty, 2 cut off at --judge.max_tokens, 2 filtered by the endpoint)" in problem.description
+    assert "(2 cut off at --judge.max_tokens)" in problem.description
     assert problem.examples[2] == "pair 3, shown first: 'I compare' (finish_reason length)"
 
 

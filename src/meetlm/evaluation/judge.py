@@ -3,9 +3,9 @@
 Replies that are equal, apart from white space around them, are a tie without a call: the judge would be shown the same
 text twice.
 
-Every response is written to ``judge_calls.jsonl`` as it arrives, with what was sent, also empty and cut responses: they
-were paid for. So an interrupted evaluation continues, and a repeated one asks nothing. A call is identified by a hash
-of endpoint, model, messages and sampling settings. Of several responses to a call the last one counts.
+Every response is written to ``judge_calls.jsonl`` as it arrives, together with the request; empty and cut responses
+too, since they were paid for. So an interrupted evaluation continues, and a repeated one makes no calls. A call is
+identified by a hash of endpoint, model, messages and sampling settings. Of several responses to a call the last counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OUTCOMES: tuple[dict[Verdict, Outcome], dict[Verdict, Outcome]] = (
     {"A": "win", "B": "lose", "tie": "tie"},
     {"A": "lose", "B": "win", "tie": "tie"},
 )
-"""The outcome from the system's view: where the system is shown first, and where it is shown second."""
+"""The outcome for the system by verdict: where the system is shown first, and where it is shown second."""
 _ORDERS = ("shown first", "shown second")
 
 
@@ -47,7 +47,7 @@ class Judged(NamedTuple):
         outcomes: The system's outcome for each pair; ``None`` where one of the orders has no verdict.
         margins: The mean of both verdicts for each pair: a win is 1, a tie 0, a loss -1.
         account: What the judge was asked and how it responded.
-        problems: Responses, calls and rows that the report must mention.
+        problems: Responses and calls that the report must mention.
     """
 
     outcomes: list[Outcome | None]
@@ -132,23 +132,13 @@ def judge(
             if systems is not None
         },
     )
-    lines = "judge: damaged lines among the stored responses, as a kill leaves them; their calls are asked again"
-    empty = [
-        f"{name}, {owner}"
-        for name, (_, *replies) in zip(pair_names, pairs, strict=True)
-        for owner, text in zip(("the system's", "the baseline's"), replies, strict=True)
-        if not text.strip()
-    ]
-    problems = [
-        Problem(lines, damaged),
-        *problems_of(judgements),
-        Problem("judge: empty completions, compared like any other", empty),
-    ]
+    description = "judge: damaged lines among the stored responses (an interruption cuts a line); asked again"
+    problems = [Problem(description, damaged), *problems_of(judgements)]
     return Judged(decide(margins), margins, account, [problem for problem in problems if problem.examples])
 
 
 def _stored_responses(journal: Journal) -> tuple[defaultdict[str, list[JudgeResponse]], list[str]]:
-    """Return the responses to each call by its key, in the order of their arrival, and the lines that hold none."""
+    """Return the responses to each call by its key, in the order of their arrival, and the damaged lines."""
     responses: defaultdict[str, list[JudgeResponse]] = defaultdict(list)
     damaged = list(journal.damaged)
     for entry in journal.entries:
@@ -162,7 +152,7 @@ def _stored_responses(journal: Journal) -> tuple[defaultdict[str, list[JudgeResp
 def _ask(
     judgements: Sequence[Judgement], prompt: JudgePrompt, settings: JudgeSettings, journal: Journal, reporter: Reporter
 ) -> tuple[int, list[JudgeResponse]]:
-    """Add the missing responses to the judgements; return how many had one before, and the new responses."""
+    """Add the missing responses; return the number of judgements that had one before, and the new responses."""
     by_key: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_key[judgement.call.key].append(judgement)

@@ -1,9 +1,9 @@
-"""Sends questions to an OpenAI-compatible endpoint, several at a time, and hands over each response as it arrives.
+"""Sends questions to an OpenAI-compatible endpoint, several at a time, and passes on each response as it arrives.
 
-The ``openai`` client repeats calls after rate limits, time-outs, lost connections and server errors, with exponential
-back-off or as long as ``Retry-After`` asks for. What fails after that is a failed call. A failure that every other call
-would share (a wrong key, model or URL, no connection; any but a refusal as long as nothing has been answered) stops the
-evaluation: calls under way are waited for, since they are paid for.
+The ``openai`` client repeats calls after rate limits, time-outs, lost connections and server errors, after a wait that
+grows exponentially or that ``Retry-After`` states. A call that still fails counts as failed. A failure that every other
+call would share (a wrong key, model or URL, no connection; before the first response, anything but a refusal of the
+call) stops the evaluation; calls under way are finished first, since they are paid for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.extras import require_extra
@@ -31,12 +31,6 @@ _SHARED_FAILURES = {
     405: "--judge.base_url is wrong",
 }
 """HTTP statuses that every other call would get too."""
-_HINTS = {
-    "max_completion_tokens": "set --judge.max_tokens null and --judge.extra '{max_completion_tokens: 1024}'",
-    "max_tokens": "change --judge.max_tokens, or set it to null",
-    "temperature": "set --judge.temperature null",
-}
-"""What to change where the endpoint refuses a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +80,6 @@ class JudgeResponse:
     prompt_tokens: int | None
     completion_tokens: int | None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no text."""
-        return not self.text.strip()
-
 
 def ask(
     calls: Sequence[Call],
@@ -131,8 +120,8 @@ def ask(
                 )
                 response = _response(completion)
             except (openai.APIError, ValueError) as error:
-                last_failure, concerns = _explain(error, settings.timeout)
-                if concerns == "every call" or (concerns == "unknown" and not has_responses):
+                last_failure, is_shared = _explain(error, settings.timeout, has_responses=has_responses)
+                if is_shared:
                     stop_reason = stop_reason or last_failure
                 on_result(call, last_failure)
             else:
@@ -166,35 +155,27 @@ def missing_key(settings: JudgeSettings) -> str:
     )
 
 
-def _explain(error: Exception, timeout: float) -> tuple[str, Literal["this call", "every call", "unknown"]]:
-    """Return why a call failed, and which calls that concerns."""
+def _explain(error: Exception, timeout: float, *, has_responses: bool) -> tuple[str, bool]:
+    """Return why a call failed, and whether every other call would fail too."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        message = _message(error)
-        reason = f"HTTP {error.status_code}: {message}"
-        if error.status_code in _SHARED_FAILURES:
-            return f"{reason} ({_SHARED_FAILURES[error.status_code]})", "every call"
-        if error.code == "insufficient_quota":
-            return reason, "every call"
-        if error.status_code >= 500 or error.status_code == 429:
-            return reason, "unknown"
-        hint = next((hint for name, hint in _HINTS.items() if name in message), "")
-        return reason + (f" ({hint})" if hint else ""), "this call"
+        status, body = error.status_code, error.body
+        message = body.get("message") if isinstance(body, dict) else None  # OpenAI's field; other servers differ
+        reason = f"HTTP {status}: {_clip(str(message or error.response.text), 300)}"
+        if status in _SHARED_FAILURES:
+            return f"{reason} ({_SHARED_FAILURES[status]})", True
+        is_refusal = status < 500 and status != 429
+        return reason, error.code == "insufficient_quota" or not (is_refusal or has_responses)
     if isinstance(error, openai.APITimeoutError):
-        return f"no answer in {timeout:g} s", "unknown"
-    if isinstance(error, UnicodeError) or isinstance(error.__cause__, UnicodeError):
-        return f"the text cannot be sent: {error.__cause__ or error}", "this call"
+        return f"no answer in {timeout:g} s", not has_responses
     if isinstance(error, openai.APIConnectionError):
-        return f"no connection: {error.__cause__ or error}", "every call"
-    if isinstance(error, json.JSONDecodeError):
-        return _not_a_completion(error.doc), "unknown"
-    return _not_a_completion(str(error)), "unknown"
-
-
-def _not_a_completion(body: str) -> str:
-    kind = "an HTML page" if body.lstrip()[:1] == "<" else "no chat completion"
-    return f"the endpoint answered with {kind} (is --judge.base_url right? It usually ends in /v1): {_clip(body, 120)}"
+        return f"no connection: {error.__cause__ or error}", True
+    if isinstance(error, UnicodeError):
+        return f"the text cannot be sent: {error}", False
+    body_text = error.doc if isinstance(error, json.JSONDecodeError) else str(error)
+    hint = "is --judge.base_url right? It usually ends in /v1"
+    return f"the endpoint answered with no chat completion ({hint}): {_clip(body_text, 120)}", not has_responses
 
 
 def _response(completion: Any) -> JudgeResponse:
@@ -219,13 +200,7 @@ def _response(completion: Any) -> JudgeResponse:
     )
 
 
-def _message(error: openai.APIStatusError) -> str:
-    """Return the endpoint's error message: OpenAI's field, or the whole body of other servers."""
-    message = error.body.get("message") if isinstance(error.body, dict) else None
-    return _clip(str(message or error.response.text or error.message))
-
-
-def _clip(text: str, length: int = 300) -> str:
+def _clip(text: str, length: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 

@@ -98,30 +98,17 @@ def usage(responses: Sequence[JudgeResponse], prices: Prices | None) -> Usage:
 def problems_of(judgements: Sequence[Judgement]) -> list[Problem]:
     """Return the problems of responses and calls; a problem that did not occur has no examples."""
     without_verdict = _without_verdict(judgements)
-    reasons = {
-        "empty": sum(response.is_empty for _, response in without_verdict),
-        "cut off at --judge.max_tokens": sum(response.finish_reason == "length" for _, response in without_verdict),
-        "filtered by the endpoint": sum(response.finish_reason == "content_filter" for _, response in without_verdict),
-    }
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    num_cut = sum(response.finish_reason == "length" for _, response in without_verdict)
+    cut = f" ({num_cut} cut off at --judge.max_tokens)" if num_cut else ""
     return [
         Problem(
-            "judge: responses without a verdict, so their pairs have no outcome"
-            + (f" ({counts})" if counts else "")
-            + "; --judge.ask_again true repeats these calls",
+            f"judge: responses without a verdict{cut}, so their pairs have no outcome; --judge.ask_again true repeats "
+            "these calls",
             [f"{judgement.name}: {_excerpt(response)}" for judgement, response in without_verdict],
         ),
         Problem(
             "judge: failed calls, so their pairs have no outcome",
             [f"{judgement.name}: {judgement.failure}" for judgement in judgements if judgement.failure],
-        ),
-        Problem(
-            "judge: responses without token counts, so tokens and cost are unknown",
-            [
-                judgement.name
-                for judgement in judgements
-                if any(None in (response.prompt_tokens, response.completion_tokens) for response in judgement.responses)
-            ],
         ),
     ]
 
@@ -131,9 +118,6 @@ def _without_verdict(judgements: Sequence[Judgement]) -> list[tuple[Judgement, J
 
 
 def _excerpt(response: JudgeResponse, length: int = 120) -> str:
-    """Return the beginning of a response, with its finish reason unless that is ``stop``."""
-    if response.is_empty:
-        return f"an empty response (finish_reason {response.finish_reason})"
+    """Return the beginning of a response with its finish reason."""
     text = response.text if len(response.text) <= length else response.text[: length - 1] + "…"
-    reason = response.finish_reason
-    return repr(text) + (f" (finish_reason {reason})" if reason not in (None, "stop") else "")
+    return f"{text!r} (finish_reason {response.finish_reason})"
