@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Two workers, one thread each; the tests of a file stay on one worker, so that it shares its fixtures.
 PYTEST := $(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-integrations mutations check bench clean
+.PHONY: demo test test-all test-integrations mutations check bench experiments clean
 
 demo: $(READY)
 	$(BIN)/meet demo --out runs/demo
@@ -36,6 +36,11 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+
+# docs/experiments.md: hours for what is not in experiments/results yet.
+experiments: $(READY)
+	$(BIN)/python experiments/run.py
+	$(BIN)/python experiments/report.py
 
 $(READY): requirements/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

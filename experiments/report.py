@@ -1,0 +1,368 @@
+"""Write docs/experiments.md and its figures from the results of ``run.py``.
+
+    python experiments/report.py
+
+Tables have the seeds that are finished; intervals are over prompts and training runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from tasks import read_plan
+
+from meetlm.diagnostics.intervals import Interval
+from meetlm.evaluation.dial import find_trend
+from meetlm.evaluation.statistics import Clusters, difference, mean
+from meetlm.report.charts import MARKERS, MUTED, SERIES, STYLE
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+MEASURES = {
+    "reward": "reward",
+    "words": "words",
+    "nll": "NLL under the untrained model",
+    "repetition": "repeated 4-grams",
+    "cut": "cut at the limit",
+}
+FLUENCY = {"nll": 0.5, "repetition": 0.05, "cut": 0.1}
+"""The limits of ``meet dial``: how far a measure may rise above that of plain `good`."""
+
+Column = list[float | None]
+Measures = Mapping[str, Column]
+
+
+def results(experiment: str, name: str) -> list[dict[str, Any]]:
+    """Return the metrics of an arm, seed by seed, as far as they are there."""
+    files = sorted((HERE / "results" / experiment).glob(f"{name}-seed*.json".replace(" ", "-").replace(",", "")))
+    return [json.loads(file.read_text(encoding="utf-8"))["metrics"] for file in files]
+
+
+class Cells:
+    """One measure of several training runs on the same prompts.
+
+    Args:
+        columns: A value per prompt, for each training run.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        prompts = [prompt for column in columns for prompt in range(len(column))]
+        runs = [run for run, column in enumerate(columns) for _ in column]
+        self.clusters = Clusters(prompts, runs)
+        self.values = [value for column in columns for value in column]
+
+    def mean(self, *, is_share: bool = False) -> Interval:
+        """Return the mean with its interval."""
+        interval = mean(self.values, self.clusters, bounds=(0, 1) if is_share else None)
+        assert interval is not None
+        return interval
+
+    def minus(self, other: Cells) -> Interval:
+        """Return the paired difference; of as many runs as both have."""
+        count = min(len(self.columns), len(other.columns))
+        first, second = Cells(self.columns[:count]), Cells(other.columns[:count])
+        change = difference(first.values, second.values, first.clusters)
+        assert change is not None
+        return change.mean
+
+
+def cells(metrics: Iterable[Measures], measure: str) -> Cells:
+    """Return a measure of several runs."""
+    return Cells([entry[measure] for entry in metrics])
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def shown(interval: Interval, digits: int = 2) -> str:
+    """Return an estimate with its interval."""
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]".replace("-", "−")
+
+
+def measured_row(metrics: Sequence[Measures]) -> list[str]:
+    """Return the cells of all measures."""
+    return [
+        shown(cells(metrics, "reward").mean()),
+        f"{cells(metrics, 'words').mean().value:.1f}",
+        *(f"{cells(metrics, name).mean().value:.2f}" for name in FLUENCY),
+    ]
+
+
+def verdict(change: Interval, better: str, worse: str) -> str:
+    """Return which of two systems has the higher value, if the interval says so."""
+    if change.low > 0:
+        return f"{better} is ahead of {worse}"
+    return f"{worse} is ahead of {better}" if change.high < 0 else f"no significant difference of {better} and {worse}"
+
+
+def broken(metrics: Sequence[Measures], reference: Sequence[Measures]) -> list[str]:
+    """Return the measures of fluency that exceed their limit."""
+    changes = {name: cells(metrics, name).minus(cells(reference, name)).value for name in FLUENCY}
+    return [f"{MEASURES[name]} +{change:.2f}" for name, change in changes.items() if change > FLUENCY[name]]
+
+
+def headline(plan: Mapping[str, Any], task: str) -> list[str]:
+    """Return the comparison of methods on a task."""
+    systems = {method: results("headline", f"{task}-{method}") for method in plan["headline"]["methods"]}
+    systems = {name: metrics for name, metrics in systems.items() if metrics}
+    dials = results("dial", task)
+    points: dict[str, list[list[Measures]]] = {}
+    if dials:
+        for by in ("level", "guidance"):
+            chosen = [f"{by} {dial['recommended'][by]['recommended']:g}" for dial in dials]
+            plain = {"guidance 0": "level 1"}  # no guidance is the plain level
+            name = f"MEET, {by} chosen on validation"
+            systems[name] = [dial["replies"][plain.get(key, key)] for dial, key in zip(dials, chosen, strict=True)]
+            grid = [f"{by} {value:g}" for value in plan["dial"]["levels" if by == "level" else "guidance"]]
+            points[f"MEET by {by}"] = [[dial["replies"][key] for dial in dials] for key in grid]
+    if "MEET" not in systems:
+        return []
+    heads = ["method", "seeds", *MEASURES.values()]
+    rows = [[name, str(len(metrics)), *measured_row(metrics)] for name, metrics in systems.items()]
+    text = [table(heads, rows)]
+    for better, worse in (
+        ("MEET, level chosen on validation", "DPO"),
+        ("MEET, level chosen on validation", "DPO, rate x 4"),
+        ("MEET, level chosen on validation", "MEET"),
+        ("MEET, guidance chosen on validation", "MEET"),
+        ("MEET", "DPO"),
+        ("MEET", "SFT"),
+        ("MEET", "CoH"),
+        ("MEET", "special token"),
+    ):
+        if better in systems and worse in systems:
+            change = cells(systems[better], "reward").minus(cells(systems[worse], "reward"))
+            text.append(f"- {better} − {worse}: {shown(change)}; {verdict(change, better, worse)}.")
+    for by in ("level", "guidance"):
+        if dials:
+            chosen_settings = ", ".join(f"{dial['recommended'][by]['recommended']:g}" for dial in dials)
+            text.append(f"- Chosen {by} of each seed: {chosen_settings}.")
+    draw_headline(task, systems, points)
+    text.append(f"\n![Reward against length and NLL on {task}](experiments-{task}.svg)\n")
+    return text
+
+
+def draw_headline(
+    task: str, systems: Mapping[str, Sequence[Measures]], curves: Mapping[str, Sequence[Sequence[Measures]]]
+) -> None:
+    """Draw reward against length and against NLL: methods as points, MEET's dial as curves."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+        for axes, measure in zip(figure.subplots(1, 2, sharey=True), ("words", "nll"), strict=True):
+            for number, (name, points) in enumerate(curves.items()):
+                x, y = ([cells(point, m).mean().value for point in points] for m in (measure, "reward"))
+                axes.plot(x, y, color=(MUTED, "#b4bac2")[number], marker=".", label=f"{name}, all settings", zorder=1)
+            for number, (name, metrics) in enumerate(systems.items()):
+                x, y = (cells(metrics, m).mean() for m in (measure, "reward"))
+                axes.errorbar(
+                    x.value, y.value, yerr=[[y.value - y.low], [y.high - y.value]], label=name,
+                    color=SERIES[number % len(SERIES)], marker=MARKERS[number % len(MARKERS)], linestyle="", zorder=2,
+                )  # fmt: skip
+            axes.set_xlabel(MEASURES[measure])
+        figure.axes[0].set_ylabel("reward")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.savefig(DOCS / f"experiments-{task}.svg", metadata={"Date": None})
+
+
+def dial(plan: Mapping[str, Any], task: str) -> list[str]:
+    """Return the measures at each setting of level and guidance, and where fluency breaks."""
+    dials = results("dial", task)
+    if not dials:
+        return []
+    reference = [entry["replies"]["level 1"] for entry in dials]
+    rows = []
+    for setting in dials[0]["replies"]:
+        metrics = [entry["replies"][setting] for entry in dials]
+        reasons = broken(metrics, reference)
+        rows.append([setting, *measured_row(metrics), "; ".join(reasons) or "holds"])
+    return [table(["setting", *MEASURES.values(), "fluency"], rows)]
+
+
+def quantiles(plan: Mapping[str, Any]) -> list[str]:
+    """Return the reward at five levels, its trend and the difference of the ends."""
+    runs = results("quantiles", plan["quantiles"]["task"])
+    if not runs:
+        return []
+    levels = list(runs[0])
+    rows = [[level, *measured_row([run[level] for run in runs])] for level in levels]
+    by_level = [cells([run[level] for run in runs], "reward") for level in levels]
+    trend = find_trend(range(len(levels)), [c.values for c in by_level], by_level[0].clusters)
+    ends = by_level[-1].minus(by_level[0])
+    rises = "rises" if trend.p < 0.05 else "does not rise significantly"
+    return [
+        table(["level", *MEASURES.values()], rows),
+        f"The reward {rises} with the level (Page's trend test over prompts: p = {trend.p:.2g}); "
+        f"{levels[-1]} − {levels[0]}: {shown(ends)}, {len(runs)} seeds.\n",
+    ]
+
+
+def attributes(plan: Mapping[str, Any]) -> list[str]:
+    """Return how far each attribute moves its own score and the other's, and the combination left out."""
+    full, partial = results("attributes", "all"), results("attributes", "left-out")
+    if not full:
+        return []
+    scores = {"tone": "reward", "length": "words"}
+    text, rows = [], []
+    for attribute, ends in (("tone", ("formal", "casual")), ("length", ("brief", "detailed"))):
+        effects = {name: _effect(full, attribute, ends, score) for name, score in scores.items()}
+        own, other = effects[attribute], next(value for name, value in effects.items() if name != attribute)
+        rows.append([attribute, *(f"{shown(effects[name][0])} ({effects[name][1]:+.2f} sd)" for name in scores),
+                     f"{abs(other[1] / own[1]):.2f}"])  # fmt: skip
+    text.append(table(["attribute turned", "tone, markers per 10 words", "length, words", "other effect / own"], rows))
+    left_out = plan["attributes"]["left_out"]
+    cell = "-".join(left_out.values())
+    names = {"seen in training": full, f"{cell.replace('-', ' and ')} left out": partial}
+    rows = []
+    for name, runs in names.items():
+        if runs:
+            hits = {
+                key: [[float(_is_hit(run[key], index, key)) for index in range(len(run[key]["words"]))] for run in runs]
+                for key in runs[0]
+            }
+            seen = [Cells(columns).mean(is_share=True).value for key, columns in hits.items() if key != cell]
+            left = shown(Cells(hits[cell]).mean(is_share=True))
+            rows.append([name, str(len(runs)), left, f"{np.mean(seen):.2f}"])
+    text.append(table(["training data", "seeds", f"{cell.replace('-', ' and ')} as asked", "other three cells"], rows))
+    return text
+
+
+def _effect(
+    runs: Sequence[Mapping[str, Measures]], attribute: str, ends: tuple[str, str], score: str
+) -> tuple[Interval, float]:
+    """Return the mean change of a score between two levels, and the same in standard deviations of the score."""
+    first, second = (Cells([_by_prompt(run, level, score) for run in runs]) for level in ends)
+    deviation = float(np.nanstd(np.array([run[key][score] for run in runs for key in run], dtype=float)))
+    change = second.minus(first)
+    return change, change.value / deviation
+
+
+def _by_prompt(run: Mapping[str, Measures], level: str, score: str) -> Column:
+    """Return the mean score of each prompt's replies at the combinations with a level."""
+    columns = [run[key][score] for key in run if level in key.split("-")]
+    return [_mean(values) for values in zip(*columns, strict=True)]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _is_hit(measures: Measures, index: int, cell: str) -> bool:
+    """Return whether a reply has the tone and the length of its cell, by the demo's scorers."""
+    tone, length = cell.split("-")
+    reward, words = measures["reward"][index], measures["words"][index]
+    is_casual = reward is not None and reward > 0
+    return is_casual == (tone == "casual") and words is not None and (words > 25) == (length == "detailed")
+
+
+def best_of(plan: Mapping[str, Any]) -> list[str]:
+    """Return the reward of the reply that each score picks of eight."""
+    runs = results("best-of", plan["best_of"]["task"])
+    if not runs:
+        return []
+    count = plan["best_of"]["replies"]
+    picks: dict[str, list[Column]] = {name: [] for name in PICKS}
+    for run in runs:
+        rewards = np.array(run["reward"], dtype=float).reshape(-1, count)
+        picks["random pick"].append(np.nanmean(rewards, axis=1).tolist())
+        picks["best possible"].append(np.nanmax(rewards, axis=1).tolist())
+        for name in ("levels", "levels per token", "reward model"):
+            best = np.array(run[name], dtype=float).reshape(-1, count).argmax(axis=1)
+            picks[name].append(rewards[np.arange(len(best)), best].tolist())
+    random = Cells(picks["random pick"])
+    rows = [
+        [name, shown(Cells(columns).mean()), "" if name == "random pick" else shown(Cells(columns).minus(random))]
+        for name, columns in picks.items()
+    ]
+    accuracy = Cells([run["accuracy of the levels"] for run in runs]).mean(is_share=True)
+    model = np.mean([run["accuracy of the reward model"][0] for run in runs])
+    return [
+        table([f"best of {count} by", "reward", "minus random pick"], rows),
+        f"Accuracy on the held-out pairs: levels {shown(accuracy)}, reward model {model:.2f} ({len(runs)} seeds).\n",
+    ]
+
+
+def improve(plan: Mapping[str, Any]) -> list[str]:
+    """Return the reward of held-out prompts after each round."""
+    runs = results("improve", plan["improve"]["task"])
+    if not runs:
+        return []
+    rounds = [Cells([run["reward"][number] for run in runs]) for number in range(len(runs[0]["reward"]))]
+    rows = [
+        ["before training" if number == 0 else f"round {number}", shown(column.mean()),
+         "" if number == 0 else shown(column.minus(rounds[number - 1]))]
+        for number, column in enumerate(rounds)
+    ]  # fmt: skip
+    return [table(["", "reward of held-out prompts", "minus the line above"], rows), f"{len(runs)} seeds.\n"]
+
+
+def scope(plan: Mapping[str, Any]) -> list[str]:
+    """Return accuracy, NLL and reward of both scopes."""
+    rows = []
+    for data in plan["scope"]["data"]:
+        runs = [results("scope", f"{data}-{name}") for name in plan["scope"]["scopes"]]
+        count = str(min(map(len, runs)))
+        for group, measure, name in SCOPE_MEASURES:
+            if all(runs) and group in runs[0][0]:
+                first, second = (cells([run[group] for run in metrics], measure) for metrics in runs)
+                values = (first.mean(), second.mean(), second.minus(first))
+                rows.append([data, count, name, *(shown(value, 3) for value in values)])
+    return [table(["data", "seeds", "measure", *plan["scope"]["scopes"], "difference"], rows)] if rows else []
+
+
+SCOPE_MEASURES = (
+    ("pairs", "accuracy", "preference accuracy"),
+    ("pairs", "nll", "NLL of the chosen reply"),
+    ("replies", "reward", "reward of replies"),
+)
+PICKS = ("random pick", "levels", "levels per token", "reward model", "best possible")
+
+INTRODUCTION = """# Experiments
+
+`make experiments` runs what `experiments/plan.yaml` states, with three seeds each, and writes this page. Finished
+arms are in `experiments/results/` and are not run again. The model is SmolLM2-135M-Instruct in f32 on a CPU.
+Replies are greedy, at most 96 tokens, to the 40 prompts of the demo's test split. Brackets are 95% intervals over
+prompts and training runs ([how](evaluation.md)). Fluency counts as broken where the mean of a measure exceeds that
+of plain `good` by more than the limits of `meet dial`: NLL 0.5, repeated 4-grams 0.05, cut replies 0.1.
+
+Two tasks have an exact reward, computed from the reply alone:
+
+- **tone**: pairs of a casual (chosen) and a formal reply from the demo's data. The reward is casual minus formal
+  markers per ten words.
+- **short-words**: replies of the untrained model to the demo's prompts. Of each prompt's replies the one with the
+  shortest words is chosen and the one with the longest is rejected. The reward is minus the mean number of letters
+  per word.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    plan = read_plan()
+    sections: dict[str, list[str]] = {}
+    for task in plan["headline"]["tasks"]:
+        sections[f"Methods and the dial: {task}"] = headline(plan, task)
+    for task in plan["dial"]["tasks"]:
+        sections[f"How far the dial can be turned: {task}"] = dial(plan, task)
+    sections["Five levels from scores"] = quantiles(plan)
+    sections["Two attributes"] = attributes(plan)
+    sections["Best of eight"] = best_of(plan)
+    sections["Two rounds of improve"] = improve(plan)
+    sections["A LoRA on the response only"] = scope(plan)
+    parts = [INTRODUCTION]
+    for title, lines in sections.items():
+        parts.append(f"## {title}\n\n" + ("\n".join(lines) if lines else "Not run yet.\n"))
+    (DOCS / "experiments.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
