@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.demo import run as demo_run
 from meetlm.demo.run import BASE, CELLS, DemoResult, demo_config, run_demo
+from meetlm.evaluation.dial import repetition
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.run.aligned import load
@@ -76,7 +78,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     folder, reporter = tmp_path / "run", RecordingReporter()
     monkeypatch.setattr(demo_run, "score_tone", lambda text: ("formal", "casual")[len(text) % 2])
     monkeypatch.setattr(demo_run, "score_length", lambda text: ("brief", "detailed")[len(text) % 3 > 0])
-    first = run_demo(folder, short, prompts=4, shown=2, reporter=reporter)
+    first = run_demo(folder, short, prompts=4, shown=4, reporter=reporter)
     assert list(first.shares) == SYSTEMS
     for shares in first.shares.values():
         assert list(shares) == ["tone", "length", "both"]
@@ -84,18 +86,20 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
         assert shares["both"].value <= min(shares["tone"].value, shares["length"].value)
     measured = json.loads((folder / "preference.json").read_text())
     assert list(first.nll.values()) == [entry["nll"] for entry in measured.values()]
-    assert list(first.nll) == SYSTEMS
+    assert list(first.nll) == list(first.repetition) == SYSTEMS
+    last = [repetition(reply["text"]) or 0 for grid in first.grids for reply in grid["replies"]]
+    assert first.repetition["after step2"] == pytest.approx(fmean(last))
     gain = first.shares["after step2"]["both"].value - first.shares["after step1"]["both"].value
     assert first.gain.value == pytest.approx(gain)
     assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(first.to_dict()))
     rows = [json.loads(line) for line in (PACKAGE / "data" / "test.jsonl").read_text().splitlines()]
-    assert [grid["prompt"] for grid in first.grids] == [row["prompt"][0]["content"] for row in rows[:2]]
+    assert [grid["prompt"] for grid in first.grids] == [row["prompt"][0]["content"] for row in rows[:4]]
     assert all([reply["levels"] for reply in grid["replies"]] == list(CELLS) for grid in first.grids)
     assert not any("finished run" in line for line in reporter.messages)
 
     written = (folder / "meet.json").stat().st_mtime_ns
     reporter.messages.clear()
-    again = run_demo(folder, short, prompts=4, shown=2, reporter=reporter)
+    again = run_demo(folder, short, prompts=4, shown=4, reporter=reporter)
     assert reporter.messages == [
         f"using the finished run in {folder}",
         *(f"{system}: 16 replies to 4 held-out prompts" for system in SYSTEMS),

@@ -65,10 +65,11 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
         console.print(table)
     title = "share of replies to held-out prompts that are as asked for [95% interval]"
     table = Table(title=title, title_justify="left")
-    for name in ("", "tone", "length", "both", "NLL"):
+    for name in ("", "tone", "length", "both", "repetition", "NLL"):
         table.add_column(name)
     for system, shares in result.shares.items():
-        table.add_row(system, *map(str, shares.values()), f"{result.nll[system]:.3f}")
+        measures = f"{result.repetition[system]:.3f}", f"{result.nll[system]:.3f}"
+        table.add_row(system, *map(str, shares.values()), *measures)
     console.print(table)
     console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25. NLL of held-out replies: nats per token.")
     console.print(f"Step 2 minus step 1, both: {result.gain}.")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from meetlm.data.example import Prompt, Turn
 from meetlm.data.sources import read_examples
 from meetlm.demo.scorers import ATTRIBUTES, score_length, score_tone
 from meetlm.diagnostics.intervals import Interval, mean_interval
+from meetlm.evaluation.dial import repetition
 from meetlm.generation.decoding import Branch
 from meetlm.generation.session import Request, Session
 from meetlm.generation.settings import Sampling
@@ -56,6 +58,7 @@ class DemoResult:
             they were asked for, the length, and both, with intervals over prompts.
         nll: NLL of the held-out replies in the data at their levels, in nats per token: of the base model (without an
             instruction) and after each stage.
+        repetition: Mean share of repeated 4-grams in a generated reply; 0 in a reply of fewer than four words.
         gain: Difference between the last two rows of ``shares`` for both attributes, paired by prompt.
         grids: Prompts, each with the reply of the finished run for each tone and length.
         seconds: Wall time.
@@ -63,6 +66,7 @@ class DemoResult:
 
     shares: dict[str, dict[str, Interval]]
     nll: dict[str, float]
+    repetition: dict[str, float]
     gain: Interval
     grids: list[dict[str, Any]]
     seconds: float
@@ -113,10 +117,12 @@ def run_demo(
         reporter.message(f"using the finished run in {folder}")
     hits: dict[str, np.ndarray[Any, Any]] = {}
     replies: dict[tuple[str, ...], list[str]] = {}
+    repeated: dict[str, float] = {}
     for system, model in _systems(aligned, config, folder):
         reporter.message(f"{system}: {len(questions) * len(CELLS)} replies to {len(questions)} held-out prompts")
         replies = _replies(model, questions, system == BASE, reporter)
         hits[system] = np.array([[_hits(text, cell) for text in replies[cell]] for cell in CELLS], dtype=float)
+        repeated[system] = fmean(repetition(text) or 0 for cell in CELLS for text in replies[cell])
     ids = list(range(len(questions))) * len(CELLS)
     measured = json.loads((folder / "preference.json").read_text(encoding="utf-8"))
     before, after = [hits[system][..., -1].ravel() for system in list(hits)[-2:]]
@@ -129,6 +135,7 @@ def run_demo(
             for system in hits
         },
         nll={system: entry["nll"] for system, entry in zip(hits, measured.values(), strict=True)},
+        repetition=repeated,
         gain=mean_interval(after - before, ids, bounds=(-1, 1)),
         grids=[
             {"prompt": prompt.text(), "replies": [{"levels": cell, "text": replies[cell][index]} for cell in CELLS]}
