@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meetlm.demo.scorers import ATTRIBUTES, BRIEF_WORDS, score_length, score_tone
+from meetlm.demo.scorers import ATTRIBUTES, BRIEF_WORDS, count_markers, formality, score_length, score_tone
 
 SPLITS = {"train": 145, "validation": 20, "test": 40}
 WORDS = {"brief": range(8, 19), "detailed": range(35, 61)}
@@ -117,3 +117,12 @@ def test_length() -> None:
     assert score_length("so " * BRIEF_WORDS) == "brief"
     assert score_length("so " * (BRIEF_WORDS + 1)) == "detailed"
     assert score_length("") == "brief"
+
+
+def test_formality() -> None:
+    text = "I would be delighted to attend."
+    counts = count_markers(text)
+    assert counts["formal"] > 0 and counts["casual"] == 0
+    assert formality(None, text) == pytest.approx(10 * counts["formal"] / 6)
+    assert formality(None, "Wouldn't miss it!") == pytest.approx(-10 * 2 / 3)
+    assert formality(None, "") is None

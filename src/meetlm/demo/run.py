@@ -88,7 +88,7 @@ def run_demo(
     folder: Path,
     overrides: Sequence[str | Override],
     *,
-    prompts: int = 24,
+    prompts: int = 16,
     shown: int = 3,
     reporter: Reporter = SILENT,
 ) -> DemoResult:

@@ -47,3 +47,10 @@ def score_tone(reply: str) -> str:
     """Return ``casual`` where casual markers outnumber formal ones, otherwise ``formal``."""
     counts = count_markers(reply)
     return "casual" if counts["casual"] > counts["formal"] else "formal"
+
+
+def formality(prompt: object, reply: str) -> float | None:
+    """Formal minus casual markers per ten words; `meet dial` uses it as the score of tone."""
+    del prompt
+    counts, words = count_markers(reply), len(reply.split())
+    return 10 * (counts["formal"] - counts["casual"]) / words if words else None
