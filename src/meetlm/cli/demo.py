@@ -11,7 +11,7 @@ import click
 from meetlm.cli.arguments import SettingsCommand
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import PATH, out_option, quiet_option
+from meetlm.cli.options import PATH, Count, out_option, quiet_option
 from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
@@ -24,10 +24,16 @@ PICTURE_WIDTH = 110
 
 @main.command(cls=SettingsCommand, short_help="Train tone and length of a small model, and print replies.")
 @out_option("runs/demo", "Folder of the run.")
+@click.option("--prompts", type=Count(1), default=16, show_default=True, help="Number of held-out prompts to reply to.")
 @click.option("--picture", type=PATH, help="Also write the printed text to this SVG file.")
 @quiet_option
 def demo(
-    names: list[str], overrides: list[Override], out: Path, picture: Path | None, reporter: ConsoleReporter
+    names: list[str],
+    overrides: list[Override],
+    out: Path,
+    prompts: int,
+    picture: Path | None,
+    reporter: ConsoleReporter,
 ) -> None:
     """Train SmolLM2-135M to reply in a formal or casual tone, briefly or in detail, and print its replies.
 
@@ -42,7 +48,7 @@ def demo(
 
     out.mkdir(parents=True, exist_ok=True)
     reporter.message("MEET on SmolLM2-135M: tone (formal or casual) and length (brief or detailed) in one LoRA.")
-    result = run_demo(out, overrides, reporter=reporter)
+    result = run_demo(out, overrides, prompts=prompts, reporter=reporter)
     reporter.message(f"finished in {result.seconds:.0f} s")
     _show(result, out, picture)
 

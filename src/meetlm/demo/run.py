@@ -88,7 +88,7 @@ def run_demo(
     folder: Path,
     overrides: Sequence[str | Override],
     *,
-    prompts: int = 16,
+    prompts: int,
     shown: int = 3,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
