@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -413,3 +415,15 @@ def test_a_stream_of_text_is_the_completion(monkeypatch: pytest.MonkeyPatch) -> 
         for event in events:
             pieces[event.request] += streams[event.request].add(event)
     assert list(pieces.values()) == ["It is good", "é 日本"]
+
+
+def test_nan_of_a_request_does_not_spread() -> None:
+    """Its keys and values are in the padding of the row that takes its place in the cache."""
+    policy = tiny_policy("llama", "lora", dtype=torch.float32)
+    first, broken, second = requests_of(policy, (20, 18, 21))
+    alone = [session_of(policy).complete([request])[0].ids for request in (first, second)]
+    branch = replace(broken.branches[0], weights=(1e38, 1e38))
+    broken = Request((branch,), Sampling(max_new_tokens=3), logprobs=True)
+    together = run(session_of(policy), {0: [first, broken], 5: [second]}, {})
+    assert not math.isfinite(sum(together[1].logprobs or ()))
+    assert [together[0].ids, together[2].ids] == alone

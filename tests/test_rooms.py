@@ -25,8 +25,8 @@ ROOMS = (
     ("evaluation",),
     ("report",),
     ("export",),
-    ("serving",),
     ("run",),
+    ("serving",),
     ("demo",),
     ("cli",),
 )

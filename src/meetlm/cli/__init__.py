@@ -18,6 +18,7 @@ from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to `
     reward,
     rollout,
     score,
+    serve,
     sweep,
     temperature,
     train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -21,7 +22,8 @@ class Settings(BaseModel):
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    values = {"key": key, "hint": nearest(str(key), cls.model_fields)}
+                    name = str(key).encode("utf-8", "backslashreplace").decode()  # JSON may hold half a character
+                    values = {"key": name, "hint": nearest(name, cls.model_fields)}
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'{hint}", values)
         return value
 
@@ -37,6 +39,8 @@ _PLAIN_WORDS = {
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
     "string_type": "expected text",
+    "string_too_short": "expected {min_length} or more characters",
+    "string_too_long": "expected {max_length} or fewer characters",
     "list_type": "expected a list",
     "tuple_type": "expected a list",
     "dict_type": "expected a mapping of names to values",
@@ -54,8 +58,12 @@ _PLAIN_WORDS = {
 
 def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
     """Return the location and the message of each problem that pydantic reports."""
+    return plain_problems(error.errors(include_url=False))
+
+
+def plain_problems(details: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return the location and the message of each of pydantic's ``errors()``."""
     result: list[tuple[tuple[str | int, ...], str]] = []
-    details = error.errors(include_url=False)
     for detail in details:
         loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
         if kind == "too_short" and any(other is not detail and other["loc"][: len(loc)] == loc for other in details):

@@ -46,6 +46,7 @@ class Request:
         stream: Number of its random stream: requests of one seed and different streams are independent.
         stop: Strings at which the completion ends, besides those of the prompt format.
         logprobs: Whether to return the log-prob of each token, before temperature and nucleus.
+        num_top_logprobs: Number of most likely tokens whose log-probs each event has; requires ``logprobs``.
     """
 
     branches: tuple[Branch, ...]
@@ -54,6 +55,7 @@ class Request:
     stream: int = 0
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    num_top_logprobs: int = 0
 
     @property
     def length(self) -> int:
@@ -99,12 +101,14 @@ class Event:
         token: The token.
         logprob: Its log-prob in nats, if requested.
         completion: The completion, if this token ends it.
+        top_logprobs: The most likely tokens and their log-probs, the likeliest first, if requested.
     """
 
     request: int
     token: int
     logprob: float | None
     completion: GeneratedText | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -179,13 +183,13 @@ class Session:
             tokens = _sample(logits, requests)
             logprobs = _logprobs(logits, tokens, requests)
         events = []
-        for running, token, logprob in zip(requests, tokens, logprobs, strict=True):
+        for running, token, (logprob, top_logprobs) in zip(requests, tokens, logprobs, strict=True):
             running.ids.append(token)
             if logprob is not None:
                 running.logprobs.append(logprob)
             finish = self._finish(running)
             completion = None if finish is None else self._completion(running, finish)
-            events.append(Event(running.number, token, logprob, completion))
+            events.append(Event(running.number, token, logprob, completion, top_logprobs))
         ended = {event.request for event in events if event.completion is not None}
         self._drop([row for row in rows if self._running[row].number in ended])
         return events
@@ -361,16 +365,22 @@ def _sample(logits: Tensor, requests: Sequence[_Running]) -> list[int]:
     return tokens
 
 
-def _logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[_Running]) -> list[float | None]:
-    """Return the log-prob of each token in nats; ``None`` where it is not requested."""
-    values: list[float | None] = [None] * len(requests)
+def _logprobs(
+    logits: Tensor, tokens: Sequence[int], requests: Sequence[_Running]
+) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+    """Return the log-prob of each token in nats, and of the most likely tokens; ``None`` where it is not requested."""
+    results: list[tuple[float | None, tuple[tuple[int, float], ...]]] = [(None, ())] * len(requests)
     indices = [index for index, running in enumerate(requests) if running.request.logprobs]
-    if indices:
-        chosen = torch.tensor([[tokens[index]] for index in indices], device=logits.device)
-        selected = logits[indices].log_softmax(dim=-1).gather(1, chosen)[:, 0]
-        for index, value in zip(indices, selected.tolist(), strict=True):
-            values[index] = value
-    return values
+    if not indices:
+        return results
+    logprobs = logits[indices].log_softmax(dim=-1)
+    sampled = logprobs.gather(1, torch.tensor([[tokens[index]] for index in indices], device=logits.device))[:, 0]
+    num_top = [requests[index].request.num_top_logprobs for index in indices]
+    top = logprobs.topk(min(max(num_top), logprobs.shape[1]), dim=-1)
+    rows = zip(indices, num_top, sampled.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    for index, num, logprob, top_tokens, values in rows:
+        results[index] = logprob, tuple(zip(top_tokens[:num], values[:num], strict=True))
+    return results
 
 
 def _stops(prompt_format: PromptFormat, stop: tuple[str, ...]) -> tuple[str, ...]:

@@ -103,11 +103,15 @@ class _Group:
             buffers[layer][index, :, self.end - length : self.end] = tensor
 
     def drop(self, row: int) -> None:
-        """Replace ``row`` by the last row."""
+        """Replace ``row`` by the last row.
+
+        The place that becomes free is set to zero: it may become padding of another row, where NaN would spread.
+        """
         index, last = self.rows.index(row), len(self.rows) - 1
-        if index != last:
-            for tensor in (*self.keys.values(), *self.values.values()):
+        for tensor in (*self.keys.values(), *self.values.values()):
+            if index != last:
                 tensor[index] = tensor[last]
+            tensor[last, :, self._starts[last] : self.end] = 0
         self.rows[index], self._starts[index] = self.rows[last], self._starts[last]
         self.rows.pop()
         self._starts.pop()

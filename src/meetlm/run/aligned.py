@@ -33,6 +33,7 @@ from meetlm.run.levels import (
     NO_GUIDANCE,
     Guidance,
     Level,
+    dial_warning,
     level_text,
     resolve_level,
     warn_beyond_dial,
@@ -271,10 +272,18 @@ class Aligned:
         seed: int = 0,
     ) -> Iterator[str]:
         """Yield the completion of one prompt in pieces as it is generated; see :meth:`iter_completions`."""
+        request = Request(self.branches(prompt, level, guidance), sampling or Sampling(), seed)
+        yield from Session(self.policy, self.format).stream(request)
+
+    def branches(self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> tuple[Branch, ...]:
+        """Return the branches of a :class:`Request` for one prompt; arguments and errors as in :meth:`generate`."""
         _, weights = self._resolve(level)
         _, against_weights = self._resolve_against(weights, guidance)
-        branches = self._branches(0, prompt, weights, against_weights, guidance.strength)
-        yield from Session(self.policy, self.format).stream(Request(branches, sampling or Sampling(), seed))
+        return self._branches(0, prompt, weights, against_weights, guidance.strength)
+
+    def warning(self, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> str | None:
+        """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it."""
+        return dial_warning(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength)
 
     def _branches(
         self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float

@@ -39,8 +39,12 @@ class Guidance:
 NO_GUIDANCE = Guidance()
 
 
-def parse_level(text: str | None) -> Level | None:
+def parse_level(text: str | None, option: str = "--level") -> Level | None:
     """Return the level that the text of ``--level`` stands for; ``None`` for no text.
+
+    Args:
+        text: The text.
+        option: Where the text was stated, for messages.
 
     Raises:
         ConfigError: A part of it has no name or no value, or two parts have one name.
@@ -54,9 +58,9 @@ def parse_level(text: str | None) -> Level | None:
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.rpartition("="))
         if not name or not value:
-            raise ConfigError(f"--level {text!r}: expected {EXPECTED}")
+            raise ConfigError(f"{option} {text!r}: expected {EXPECTED}")
         if name in level:
-            raise ConfigError(f"--level {text!r}: {name!r} is stated twice")
+            raise ConfigError(f"{option} {text!r}: {name!r} is stated twice")
         number = _number(value)
         level[name] = value if number is None else number
     return level
