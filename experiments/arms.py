@@ -133,7 +133,9 @@ class Experiments:
         run, scorer = self._trained(task, "MEET", seed), SCORERS[self.plan["tasks"][task]["scorer"]]
         model, prompts = meetlm.load(run), prompts_of(self.plan["tasks"][task], "test")
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        records = model.complete(repeated, None, self.sampled, seed=seed, batch_size=64, reporter=self.reporter)
+        records = model.complete(
+            repeated, model.levels.best_level, self.sampled, seed=seed, batch_size=64, reporter=self.reporter
+        )
         texts = [record.completion for record in records]
         levels = model.score(repeated, texts, reporter=self.reporter)
         files = self._pairs(task)
@@ -241,7 +243,8 @@ class Experiments:
         return {"data.train_file": str(files["train"]), "data.eval_file": str(files["test"])}
 
     def _replies(self, model: Aligned, task: str, level: Any = None, guidance: Guidance = NO_GUIDANCE) -> Measures:
-        """Return the measures of greedy replies to the test prompts of a task."""
+        """Return the measures of greedy replies to the test prompts of a task, by default at the best level."""
+        level = model.levels.best_level if level is None else level
         settings = self.plan["tasks"][task]
         prompts, scorer = prompts_of(settings, "test"), SCORERS[settings["scorer"]]
         return measure_replies(model, prompts, level, scorer, self.greedy, guidance)

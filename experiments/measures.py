@@ -22,7 +22,7 @@ Measures = dict[str, list[float | None]]
 def measure_replies(
     model: Aligned,
     prompts: Sequence[Any],
-    level: Level | None,
+    level: Level,
     scorer: Callable[[object, str], float | None],
     sampling: Sampling,
     guidance: Guidance = NO_GUIDANCE,

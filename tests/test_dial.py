@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from html_page import Page
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError
 from meetlm.data.levels import Attribute, LevelSpace
+from meetlm.generation.settings import Sampling
 from meetlm.run import dial as module
-from meetlm.run.aligned import Aligned
+from meetlm.run.aligned import Aligned, load
 from meetlm.run.execute import execute
 from meetlm.run.folder import read_meet, write_dial
-from meetlm.run.levels import dial_warning
+from meetlm.run.levels import Guidance, calibrated_level, dial_warning, level_text, resolve_level, scales_of
 from run_folders import config_for, finished, local_model
 from tiny import tiny_policy
 
@@ -76,6 +78,7 @@ def test_a_dial_is_measured_reported_and_respected(run: Path, scorers: str, data
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["dial"][""] == limits
     assert stored == {file: file.read_text() for file in (run / "dial").rglob("*.jsonl")}
+    assert done.stdout.splitlines()[-1] == f"default level of {run}: {level_text(read_meet(run).default_level)}"
     generate = ["generate", run, "--prompt", "Hello", "--max-new-tokens", 2]
     assert "3 is outside the safe range 0 to 2 of `meet dial`" in meet(*generate, "--level", 3).stderr
     assert "safe range" not in meet(*generate, "--level", 2).stderr
@@ -104,7 +107,7 @@ def test_an_interrupted_dial_continues(
 
 
 def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, tmp_path: Path) -> None:
-    space = LevelSpace((Attribute("tone", ("casual", "formal"), False), Attribute("length", ("brief", "detailed"))))
+    space = LevelSpace((Attribute("tone", ("casual", "formal")), Attribute("length", ("brief", "detailed"))))
     policy = tiny_policy("llama", "lora", dtype=torch.float32, levels=space, move=0.1)
     run = finished(tmp_path, "llama", "lora", policy=policy)
     model = {"name": str(local_model(tmp_path / "base", "llama")), "device": "cpu"}
@@ -137,6 +140,71 @@ def test_guidance_has_a_dial_of_its_own(run: Path, scorers: str, data: Path, tmp
     assert "safe range" not in meet(*generate, 1).stderr
 
 
+def test_settings_below_the_worst_level_are_measured(run: Path, data: Path, tmp_path: Path) -> None:
+    few = ["--max-new-tokens", 3, "--data.path", data, "--out", tmp_path, "--nll-increase", 100, "--cut-increase", 1]
+    done = meet("dial", run, "--scorer", "words", "--grid", "-0.5,0,1", *few, "--quiet", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["dial"][""]["low"] == -0.5
+    assert "--grid" in meet("dial", run, "--scorer", "words", "--grid", "0,inf").stderr
+
+
+def test_the_recommended_level_is_the_default_of_requests_that_state_none(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    limits = {"low": 0, "high": 2, "recommended": 1.5, "improves": True}
+    mix = {"bad": -0.5, "good": 1.5}
+    assert write_dial(folder, {"": {**limits, "improves": False}}).default_level == "good"
+    write_dial(folder, {"": limits})
+    aligned = load(folder)
+    sampling = Sampling(max_new_tokens=4)
+    (record,) = aligned.complete(["Hello"], None, sampling)
+    assert record == aligned.complete(["Hello"], 1.5, sampling)[0] and record.level == mix
+    assert "".join(aligned.stream("Hello", sampling=sampling)) == record.completion
+    (guided,) = aligned.complete(["Hello"], None, sampling, guidance=Guidance(1.0))
+    assert guided.level == "good", "guidance is calibrated at the best level"
+    message = "level bad=-0.5,good=1.5: recommended by `meet dial`, the default of this run"
+    generate = ["generate", folder, "--max-new-tokens", 4]
+    assert message in meet(*generate, "--limit", 1).stderr
+    assert message in meet(*generate, "--prompt", "Hello").stderr
+    assert message not in meet(*generate, "--prompt", "Hello", "--level", "good").stderr
+    chat = CliRunner().invoke(main, ["chat", str(folder)], input="/level 3\n/level\n")
+    assert message in chat.stderr and "3 is outside the safe range 0 to 2" in chat.stderr
+    assert (folder / "completions" / "good1.5_bad-0.5-t0-p1-n4-seed0-first1.jsonl").is_file()
+
+
+def test_a_default_level_joins_the_recommended_settings_of_attributes() -> None:
+    levels = LevelSpace(
+        (
+            Attribute("tone", ("casual", "formal")),
+            Attribute("length", ("brief", "detailed")),
+            Attribute("topic", ("tea", "rice"), is_ordered=False),
+        )
+    )
+    better = {"recommended": 0.5, "improves": True}
+    default = {"tone=formal": 1.0, "length=detailed": 1.0}
+    assert calibrated_level(levels, {}) == default
+    assert calibrated_level(levels, {"length": {"recommended": 0.5, "improves": False}}) == default
+    assert calibrated_level(levels, {"length": better, "guidance of tone": better}) == {
+        "tone=formal": 1.0,
+        "length=brief": 0.5,
+        "length=detailed": 0.5,
+    }
+
+
+def test_levels_without_an_order_have_no_dial(tmp_path: Path) -> None:
+    unordered = Attribute("tone", ("casual", "formal"), is_ordered=False)
+    both = LevelSpace((unordered, Attribute("length", ("brief", "detailed"))))
+    advice = "a scale requires training with --data.attribute_levels.tone.names and the names from worst to best"
+    with pytest.raises(ConfigError, match=f"--scorer tone=words: the levels of tone have no order .*; {advice}"):
+        module._assign(["tone=words"], both, None, tmp_path)
+    assert list(module._assign(["words"], both, None, tmp_path)[0]) == ["length"]
+    alone = LevelSpace((Attribute("", ("red", "blue"), is_ordered=False),))
+    with pytest.raises(ConfigError, match="the levels red, blue have no order .* --data.levels.names"):
+        module._assign(["words"], alone, None, tmp_path)
+    with pytest.raises(ConfigError, match=f"level tone=0.7: the levels have no order .*{advice}"):
+        resolve_level(both, {"tone": 0.7})
+
+
 def test_wrong_arguments_are_refused(run: Path) -> None:
     assert "no score to calibrate: pass --scorer MODULE:FUNCTION, words, or --reward MODEL" in meet("dial", run).stderr
     assert "2 settings on 6 prompts" in meet("dial", run, "--scorer", "words", "--grid", "0,1").stderr
@@ -157,7 +225,8 @@ def test_a_control_that_cannot_extrapolate_has_a_setting_per_level() -> None:
 
 
 def test_settings_of_two_attributes_are_one_level() -> None:
-    attributes = {"tone": ["tone=casual", "tone=formal"], "length": ["length=brief", "length=detailed"]}
+    levels = LevelSpace((Attribute("tone", ("casual", "formal")), Attribute("length", ("brief", "detailed"))))
+    attributes = scales_of(levels)
     assert module._level(attributes, {"tone": 1}) == "tone=formal"
     assert module._level(attributes, {"tone": 1.5, "length": 0}) == {
         "tone=formal": 1.5,
@@ -165,8 +234,8 @@ def test_settings_of_two_attributes_are_one_level() -> None:
         "length=brief": 1.0,
     }
     with pytest.raises(ConfigError, match=r"no score .* pass --scorer tone=MODULE:FUNCTION; attributes .*tone, length"):
-        module._assign([], attributes, None, Path())
-    by_attribute, others = module._assign(["length=words"], attributes, None, Path())
+        module._assign([], levels, None, Path())
+    by_attribute, others = module._assign(["length=words"], levels, None, Path())
     assert list(by_attribute) == ["length"] and others == []
 
 
@@ -180,7 +249,7 @@ def test_the_warning_names_the_attribute_and_the_range(tmp_path: Path) -> None:
 
 
 def test_other_attributes_keep_their_range(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "meet.json").write_text((run / "meet.json").read_text())
+    shutil.copy(run / "meet.json", tmp_path)
     write_dial(tmp_path, {"a": {"low": 0}})
     write_dial(tmp_path, {"b": {"low": 1}})
     dial = json.loads((tmp_path / "meet.json").read_text())["dial"]

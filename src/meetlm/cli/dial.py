@@ -63,7 +63,7 @@ class _DialArguments(HeldOutData):
 )
 @click.option(
     "--grid",
-    type=Numbers(float),
+    type=Numbers(float, is_signed=True),
     help="Settings, separated by commas: 0 = worst level, 1 = best, others extrapolate; or strengths of guidance.  "
     "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed; 0,0.25,0.5,1,1.5,2,3 for "
     "guidance]",
@@ -99,13 +99,14 @@ def dial(
     """Measure how far the level of RUN can be turned, and record the safe range and a recommended setting in the run.
 
     Replies to held-out prompts are sampled at each setting and scored. The report shows whether the score rises with
-    the setting, what else changes, and where fluency breaks; `meet generate` warns about levels outside the safe range.
-    The same command continues an interrupted calibration.
+    the setting, what else changes, and where fluency breaks. A recommended level whose gain over the best level is
+    significant becomes the default level of RUN; levels outside the safe range give a warning. The same command
+    continues an interrupted calibration.
 
     \b
     Examples:
       meet dial runs/meet --scorer my_scorers:politeness --temperature 0.7
-      meet dial runs/meet --reward runs/rm --grid 0,0.5,1,1.5,2,3 --picture dial.svg
+      meet dial runs/meet --reward runs/rm --grid -0.5,0,0.5,1,1.5,2,3 --picture dial.svg
       meet dial runs/styles --scorer tone=my_scorers:formality --scorer length=words
     """  # noqa: D301  click's mark is a real backspace
     reward = model_settings(_DialArguments, overrides, reward=model).reward
@@ -115,6 +116,7 @@ def dial(
     quiet_libraries()
     from meetlm.report.dial import dial_table, write_dial_report, write_picture
     from meetlm.run.dial import FOLDER, calibrate_run
+    from meetlm.run.levels import level_text
 
     folder = out or run / FOLDER
     calibration = calibrate_run(
@@ -143,7 +145,8 @@ def dial(
     )
     if as_json:
         pareto = calibration.pareto and asdict(calibration.pareto)
-        print_json({"dial": {each.attribute: each.limits() for each in calibration.dials}, "pareto": pareto})
+        limits = {each.attribute: each.limits() for each in calibration.dials}
+        print_json({"dial": limits, "default_level": calibration.default_level, "pareto": pareto})
     else:
         for each in calibration.dials:
             print_report_table(dial_table(each))
@@ -151,6 +154,7 @@ def dial(
                 f"safe range {each.safe[0]:g} to {each.safe[1]:g}, recommended {each.recommended:g}"
                 + (f" ({each.attribute})" if each.attribute else "")
             )
+        click.echo(f"default level of {run}: {level_text(calibration.default_level)}")
     if picture is not None:
         write_picture(calibration.dials, picture)
         reporter.message(f"picture: {picture}")

@@ -35,7 +35,7 @@ from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
     from meetlm.run.aligned import Aligned
-    from meetlm.run.levels import Level
+    from meetlm.run.levels import Guidance, Level
 
 NUM_SHOWN = 2
 CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conversation; /quit: leave"
@@ -173,15 +173,17 @@ def chat(run: Path, level: str | None, guidance: float, against: str | None, sam
     from meetlm.run.levels import Guidance, parse_level
 
     aligned = load(run)
-    start = parse_level(level)
-    stream = partial(aligned.stream, sampling=sampling, guidance=Guidance(guidance, parse_level(against)), seed=seed)
-    _chat(aligned, aligned.default_level if start is None else start, stream)
+    guided = Guidance(guidance, parse_level(against))
+    _chat(aligned, parse_level(level), guided, partial(aligned.stream, sampling=sampling, guidance=guided, seed=seed))
 
 
-def _chat(aligned: Aligned, level: Level, stream: Callable[[Any, Level], Iterator[str]]) -> None:
+def _chat(
+    aligned: Aligned, stated: Level | None, guidance: Guidance, stream: Callable[[Any, Level], Iterator[str]]
+) -> None:
     from meetlm.run.levels import change_level, level_text, levels_text, parse_level, resolve_level
 
-    level = resolve_level(aligned.levels, level)
+    reporter = ConsoleReporter()
+    level = aligned.meet.resolve(stated, guidance.strength, reporter=reporter)
     click.echo(f"levels: {levels_text(aligned.levels)}. {CHAT_HELP}", err=True)
     messages: list[dict[str, str]] = []
     while True:
@@ -202,7 +204,8 @@ def _chat(aligned: Aligned, level: Level, stream: Callable[[Any, Level], Iterato
                     click.echo(f"level {level_text(level)}", err=True)
                 else:
                     aligned.weights(new_level)  # refuses a mix where the control takes one level
-                    level = change_level(aligned.levels, level, resolve_level(aligned.levels, new_level))
+                    changed = change_level(aligned.levels, level, resolve_level(aligned.levels, new_level))
+                    level = aligned.meet.resolve(changed, guidance.strength, reporter=reporter)
             elif text.startswith("/"):
                 click.echo(f"unknown command. {CHAT_HELP}", err=True)
             else:

@@ -29,16 +29,17 @@ class Count(click.IntRange):
 
 
 class Numbers(click.ParamType[list[float]]):
-    """Numbers that are not negative, separated by commas; a list without repetitions.
+    """Numbers separated by commas; a list without repetitions.
 
     Args:
         kind: ``int`` or ``float``.
+        is_signed: Whether numbers may be negative.
     """
 
     name = "numbers"
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
+    def __init__(self, kind: type[int] | type[float], *, is_signed: bool = False) -> None:
+        self.kind, self.is_signed = kind, is_signed
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         """Return the numbers in a text such as ``0,0.5,1``."""
@@ -46,9 +47,11 @@ class Numbers(click.ParamType[list[float]]):
             numbers = list(dict.fromkeys(self.kind(part) for part in value.split(",")))
         except ValueError:
             numbers = []
-        if not numbers or not all(0 <= number < math.inf for number in numbers):
+        lowest = -math.inf if self.is_signed else 0
+        if not numbers or not all(math.isfinite(number) and number >= lowest for number in numbers):
             noun = "whole numbers" if self.kind is int else "numbers"
-            self.fail(f"{value!r}: expected {noun} of 0 or more, separated by commas", param, ctx)
+            limit = "" if self.is_signed else " of 0 or more"
+            self.fail(f"{value!r}: expected {noun}{limit}, separated by commas", param, ctx)
         return numbers
 
 
@@ -74,7 +77,7 @@ level_option = click.option(
     "--level",
     help="Level of the replies: a name, a number from 0 (worst level) to 1 (best level), a number outside this "
     "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, state each, as in "
-    "tone=formal,length=0.7.  [default: the run's default level]",
+    "tone=formal,length=0.7.  [default: the best level, or what `meet dial` recommends]",
 )
 guidance_option = click.option(
     "--guidance",

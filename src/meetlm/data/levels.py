@@ -92,8 +92,8 @@ class LevelSpace(Sequence[str]):
         return self.weights(self.ranges[a.name][0] for a in self.attributes if a.is_ordered)
 
     @property
-    def default(self) -> str | dict[str, float]:
-        """The level that is used where none is stated: the best one, or weights of those of several attributes.
+    def best_level(self) -> str | dict[str, float]:
+        """Name of the best level, or weights of the best level of each of several attributes.
 
         Attributes without an order have no part in it.
         """

@@ -135,6 +135,13 @@ class Dial:
     reach: Interval | None
     side_effects: list[SideEffect]
 
+    @property
+    def improves(self) -> bool:
+        """Whether the recommended setting is better than the reference, by the 95% interval of the gain."""
+        if self.gain is None:
+            return False
+        return self.gain.high < 0 if self.score.higher_is_better is False else self.gain.low > 0
+
     def limits(self) -> dict[str, Any]:
         """Return what ``meet.json`` records: the safe range, the recommended setting, and what they stand on."""
         return {
@@ -145,6 +152,7 @@ class Dial:
             "score": self.score.name,
             "num_prompts": len(set(self.prompts)),
             "gain": None if self.gain is None else asdict(self.gain),
+            "improves": self.improves,
         }
 
 

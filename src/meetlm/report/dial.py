@@ -144,7 +144,7 @@ def _caveats(dial: Dial) -> list[str]:
     ]
     if dial.safe[1] == dial.settings[-1]:
         caveats.append(f"{_name(dial)} was not turned beyond {dial.settings[-1]:g}: the safe range may be wider.")
-    if dial.gain and dial.gain.low <= 0 and dial.recommended != dial.reference:
+    if dial.gain and not dial.improves and dial.recommended != dial.reference:
         caveats.append(
             f"The gain of {_name(dial)} at {dial.recommended:g} over {dial.reference:g} is not significantly different "
             "from 0."

@@ -35,8 +35,6 @@ from meetlm.run.levels import (
     Level,
     dial_warning,
     level_text,
-    resolve_level,
-    warn_beyond_dial,
     weights_by_name,
 )
 from meetlm.run.score import LevelScore, score_replies
@@ -84,7 +82,7 @@ class Aligned:
 
     Attributes:
         levels: Names of the levels, worst first.
-        default_level: Level that is used where none is passed.
+        default_level: Level of requests that state none: the best one, or what `meet dial` recommends.
     """
 
     def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:
@@ -115,8 +113,8 @@ class Aligned:
 
         Args:
             prompts: Texts or conversations; see :data:`PromptLike` for how text is formatted.
-            level: A name, a number (0 = worst, 1 = best, beyond extrapolates) or weights by name; the run's default
-                level where ``None``.
+            level: A name, a number (0 = worst, 1 = best, beyond extrapolates) or weights by name. By default the best
+                level, or what `meet dial` recommends; with guidance always the best level.
             guidance: Strength s of guidance: sample from ℓ + s·(ℓ − ℓ_against), where ℓ are the logits at the level.
                 Works with every kind of control; 0 = none.
             against: Level that guidance moves away from; the worst level where ``None``.
@@ -156,7 +154,7 @@ class Aligned:
         reporter: Reporter = SILENT,
     ) -> list[CompletionRecord]:
         """Return a completion with all that is known of it for each prompt; arguments as in :meth:`generate`."""
-        warn_beyond_dial(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength, reporter)
+        self.meet.resolve(level, guidance.strength, reporter=reporter)
         prompts = self.repeat(prompts, best_of, sampling)
         completions = dict(
             self.iter_completions(
@@ -237,7 +235,7 @@ class Aligned:
         if isinstance(prompts, str):
             raise ConfigError("prompts: expected a list of prompts, got one string")
         prompts = list(prompts)
-        resolved, weights = self._resolve(level)
+        resolved, weights = self._resolve(level, guidance)
         against, against_weights = self._resolve_against(weights, guidance)
         strength = guidance.strength
         requests = [
@@ -277,13 +275,13 @@ class Aligned:
 
     def branches(self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> tuple[Branch, ...]:
         """Return the branches of a :class:`Request` for one prompt; arguments and errors as in :meth:`generate`."""
-        _, weights = self._resolve(level)
+        _, weights = self._resolve(level, guidance)
         _, against_weights = self._resolve_against(weights, guidance)
         return self._branches(0, prompt, weights, against_weights, guidance.strength)
 
     def warning(self, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> str | None:
         """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it."""
-        return dial_warning(self.levels, self.meet.dial, self._resolve(level)[0], guidance.strength)
+        return dial_warning(self.levels, self.meet.dial, self._resolve(level, guidance)[0], guidance.strength)
 
     def _branches(
         self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float
@@ -311,8 +309,8 @@ class Aligned:
         """
         return self._resolve(level)[1]
 
-    def _resolve(self, level: Level | None) -> tuple[str | dict[str, float], Weights]:
-        resolved = resolve_level(self.levels, self.default_level if level is None else level)
+    def _resolve(self, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> tuple[str | dict[str, float], Weights]:
+        resolved = self.meet.resolve(level, guidance.strength)
         by_name = weights_by_name(resolved)
         weights = tuple(by_name.get(name, 0.0) for name in self.levels)
         reason = self.policy.control.weights_failure_reason(weights)

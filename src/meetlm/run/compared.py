@@ -18,7 +18,7 @@ from meetlm.evaluation.record import Problem
 from meetlm.generation.settings import Sampling
 from meetlm.run.completions import completions_files
 from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
-from meetlm.run.levels import Level, level_text, resolve_level
+from meetlm.run.levels import Level, level_text
 
 NamedPaths = tuple[str, Sequence[Path]]
 """The name of a system, and its runs' folders and files of completions."""
@@ -154,7 +154,7 @@ def _files(
     if not (path / CONFIG).is_file() and not (path / MEET).is_file():
         raise _not_a_system(path)
     meet = read_meet(path, weights=False)
-    resolved = resolve_level(meet.levels, meet.default_level if level is None else level)
+    resolved = meet.resolve(level)
     files = [
         file
         for file in completions_files(path, resolved, sampling)

@@ -23,7 +23,7 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text, resolve_level, warn_beyond_dial
+from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text
 
 COMPLETIONS = "completions"
 """Folder of completions within the folder of a run."""
@@ -69,10 +69,8 @@ def write_completions(
         DataError: The prompts cannot be read.
         ConfigError: As in :meth:`Aligned.generate`.
     """
-    meet = read_meet(run)
-    resolved = resolve_level(meet.levels, meet.default_level if level is None else level)  # before the model is loaded
+    resolved = read_meet(run).resolve(level, guidance.strength, reporter=reporter)  # before the model is loaded
     aligned = load(run)
-    warn_beyond_dial(meet.levels, meet.dial, resolved, guidance.strength, reporter)
     rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
     path = out or completions_file(

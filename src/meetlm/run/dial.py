@@ -16,6 +16,7 @@ from meetlm.config.journal import Journal, stored_results
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded
 from meetlm.data.example import as_reply
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompts import HeldOutPrompt
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.callables import CallableScorer, load_scorer
@@ -40,6 +41,7 @@ from meetlm.run.levels import (
     Level,
     dial_key,
     level_text,
+    order_advice,
     resolve_level,
     scales_of,
     weights_by_name,
@@ -73,6 +75,7 @@ class Calibration:
         examples: A prompt, and its replies by setting, for each attribute.
         settings: What was run, for the report.
         problems: Replies without a score, and the like.
+        default_level: Level of requests to the run that state none.
     """
 
     dials: list[Dial]
@@ -80,6 +83,7 @@ class Calibration:
     examples: dict[str, tuple[str, dict[float, str]]]
     settings: dict[str, Any]
     problems: list[Problem]
+    default_level: str | dict[str, float]
 
 
 def calibrate_run(
@@ -100,6 +104,8 @@ def calibrate_run(
     reporter: Reporter = SILENT,
 ) -> Calibration:
     """Measure how far the levels of a run can be turned, and record the safe range in its ``meet.json``.
+
+    A recommended level whose gain over the best level is significant becomes the default level of the run.
 
     Args:
         run: Folder of a finished run.
@@ -125,7 +131,7 @@ def calibrate_run(
     folder = Path(run)
     meet = read_meet(folder)
     attributes = scales_of(meet.levels)
-    by_attribute, others = _assign(scorers, attributes, reward, (out or folder / FOLDER) / "scores")
+    by_attribute, others = _assign(scorers, meet.levels, reward, (out or folder / FOLDER) / "scores")
     aligned = load(folder)
     sampling = sampling or Sampling()
     rows = held_out_rows(aligned, folder, data, reporter)[:limit]
@@ -156,7 +162,7 @@ def calibrate_run(
         shown = {setting: reply[0].text for setting, reply in zip(places, replies, strict=True)}
         examples[attribute] = rows[0].prompt.text().strip(), shown
     pareto = _pareto(dials, attributes, by_attribute, work) if len(dials) > 1 and by == "level" else None
-    write_dial(folder, {dial_key(dial.attribute, by): dial.limits() for dial in dials})
+    calibrated = write_dial(folder, {dial_key(dial.attribute, by): dial.limits() for dial in dials})
     recorded = {
         "run": str(folder),
         "by": by,
@@ -168,31 +174,41 @@ def calibrate_run(
         "num_prompts": len(rows),
         "limits": limits.model_dump(mode="json"),
     }
-    return Calibration(dials, pareto, examples, recorded, work.problems)
+    return Calibration(dials, pareto, examples, recorded, work.problems, calibrated.default_level)
 
 
 def _assign(
-    scorers: Sequence[str], attributes: Mapping[str, Sequence[str]], reward: RewardSettings | None, folder: Path
+    scorers: Sequence[str], levels: LevelSpace, reward: RewardSettings | None, folder: Path
 ) -> tuple[dict[str, Scorer], list[Scorer]]:
     """Return the scorer that each attribute is to move, and the others."""
+    attributes = list(scales_of(levels))
+    unordered = {attribute.name: attribute for attribute in levels.attributes if not attribute.is_ordered}
+    if not attributes:
+        attribute = levels.attributes[0]
+        raise ConfigError(
+            f"the levels {', '.join(attribute.levels)} have no order and so no dial; {order_advice(attribute)}"
+        )
     by_attribute: dict[str, Scorer] = {}
     others: list[Scorer] = []
     if reward is not None:
         others.append(RewardScorer(RewardModel.load(reward), folder))
     for text in scorers:
-        attribute, equals, name = text.rpartition("=")
-        if equals and attribute not in attributes:
-            raise ConfigError(f"--scorer {text}: no attribute {attribute!r}{nearest(attribute, list(attributes))}")
+        moved, equals, name = text.rpartition("=")
+        if equals and moved in unordered:
+            advice = order_advice(unordered[moved])
+            raise ConfigError(f"--scorer {text}: the levels of {moved} have no order and so no dial; {advice}")
+        if equals and moved not in attributes:
+            raise ConfigError(f"--scorer {text}: no attribute {moved!r}{nearest(moved, attributes)}")
         scorer: Scorer = CallableScorer("words", words) if name == "words" else load_scorer(name)
         if equals:
-            by_attribute[attribute] = scorer
+            by_attribute[moved] = scorer
         else:
             others.append(scorer)
     if not by_attribute and len(attributes) == 1 and others:
-        by_attribute[next(iter(attributes))] = others.pop(0)
+        by_attribute[attributes[0]] = others.pop(0)
     if not by_attribute:
         names = ", ".join(attributes)
-        example = f"{next(iter(attributes))}=MODULE:FUNCTION" if names else "MODULE:FUNCTION, words, or --reward MODEL"
+        example = f"{attributes[0]}=MODULE:FUNCTION" if names else "MODULE:FUNCTION, words, or --reward MODEL"
         raise ConfigError(
             "no score to calibrate: pass --scorer " + example + (f"; attributes of the run: {names}" if names else "")
         )

@@ -122,7 +122,7 @@ def execute(
         run=f"{folder.resolve().name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]}",
         kind=config.control.kind,
         levels=levels,
-        default_level=levels.default,
+        default_level=levels.best_level,
         control=json.loads(config.control.model_dump_json()),
         lm_sha256=sha256_of(lm),
         format=prompt_format.spec,

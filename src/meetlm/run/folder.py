@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
 from meetlm.config.files import sync, write_atomic
+from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import read_yaml, validate
 from meetlm.controls.build import parse_control
@@ -28,6 +29,7 @@ from meetlm.export.peft import export_levels, peft_failure_reason
 from meetlm.policy.loading import ModelSettings
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
+from meetlm.run.levels import Level, calibrated_level, dial_warning, level_text, resolve_level
 
 MEET, CONFIG, MODEL, CONTROL, LEVELS = "meet.json", "config.yaml", "model", "control.safetensors", "controls"
 
@@ -50,7 +52,8 @@ class Meet:
         run: Id of the run: name of its folder and start of its configuration's hash.
         kind: Kind of the control.
         levels: The levels, in the order of the stacked parameters.
-        default_level: Level that is used where none is passed; empty where no attribute has an order.
+        default_level: Level of requests that state none, the best one or what `meet dial` recommends; empty where no
+            attribute has an order.
         control: Settings of the control.
         lm_sha256: Hash of the language model that the control belongs to.
         format: The pinned prompt format.
@@ -69,6 +72,31 @@ class Meet:
     conversational: bool
     source: str
     dial: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def resolve(
+        self, level: Level | None, guidance: float = 0.0, *, reporter: Reporter = SILENT
+    ) -> str | dict[str, float]:
+        """Return the level of a request: its name, or weights of levels.
+
+        A request that states no level gets the default level; with guidance, which `meet dial` calibrates at the best
+        level, it gets the best level.
+
+        Args:
+            level: The level that the request states.
+            guidance: Strength of guidance.
+            reporter: Shows a recommended setting that is used, and a warning about a setting outside the safe range.
+
+        Raises:
+            ConfigError: As of :func:`resolve_level`.
+        """
+        best = self.levels.best_level
+        default = best if guidance else self.default_level
+        resolved = resolve_level(self.levels, default if level is None else level)
+        if level is None and default != best:
+            reporter.message(f"level {level_text(resolved)}: recommended by `meet dial`, the default of this run")
+        if warning := dial_warning(self.levels, self.dial, resolved, guidance):
+            reporter.warning(warning)
+        return resolved
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; the attributes of the levels beside their names."""
@@ -197,11 +225,16 @@ def read_model_settings(folder: Path) -> ModelSettings:
     return validate(ModelSettings, record["config"]["model"], {}, str(folder / CONFIG))
 
 
-def write_dial(folder: Path, dial: dict[str, dict[str, Any]]) -> None:
-    """Record in ``meet.json`` how far the levels of some attributes can be turned; other attributes stay."""
-    record = json.loads((folder / MEET).read_text(encoding="utf-8"))
-    record["dial"] = {**record.get("dial", {}), **dial}
-    write_atomic(folder / MEET, json.dumps(record, indent=2) + "\n")
+def write_dial(folder: Path, dial: dict[str, dict[str, Any]]) -> Meet:
+    """Record in ``meet.json`` how far the levels of some attributes can be turned, and the default level that follows.
+
+    What is recorded about other attributes stays.
+    """
+    meet = read_meet(folder, weights=False)
+    dial = {**meet.dial, **dial}
+    meet = replace(meet, dial=dial, default_level=calibrated_level(meet.levels, dial))
+    write_atomic(folder / MEET, json.dumps(meet.to_dict(), indent=2) + "\n")
+    return meet
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:

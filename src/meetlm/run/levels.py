@@ -9,7 +9,6 @@ from numbers import Real
 from typing import Any
 
 from meetlm.config.errors import ConfigError, nearest
-from meetlm.config.reporter import Reporter
 from meetlm.data.levels import Attribute, LevelSpace
 
 Level = str | float | Mapping[str, str | float]
@@ -129,12 +128,18 @@ def levels_text(levels: LevelSpace) -> str:
 
 
 def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
-    """Return the names of the levels of each attribute that is a scale: with an order, or with two levels."""
+    """Return the names of the levels of each attribute that is a scale from worst to best."""
     return {
         attribute.name: tuple(levels[index] for index in levels.ranges[attribute.name])
         for attribute in levels.attributes
-        if attribute.is_ordered or len(attribute.levels) == 2
+        if attribute.is_ordered
     }
+
+
+def order_advice(attribute: Attribute) -> str:
+    """Return how a run gets levels with an order."""
+    setting = f"data.attribute_levels.{attribute.name}.names" if attribute.name else "data.levels.names"
+    return f"a scale requires training with --{setting} and the names from worst to best"
 
 
 def dial_key(attribute: str, by: str) -> str:
@@ -175,16 +180,21 @@ def dial_warning(
     return None
 
 
-def warn_beyond_dial(
-    levels: LevelSpace,
-    dial: Mapping[str, Mapping[str, Any]],
-    level: str | Mapping[str, float],
-    guidance: float,
-    reporter: Reporter,
-) -> None:
-    """Report :func:`dial_warning`, if there is one."""
-    if warning := dial_warning(levels, dial, level, guidance):
-        reporter.warning(warning)
+def calibrated_level(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]]) -> str | dict[str, float]:
+    """Return the level of requests that state none: the best one, or what `meet dial` recommends.
+
+    A recommended setting replaces the best level of its attribute if its gain over the best level is significant.
+
+    Args:
+        levels: All levels.
+        dial: What `meet dial` has recorded for each attribute.
+    """
+    level = levels.best_level
+    for attribute, names in scales_of(levels).items():
+        limits = dial.get(attribute, {})
+        if limits.get("improves"):
+            level = change_level(levels, level, resolve_level(names, limits["recommended"]))
+    return level
 
 
 def level_text(level: Level) -> str:
@@ -242,7 +252,8 @@ def _on_scale(attribute: Attribute, place: float) -> str | dict[str, float]:
         raise ConfigError(f"level {stated}: there is one level ({names[0]}) and so no scale; pass its name")
     if not attribute.is_ordered:
         raise ConfigError(
-            f"level {stated}: the levels have no order and so no scale; pass one of {', '.join(attribute.levels)}"
+            f"level {stated}: the levels have no order and so no scale; pass one of {', '.join(attribute.levels)} "
+            f"({order_advice(attribute)})"
         )
     steps = place * (len(names) - 1)
     lower = min(max(math.floor(steps), 0), len(names) - 2)

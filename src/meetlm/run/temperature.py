@@ -23,7 +23,7 @@ from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.evaluate import compare
 from meetlm.run.folder import read_data_settings, read_meet
-from meetlm.run.levels import Level, resolve_level
+from meetlm.run.levels import Level
 
 
 def sweep_temperature(
@@ -78,8 +78,7 @@ def sweep_temperature(
         sampling = validate(Sampling, {**sampling.model_dump(), "temperature": temperature}, {}, "sampling")
         completions: dict[str, SystemCompletions] = {}
         for name, run in runs.items():
-            meet = read_meet(run, weights=False)
-            resolved = resolve_level(meet.levels, meet.default_level if level is None else level)
+            resolved = read_meet(run, weights=False).resolve(level)
             file = completions_file(run, resolved, sampling, seed, limit=limit)
             if not file.is_file():
                 reporter.message(f"{name} at temperature {temperature:g}: generating completions")
