@@ -39,7 +39,7 @@ def finished(
         run="tiny",
         kind=kind,
         levels=policy.control.levels,
-        default_level=policy.control.levels[-1],
+        default_level=policy.control.levels.best_level,
         control=json.loads(settings.model_dump_json()),
         lm_sha256=sha256_of(policy.lm),
         format=FormatSpec(None, "auto", ("\n\nHuman:",)),
