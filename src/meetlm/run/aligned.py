@@ -236,15 +236,14 @@ class Aligned:
             raise ConfigError("prompts: expected a list of prompts, got one string")
         prompts = list(prompts)
         resolved, weights = self._resolve(level, guidance)
-        against, against_weights = self._resolve_against(weights, guidance)
-        strength = guidance.strength
+        against, _ = self._resolve_against(weights, guidance)
         requests = [
-            Request(self._branches(number, prompt, weights, against_weights, strength), sampling, seed, number)
+            Request(self.branches(prompt, level, guidance, number), sampling, seed, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
         settings = {**sampling.model_dump(), "stop": list(self.format.spec.stop)}
-        settings |= {"guidance": strength, "against": against} if strength else {}
+        settings |= {"guidance": guidance.strength, "against": against} if guidance.strength else {}
         session = Session(self.policy, self.format, batch_size)
         for index, result in session.iter_completions(requests, reporter=reporter):
             number = requests[index].stream
@@ -273,24 +272,23 @@ class Aligned:
         request = Request(self.branches(prompt, level, guidance), sampling or Sampling(), seed)
         yield from Session(self.policy, self.format).stream(request)
 
-    def branches(self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> tuple[Branch, ...]:
-        """Return the branches of a :class:`Request` for one prompt; arguments and errors as in :meth:`generate`."""
+    def branches(
+        self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE, number: int = 0
+    ) -> tuple[Branch, ...]:
+        """Return the branches of the :class:`Request` for a prompt; arguments and errors as in :meth:`generate`.
+
+        Messages name the prompt by ``number``, its index in its list.
+        """
         _, weights = self._resolve(level, guidance)
-        _, against_weights = self._resolve_against(weights, guidance)
-        return self._branches(0, prompt, weights, against_weights, guidance.strength)
+        _, against = self._resolve_against(weights, guidance)
+        parsed = self.parse_prompt(number, prompt)
+        with locate_errors("prompts", number + 1):
+            branches = [Branch(tuple(self.encoder.prompt(parsed, w)), w) for w in (weights, against) if w is not None]
+        return guided(branches[0], branches[1], guidance.strength) if against is not None else (branches[0],)
 
     def warning(self, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> str | None:
         """Return a warning about a level outside the safe range that `meet dial` has recorded; ``None`` inside it."""
         return dial_warning(self.levels, self.meet.dial, self._resolve(level, guidance)[0], guidance.strength)
-
-    def _branches(
-        self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, strength: float
-    ) -> tuple[Branch, ...]:
-        """Return the branches of a prompt's request; ``number`` is the prompt's index in the list."""
-        asked = self.parse_prompt(number, prompt)
-        with locate_errors("prompts", number + 1):
-            branches = [Branch(tuple(self.encoder.prompt(asked, w)), w) for w in (weights, against) if w is not None]
-        return guided(branches[0], branches[1], strength) if against is not None else (branches[0],)
 
     def parse_prompt(self, number: int, prompt: PromptLike) -> Prompt:
         """Return a prompt formatted as in the run's data; ``number`` is its index in the list, for messages."""
