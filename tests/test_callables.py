@@ -58,9 +58,6 @@ one_number.batch = True
 
 def wrong(prompt): ...
 
-def flagged(prompt, completion): ...
-flagged.batch = "yes"
-
 constant = 3
 '''
 
@@ -136,7 +133,6 @@ def test_a_function_that_fails_is_named_with_its_row(module: str, function: str,
         ("{0}:brevty", "has no function 'brevty'; did you mean 'brevity'?"),
         ("{0}:constant", "has no function 'constant'"),
         ("{0}:wrong", "has parameters (prompt); expected (prompt, completion)"),
-        ("{0}:flagged", "its attribute batch is 'yes' (str); expected True or False"),
     ],
 )
 def test_a_scorer_that_cannot_be_had(module: str, name: str, says: str) -> None:

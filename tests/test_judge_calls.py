@@ -257,6 +257,22 @@ def test_what_is_not_a_completion_is_a_failed_call(tmp_path: Path, name: str) ->
             judge(pairs(2), settings(server), tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "--judge.max_tokens null and"),
+        ("max_tokens must be at most 512", "change --judge.max_tokens"),
+        ("Unsupported value: 'temperature' does not support 0.0", "set --judge.temperature null"),
+    ],
+)
+def test_a_refused_parameter_names_its_setting(tmp_path: Path, message: str, remedy: str) -> None:
+    with (
+        JudgeServer(lambda body, number: error(400, message)) as server,
+        pytest.raises(ConfigError, match=rf"none of 4 calls was answered; the last: HTTP 400: .*{remedy}"),
+    ):
+        judge(pairs(2), settings(server), tmp_path)
+
+
 def test_limit_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEETLM_TEST_KEY", "secret-of-the-test")
 

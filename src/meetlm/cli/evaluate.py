@@ -93,7 +93,7 @@ def evaluate(
 def show(conditions: Conditions, *, as_json: bool) -> None:
     """Print the outcomes by each evaluator, and the judge's account; list problems on stderr."""
     from meetlm.report.conditions import comparisons_of, evaluators_of
-    from meetlm.report.judge import judge_lines
+    from meetlm.report.judge import judge_tables
     from meetlm.report.tables import outcome_table
 
     if as_json:
@@ -105,9 +105,8 @@ def show(conditions: Conditions, *, as_json: bool) -> None:
     else:
         for evaluator in evaluators_of(conditions):
             print_report_table(outcome_table(conditions, evaluator))
-        for condition in conditions:
-            for line in judge_lines(condition.evaluation):
-                click.echo(f"{line}{condition.suffix}")
+        for table in judge_tables(conditions):
+            print_report_table(table)
     for condition in conditions:
         for problem in condition.evaluation.problems:
             click.echo(f"{problem}{condition.suffix}", err=True)

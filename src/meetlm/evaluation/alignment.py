@@ -1,6 +1,6 @@
 """Pairs the completions of several systems: the same prompts in the same replicates, or an error.
 
-A rate over prompts that one system has and another lacks would compare prompts, not systems.
+Rates over prompts that only some of the systems have would compare prompts, not systems.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meetlm.evaluation.completions import SystemCompletion, SystemCompletions
 from meetlm.evaluation.record import Problem, PromptRow, Replicate, System
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
-"""Settings of sampling that have to be equal. Levels and controls may differ: they are what is compared."""
+"""Sampling settings that must be equal. Levels and controls may differ: they are what is compared."""
 
 Cells = dict[tuple[str, int], SystemCompletion]
 """Completions of a system by prompt id and number of the replicate."""
@@ -78,25 +78,25 @@ def align_completions(
         if unstated:
             text = f"{system.name}: {', '.join(unstated)} not stated; assumed to be the same as for the other systems"
             problems.append(Problem(text, system.files))
-    origins: dict[str, str] = {}
+    by_prompt: dict[str, SystemCompletion] = {}
     for completions in systems:
         for (prompt, _), completion in completions.by_cell.items():
-            origins.setdefault(prompt, str(completion.origin))
-    unknown = sorted(set(origins) - set(chosen))
-    if len(unknown) == len(origins):
+            by_prompt.setdefault(prompt, completion)
+    unknown = sorted(set(by_prompt) - set(chosen))
+    if len(unknown) == len(by_prompt):
         raise ConfigError(
             f"none of the {len(unknown)} prompts with completions is among the {len(chosen)} held-out prompts: pass "
             "the data that `meet generate` read as --data.path"
         )
     if unknown:
-        rows = [origins[prompt] for prompt in unknown]
+        rows = [str(by_prompt[prompt].origin) for prompt in unknown]
         problems.append(Problem("prompts that are not held out; skipped", rows))
     by_system = _number_replicates(systems, chosen)
-    all_cells = {key: str(completion.origin) for cells in by_system.values() for key, completion in cells.items()}
+    origins = {key: str(completion.origin) for cells in by_system.values() for key, completion in cells.items()}
     missing = {
-        name: sorted(all_cells[key] for key in all_cells.keys() - cells.keys())
+        name: sorted(origins[key] for key in origins.keys() - cells.keys())
         for name, cells in by_system.items()
-        if all_cells.keys() - cells.keys()
+        if origins.keys() - cells.keys()
     }
     if missing and not only_common:
         counts = "; ".join(f"{name} lacks {len(rows)} of them, such as {rows[0]}" for name, rows in missing.items())
@@ -112,19 +112,14 @@ def align_completions(
     prompts = [prompt for prompt in chosen if prompt in {prompt for prompt, _ in common}]
     if not prompts:
         raise ConfigError("there is no prompt for which all systems have completions")
-    if unanswered := [prompt for prompt in chosen if prompt not in origins]:
+    if unanswered := [prompt for prompt in chosen if prompt not in by_prompt]:
         problems.append(Problem("held-out prompts for which no system has a completion", unanswered))
     indices = {prompt: index for index, prompt in enumerate(prompts)}
     cells = sorted((indices[prompt], number) for prompt, number in common)
     paired = {name: [by_cell[prompts[index], number] for index, number in cells] for name, by_cell in by_system.items()}
-    first_cell = {index: cell for cell, (index, _) in reversed(list(enumerate(cells)))}
-    first_system = paired[systems[0].system.name]
     return PairedCompletions(
         systems=[completions.system for completions in systems],
-        prompts=[
-            PromptRow(prompt, first_system[first_cell[index]].prompt.to_json(), chosen[prompt])
-            for index, prompt in enumerate(prompts)
-        ],
+        prompts=[PromptRow(prompt, by_prompt[prompt].prompt.to_json(), chosen[prompt]) for prompt in prompts],
         cells=cells,
         completions=paired,
         problems=problems,
@@ -137,7 +132,7 @@ def align_completions(
 
 
 def _check_sampling(systems: Sequence[SystemCompletions]) -> None:
-    """Refuse systems whose sampling differs; a setting that a system does not state passes."""
+    """Refuse systems whose sampling differs; settings that a system does not state are not compared."""
     for name in SETTINGS:
         stated = [
             (completions.system.name, completions.system.sampling[name])
@@ -178,11 +173,12 @@ def _replicates(
 ) -> list[Replicate]:
     """Return the run and sampling seed of each replicate of a system.
 
-    Files of one folder that state one run are of one training run; rows that state none are of one run per source.
+    Files in the same folder that state the same run come from one training run; rows that state none come from one run
+    per source.
     """
-    first_completions = {
-        number: completion for (_, number), completion in reversed(list(zip(cells, completions, strict=True)))
-    }
+    first_completions: dict[int, SystemCompletion] = {}
+    for (_, number), completion in zip(cells, completions, strict=True):
+        first_completions.setdefault(number, completion)
     runs: dict[tuple[str | None, str | int], int] = {}
     replicates = []
     for number, completion in sorted(first_completions.items()):

@@ -40,8 +40,8 @@ class CallableScorer:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.function = name, function
-        self.batch = _flag(function, "batch", name, default=False)
-        self.higher_is_better = _flag(function, "higher", name, default=True)
+        self.batch = bool(getattr(function, "batch", False))
+        self.higher_is_better = bool(getattr(function, "higher", True))
         self.description = (inspect.getdoc(function) or name).splitlines()[0].removesuffix(".")
         self._takes_chosen = _takes_chosen(name, function)
 
@@ -58,9 +58,9 @@ class CallableScorer:
 
         Args:
             prompts: The prompt of each completion.
-            completions: As many.
+            completions: The completions.
             chosen: The preferred reply to each prompt, or ``None``.
-            names: Names of the rows in problems and errors.
+            names: Name of each row in problems and errors.
             reporter: Not used: a function shows its own progress.
 
         Returns:
@@ -77,9 +77,8 @@ class CallableScorer:
                 raise ConfigError(f"scorer {self.name}: returned {_shown(results)}; expected a list of numbers")
             results = list(results)
             if len(results) != len(names):
-                raise ConfigError(
-                    f"scorer {self.name}: returned {len(results)} values; expected {len(names)}, one per row"
-                )
+                counts = f"returned {len(results)} values; expected {len(names)}, one per row"
+                raise ConfigError(f"scorer {self.name}: {counts}")
         else:
             results = [self._call(*row) for row in zip(names, json_prompts, completions, chosen, strict=True)]
         rows = [(name, self._number(name, result)) for name, result in zip(names, results, strict=True)]
@@ -155,13 +154,6 @@ def _takes_chosen(name: str, function: Callable[..., Any]) -> bool:
             f"scorer {name}: has parameters {signature}; expected (prompt, completion), and optionally chosen"
         ) from error
     return takes_chosen
-
-
-def _flag(function: Callable[..., Any], flag: str, name: str, *, default: bool) -> bool:
-    value = getattr(function, flag, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"scorer {name}: its attribute {flag} is {_shown(value)}; expected True or False")
-    return value
 
 
 def _shown(value: object) -> str:

@@ -1,6 +1,6 @@
 """Calibration of a dial: how a score, fluency and other properties of replies change with the setting of a level.
 
-A setting is a place on the scale of an attribute (0 is its worst level, 1 its best, numbers beyond extrapolate) or a
+A setting is a position on the scale of an attribute (0 is its worst level, 1 its best, numbers beyond extrapolate) or a
 strength of guidance at its best level. Every setting is measured on the same cells (prompt and sample), so that
 settings are compared in pairs. Intervals are over prompts (:mod:`meetlm.diagnostics.intervals`).
 """
@@ -11,10 +11,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from meetlm.config.errors import ConfigError
@@ -84,12 +84,13 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class SideEffect:
-    """How far a measure moves between the ends of the safe range.
+    """How far a measure changes between the ends of the safe range.
 
     Attributes:
         name: Name of the measure.
         change: Mean paired difference, upper end minus lower end.
-        relative: Its size in standard deviations, divided by that of the score; ``None`` where either does not vary.
+        relative: Size of the change in standard deviations, divided by that of the score; ``None`` where either does
+            not vary.
     """
 
     name: str
@@ -103,11 +104,11 @@ class Dial:
 
     Attributes:
         attribute: Name of the attribute; empty for the only one of a run.
-        by: What is turned: ``level``, or ``guidance`` by the strength at the best level.
+        by: What is turned: the ``level``, or the strength of ``guidance`` at the best level.
         settings: The settings, in increasing order.
         reference: The setting that fluency is compared with.
         prompts: The prompt of each cell.
-        score: What the dial is to move.
+        score: The score that the dial should change.
         fluency: Measures that break where the dial is turned too far.
         others: Further measures.
         trend: Whether the score rises within the safe range.
@@ -116,7 +117,7 @@ class Dial:
         recommended: The safe setting with the best score on half of the prompts.
         gain: Score at the recommended setting minus score at the reference, on the other prompts.
         reach: Score at the upper end of the safe range minus score at the lower end.
-        side_effects: How far other measures move with it.
+        side_effects: How far other measures change with it.
     """
 
     attribute: str
@@ -143,7 +144,7 @@ class Dial:
         return self.gain.high < 0 if self.score.higher_is_better is False else self.gain.low > 0
 
     def limits(self) -> dict[str, Any]:
-        """Return what ``meet.json`` records: the safe range, the recommended setting, and what they stand on."""
+        """Return what ``meet.json`` records: the safe range, the recommended setting, and their evidence."""
         return {
             "low": self.safe[0],
             "high": self.safe[1],
@@ -151,21 +152,21 @@ class Dial:
             "rises": self.trend.rises,
             "score": self.score.name,
             "num_prompts": len(set(self.prompts)),
-            "gain": None if self.gain is None else asdict(self.gain),
+            "gain": self.gain and asdict(self.gain),
             "improves": self.improves,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Pareto:
-    """Which combinations of two dials no other combination beats in both scores.
+    """The combinations of two dials that no other combination beats in both scores.
 
     Attributes:
         attributes: Names of both attributes.
         settings: Pairs of settings.
         scores: Mean of both scores at each pair; lower-is-better scores have their sign reversed.
         front: Indices of the pairs on the front, by increasing first score.
-        worst: The corner that the volume is measured from: the least mean of each score.
+        worst: The corner that the hypervolume is measured from: the least mean of each score.
         hypervolume: Area between this corner and the front.
     """
 
@@ -207,7 +208,7 @@ def calibrate(
         attribute: Name of the attribute; empty for the only one of a run.
         settings: The settings, in increasing order, at least two.
         clusters: The prompt of each cell.
-        score: What the dial is to move.
+        score: The score that the dial should change.
         fluency: Measures of fluency, each with the largest increase that is allowed.
         others: Further measures.
         by: What is turned.
@@ -215,7 +216,6 @@ def calibrate(
     Raises:
         ConfigError: There are too few prompts or settings, or a setting has no score.
     """
-    prompts = np.asarray(clusters.prompts)
     check_size(settings, len(set(clusters.prompts)))
     for setting, interval in zip(settings, score.means, strict=True):
         if interval is None:
@@ -239,20 +239,20 @@ def calibrate(
     while high < len(settings) - 1 and settings[high + 1] not in broken:
         high += 1
     safe_scores = score.rising[low : high + 1]
-    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in safe_scores])
-    chooses = np.arange(table.shape[1]) % 2 == 0
-    best = low + int(np.argmax(np.nanmean(table[:, chooses], axis=1)))
-    is_measured = np.isin(prompts, np.unique(prompts)[~chooses])
-    gain = difference(_only(score.values[best], is_measured), _only(score.values[reference], is_measured), clusters)
-    reach = difference(score.values[high], score.values[low], clusters)
-    own_size = _size(score, low, high, clusters)
+    by_prompt = prompt_means(_table(safe_scores), clusters.prompts)
+    best = low + int(np.argmax(np.nanmean(by_prompt[::2], axis=0)))
+    measures_gain = np.isin(clusters.prompts, np.unique(clusters.prompts)[1::2])
+    at_best, at_reference = (
+        np.where(measures_gain, column, np.nan) for column in _table([score.values[best], score.values[reference]]).T
+    )
+    gain = difference(at_best, at_reference, clusters)
+    reach, score_size = _change(score, low, high, clusters)
     side_effects = []
     for curve in others:
-        change = difference(curve.values[high], curve.values[low], clusters)
-        if change:
-            size = _size(curve, low, high, clusters)
-            relative = abs(size / own_size) if own_size and size is not None else None
-            side_effects.append(SideEffect(curve.name, change.mean, relative))
+        effect, size = _change(curve, low, high, clusters)
+        if effect:
+            relative = size / score_size if score_size and size is not None else None
+            side_effects.append(SideEffect(curve.name, effect, relative))
     return Dial(
         attribute,
         by,
@@ -266,8 +266,8 @@ def calibrate(
         broken,
         (settings[low], settings[high]),
         settings[best],
-        None if gain is None else gain.mean,
-        None if reach is None else reach.mean,
+        gain.mean if gain else None,
+        reach,
         side_effects,
     )
 
@@ -296,27 +296,24 @@ def find_trend(settings: Sequence[float], values: Sequence[Column], clusters: Cl
         values: For each setting, one value per cell; higher is better.
         clusters: The prompt of each cell.
     """
-    prompts = np.asarray(clusters.prompts)
-    table = np.array([prompt_means(_column(column), prompts)[:, 0] for column in values]).T
-    table = table[~np.isnan(table).any(axis=1)]
+    if len(settings) < 2:
+        return Trend(1.0, None, [])
+    by_prompt = prompt_means(_table(values), clusters.prompts)
+    by_prompt = by_prompt[~np.isnan(by_prompt).any(axis=1)]
     p = 1.0
-    if len(table) > 1 and np.ptp(table, axis=1).any():
+    if len(by_prompt) > 1 and np.ptp(by_prompt, axis=1).any():
         if len(settings) > 2:
-            p = float(stats.page_trend_test(table, method="asymptotic").pvalue)
-        elif len(settings) == 2:
-            p = float(stats.wilcoxon(table[:, 1], table[:, 0], alternative="greater").pvalue)
-    taus = [
-        float(tau) if np.isfinite(tau := stats.kendalltau(settings, row).statistic) else 0.0
-        for row in table
-        if len(settings) > 1
-    ]
-    over_prompts = replace(clusters, prompts=range(len(taus)), runs=None)
+            p = float(stats.page_trend_test(by_prompt, method="asymptotic").pvalue)
+        else:
+            p = float(stats.wilcoxon(by_prompt[:, 1], by_prompt[:, 0], alternative="greater").pvalue)
+    taus = np.nan_to_num([stats.kendalltau(settings, scores).statistic for scores in by_prompt])
     falls = []
-    for index in range(len(settings) - 1):
-        change = difference(values[index + 1], values[index], clusters)
+    for (setting, column), (next_setting, next_column) in pairwise(zip(settings, values, strict=True)):
+        change = difference(next_column, column, clusters)
         if change and change.mean.high < 0:
-            falls.append((settings[index], settings[index + 1]))
-    return Trend(p, mean(taus, over_prompts, bounds=(-1, 1)) if taus else None, falls)
+            falls.append((setting, next_setting))
+    over_prompts = replace(clusters, prompts=range(len(taus)), runs=None)
+    return Trend(p, mean(taus, over_prompts, bounds=(-1, 1)), falls)
 
 
 def find_front(
@@ -335,7 +332,7 @@ def find_front(
         second: The second score.
         clusters: The prompt of each cell.
     """
-    columns = np.column_stack([np.asarray(column, dtype=np.float64) for column in (*first, *second)])
+    columns = _table([*first, *second])
     is_complete = ~np.isnan(columns).any(axis=1)
     if not is_complete.any():
         raise ConfigError("no prompt has both scores at every pair of settings")
@@ -373,17 +370,15 @@ def hypervolume(points: Array, worst: Array) -> float:
     return area
 
 
-def _column(values: Column) -> Array:
-    return np.asarray(values, dtype=np.float64)[:, None]
+def _table(columns: Sequence[Column]) -> Array:
+    """Return columns of values as a table [cells, columns]; NaN where there is no value."""
+    return np.array(columns, dtype=np.float64).T
 
 
-def _only(values: Column, is_counted: NDArray[np.bool_]) -> Column:
-    return [value if counted else None for value, counted in zip(values, is_counted, strict=True)]
-
-
-def _size(curve: Curve, low: int, high: int, clusters: Clusters) -> float | None:
-    """Return the change of a measure between two settings in standard deviations of its values at both."""
-    values = [np.asarray(curve.values[index], dtype=np.float64) for index in (low, high)]
-    deviation = float(np.nanstd(np.concatenate(values)))
+def _change(curve: Curve, low: int, high: int, clusters: Clusters) -> tuple[Interval | None, float | None]:
+    """Return the change of a measure between two settings, and its size in standard deviations of the values there."""
     change = difference(curve.values[high], curve.values[low], clusters)
-    return change.mean.value / deviation if change and deviation > 0 else None
+    deviation = float(np.nanstd(_table([curve.values[low], curve.values[high]])))
+    if change is None:
+        return None, None
+    return change.mean, abs(change.mean.value) / deviation if deviation > 0 else None

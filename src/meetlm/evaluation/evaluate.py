@@ -230,7 +230,7 @@ class _Comparer:
         self.problems += self.paired.problems
 
     def add_text_measures(self) -> None:
-        """Add the measures of text, and ROUGE's comparison."""
+        """Add the measures of text, and the comparison by ROUGE."""
         columns = {
             name: text_measures(self.prompts, texts, self.chosen, stemmer=self.settings.stemmer)
             for name, texts in self.texts.items()

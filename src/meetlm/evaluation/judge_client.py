@@ -31,6 +31,12 @@ _SHARED_FAILURES = {
     405: "--judge.base_url is wrong",
 }
 """HTTP statuses that every other call would get too."""
+_HINTS = {
+    "max_completion_tokens": "set --judge.max_tokens null and --judge.extra '{max_completion_tokens: 1024}'",
+    "max_tokens": "change --judge.max_tokens, or set it to null",
+    "temperature": "set --judge.temperature null",
+}
+"""What to change where the endpoint refuses a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,8 @@ def _explain(error: Exception, timeout: float, *, has_responses: bool) -> tuple[
         if status in _SHARED_FAILURES:
             return f"{reason} ({_SHARED_FAILURES[status]})", True
         is_refusal = status < 500 and status != 429
+        if hint := next((hint for name, hint in _HINTS.items() if is_refusal and name in reason), ""):
+            reason += f" ({hint})"
         return reason, error.code == "insufficient_quota" or not (is_refusal or has_responses)
     if isinstance(error, openai.APITimeoutError):
         return f"no answer in {timeout:g} s", not has_responses

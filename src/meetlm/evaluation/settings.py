@@ -124,11 +124,7 @@ class JudgeSettings(Settings):
     max_tokens: int | None = Field(
         1024, ge=1, description="maximum number of tokens per response; null = the endpoint's default"
     )
-    extra: dict[str, Any] = Field(
-        default_factory=dict,
-        description="further fields of the request, such as {seed: 1}, or {max_completion_tokens: 1024} with "
-        "max_tokens null for models that refuse max_tokens",
-    )
+    extra: dict[str, Any] = Field(default_factory=dict, description="further fields of the request, such as {seed: 1}")
     concurrency: int = Field(8, ge=1, description="number of concurrent calls")
     timeout: float = Field(120.0, gt=0, description="seconds until a call counts as failed")
     retries: int = Field(5, ge=0, description="retries after a rate limit, time-out, lost connection or server error")

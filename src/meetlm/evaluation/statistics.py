@@ -61,7 +61,11 @@ def mean(
 
 
 def difference(
-    values: Sequence[float | None], baseline: Sequence[float | None], clusters: Clusters, *, ratio: bool = False
+    values: Sequence[float | None] | Array,
+    baseline: Sequence[float | None] | Array,
+    clusters: Clusters,
+    *,
+    ratio: bool = False,
 ) -> Difference | None:
     """Return a system's values minus the baseline's, paired: over the cells where both have a value.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from meetlm.evaluation.record import Consistency, Evaluation, JudgeAccount, Usage
-from meetlm.report.conclusions import INCONCLUSIVE, JUDGE, judge_doubt
+from meetlm.evaluation.record import Consistency, JudgeAccount, Usage
+from meetlm.report.conclusions import INCONCLUSIVE
 from meetlm.report.conditions import Conditions
 from meetlm.report.tables import Cell, Table, condition_cells, condition_columns, share_cell
-from meetlm.report.wording import NO_VALUE, count, in_percent, number
+from meetlm.report.wording import NO_VALUE, count, number
 
 ALL_SYSTEMS = "all systems"
 
 
 def judge_tables(conditions: Conditions) -> list[Table]:
-    """Return the account of the judge and its consistency by system; nothing where no judge was asked."""
+    """Return the tables of the judge's calls and of its consistency by system; none where no judge was asked."""
     judged = [(condition, condition.evaluation.judge) for condition in conditions if condition.evaluation.judge]
     if not judged:
         return []
@@ -20,17 +20,17 @@ def judge_tables(conditions: Conditions) -> list[Table]:
     labels = [condition.heading or "Value" for condition, _ in judged]
     rows = [[Cell(name), *(Cell(account[name]) for account in accounts)] for name in accounts[0]]
     note = (
-        "Stored are all responses to the calls of this evaluation, from earlier runs too: empty, truncated and "
-        "repeated ones were paid for as well. A call that several evaluations share is counted in each. Costs are in "
-        "the currency of the prices."
+        "Stored responses are all responses to the calls of this evaluation, from earlier runs too; empty, truncated "
+        "and repeated responses were paid for as well. A call that several evaluations share is counted in each. Costs "
+        "are in the currency of the prices."
     )
     consistency = [
         [
             Cell(name, INCONCLUSIVE if part.num_calls and not part.is_conclusive else ""),
             *condition_cells(condition),
             share_cell(part.consistency),
-            Cell(_chance(part)),
-            *(Cell(f"{number_of:,}") for number_of in (part.num_calls, part.num_without_verdict, part.num_failed)),
+            Cell(NO_VALUE if part.chance is None else number(100 * part.chance, 1)),
+            *(Cell(f"{num:,}") for num in (part.num_calls, part.num_without_verdict, part.num_failed)),
         ]
         for condition, judge in judged
         for name, part in _parts(judge).items()
@@ -43,25 +43,9 @@ def judge_tables(conditions: Conditions) -> list[Table]:
         "conclusions are drawn only where the interval lies above it."
     )
     return [
-        Table("Calls and costs", ["", *labels], rows, [note]),
-        Table("Consistency across both orders", columns, consistency, [rule]),
+        Table("Calls and costs of the judge", ["", *labels], rows, [note]),
+        Table("Consistency of the judge across both orders", columns, consistency, [rule]),
     ]
-
-
-def judge_lines(evaluation: Evaluation) -> list[str]:
-    """Return the judge's account in a few lines for a terminal; nothing where no judge was asked."""
-    if evaluation.judge is None:
-        return []
-    lines = [f"judge: {name.lower()}: {value}" for name, value in _account(evaluation.judge).items()]
-    for name, part in _parts(evaluation.judge).items():
-        consistency = in_percent(part.consistency) if part.consistency else "not known"
-        lines.append(
-            f"judge: {name}: {count(part.num_calls, 'judgement')}, {part.num_without_verdict:,} without a verdict, "
-            f"{part.num_failed:,} failed; same verdict in both orders: {consistency}, by chance {_chance(part)}%"
-        )
-        if doubt := judge_doubt(evaluation, JUDGE, name):
-            lines.append(f"judge: {name}: no conclusion can be drawn: {doubt}")
-    return lines
 
 
 def _account(judge: JudgeAccount) -> dict[str, str]:
@@ -87,7 +71,3 @@ def _usage(usage: Usage) -> str:
         tokens = f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion tokens"
     cost = "" if usage.cost is None else f", cost {usage.cost:,.2f}"
     return f"{count(usage.num_responses, 'response')}, {tokens}{cost}"
-
-
-def _chance(judge: Consistency) -> str:
-    return NO_VALUE if judge.chance is None else number(100 * judge.chance, 1)
