@@ -19,7 +19,6 @@ class Model:
         settings: Settings of the configuration.
         rows: Rows per step: as many as two programs have memory for, in 24 GiB beside a CPU or 80 GiB of a GPU.
         quick: Smaller settings for ``--quick``.
-        gib: Memory that two programs side by side take on a CPU, with room to spare.
     """
 
     title: str
@@ -27,7 +26,6 @@ class Model:
     settings: dict[str, Any]
     rows: dict[str, int]
     quick: dict[str, Any]
-    gib: float
 
 
 def _llama(width: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
@@ -45,19 +43,14 @@ def _llama(width: int, layers: int, heads: int, kv_heads: int, inner: int) -> di
 
 FEW = {"num_hidden_layers": 2}
 MODELS = {
-    "135m": Model(
-        "135M, SmolLM2-135M's shape", "llama", _llama(576, 30, 9, 3, 1536), {"cpu": 8, "cuda": 64}, FEW, gib=12.0
-    ),
-    "360m": Model(
-        "360M, SmolLM2-360M's shape", "llama", _llama(960, 32, 15, 5, 2560), {"cpu": 4, "cuda": 32}, FEW, gib=12.0
-    ),
+    "135m": Model("135M, SmolLM2-135M's shape", "llama", _llama(576, 30, 9, 3, 1536), {"cpu": 8, "cuda": 64}, FEW),
+    "360m": Model("360M, SmolLM2-360M's shape", "llama", _llama(960, 32, 15, 5, 2560), {"cpu": 4, "cuda": 32}, FEW),
     "llama-1.3b": Model(
         "1.3B, a Llama of GPT-Neo 1.3B's depth, width and heads",
         "llama",
         _llama(2048, 24, 16, 16, 5504),
         {"cpu": 2, "cuda": 8},
         FEW,
-        gib=19.0,
     ),
     "gpt-neo-1.3b": Model(
         "1.3B, GPT-Neo 1.3B's shape",
@@ -65,6 +58,5 @@ MODELS = {
         {},  # the defaults of its configuration
         {"cpu": 2, "cuda": 4},
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
-        gib=19.0,
     ),
 }

@@ -6,7 +6,6 @@ their defaults are in ``PLAIN`` and below, and in RESULTS.md.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -86,9 +85,10 @@ def plain(rows: Rows) -> dict[str, Any]:
     return {"bf16": scale.device == "cuda", "activation_checkpointing": scale.checkpointing, **PLAIN}
 
 
-def quiet(rows: Rows) -> dict[str, Any]:
-    """Return settings that do not concern the work."""
-    return {"use_cpu": rows.scale.device == "cpu", **QUIET}
+def quiet(rows: Rows, folder: str) -> dict[str, Any]:
+    """Return the settings of every trainer of TRL that do not concern the work."""
+    scale = rows.scale
+    return {"output_dir": folder, "max_steps": scale.steps, "use_cpu": scale.device == "cpu", **QUIET}
 
 
 def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
@@ -111,7 +111,7 @@ def sft(job: str, program: str, rows: Rows, gate: Gate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Sft(
             model=lm,
-            args=SFTConfig(output_dir=folder, max_steps=rows.scale.steps, **settings, **quiet(rows)),
+            args=SFTConfig(**quiet(rows, folder), **settings),
             train_dataset=Dataset.from_list([sft_row(sequence) for (sequence,) in items]),
             processing_class=rows.tokenizer,
         )
@@ -134,7 +134,7 @@ def dpo(program: str, rows: Rows, gate: Gate) -> None:
         trainer = Dpo(
             model=lm,
             ref_model=None if program == "trl-precomputed" or not rows.scale.model else rows.lm(),
-            args=DPOConfig(output_dir=folder, max_steps=rows.scale.steps, **settings, **quiet(rows)),
+            args=DPOConfig(**quiet(rows, folder), **settings),
             train_dataset=_on_disk([dpo_row(item) for item in items], Path(folder)),
             processing_class=rows.tokenizer,
         )
@@ -209,41 +209,13 @@ def generate(rows: Rows, gate: Gate) -> None:
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     settings = {"max_new_tokens": rows.scale.new_tokens, "do_sample": False}
-    request = gate.ready("step", settings={**settings, "padding": "left"}, adapter={})
-    replies: list[list[int]] = []
+    gate.ready("step", settings={**settings, "padding": "left"}, adapter={})
     while True:
-        if request != "go":  # the texts of the other program
-            request = gate.done(
-                gaps=[tie(lm, rows, *row) for row in zip(prompts, replies, json.loads(request), strict=True)]
-            )
-            continue
         with torch.no_grad():
             new = lm.generate(input_ids=ids, attention_mask=mask, eos_token_id=end, pad_token_id=pad, **settings)
-        replies = [until(row, end) for row in new[:, longest:].tolist()]
-        request = gate.done(tokens=sum(map(len, replies)), texts=[text_of(rows, reply) for reply in replies])
-
-
-def text_of(rows: Rows, ids: list[int]) -> str:
-    """Return the text of new ids."""
-    return rows.format.decode([i for i in ids if i != rows.tokenizer.eos_token_id]).strip()
-
-
-@torch.no_grad()
-def tie(lm: PreTrainedModel, rows: Rows, prompt: tuple[int, ...], reply: list[int], other: str) -> float | None:
-    """Return the margin over the second likeliest token where ``reply`` first diverges from ``other``, in logits.
-
-    Args:
-        lm: The model.
-        rows: Decodes ids.
-        prompt: Ids of the prompt.
-        reply: Ids of the model's reply.
-        other: Another program's text; for the same text the result is ``None``.
-    """
-    if text_of(rows, reply) == other:
-        return None
-    same = max(n for n in range(len(reply)) if other.startswith(text_of(rows, reply[:n])))
-    best = lm(input_ids=torch.tensor([[*prompt, *reply[:same]]]), logits_to_keep=1).logits[0, -1].topk(2).values
-    return float(best[0] - best[1])
+        replies = [row[: row.index(end) + 1] if end in row else row for row in new[:, longest:].tolist()]
+        texts = [rows.format.decode([i for i in reply if i != end]).strip() for reply in replies]
+        gate.done(tokens=sum(map(len, replies)), texts=texts)
 
 
 def adapted(lm: PreTrainedModel, config: peft.PeftConfig, control: Control) -> peft.PeftModel:
@@ -281,11 +253,6 @@ def padded(sequences: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
         "attention_mask": stack([torch.ones_like(row) for row in ids]),
         "labels": stack([torch.tensor(row["labels"]) for row in rows], padding_value=IGNORE),
     }
-
-
-def until(row: list[int], end: int) -> list[int]:
-    """Return ids up to and with the first that ends a reply."""
-    return row[: row.index(end) + 1] if end in row else row
 
 
 def _on_disk(rows: list[dict[str, list[int]]], folder: Path) -> Dataset:

@@ -171,15 +171,15 @@ def _growth(run: Run) -> Iterator[str]:
         "One step of MEET's first stage: forward, backward, clipping and AdamW; the control is trained, the language "
         "model frozen. Rows are random ids, of which the second half is trained. The settings of a curve take their "
         "steps in turns, in one process; the first round is not counted. Real tokens count, virtual tokens do not. "
-        "The ratio is over the first setting of the curve, in each round; in brackets without clipping and optimizer, "
-        "whose time does not depend on the tokens."
+        "The ratio is over the first setting of the curve, in each round. The time of clipping and optimizer does not "
+        "depend on the tokens."
     )
     yield ""
     for curve in CURVES:
         if curve.name not in run.growth:
             continue
         measured = run.growth[curve.name]
-        ratios, without = (growth_ratios(curve, measured, optimizer=counted) for counted in (True, False))
+        ratios = growth_ratios(curve, measured)
         yield f"**{curve.title[0].upper()}{curve.title[1:]}**"
         yield ""
         rows = []
@@ -187,8 +187,7 @@ def _growth(run: Run) -> Iterator[str]:
             steps = measured.steps[point.name][1:]
             cost = median(1e3 * step["seconds"] / step["tokens"] for step in steps)
             optimizer = 1e3 * median(step["optimizer"] for step in steps)
-            ratio = f"{spread(ratios[point.name])} ({median(without[point.name]):.2f})"
-            rows.append((point.name, f"{cost:.2f}", ratio, f"{optimizer:,.0f}"))
+            rows.append((point.name, f"{cost:.2f}", spread(ratios[point.name]), f"{optimizer:,.0f}"))
         yield from _table(("setting", "ms per token", "ratio", "of which optimizer, ms per step"), rows)
 
 

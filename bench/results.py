@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from meetlm.config.files import write_atomic
 
-NEAR_TIE = 1e-2
-"""Logits that differ by less than this may swap places by rounding alone."""
+EQUAL_TEXTS = 0.95
+"""Smallest share of equal texts that counts as the same work: rounding may swap two tokens of almost equal logits."""
 Step = dict[str, Any]
 
 
@@ -28,14 +28,12 @@ class Measurements:
         reference: For programs that score a reference before training: what they reported of it.
         steps: The steps of each program; the first is warm-up.
         other_load: Cores that other processes used, per round.
-        gaps: For generation, per text that differs: the margin of the peer's token over the second likeliest.
     """
 
     startup: dict[str, Step] = field(default_factory=dict)
     reference: dict[str, Step] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
     other_load: list[float] = field(default_factory=list)
-    gaps: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ class Comparison:
         gap: Largest relative difference of two losses of a step, or difference of two scores of a row; ``None`` where
             the rows differ.
         same_tokens: Whether both read the same number of real tokens in each step.
-        text_gaps: As in :class:`Measurements`.
+        texts_equal: For generation, whether both wrote the same text, for each prompt.
         tolerance: Largest ``gap`` of losses that counts as the same work.
         is_best: Whether this is the row of the peer's best setting, beside its own row.
     """
@@ -115,7 +113,7 @@ class Comparison:
     memory: tuple[float, float]
     gap: float | None
     same_tokens: bool
-    text_gaps: list[float | None]
+    texts_equal: list[bool]
     tolerance: float
     is_best: bool = False
 
@@ -143,10 +141,8 @@ class Comparison:
             is_close = self.gap is not None and self.gap < self.tolerance
             tokens = "the same" if self.same_tokens else "other"
             return self.same_tokens and is_close, f"{tokens} tokens, losses within {self.gap:.0e}"
-        gaps = [gap for gap in self.text_gaps if gap is not None]
-        equal = f"{len(self.text_gaps) - len(gaps)} of {len(self.text_gaps)} texts equal"
-        at_tie = f", the others diverge at a tie within {max(gaps):.0e}" if gaps else ""
-        return all(gap < NEAR_TIE for gap in gaps), f"{equal}{at_tie}"
+        num_equal, total = sum(self.texts_equal), len(self.texts_equal)
+        return num_equal >= EQUAL_TEXTS * total, f"{num_equal} of {total} texts equal"
 
     @property
     def work(self) -> str:
@@ -238,18 +234,9 @@ def pairs(run: Run) -> Iterator[tuple[Job, str, Measurements]]:
             yield job, key, measurements
 
 
-def growth_ratios(curve: Curve, measured: CurveMeasurements, *, optimizer: bool = True) -> dict[str, list[float]]:
-    """Return the cost per token of each point of a curve over that of its first point, one ratio per counted round.
-
-    Args:
-        curve: The curve.
-        measured: Its measurements.
-        optimizer: Whether clipping and the optimizer count: their time per step does not depend on the tokens.
-    """
-    costs = {
-        name: [(step["seconds"] - (0 if optimizer else step["optimizer"])) / step["tokens"] for step in steps[1:]]
-        for name, steps in measured.steps.items()
-    }
+def growth_ratios(curve: Curve, measured: CurveMeasurements) -> dict[str, list[float]]:
+    """Return the cost per token of each point of a curve over that of its first point, one ratio per counted round."""
+    costs = {name: [step["seconds"] / step["tokens"] for step in steps[1:]] for name, steps in measured.steps.items()}
     first = costs[curve.points[0].name]
     return {
         point.name: [cost / base for cost, base in zip(costs[point.name], first, strict=True)] for point in curve.points
@@ -273,6 +260,6 @@ def _compare(job: Job, peer: Peer, measured: Measurements, tolerance: float) -> 
         (ours[-1]["above_mb"], theirs[-1]["above_mb"]),
         gap,
         all(left["tokens"] == right["tokens"] for left, right in steps),
-        measured.gaps,
+        [a == b for a, b in zip(ours[-1].get("texts", ()), theirs[-1].get("texts", ()), strict=True)],
         tolerance,
     )

@@ -23,19 +23,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from curves import CURVES, ROUNDS, Curve
 from jobs import GROUPS, JOBS, Job, Peer, select_jobs
-from models import MODELS
-from quiet import Busy, current_load, refuse
+from quiet import Busy, refuse_busy_machine
 from report import markdown
 from results import CurveMeasurements, Measurements, Run, Step, different_work
 
 from meetlm.config.process import SPINCOUNT
 
 HERE = Path(__file__).parent
-NEEDED = 12.0
-"""GiB that two programs of SmolLM2-135M take, with room to spare."""
 
 
 class WorkerError(Exception):
@@ -119,8 +115,6 @@ def run_pair(job: Job, peer: Peer, options: argparse.Namespace, scale: dict[str,
                 measured.steps[name].append(event)
                 report_progress(f"{job.name} {number} {name}: {event['seconds']:.2f} s, {event.get('loss', '')}")
             measured.other_load.append(busy.other_load())
-        if job.rows == "prompts":
-            measured.gaps = workers[peer.name].ask(json.dumps(measured.steps[peer.ours][-1]["texts"]))["gaps"]
     return measured
 
 
@@ -174,17 +168,6 @@ def parse_args() -> argparse.Namespace:
     args.out = args.out or HERE / ("RESULTS.md" if args.device == "cpu" else "RESULTS-cuda.md")
     args.saved_run = HERE.parent / "runs" / f"bench-{args.device}.json"
     return args
-
-
-def enough_memory(needed: float) -> None:
-    """Check that there is enough memory for two programs.
-
-    Raises:
-        WorkerError: Less than ``needed`` GiB are free.
-    """
-    free = psutil.virtual_memory().available / 2**30
-    if free < needed:
-        raise WorkerError(f"{free:.1f} GiB of memory are free; two programs side by side need up to {needed:.0f}")
 
 
 def start_or_resume(args: argparse.Namespace, scale: dict[str, Any]) -> Run:
@@ -244,7 +227,7 @@ def main() -> None:
     """Run the jobs and write the report."""
     args = parse_args()
     if not args.force:
-        refuse(*current_load())
+        refuse_busy_machine()
     scale: dict[str, Any] = {"steps": args.rounds + 2}
     scale |= {name: value for name, value in vars(args).items() if name in ("device", "data", "tokenizer") and value}
     if args.quick:
@@ -257,12 +240,10 @@ def main() -> None:
             if peer.key in run.measured.get(job.name, {}):
                 continue
             with attempt(run, f"{job.name} beside {peer.key}"):
-                enough_memory(1.0 if args.quick else MODELS[job.model].gib if job.model else NEEDED)
                 run.measured.setdefault(job.name, {})[peer.key] = run_pair(job, peer, args, scale)
                 save(run, args)
         if not job.peers and args.peers is None and not run.growth:
             with attempt(run, job.name):
-                enough_memory(1.0 if args.quick else NEEDED)
                 run.growth.update(run_growth(args, scale))
                 save(run, args)
     text = markdown(run)
