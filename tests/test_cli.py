@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -98,6 +100,24 @@ def test_usage() -> None:
     listed = meet("--help").output.split("Commands:")[1].split("\n\n")[0]
     assert "..." not in listed
     assert all(line.endswith(".") for line in listed.strip().splitlines())
+
+
+def commands_of(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*names, name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, (*names, name))
+
+
+@pytest.mark.parametrize("names", commands_of(main), ids=" ".join)
+def test_every_command_has_help(names: tuple[str, ...]) -> None:
+    result = meet(*names, "--help")
+    assert result.exit_code == 0 and result.output.startswith("Usage: ")
+
+
+def test_a_recipe_in_place_of_a_command() -> None:
+    result = meet("recipes", "hh-dpo")
+    assert result.exit_code == 2 and "meet recipes show hh-dpo" in result.output
 
 
 def test_settings_that_the_help_of_train_names_are_settings() -> None:

@@ -358,7 +358,7 @@ def test_search_refuses_a_budget_that_is_too_small() -> None:
 
 def test_commands(tmp_path: Path, words: list[str]) -> None:
     out = tmp_path / "sweep"
-    options = ["--out", str(out), "--prompts", "0", "--quiet"]
+    options = ["--out", str(out), "--limit", "0", "--quiet"]
     done = CliRunner().invoke(main, ["sweep", "hh-sft", *words, *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "[1/1] hh-sft-seed0" in done.output and (out / TABLE).is_file()

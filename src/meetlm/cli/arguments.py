@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from meetlm.recipes.config import RunConfig
 
 PLACES = ("data.path", "data.train_file", "data.eval_file")
+LEVEL_KEYS = ("data.attributes", "data.levels", "data.attribute_levels")
+"""Settings of data that have no effect on pairs: all commands that list ``data`` but `meet train` read pairs."""
 HELD_OUT_HELP = {
     "data.path": "Held-out prompts or pairs: a file, a folder laid out like a data set on the hub, or a hub name.",
     "data.source": "Format of the rows: hh, summarize or pairs; by default decided by the first row.",
@@ -122,7 +124,8 @@ class SettingsCommand(click.Command):
                 continue
             for name, inner in settings.model_fields.items():
                 key = f"{block}.{name}"
-                if name == "model" and f"--{block}" in options:  # --judge MODEL stands for judge.model
+                is_option = name == "model" and f"--{block}" in options  # --judge MODEL stands for judge.model
+                if is_option or key in LEVEL_KEYS:
                     continue
                 if not (reads_held_out and block == "data"):
                     yield f"--{key}", field_help(inner)

@@ -10,10 +10,22 @@ from meetlm.cli.main import main
 from meetlm.cli.options import json_option
 from meetlm.config.describe import flow_yaml
 from meetlm.config.overrides import Override
-from meetlm.recipes.names import data_names, description, method_names, recipe_files
+from meetlm.recipes.names import data_names, description, method_names, recipe_files, recipe_names
 
 
-@main.group(invoke_without_command=True, short_help="List the recipes, or show the stages of one.")
+class _Recipes(click.Group):
+    """Names the command for a recipe where a recipe stands in place of a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, as click does."""
+        if args[0] in recipe_names():
+            raise click.UsageError(f"{args[0]} is a recipe: `meet recipes show {args[0]}` prints its stages", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@main.group(cls=_Recipes, invoke_without_command=True, short_help="List the recipes, or show the stages of one.")
 @json_option
 @click.pass_context
 def recipes(ctx: click.Context, as_json: bool) -> None:

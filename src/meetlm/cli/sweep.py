@@ -39,7 +39,7 @@ RECIPES = "names, or patterns such as 'hh-*'; `meet recipes` lists them"
 )
 @config_option
 @out_option("runs/sweep", "Folder of the runs.")
-@click.option("--prompts", type=Count(0), help="Complete the first N held-out prompts only.  [default: all]")
+@click.option("--limit", type=Count(0), help="Complete the first N held-out prompts only; 0 = none.  [default: all]")
 @sampling_options("max_new_tokens")
 @click.option("--keep-weights", is_flag=True, help="Keep the model and the controls of each run.")
 @json_option
@@ -50,7 +50,7 @@ def sweep(
     seeds: list[int],
     file: Path | None,
     out: Path,
-    prompts: int | None,
+    limit: int | None,
     sampling: Sampling,
     keep_weights: bool,
     as_json: bool,
@@ -59,9 +59,8 @@ def sweep(
     """Train RECIPEs on the same data, each in its own folder, and print one table.
 
     A recipe may be a pattern. Settings apply to all recipes. Stages that runs have in common, such as SFT before DPO,
-    are trained once. Each run completes the held-out prompts by greedy decoding under its
-    default level; then its weights are deleted unless --keep-weights is passed. The same command continues an
-    interrupted sweep.
+    are trained once. Each run completes the held-out prompts by greedy decoding at its default level; then its weights
+    are deleted unless --keep-weights is passed. The same command continues an interrupted sweep.
 
     \b
     Examples:
@@ -75,7 +74,7 @@ def sweep(
     from meetlm.run.table import COLUMNS, LEGEND, rows
 
     configs = arm_configs(names, seeds, file, overrides)
-    after_training = AfterTraining(None if prompts == 0 else sampling, prompts, keep_weights)
+    after_training = AfterTraining(None if limit == 0 else sampling, limit, keep_weights)
     results, failures = run(configs, out, after_training, reporter=reporter)
     if as_json:
         print_json({"runs": [asdict(result) for result in results], "failures": failures})
