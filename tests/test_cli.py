@@ -109,7 +109,7 @@ def commands_of(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[tup
             yield from commands_of(command, (*names, name))
 
 
-@pytest.mark.parametrize("names", commands_of(main), ids=" ".join)
+@pytest.mark.parametrize("names", list(commands_of(main)), ids=" ".join)
 def test_every_command_has_help(names: tuple[str, ...]) -> None:
     result = meet(*names, "--help")
     assert result.exit_code == 0 and result.output.startswith("Usage: ")
