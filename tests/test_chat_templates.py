@@ -291,3 +291,18 @@ def test_replies_that_are_the_same_tokens_are_left_out() -> None:
     assert report.odd["special_text"].lines == [2]
     assert [row.origin.line for row in filter_eval(rows, lengths, 99)[0]] == [2]
     assert "  dropped: 1, two replies are the same (line 1)" in report.lines()
+
+
+@pytest.mark.parametrize("system", ["auto", "none"])
+def test_the_exported_template_has_the_pinned_date_and_preamble(system: str) -> None:
+    """Also for readers that use the template on another day."""
+    dated = CHATML.replace("You are of use.", "Today is ' + strftime_now('%d %b %Y') + '.")
+    prompt_format = format_of(dated, system=system, today="2026-11-23")
+    exported = prompt_format.exported_tokenizer()
+    for turns in ([Turn("user", "Hi")], [Turn("system", "Be kind."), Turn("user", "Hi")]):
+        messages = [turn.to_message() for turn in turns]
+        opened = exported.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert opened == text_of(prompt_format, prompt_format.prompt_ids(Prompt(tuple(turns))))
+        assert ("23 Nov 2026" in opened) == (system == "auto" and len(turns) == 1)
+    again = PromptFormat(exported, FormatSpec.from_dict(json.loads(json.dumps(prompt_format.spec.to_dict()))))
+    assert again.prompt_ids(HI) == prompt_format.prompt_ids(HI)

@@ -21,7 +21,12 @@ from meetlm.export.settings import ExportSettings
     settings=HeldOutData,
     short_help="Export levels of a run to other tools.",
 )
-@click.option("--to", required=True, metavar="FORMAT", help="peft: one PEFT folder per level.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="peft: a PEFT folder per level; merged: a plain checkpoint with one level or mix in it.",
+)
 @click.option(
     "--level",
     "levels",
@@ -67,6 +72,7 @@ def export(
     Examples:
       meet export runs/lora --to peft
       meet export runs/lora --to peft --level good=1.5,bad=-0.5 --base HuggingFaceTB/SmolLM2-135M-Instruct
+      meet export runs/lora --to merged --level 0.7 --out my-model
     """  # noqa: D301  click's mark is a real backspace
     quiet_libraries()
     from meetlm.run.export import export_run

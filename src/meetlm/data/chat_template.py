@@ -19,6 +19,8 @@ from meetlm.data.example import Message, Turn
 MARK = "meetlm-marks-this-message"
 """Takes the place of a message's text, to find the text that the template writes around it."""
 
+_DATE = re.compile(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""")
+"""A template's call for the current date."""
 _CALLS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Fields that hold part of a message, which a template must not leave out."""
 
@@ -31,17 +33,16 @@ class ChatTemplate:
         day: The date that the template reads, ``YYYY-MM-DD``; ``None`` for the real date.
 
     Attributes:
-        text: The template; ``None`` if the tokenizer has none.
+        text: The template, with the pinned date in it; ``None`` if the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
         self.tokenizer = tokenizer
         template = tokenizer.chat_template
         self._names = sorted(template) if isinstance(template, dict) else []
-        self.text: str | None = template.get("default") if isinstance(template, dict) else template
-        self._variables: dict[str, Any] = {}
-        if day is not None and self.text is not None and "strftime_now(" in self.text:
-            self._variables = _pinned_date(self.text, day)
+        self.text = default_template(tokenizer)
+        if day is not None and self.text is not None:
+            self.text = _with_date(self.text, day)
         self._first_unwritten = lru_cache(maxsize=256)(self._find_unwritten)
         self._takes_parts = self.text is not None and not self._writes(MARK) and self._writes(_parts(MARK))
 
@@ -75,7 +76,7 @@ class ChatTemplate:
                 messages,
                 tokenize=False,
                 add_generation_prompt=open_reply,
-                **{"chat_template": self.text, **self._variables, **variables},
+                **{"chat_template": self.text, **variables},
             )
         except TemplateError as error:
             raise ConfigError(f"the chat template refuses a conversation of {roles}: {error}") from error
@@ -199,40 +200,66 @@ class ChatTemplate:
         except ConfigError:
             return True  # the template requires the field
 
-    def exported(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer with a template whose generation prompt ends where :meth:`opening` ends."""
+    def exported(self, preamble: str | None, *, opens_reply: bool) -> PreTrainedTokenizerBase:
+        """Return the tokenizer with a template that renders prompts as a run reads them, on any day.
+
+        Args:
+            preamble: The pinned preamble; ``None`` if there is none.
+            opens_reply: Whether the generation prompt ends where :meth:`opening` ends.
+
+        Raises:
+            ConfigError: The template refuses a conversation of one message.
+        """
+        assert self.text is not None, "a tokenizer with a chat template"
+        template = self._with_opening() if opens_reply else self.text
+        replaced = self.replaceable_preamble("auto")
+        if replaced and preamble is not None and preamble != replaced:
+            pinned = f"{json.dumps(preamble)} + rendered[{len(replaced)}:]"
+            template = f"{{%- set rendered %}}{template}{{% endset %}}"
+            template += f"{{{{- rendered if messages[0]['role'] == 'system' else {pinned} }}}}"
+        return with_template(self.tokenizer, template)
+
+    def _with_opening(self) -> str:
+        """Return the template, changed so that its generation prompt ends where :meth:`opening` ends."""
         question = (Turn("user", MARK),)
         opened, asked = self.opening(question), self.render(question, open_reply=True)
-        if self.text is None or opened == asked:
-            return self.tokenizer
+        assert self.text is not None
+        if opened == asked:
+            return self.text
         if opened.startswith(asked):
             text = json.dumps(opened[len(asked) :])
             condition = "add_generation_prompt"
             if self.render(question, open_reply=True, enable_thinking=False) == opened:
                 condition += " and enable_thinking is not defined"  # if it is, the template writes the text itself
-            template = f"{self.text}{{%- if {condition} %}}{{{{- {text} }}}}{{%- endif %}}"
-        else:
-            end = len(opened) - len(asked)
-            template = f"{{%- set rendered %}}{self.text}{{% endset %}}"
-            template += f"{{{{- rendered[:{end}] if add_generation_prompt else rendered }}}}"
-        tokenizer = copy.copy(self.tokenizer)
-        named = tokenizer.chat_template
-        tokenizer.chat_template = {**named, "default": template} if isinstance(named, dict) else template
+            return f"{self.text}{{%- if {condition} %}}{{{{- {text} }}}}{{%- endif %}}"
+        end = len(opened) - len(asked)
+        template = f"{{%- set rendered %}}{self.text}{{% endset %}}"
+        return f"{template}{{{{- rendered[:{end}] if add_generation_prompt else rendered }}}}"
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template of a tokenizer, the one named ``default`` of several; ``None`` without one."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with another default chat template; the same tokenizer if it is no other."""
+    if template == default_template(tokenizer):
         return tokenizer
+    changed, named = copy.copy(tokenizer), tokenizer.chat_template
+    changed.chat_template = {**named, "default": template} if isinstance(named, dict) else template
+    return changed
 
 
 def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
-def _pinned_date(template: str, day: str) -> dict[str, Any]:
-    """Return the variables under which ``template`` reads ``day`` as the date."""
-    formats = set(re.findall(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""", template))
-    if template.count("strftime_now(") != len(re.findall(r"strftime_now\(\s*[\"']", template)):
-        raise ConfigError("the chat template computes the format of its date, which cannot be pinned")
+def _with_date(template: str, day: str) -> str:
+    """Return ``template`` with ``day`` in place of the current date."""
     pinned = datetime.fromisoformat(day)
-    # apply_chat_template passes data, not functions: a macro of the same name reads the pinned date from a table.
-    return {
-        "chat_template": "{%- macro strftime_now(form) -%}{{ meet_day[form] }}{%- endmacro -%}" + template,
-        "meet_day": {name: pinned.strftime(name) for name in formats},
-    }
+    dated = _DATE.sub(lambda match: json.dumps(pinned.strftime(match[1])), template)
+    if "strftime_now(" in dated:
+        raise ConfigError("the chat template computes the format of its date, which cannot be pinned")
+    return dated

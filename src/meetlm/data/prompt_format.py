@@ -145,11 +145,11 @@ class PromptFormat:
         return next((match[0] for match in matches if match and match[0]), None)
 
     def exported_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer with a chat template that opens a reply as in training."""
-        if self._template.text is None or not self.spec.opening_in_prompt:
+        """Return the tokenizer with a chat template that renders prompts and opens replies as in training."""
+        if self._template.text is None:
             return self.tokenizer
         try:
-            return self._template.exported()
+            return self._template.exported(self.spec.preamble, opens_reply=self.spec.opening_in_prompt)
         except ConfigError:  # the template refuses a conversation of one message
             return self.tokenizer
 

@@ -32,6 +32,7 @@ class Export:
         model: Folder of the run's language model, a plain transformers checkpoint.
         base: Hub name or folder of that model for users of the export.
         prompts: Held-out prompts of the parity check; also available with ``--no-verify``.
+        last_tokens: Ids of the last tokens of all held-out prompts.
         folder: Folder of the export, empty.
         settings: Options of the format.
     """
@@ -43,6 +44,7 @@ class Export:
     model: Path
     base: str
     prompts: tuple[Prompt, ...]
+    last_tokens: frozenset[int]
     folder: Path
     settings: ExportSettings
 

@@ -22,14 +22,13 @@ def rendered_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int
 
 
 @torch.no_grad()
-def reply_log_probs(model: Any, ids: Sequence[int], case: ParityCase, num_tokens: int | None = None) -> Tensor:
-    """Return the log-probs [N, V] that ``model.generate`` computes at each position of the run's reply.
+def reply_logits(model: Any, ids: Sequence[int], case: ParityCase) -> Tensor:
+    """Return the logits [N, V] that ``model.generate`` computes at each position of the run's reply, f32.
 
     Args:
         model: A model of transformers, or a PEFT model.
         ids: Ids of the prompt as the model reads them.
         case: The reply; ``generate`` is made to sample its tokens.
-        num_tokens: V, the first ids of the vocabulary, over which the probabilities sum to 1; by default all.
     """
     inputs = torch.tensor([ids])
 
@@ -46,5 +45,4 @@ def reply_log_probs(model: Any, ids: Sequence[int], case: ParityCase, num_tokens
         output_logits=True,
         return_dict_in_generate=True,
     )
-    logits = torch.cat(output.logits).float()
-    return logits[:, :num_tokens].log_softmax(dim=-1)
+    return torch.cat(output.logits).float()

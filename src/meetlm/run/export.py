@@ -97,6 +97,7 @@ def export_run(
         raise ConfigError(f"--to {to} exports one level, and there are {len(texts)}: call it once per level")
     folder = Path(out) if out else run / EXPORTS / (f"{to}-{texts[0]}" if exporter.is_single else to)
     aligned = load(run, device="cpu")
+    prompts = _prompts(aligned, run, data, reporter)
     export = Export(
         policy=aligned.policy,
         format=aligned.format,
@@ -104,7 +105,8 @@ def export_run(
         levels={text: aligned.weights(level) for text, level in zip(texts, levels, strict=True)},
         model=run / MODEL,
         base=base or str((run / MODEL).resolve()),
-        prompts=_prompts(aligned, run, data, limit, reporter),
+        prompts=tuple(prompts[:limit]),
+        last_tokens=frozenset(aligned.format.prompt_ids(prompt)[-1] for prompt in prompts),
         folder=folder,
         settings=settings,
     )
@@ -126,17 +128,18 @@ def export_run(
         for note in parity.notes:
             reporter.message(note)
         if not parity.passes:
-            problems = parity.problems or [f"the largest difference of a log-prob is {parity.largest:.2g} nats"]
+            problems = parity.problems or [
+                f"the largest difference of a log-prob is {parity.largest:.2g} nats; --tolerance accepts more than "
+                f"{parity.tolerance:g}"
+            ]
             refusal = f"{folder}: {exporter.tool} does not compute what the run computes; do not use this export"
             raise RunError("\n  ".join([refusal, *problems]))
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     return ExportResult(folder, files, export.levels, parity, exporter.usage(export))
 
 
-def _prompts(
-    aligned: Aligned, run: Path, data: DataSettings | None, limit: int, reporter: Reporter
-) -> tuple[Prompt, ...]:
-    """Return the first held-out prompts that leave room for a reply."""
+def _prompts(aligned: Aligned, run: Path, data: DataSettings | None, reporter: Reporter) -> list[Prompt]:
+    """Return the held-out prompts that leave room for a reply."""
     rows = held_out_rows(aligned, run, data, reporter)
     positions = num_positions(aligned.policy.lm)
     slot = max(map(len, aligned.policy.control.slots)) * len(aligned.levels.attributes)
@@ -147,7 +150,7 @@ def _prompts(
     ]
     if not prompts:
         raise RunError(f"{run}: no held-out prompt leaves room for a reply in {positions} positions: pass --data.path")
-    return tuple(prompts[:limit])
+    return prompts
 
 
 def _clear(folder: Path) -> None:
