@@ -31,7 +31,7 @@ from meetlm.export.low_rank import factors
 from meetlm.export.parity import ParityCase, ToolOutput
 from meetlm.export.settings import ExportSettings
 from meetlm.export.with_transformers import rendered_ids, reply_logits
-from meetlm.policy.loading import embedding_rows
+from meetlm.policy.loading import embedding_rows, end_tokens
 
 
 @EXPORTERS.register("merged")
@@ -59,16 +59,16 @@ class MergedExporter(Exporter):
         lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(export.model, dtype=torch.float32)
         export.format.exported_tokenizer().save_pretrained(export.folder)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(export.folder)
+        assert lm.generation_config is not None
+        lm.generation_config.eos_token_id = sorted(end_tokens(lm, tokenizer))
         if isinstance(control, LoRA):
             _merge(lm, control, weights)
         elif isinstance(control, SoftPrompt):
             ids = _add_tokens(tokenizer, len(control.slot(weights)))
             prompt = export.format.prompt_ids(export.prompts[0])
             _add_embeddings(lm, ids, control.adapter_state(weights)["prompt_embeddings"], prompt)
-            assert lm.generation_config is not None
             lm.generation_config.suppress_tokens = ids
             tokenizer = _with_slot(tokenizer, ids, export)
-        _stop_at_eos(lm, tokenizer)
         lm.save_pretrained(export.folder)
         tokenizer.save_pretrained(export.folder)
         if isinstance(control, SoftPrompt):
@@ -179,14 +179,6 @@ def _added_mass(logits: Tensor, num_tokens: int) -> str | None:
         return None
     mass = float(logits.softmax(dim=-1)[:, num_tokens:].sum(dim=-1).max())
     return f"added tokens have a probability of up to {mass:.1g}; generation_config.json excludes them"
-
-
-def _stop_at_eos(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make ``generate`` stop at the tokenizer's EOS, with which the run's replies end."""
-    config = lm.generation_config
-    assert config is not None
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = sorted({tokenizer.eos_token_id, *(token for token in ends if token is not None)})
 
 
 def _add_no_bos(folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from meetlm.data.example import Prompt, Weights
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.decoding import Branch, decoder_of
-from meetlm.policy.loading import embedding_rows
+from meetlm.policy.loading import embedding_rows, end_tokens
 from meetlm.policy.policy import Policy
 
 REPLY_TOKENS = 16
@@ -114,6 +114,7 @@ def record_cases(
         levels: Weights [K] by the text of a level.
     """
     encoder = policy.control.encoder(prompt_format, embedding_rows(policy.lm))
+    ends = end_tokens(policy.lm, prompt_format.tokenizer)
     cases = []
     for level, weights in levels.items():
         branches = {row: Branch(tuple(encoder.prompt(prompt, weights)), weights) for row, prompt in enumerate(prompts)}
@@ -126,8 +127,7 @@ def record_cases(
                 log_probs[row].append(of_row)
         for row, prompt in enumerate(prompts):
             reply = [int(of_token.argmax()) for of_token in log_probs[row]]
-            eos = prompt_format.tokenizer.eos_token_id
-            length = reply.index(eos) + 1 if eos in reply else len(reply)
+            length = next((index + 1 for index, token in enumerate(reply) if token in ends), len(reply))
             top = torch.stack(log_probs[row][:length]).topk(CANDIDATES, dim=-1)
             ids, reply = branches[row].ids, reply[:length]
             cases.append(ParityCase(prompt, row + 1, level, weights, ids, tuple(reply), top.indices, top.values))

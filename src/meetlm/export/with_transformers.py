@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from meetlm.data.example import Prompt
 from meetlm.export.parity import ParityCase
@@ -32,16 +33,18 @@ def reply_logits(model: Any, ids: Sequence[int], case: ParityCase) -> Tensor:
     """
     inputs = torch.tensor([ids])
 
-    def next_token(batch: int, sequence: Tensor) -> list[int]:
-        del batch
-        return [case.reply[len(sequence) - len(ids)]]
+    def sample_reply(sequences: Tensor, scores: Tensor) -> Tensor:
+        """Leave the reply's next token alone, also where the model's generation config excludes it."""
+        forced = torch.full_like(scores, -math.inf)
+        forced[:, case.reply[sequences.shape[1] - len(ids)]] = 0.0
+        return forced
 
     output = model.generate(
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=len(case.reply),
         do_sample=False,
-        prefix_allowed_tokens_fn=next_token,
+        logits_processor=LogitsProcessorList([sample_reply]),
         output_logits=True,
         return_dict_in_generate=True,
     )

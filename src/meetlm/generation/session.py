@@ -24,7 +24,7 @@ from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.decoding import Branch, decoder_of
 from meetlm.generation.sampling import row_generator, sample_tokens
 from meetlm.generation.settings import Sampling
-from meetlm.policy.loading import check_positions
+from meetlm.policy.loading import check_positions, end_tokens
 from meetlm.policy.policy import Policy
 
 Finish = Literal["eos", "stop", "length"]
@@ -143,9 +143,7 @@ class Session:
 
     def __init__(self, policy: Policy, prompt_format: PromptFormat, batch_size: int = BATCH_SIZE) -> None:
         self.policy, self.format, self._batch_size = policy, prompt_format, batch_size
-        eos = policy.lm.generation_config.eos_token_id if policy.lm.generation_config else None
-        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        self._eos = frozenset({*eos_ids, prompt_format.tokenizer.eos_token_id})
+        self._eos = end_tokens(policy.lm, prompt_format.tokenizer)
         with self._inference():
             self._decoder = decoder_of(policy)
         self._waiting: deque[tuple[int, Request]] = deque()

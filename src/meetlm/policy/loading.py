@@ -137,6 +137,13 @@ def embedding_rows(lm: PreTrainedModel) -> int:
     return len(weight)
 
 
+def end_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids at which a reply ends: EOS of the tokenizer, and those of the model's generation config."""
+    eos = lm.generation_config.eos_token_id if lm.generation_config else None
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return frozenset({*ids, tokenizer.eos_token_id})
+
+
 def check_positions(lm: PreTrainedModel, tokens: int, sequence: str) -> None:
     """Refuse sequences longer than the model's positions.
 
