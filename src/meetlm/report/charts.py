@@ -20,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from meetlm.diagnostics.intervals import Interval, prompt_means
+from meetlm.diagnostics.intervals import prompt_means
 from meetlm.evaluation.outcomes import POINTS, margins
 from meetlm.evaluation.record import Evaluation, Measure
 from meetlm.report.conclusions import JUDGE, RULE, is_significant, judge_doubt
@@ -28,18 +28,18 @@ from meetlm.report.conditions import Condition, Conditions, comparisons_of, eval
 from meetlm.report.wording import clause, in_percent, number, points, scaled
 
 WIDTH = 5.3
-"""Inches of 72 units: about as many as a phone has points, so that text keeps its size there."""
+"""Inches of 72 units: a phone is about as many points wide, so text keeps its size there."""
 LINE, BESIDE_FIGURES = 46, 30
-"""Letters of a name that has a chart's whole width, and of one with figures beside it."""
+"""Maximum length of a name that has the whole width of a chart, and of a name with figures beside it."""
 INK, MUTED, TIE = "#1b1f24", "#59636e", "#b4bac2"
 SERIES = ("#1f6fb4", "#c2571a", "#2b8a4b", "#9b3f9b", "#8a6d00", "#0f8a8a", "#c43a5e", "#5b5bd0")
 WIN, LOSE = SERIES[:2]
 MARKERS = "osD^vPX*"
-"""Systems differ by marker too: colour alone carries no meaning."""
+"""Systems differ by marker too: no meaning depends on colour alone."""
 NUM_BINS = 5
-"""Groups of replies by length; each holds about as many."""
+"""Number of groups of replies by length, about equally large."""
 NUM_BARS = 36
-"""Bars of a histogram."""
+"""Number of bars of a histogram."""
 ROW, HISTOGRAM, DELTA_ROW = 0.62, 0.78, 0.45
 """Inches per row of bars, per histogram, per interval of Δ."""
 STYLE: dict[Any, Any] = {
@@ -64,7 +64,7 @@ class Chart:
 
     Attributes:
         title: Its heading.
-        address: The SVG file as a data URL.
+        address: The SVG image as a data URL.
         alt: Alternative text: the figures that are drawn.
         caption: What is drawn, and how it was computed.
     """
@@ -94,16 +94,15 @@ Series = Mapping[str, Sequence[Point]]
 def win_chart(evaluation: Evaluation, evaluator: str) -> Chart:
     """Return win, tie and lose rates of every system as bars, with the intervals of win and lose."""
     compared = [comparison for _, comparison in comparisons_of([Condition(evaluation)], evaluator)]
-    labels = []
-    for comparison in compared:
-        rates = [comparison.rates.win, comparison.rates.tie, comparison.rates.lose]
-        labels.append((comparison.system, " / ".join(number(100 * rate.value, 1) for rate in rates)))
+    labels = [
+        (c.system, " / ".join(number(100 * rate.value, 1) for rate in (c.rates.win, c.rates.tie, c.rates.lose)))
+        for c in compared
+    ]
 
     def paint(axes: Axes) -> None:
         for row, comparison in enumerate(compared):
-            win, tie, lose = (
-                scaled(r, 100) for r in (comparison.rates.win, comparison.rates.tie, comparison.rates.lose)
-            )
+            rates = comparison.rates
+            win, tie, lose = (scaled(rate, 100) for rate in (rates.win, rates.tie, rates.lose))
             is_doubtful = bool(judge_doubt(evaluation, evaluator, comparison.system))
             start = 0.0
             for name, share, colour in (("win", win, WIN), ("tie", tie, TIE), ("lose", lose, LOSE)):
@@ -140,9 +139,9 @@ def delta_chart(evaluation: Evaluation) -> Chart:
         axes.axvline(0, color=MUTED, linewidth=1.4)
         for comparison in compared:
             y = list(rows).index(f"{comparison.system} {comparison.evaluator}")
-            value, low, high = _percent(comparison.rates.delta)
+            delta = scaled(comparison.rates.delta, 100)
             style = _style(evaluators.index(comparison.evaluator), is_filled=is_significant(evaluation, comparison))
-            axes.errorbar(value, y, xerr=[[value - low], [high - value]], **style)
+            axes.errorbar(delta.value, y, xerr=[[delta.value - delta.low], [delta.high - delta.value]], **style)
         _label_rows(axes, list(rows.values()), gap=0.17)
         axes.set_xlabel("Δ = win − lose, percentage points")
 
@@ -159,9 +158,9 @@ def temperature_charts(conditions: Conditions) -> list[Chart]:
         for evaluator in evaluators_of(against):
             series: dict[str, list[Point]] = {}
             for condition, comparison in comparisons_of(against, evaluator):
-                clear = is_significant(condition.evaluation, comparison)
-                value, low, high = _percent(comparison.rates.delta)
-                point = Point(condition.temperature or 0.0, value, low, high, clear)
+                delta = scaled(comparison.rates.delta, 100)
+                is_filled = is_significant(condition.evaluation, comparison)
+                point = Point(condition.temperature or 0.0, delta.value, delta.low, delta.high, is_filled)
                 series.setdefault(comparison.system, []).append(point)
             caption = f"Against {baseline}, with 95% intervals; a marker is filled where {RULE}."
             title = f"Δ against {baseline} by {evaluator}"
@@ -255,18 +254,18 @@ def group_by_length(
     """
     rows = zip(lengths, values, prompts, strict=True)
     table = np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 3)
-    xs, ys, owners = table.T
+    xs, ys, prompt_of = table.T
     cuts = np.unique(np.quantile(xs, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(xs) else xs
     groups = np.searchsorted(cuts, xs, side="left")
-    means = []
+    points = []
     for group in np.unique(groups):
-        inside = groups == group
-        by_prompt = prompt_means(ys[inside, None], owners[inside])
+        is_inside = groups == group
+        by_prompt = prompt_means(ys[is_inside, None], prompt_of[is_inside])
         y, half = float(by_prompt.mean()), 0.0
         if len(by_prompt) > 1:
             half = float(1.96 * by_prompt.std(ddof=1) / np.sqrt(len(by_prompt)))
-        means.append(Point(float(xs[inside].mean()), y, y - half, y + half))
-    return means
+        points.append(Point(float(xs[is_inside].mean()), y, y - half, y + half))
+    return points
 
 
 def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str, caption: str) -> Chart:
@@ -276,10 +275,10 @@ def _line_chart(title: str, series: Series, names: Sequence[str], x: str, y: str
         if y.startswith("Δ"):
             axes.axhline(0, color=MUTED, linewidth=1.4)
         step = 0.008 * (max((p.x for line in series.values() for p in line), default=0) or 1.0)
-        for number_of_line, (name, line) in enumerate(series.items()):
+        for index, (name, line) in enumerate(series.items()):
             style = _style(names.index(name))
             # Lines are drawn slightly apart, so that intervals at the same x do not hide each other.
-            xs = [point.x + step * (number_of_line - (len(series) - 1) / 2) for point in line]
+            xs = [point.x + step * (index - (len(series) - 1) / 2) for point in line]
             errors = [[point.y - point.low for point in line], [point.high - point.y for point in line]]
             label = shortened(name, LINE)
             axes.errorbar(xs, [point.y for point in line], yerr=errors, label=label, **(style | {"mfc": "white"}))
@@ -324,7 +323,7 @@ def draw(title: str, height: float, alt: str, caption: str, paint: Callable[[Axe
 
 
 def shortened(name: str, length: int) -> str:
-    """Return a name without its middle where it is too long; alternative texts and tables have it whole."""
+    """Return a name without its middle where it is too long; alternative texts and tables have the whole name."""
     return name if len(name) <= length else f"{name[: length // 2]}…{name[-(length // 2) + 1 :]}"
 
 
@@ -333,8 +332,8 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]], *, gap: float) -> N
 
     Args:
         axes: Rows go downwards from y = 0.
-        rows: A heading of the rows below it has no figure, and is bold.
-        gap: Distance of a row and its texts, in rows.
+        rows: Name and figure of each row. A row without a figure is a heading of the rows below it, and is bold.
+        gap: Distance between a row and its texts, in rows.
     """
     for y, (name, figure) in enumerate(rows):
         text_style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
@@ -347,14 +346,10 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]], *, gap: float) -> N
 
 
 def _style(index: int, *, is_filled: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a series; the ninth has the colour of the first and another marker."""
+    """Return the colour and marker of a series; the ninth series has the first colour again, with another marker."""
     colour = SERIES[index % len(SERIES)]
     marker = MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
     return {"color": colour, "marker": marker, "mfc": colour if is_filled else "white", "elinewidth": 1.4}
-
-
-def _percent(share: Interval) -> tuple[float, float, float]:
-    return 100 * share.value, 100 * share.low, 100 * share.high
 
 
 def _spread(values: NDArray[np.float64], decimals: int) -> str:

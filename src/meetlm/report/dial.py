@@ -63,10 +63,8 @@ def write_dial_report(
     for dial in dials:
         prompt, replies = examples[dial.attribute]
         texts = [(f"{setting:g}", text.strip() or "(empty)") for setting, text in replies.items()]
-        groups.append(
-            ExampleGroup(f"Replies to one prompt by the setting of {_name(dial)}", "",
-                         [ShownPair("The first prompt", "", [("prompt", prompt)], texts)])
-        )  # fmt: skip
+        pair = ShownPair("The first prompt", "", [("prompt", prompt)], texts)
+        groups.append(ExampleGroup(f"Replies to one prompt by the setting of {_name(dial)}", "", [pair]))
     report = Report(
         title=f"Dial of {settings['run']}",
         details="",
@@ -83,8 +81,8 @@ def write_picture(dials: Sequence[Dial], file: Path) -> None:
     figure = Figure(figsize=(3.4 * 3, 2.9 * len(dials)), layout="constrained")
     axes = figure.subplots(len(dials), 3, squeeze=False)
     for row, dial in zip(axes, dials, strict=True):
-        for panel, curve in zip(row, (dial.score, dial.fluency[0], dial.others[-1] if dial.others else dial.fluency[1]),
-                                strict=True):  # fmt: skip
+        curves = (dial.score, dial.fluency[0], dial.others[-1] if dial.others else dial.fluency[1])
+        for panel, curve in zip(row, curves, strict=True):
             _paint(panel, dial, curve)
             panel.set(title=curve.name, ylabel="")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,17 +118,17 @@ def _finding(dial: Dial) -> Finding:
         f"{dial.score.name} {rises} (Page's trend test: p {p if p[0] == '<' else '= ' + p}{tau})"
     )
     if dial.reach:
-        text += f" and changes by {_shown(dial.reach)} from end to end"
+        text += f" and changes by {_with_interval(dial.reach)} from end to end"
     if dial.gain:
         text += (
-            f". From {dial.reference:g} to {dial.recommended:g} it changes by {_shown(dial.gain)}, on the half of the "
-            "prompts that did not choose the setting"
+            f". From {dial.reference:g} to {dial.recommended:g} it changes by {_with_interval(dial.gain)}, on the half "
+            "of the prompts that did not choose the setting"
         )
     for effect in dial.side_effects:
         relative = (
             "" if effect.relative is None else f", {number(effect.relative, 2)} of the effect on {dial.score.name}"
         )
-        text += f"; {effect.name} changes by {_shown(effect.change)}{relative}"
+        text += f"; {effect.name} changes by {_with_interval(effect.change)}{relative}"
     if dial.broken:
         reasons = [f"{setting:g} ({reason})" for setting, reason in sorted(dial.broken.items())]
         text += f". Fluency breaks at {listed(reasons)}"
@@ -219,6 +217,6 @@ def _pareto_chart(pareto: Pareto) -> Chart:
     return draw("Pareto front", 3.6, alt, "Means of both scores; labels are the settings of both dials.", paint)
 
 
-def _shown(interval: Interval) -> str:
+def _with_interval(interval: Interval) -> str:
     cell = interval_cell(interval)
     return f"{cell.text} {cell.small}"

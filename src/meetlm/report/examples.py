@@ -1,6 +1,6 @@
 """Completions side by side: the order to look at them in, the data of the page's search, and a few to print.
 
-Completions are anybody's text and stay text here: the page holds them as JSON, or escaped.
+Completions are untrusted text: the page holds them as JSON, or escaped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CODES: dict[Outcome | None, str] = {"win": "w", "lose": "l", "tie": "t", None: "
 """Outcomes in the page, one letter per pair."""
 NOT_ASKED = "o"
 """The letter of a pair that the evaluator was not asked about."""
-WORDS: dict[Outcome, str] = {"win": "win", "lose": "loss", "tie": "tie"}
+NAMES: dict[Outcome, str] = {"win": "win", "lose": "loss", "tie": "tie"}
 TITLES: dict[Outcome, str] = {"win": "Largest win", "lose": "Largest loss", "tie": "Closest tie"}
 DIGITS = 3
 """Significant digits of scores in the page; the record has all."""
@@ -31,10 +31,10 @@ class ShownPair:
     """One pair with its texts.
 
     Attributes:
-        title: Which outcome of which system it shows.
-        outcomes: By every evaluator, with their margins.
-        prompt: [role, text].
-        replies: [system, text].
+        title: The outcome and the system that it shows.
+        outcomes: The outcome by every evaluator, with its margin.
+        prompt: Role and text of each turn.
+        replies: System and text of each reply.
     """
 
     title: str
@@ -101,7 +101,7 @@ def outcomes_of(evaluation: Evaluation, system: str, pair: int) -> str:
         if comparison.system == system:
             outcome, margin = comparison.outcomes[pair], comparison.margins[pair]
             asked = comparison.was_asked(pair)
-            result = WORDS[outcome] if outcome else without_outcome(comparison) if asked else "not asked"
+            result = NAMES[outcome] if outcome else without_outcome(comparison) if asked else "not asked"
             parts.append(f"{comparison.evaluator}: {result}" + ("" if margin is None else f" ({signed(margin, 2)})"))
     return "; ".join(parts)
 

@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else, and as Markdown.
 
-Completions are anybody's text, so nothing of them is ever markup: the template escapes, the data are JSON that cannot
-end its element, the script sets text and never HTML, and the page's policy forbids any other script and any request.
+Completions are untrusted text and never become markup: the template escapes them, the data are JSON that cannot end its
+element, the script inserts text and never HTML, and the page's policy forbids any other script and any request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ExampleGroup:
 
     Attributes:
         heading: Empty in a report about one evaluation.
-        address: Of the page with all completions; empty where this is that page.
+        address: Address of the page with all completions; empty where this is that page.
         examples: Some pairs.
     """
 
@@ -43,9 +43,9 @@ class Report:
     Attributes:
         title: Its heading.
         details: The date and the version, below the heading.
-        summary: In words.
+        summary: The results in words.
         sections: Tables and charts.
-        examples: By evaluation.
+        examples: Examples of each evaluation.
         settings: YAML by heading.
         data: All pairs, as :func:`meetlm.report.examples.page_data` returns them; empty for a page without them.
     """
@@ -61,7 +61,7 @@ class Report:
 
 def to_html(report: Report) -> str:
     """Return the page."""
-    # Only our own files and JSON made for this place go in unescaped.
+    # Only our own files, and JSON that is escaped for a script element, are inserted unescaped.
     style, script = (Markup(_LOADER.get_source(_TEMPLATES, name)[0]) for name in ("report.css", "report.js"))
     return _TEMPLATES.get_template("report.html").render(
         report=report,

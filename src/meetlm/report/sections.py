@@ -38,7 +38,7 @@ class Section:
         tables: Printed first.
         charts: Printed after the tables.
         texts: Printed as they are, by heading.
-        lead: Printed before all; a section with a lead is folded in the page, and opened by it.
+        lead: Printed before everything else; the page folds a section with a lead, and a click on the lead opens it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Section:
 def sections_of(conditions: Conditions) -> list[Section]:
     """Return the sections that have any content.
 
-    A report over temperatures has the tables that compare them; the report of each evaluation has the others too.
+    A report over temperatures has only tables that compare them; the report of each evaluation has all tables.
     """
     evaluators = evaluators_of(conditions)
     tables = [outcome_table(conditions, name) for name in evaluators]
@@ -94,7 +94,7 @@ def sections_of(conditions: Conditions) -> list[Section]:
 
 
 def scorers_of(conditions: Conditions) -> list[Measure]:
-    """Return the measures that also decide who wins: rewards, ROUGE, functions of the user's."""
+    """Return the measures that also decide which system wins: rewards, ROUGE and user functions."""
     names = evaluators_of(conditions)
     measures = {measure.name: measure for condition in conditions for measure in condition.evaluation.measures}
     return [measure for name, measure in measures.items() if name in names]

@@ -1,4 +1,4 @@
-"""A report in words: what was compared, what came out, and what cannot be concluded from it."""
+"""A report in words: what was compared, the results, and what cannot be concluded from them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PHRASES: dict[Conclusion, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came out for one system.
+    """The result for one system.
 
     Attributes:
-        system: Its name, with the temperature where a report is about several.
+        system: Its name, with the temperature where a report is about several temperatures.
         text: The rest of the sentence.
-        conclusions: By evaluator.
+        conclusions: The conclusion by each evaluator.
     """
 
     system: str
@@ -41,7 +41,7 @@ class Summary:
 
     Attributes:
         opening: Which systems were compared, on what, and how to read the figures.
-        findings: By system.
+        findings: The findings, in the order of the systems.
         caveats: What cannot be concluded, and why.
     """
 
@@ -203,7 +203,7 @@ def _problem_caveats(conditions: Conditions) -> Iterator[str]:
     for problem in (problem for condition in conditions for problem in condition.evaluation.problems):
         text = clause(problem.description)
         counts[text] = counts.get(text, 0) + problem.count
-    for text, number_of in list(counts.items())[:MAX_PROBLEMS]:
-        yield f"{text} ({number_of:,})."
+    for text, num in list(counts.items())[:MAX_PROBLEMS]:
+        yield f"{text} ({num:,})."
     if len(counts) > MAX_PROBLEMS:
         yield f"{count(len(counts) - MAX_PROBLEMS, 'more kind')} of problems, listed under Problems."

@@ -55,9 +55,9 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def count(number_of: int, noun: str) -> str:
+def count(num: int, noun: str) -> str:
     """Return ``1 prompt`` or ``10,000 prompts``."""
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
