@@ -352,3 +352,68 @@ def test_wrong_options(lora: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="holds other files"):
         meetlm.export_run(lora, "peft", out=tmp_path)
+
+
+def test_model_card(lora: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    result = meetlm.export_run(lora, "peft", ["good"], out=tmp_path / "out", limit=1, base="me/base")
+    card = ModelCard.load(result.folder / "README.md")
+    assert card.data.library_name == "peft" and card.data.pipeline_tag == "text-generation"
+    assert card.data.tags == ["meetlm", "controllable-generation", "alignment"]
+    for text in (
+        "| `good` | good 1 |",
+        "after step2: preference accuracy",
+        "| control: rank | 2 |",
+        "largest difference",
+    ):
+        assert text in card.text
+    assert "No safe range was measured" in card.text
+    unchecked = meetlm.export_run(lora, "peft", ["good"], out=tmp_path / "out", limit=1, verify=False)
+    assert "was not compared with the run" in (unchecked.folder / "README.md").read_text()
+
+
+def test_push_to_hub(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from meetlm.run import model_card
+
+    calls: list[Any] = []
+
+    class Hub:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+            calls.append((name, private, exist_ok))
+            return f"https://huggingface.co/{name}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr(model_card, "HfApi", Hub)
+    arguments = ["export", str(lora), "--to", "peft", "--level", "good", "--limit", "1", "--out", str(tmp_path / "out")]
+    run = partial(CliRunner().invoke, main)
+    done = run([*arguments, "--push-to-hub", "me/mine"])
+    assert done.exit_code == 1 and "--push-to-hub requires --base" in done.stderr
+    arguments += ["--base", "me/base", "--push-to-hub", "me/mine", "--private"]
+    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: False)
+    done = run(arguments)
+    assert done.exit_code == 1 and "--push-to-hub me/mine: the hub cannot be reached; the export is in" in done.stderr
+    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
+    done = run(arguments)
+    assert done.exit_code == 0, done.output
+    assert "uploaded to https://huggingface.co/me/mine" in done.stderr
+    assert calls[0] == ("me/mine", True, True)
+    assert {"README.md", "export.json", "good", "tokenizer.json"} <= set(calls[1][1])
+    assert run([*arguments[:-3], "--private"]).exit_code == 2
+
+
+def test_adapters_of_a_trained_model_do_not_name_the_model_before(lora: Path) -> None:
+    import yaml
+
+    file = lora / "config.yaml"
+    text = file.read_text()
+    record = yaml.safe_load(text)
+    record["config"]["model"]["name"] = "me/base"
+    file.write_text(yaml.safe_dump(record))
+    try:
+        with pytest.raises(ConfigError, match="--base me/base: training has changed this model"):
+            meetlm.export_run(lora, "peft", base="me/base")
+    finally:
+        file.write_text(text)

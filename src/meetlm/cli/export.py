@@ -35,7 +35,12 @@ from meetlm.export.settings import ExportSettings
     "formats that hold one]",
 )
 @out_option(None, "Folder of the export.  [default: RUN/export/FORMAT]")
-@click.option("--base", metavar="MODEL", help="Name of the base model in the export.  [default: the run's model]")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    help="Hub name or folder of the base model that the export names.  [default: its hub name if training has not "
+    "changed it, else the run's model]",
+)
 @settings_options(ExportSettings, "settings")
 @click.option("--no-verify", is_flag=True, help="Do not compare the export with the run.")
 @click.option(
@@ -47,6 +52,8 @@ from meetlm.export.settings import ExportSettings
 @click.option(
     "--limit", type=Count(1), default=4, show_default=True, help="Compare on the first N held-out prompts only."
 )
+@click.option("--push-to-hub", "repository", metavar="NAME", help="Upload the export to this repository of the hub.")
+@click.option("--private", "is_private", is_flag=True, help="Create the repository of --push-to-hub as a private one.")
 @json_option
 @quiet_option
 def export(
@@ -60,6 +67,8 @@ def export(
     no_verify: bool,
     tolerance: float | None,
     limit: int,
+    repository: str | None,
+    is_private: bool,
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
@@ -74,6 +83,8 @@ def export(
       meet export runs/lora --to peft --level good=1.5,bad=-0.5 --base HuggingFaceTB/SmolLM2-135M-Instruct
       meet export runs/lora --to merged --level 0.7 --out my-model
     """  # noqa: D301  click's mark is a real backspace
+    if is_private and repository is None:
+        raise click.UsageError("--private requires --push-to-hub")
     quiet_libraries()
     from meetlm.run.export import export_run
     from meetlm.run.levels import parse_level
@@ -89,6 +100,8 @@ def export(
         tolerance=tolerance,
         data=held_out_data(overrides),
         limit=limit,
+        push_to_hub=repository,
+        is_private=is_private,
         reporter=reporter,
     )
     if as_json:

@@ -55,12 +55,14 @@ class Exporter(ABC):
     Attributes:
         tool: Name of the tool that reads the format, for messages.
         options: Fields of :class:`ExportSettings` that the exporter uses.
+        names_base: Whether the export names its base model and does not hold it.
         is_single: Whether an export holds one level; otherwise it holds any number, by default all levels.
     """
 
     tool: str
     options: tuple[str, ...] = ()
     is_single: bool = False
+    names_base: bool = False
 
     def failure_reason(self, export: Export) -> str | None:
         """Return why the format cannot express the levels of ``export``; ``None`` if it can."""

@@ -38,6 +38,7 @@ class PeftExporter(Exporter):
 
     tool = "transformers and PEFT"
     options = ("max_rank",)
+    names_base = True
 
     def failure_reason(self, export: Export) -> str | None:
         """Return why PEFT cannot express the control, or has nothing to load."""

@@ -21,8 +21,9 @@ from meetlm.export.settings import ExportSettings
 from meetlm.policy.loading import num_positions
 from meetlm.run.aligned import Aligned, load
 from meetlm.run.completions import held_out_rows
-from meetlm.run.folder import MODEL, read_meet
+from meetlm.run.folder import MODEL, Meet, read_meet, read_model_settings, unchanged_hub_model
 from meetlm.run.levels import Level, level_text, resolve_level
+from meetlm.run.model_card import upload, write_model_card
 
 EXPORTS = "export"
 """Folder of exports within the folder of a run."""
@@ -61,6 +62,8 @@ def export_run(
     tolerance: float | None = None,
     data: DataSettings | None = None,
     limit: int = 4,
+    push_to_hub: str | None = None,
+    is_private: bool = False,
     reporter: Reporter = SILENT,
 ) -> ExportResult:
     """Export levels or mixes of a finished run, and compare the result with the run.
@@ -71,17 +74,20 @@ def export_run(
         levels: Levels or mixes, as in :meth:`Aligned.generate`. By default all levels, or the run's default level for
             formats that hold one.
         out: Folder of the export; by default ``RUN/export/FORMAT``, with the level for formats that hold one.
-        base: Hub name or folder of the base model that the export names; by default the run's model.
+        base: Hub name or folder of the base model that the export names; by default the hub name of the run's base
+            model if training has not changed it, else the run's model.
         settings: Options of the format.
         verify: Whether to load the result with the other tool and compare it with the run.
         tolerance: Largest difference of log-probs that is accepted, in nats; by default the format's.
         data: Data whose evaluation split has the prompts of the parity check; by default the run's.
         limit: Number of prompts of the parity check.
+        push_to_hub: Repository on the hub that the export is uploaded to; ``None`` = no upload.
+        is_private: Whether a repository that is created is private.
         reporter: Shows messages and the result of the parity check.
 
     Raises:
         RunError: There is no finished run, the format cannot express the levels, or the parity check fails.
-        ConfigError: An option is wrong.
+        ConfigError: An option is wrong, or ``base`` is the model before training, which has changed it.
         DataError: The prompts cannot be read.
     """
     run, settings = Path(run), settings or ExportSettings()
@@ -96,6 +102,13 @@ def export_run(
     if exporter.is_single and len(texts) > 1:
         raise ConfigError(f"--to {to} exports one level, and there are {len(texts)}: call it once per level")
     folder = Path(out) if out else run / EXPORTS / (f"{to}-{texts[0]}" if exporter.is_single else to)
+    base = base or unchanged_hub_model(run, meet) or str((run / MODEL).resolve())
+    _check_base(run, meet, base)
+    if push_to_hub is not None and exporter.names_base and Path(base).exists():
+        raise ConfigError(
+            f"--push-to-hub requires --base: the export names its base model, and {base} is a folder of this machine; "
+            "upload it to the hub and pass its name"
+        )
     aligned = load(run, device="cpu")
     prompts = _prompts(aligned, run, data, reporter)
     export = Export(
@@ -104,7 +117,7 @@ def export_run(
         is_chat=meet.conversational,
         levels={text: aligned.weights(level) for text, level in zip(texts, levels, strict=True)},
         model=run / MODEL,
-        base=base or str((run / MODEL).resolve()),
+        base=base,
         prompts=tuple(prompts[:limit]),
         last_tokens=frozenset(aligned.format.prompt_ids(prompt)[-1] for prompt in prompts),
         folder=folder,
@@ -134,8 +147,25 @@ def export_run(
             ]
             refusal = f"{folder}: {exporter.tool} does not compute what the run computes; do not use this export"
             raise RunError("\n  ".join([refusal, *problems]))
+    usage = exporter.usage(export)
+    write_model_card(run, folder, meet, to, export.levels, usage, parity)
+    if push_to_hub is not None:
+        reporter.message(f"uploaded to {upload(folder, push_to_hub, is_private=is_private)}")
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return ExportResult(folder, files, export.levels, parity, exporter.usage(export))
+    return ExportResult(folder, files, export.levels, parity, usage)
+
+
+def _check_base(run: Path, meet: Meet, base: str) -> None:
+    """Refuse the name of the untrained model for adapters that belong to the trained one.
+
+    Raises:
+        ConfigError: ``base`` is the model that the run started from, and training has changed it.
+    """
+    is_first_model = base == read_model_settings(run).name and not Path(base).exists()
+    if is_first_model and unchanged_hub_model(run, meet) is None:
+        raise ConfigError(
+            f"--base {base}: training has changed this model; upload {run / MODEL} to the hub and pass its name"
+        )
 
 
 def _prompts(aligned: Aligned, run: Path, data: DataSettings | None, reporter: Reporter) -> list[Prompt]:

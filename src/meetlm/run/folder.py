@@ -26,7 +26,7 @@ from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
 from meetlm.export.peft import export_levels, peft_failure_reason
-from meetlm.policy.loading import ModelSettings
+from meetlm.policy.loading import EMBEDDED, ModelSettings
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.levels import Level, calibrated_level, dial_warning, level_text, resolve_level
@@ -219,10 +219,27 @@ def read_model_settings(folder: Path) -> ModelSettings:
     Raises:
         RunError: The configuration is missing.
     """
+    return validate(ModelSettings, read_record(folder)["config"]["model"], {}, str(folder / CONFIG))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the contents of ``config.yaml``: the configuration, versions and hashes of a run.
+
+    Raises:
+        RunError: The configuration is missing.
+    """
     record = _read_config(folder)
     if record is None:
-        raise RunError(f"{folder} has no {CONFIG}, so its base model is unknown")
-    return validate(ModelSettings, record["config"]["model"], {}, str(folder / CONFIG))
+        raise RunError(f"{folder} has no {CONFIG}, so its data and settings are unknown")
+    return record
+
+
+def unchanged_hub_model(folder: Path, meet: Meet) -> str | None:
+    """Return the hub name of the model that a run started from, if training has not changed it; else ``None``."""
+    record = read_record(folder)
+    name = record["config"]["model"]["name"]
+    is_changed = record.get("lm_sha256") != meet.lm_sha256
+    return None if is_changed or name == EMBEDDED or Path(name).expanduser().exists() else name
 
 
 def write_dial(folder: Path, dial: dict[str, dict[str, Any]]) -> Meet:
