@@ -148,13 +148,13 @@ class Experiments:
         reward_model = RewardModel.load(RewardSettings(model=str(trained.folder)))
         asked = [model.parse_prompt(number, prompt) for number, prompt in enumerate(repeated)]
         replies = [text or " " for text in texts]
-        pairs = self._pair_measures(model, load_config(None, run / CONFIG, []).data)
+        held_out = DataSettings(source="pairs", eval_file=str(files["test"]))
         return {
             "reward": [scorer(None, text) for text in texts],
             "levels": [score.total for score in levels],
             "levels per token": [score.per_token for score in levels],
             "reward model": reward_model.score(reward_model.tokenize(asked, replies), reporter=self.reporter),
-            "accuracy of the levels": pairs["accuracy"],
+            "accuracy of the levels": self._pair_measures(model, held_out)["accuracy"],
             "accuracy of the reward model": [trained.accuracy.value, trained.accuracy.low, trained.accuracy.high],
         }
 
@@ -220,7 +220,7 @@ class Experiments:
     def _trained(self, task: str, method: str, seed: int) -> Path:
         """Return the run of a method, trained if it is missing."""
         settings = dict(self.plan["methods"][method])
-        more = self._data(task)
+        more = {**self._data(task), "data.limit_eval": 8}  # for the run's own report
         if start := settings.pop("starts_from", None):
             more["model.name"] = str((self._trained(task, start, seed) / "model").resolve())
         name = method.replace(" ", "-").replace(",", "")
