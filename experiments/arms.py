@@ -16,6 +16,7 @@ import meetlm
 from meetlm.config.reporter import Reporter
 from meetlm.data.example import Prompt
 from meetlm.data.settings import DataSettings
+from meetlm.evaluation.callables import CallableScorer
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.settings import RewardData, RewardSettings, RewardTraining
 from meetlm.generation.settings import Sampling
@@ -186,15 +187,14 @@ class Experiments:
         """Rounds of rollouts and training: the reward of held-out prompts before training and after each."""
         plan = self.plan["improve"]
         task, folder = plan["task"], RUNS / plan["task"] / f"improve-seed{seed}"
-        scorer = SCORERS[self.plan["tasks"][task]["scorer"]]
+        name = self.plan["tasks"][task]["scorer"]
         prompts = {split: prompts_of(self.plan["tasks"][task], split) for split in ("train", "test")}
         parsed = {split: [Prompt.from_json(prompt) for prompt in rows] for split, rows in prompts.items()}
         improve(
             self._config({**plan["settings"], "data.path": "unused"}, seed),
             parsed["train"][: plan["prompts"]],
             parsed["test"],
-            lambda asked, replies: [scorer(prompt, reply) for prompt, reply in zip(asked, replies, strict=True)],
-            self.plan["tasks"][task]["scorer"],
+            CallableScorer(name, SCORERS[name]),
             folder,
             sampling=Sampling(max_new_tokens=plan["max_new_tokens"], **self.plan["sampled"]),
             rounds=plan["rounds"],

@@ -70,7 +70,10 @@ def test_levels_by_attribute(text: str, weights: dict[str, float]) -> None:
     [
         ({"tone": "formel"}, "unknown level 'formel' of tone; did you mean 'formal'"),
         ({"tono": "formal"}, "unknown level 'tono'; did you mean 'tone'"),
-        ({"tone": 0.5}, "level tone=0.5: the levels have no order and so no scale; pass one of casual, formal"),
+        (
+            {"tone": 0.5},
+            r"level tone=0.5: expected the name of a level, as the levels of tone \(casual, formal\) have no order",
+        ),
         ({"length": float("nan")}, "level length=nan: expected the name of a level or a finite number"),
         ({"tone=formal": "x"}, "level 'tone=formal' has the weight 'x'; expected a finite number"),
         (0.7, r"level 0.7: there are 2 attributes \(tone, length\); state each, as in tone=0.7"),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 import meetlm
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError
 from meetlm.data.example import Completion, Example, Origin, Prompt, Turn
+from meetlm.data.levels import Attribute, LevelSpace
+from meetlm.data.schemes import LevelScheme
 from meetlm.generation.settings import Sampling
 from meetlm.run.execute import execute
 from meetlm.run.rollout import Rollout, rows_of
 from meetlm.run.score import score_pairs
 from reward_models import folder_of
-from run_folders import config_for, local_model, write_pairs
+from run_folders import config_for, finished, local_model, write_pairs
+from tiny import tiny_policy
 
 PROMPTS = ["\n\nHuman: What is rice?\n\nAssistant:", "\n\nHuman: Is water good?\n\nAssistant:"]
 
@@ -39,6 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def length(prompt: Any, completion: str) -> float:
     """Number of characters."""
     return len(completion)
+
+
+def shortness(prompt: Any, completion: str) -> float:
+    """Number of characters, of which fewer are better."""
+    return len(completion)
+
+
+shortness.higher = False  # type: ignore[attr-defined]
 
 
 def test_a_score_is_the_difference_of_log_probs(folder: Path) -> None:
@@ -121,10 +134,102 @@ def test_suspects_are_the_pairs_that_the_levels_contradict(folder: Path) -> None
 
 def test_data_with_one_reply_per_prompt_are_refused(folder: Path) -> None:
     aligned = meetlm.load(folder / "run")
-    reply = Completion(Turn("assistant", " yes"), (("", "good"),), Origin("a.jsonl", 1))
+    reply = Completion(Turn("assistant", " yes"), (("", "good"),), Origin("a.jsonl", 1), (0.0, 1.0))
     example = Example(Prompt(PROMPTS[0]), (reply,), PROMPTS[0], Origin("a.jsonl", 1))
-    with pytest.raises(ConfigError, match="one reply per prompt"):
+    with pytest.raises(ConfigError, match="no prompt with replies at different levels"):
         score_pairs(aligned.policy, aligned.encoder, [example])
+
+
+TWO = LevelSpace((Attribute("tone", ("casual", "formal")), Attribute("length", ("brief", "detailed"))))
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two attributes."""
+    policy = tiny_policy("llama", "lora", dtype=torch.float32, levels=TWO)
+    return finished(tmp_path_factory.mktemp("styles"), "llama", "lora", policy=policy)
+
+
+def styled_examples() -> list[Example]:
+    """Return a prompt with replies at three combinations, and a prompt with one reply."""
+    replies = [("yes", [1, 3]), ("no", [0, 3]), ("maybe", [0])]
+    completions = tuple(
+        Completion(Turn("assistant", f" {text}"), (), Origin("a.jsonl", 1), TWO.weights(shown))
+        for text, shown in replies
+    )
+    asked = Prompt(PROMPTS[0])
+    return [
+        Example(asked, completions, PROMPTS[0], Origin("a.jsonl", 1)),
+        Example(asked, completions[:1], PROMPTS[0], Origin("a.jsonl", 2)),
+    ]
+
+
+def test_a_score_by_one_attribute_leaves_the_others_out(styles: Path) -> None:
+    aligned = meetlm.load(styles)
+    policy, encoder = aligned.policy, aligned.encoder
+    prompt, reply = Prompt(PROMPTS[0]), Turn("assistant", " rice")
+
+    def logp(*levels: int) -> float:
+        return float(policy.score([encoder.encode(prompt, reply, TWO.weights(levels))])[0])
+
+    (tone,), (both,) = (aligned.score([prompt], ["rice"], name) for name in ("tone", None))
+    assert tone.total == pytest.approx(logp(1) - logp(0), abs=1e-6)
+    assert both.total == pytest.approx(logp(1, 3) - logp(0, 2), abs=1e-6)
+    with pytest.raises(ConfigError, match="no attribute 'tune'; did you mean 'tone'"):
+        aligned.score([prompt], ["rice"], "tune")
+    done = meet("score", styles, "--prompt", "Hi", "--completion", "rice", "--json", "--quiet")
+    rows = json.loads(done.stdout)
+    assert [(row["completion"], row["attribute"]) for row in rows] == [("rice", "tone"), ("rice", "length")]
+    done = meet("score", styles, "--prompt", "Hi", "--completion", "rice", "--attribute", "length", "--json", "--quiet")
+    assert json.loads(done.stdout) == rows[1:]
+
+
+def test_a_pair_of_an_attribute_is_its_highest_and_lowest_reply(styles: Path) -> None:
+    aligned = meetlm.load(styles)
+    score = partial(score_pairs, aligned.policy, aligned.encoder, styled_examples())
+    (pair,) = score("tone")
+    assert [reply.content for reply in pair.example.best_and_worst] == [" yes", " maybe"]
+    totals = [result.total for result in aligned.score([PROMPTS[0]] * 2, ["yes", "maybe"], "tone")]
+    assert pair.margin == pytest.approx(totals[0] - totals[1], abs=1e-5)
+    with pytest.raises(ConfigError, match="no prompt with replies at different levels of length"):
+        score("length")
+    with pytest.raises(ConfigError, match=r"several attributes \(tone, length\): choose .* with --attribute"):
+        score()
+
+
+def test_best_of_n_by_an_attribute(styles: Path) -> None:
+    aligned = meetlm.load(styles)
+    sampled = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    texts = aligned.generate([PROMPTS[0]] * 4, **sampled)
+    scores = [score.total for score in aligned.score([PROMPTS[0]] * 4, texts, "length")]
+    (best,) = aligned.generate(PROMPTS[:1], best_of=4, attribute="length", **sampled)
+    assert best == texts[scores.index(max(scores))]
+    asked = ["generate", styles, "--prompt", "Hi", "--attribute", "length"]
+    assert "--attribute requires --best-of" in meet(*asked).output
+
+
+def test_meet_score_of_several_attributes(styles: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Rice {n}?", "completion": f"{text}.", "attributes": {"tone": tone, "length": length}}
+        for n in range(3)
+        for text, tone, length in (("Well", "formal", "detailed"), ("Hm", "casual", "brief"))
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schemes = [LevelScheme(attribute).to_dict() for attribute in TWO.attributes]
+    (styles / "config.yaml").write_text(yaml.safe_dump({"levels_pinned": schemes}))
+    done = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert [(result["attribute"], result["num_pairs"]) for result in json.loads(done.stdout)] == [
+        ("tone", 3),
+        ("length", 3),
+    ]
+    done = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--quiet")
+    assert "tone: how often the chosen reply of 3 pairs" in done.stdout
+    suspects = ["data", "--data.path", file, "--data.source", "feedback", "--suspects", styles]
+    assert "choose the one that orders two replies with --attribute" in meet(*suspects).output
+    assert " of 3 pairs: the rejected reply" in meet(*suspects, "--attribute", "tone").output
+    assert "--attribute requires --suspects" in meet(*suspects[:-2], "--attribute", "tone").output
 
 
 ROLLOUT = Rollout(Prompt("Q:"), ("a", "b", "c"), (1.0, 3.0, 2.0))
@@ -163,6 +268,14 @@ def test_meet_rollout_from_a_run_and_from_a_model(folder: Path, tmp_path: Path) 
         row = json.loads(line)
         assert row["score_chosen"] > row["score_rejected"] and len(row["chosen"]) > len(row["rejected"])
     assert "pass --reward or --scorer" in meet("rollout", folder / "lm", *data, "--out", out).output
+    reward = ["--reward", folder_of("deberta", tmp_path / "rm"), "--reward.max_length", 64]
+    done = meet("rollout", folder / "lm", *data, *reward, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert len(out.read_text().splitlines()) == 3 * 6
+    assert list(tmp_path.glob("rollouts*")) == [out], "stored rewards are removed at the end"
+    done = meet("rollout", folder / "lm", *data, "--scorer", "test_score:shortness", "--out", out)
+    assert all(json.loads(line)["score"] <= 0 for line in out.read_text().splitlines()), "lower is better"
+    assert "leave out --reward" in meet("rollout", folder / "run", *data, *reward, "--attribute", "a").output
 
 
 def test_improve_repeats_rollouts_and_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +300,7 @@ def test_improve_repeats_rollouts_and_training(tmp_path: Path, monkeypatch: pyte
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)
     assert [result["number"] for result in results] == [0, 1, 2]
-    assert results[0]["num_pairs"] == 0 < results[1]["num_pairs"] < results[2]["num_pairs"], "rounds add up"
+    assert results[0]["num_rows"] == 0 < results[1]["num_rows"] < results[2]["num_rows"], "rounds add up"
     assert (out / "round-0" / "training.jsonl").stat().st_mtime_ns == before, "nothing is sampled twice"
     held_out = {json.loads(line)["prompt"] for line in (out / "round-0" / "held-out.jsonl").read_text().splitlines()}
     trained = {json.loads(line)["prompt"] for line in (out / "round-0" / "training.jsonl").read_text().splitlines()}
@@ -195,3 +308,36 @@ def test_improve_repeats_rollouts_and_training(tmp_path: Path, monkeypatch: pyte
     assert meetlm.load(out / "round-2" / "run").levels[-1] == "good"
     refused = meet(*args, "--temperature", "0.5")
     assert refused.exit_code == 1 and "holds rounds of other settings (sampling)" in refused.output
+
+
+def test_improve_trains_levels_of_scores(tmp_path: Path) -> None:
+    model = local_model(tmp_path / "lm", "llama")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Rice {n}?"}) + "\n" for n in range(10)))
+    out = tmp_path / "improve"
+    args = [
+        "improve",
+        "feedback-meet-lora",
+        "--data.path",
+        prompts,
+        "--holdout",
+        3,
+        "--model.name",
+        model,
+        "--out",
+        out,
+    ]
+    args += ["--scorer", "test_score:length", "--max-new-tokens", 5, "--model.device", "cpu", "--quiet", "--rounds", 1]
+    args += ["--stages.step1.epochs", 1, "--stages.step2.epochs", 1, "--batch.pairs", 4, "--replies", 6]
+    args += ["--data.levels.count", 3, "--data.levels.scheme"]
+    done = meet(*args, "within-prompt")
+    assert done.exit_code == 0, done.output
+    aligned = meetlm.load(out / "round-1" / "run")
+    assert (tuple(aligned.levels), aligned.default_level) == (("q0", "q1", "q2"), "q2")
+    assert f"round 1, {7 * 6} training replies" in done.stdout
+    rows = [json.loads(line) for line in (out / "round-1" / "training-scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 7 * 6 and all(row["score"] == length("", row["completion"].strip()) for row in rows)
+    refused = meet(*args, "quantiles")
+    assert refused.exit_code == 1 and "holds rounds of other settings (levels)" in refused.output
+    args[1] = "pairs-meet-lora"
+    assert "--data.levels requires a recipe for feedback" in meet(*args, "quantiles").output

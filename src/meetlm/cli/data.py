@@ -12,7 +12,7 @@ import click
 from meetlm.cli.arguments import SettingsCommand, configure_for_data
 from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import PATH, Count, config_option, json_option
+from meetlm.cli.options import PATH, Count, attribute_option, config_option, json_option
 from meetlm.config.overrides import Override
 from meetlm.data.settings import DataSettings
 
@@ -33,9 +33,16 @@ SUSPECTS_SHOWN = 20
 @click.option(
     "--suspects", metavar="RUN", type=PATH, help="List the training pairs that the levels of this run contradict most."
 )
+@attribute_option
 @json_option
 def data(
-    names: list[str], overrides: list[Override], file: Path | None, show: int, suspects: Path | None, as_json: bool
+    names: list[str],
+    overrides: list[Override],
+    file: Path | None,
+    show: int,
+    suspects: Path | None,
+    attribute: str | None,
+    as_json: bool,
 ) -> None:
     """Report what preference data contain, before training.
 
@@ -50,10 +57,12 @@ def data(
       meet data hh-meet-soft-prompt --data.subset harmless-base --show 5
       meet data --data.path pairs.csv --suspects runs/lora
     """  # noqa: D301  click's mark is a real backspace
+    if attribute is not None and suspects is None:
+        raise click.UsageError("--attribute requires --suspects")
     quiet_libraries(warnings=False)
     config, reason = configure_for_data(names, overrides, file)
     if suspects is not None:
-        _print_suspects(suspects, config.data, as_json)
+        _print_suspects(suspects, config.data, attribute, as_json)
         return
     from meetlm.diagnostics.data_report import report_data
     from meetlm.diagnostics.locate import with_test
@@ -77,7 +86,7 @@ def data(
         _show(report, prompt_format, config, show)
 
 
-def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
+def _print_suspects(run: Path, settings: DataSettings, attribute: str | None, as_json: bool) -> None:
     """Print the training pairs whose rejected reply has the higher score by the levels of a run, worst first."""
     from meetlm.run.aligned import load
     from meetlm.run.folder import read_pinned_levels
@@ -87,7 +96,7 @@ def _print_suspects(run: Path, settings: DataSettings, as_json: bool) -> None:
     reporter = ConsoleReporter()
     aligned = load(run)
     examples, _ = read_pairs(settings, aligned.format, read_pinned_levels(run), train=True)
-    pairs = score_pairs(aligned.policy, aligned.encoder, examples, reporter=reporter)
+    pairs = score_pairs(aligned.policy, aligned.encoder, examples, attribute, reporter=reporter)
     contradicted = find_suspects(pairs)
     if as_json:
         print_json({"num_pairs": len(pairs), "suspects": [pair.to_dict() for pair in contradicted]})

@@ -10,7 +10,7 @@ import click
 
 from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
 from meetlm.cli.console import ConsoleReporter, print_json, print_report_table, quiet_libraries
-from meetlm.cli.evaluators import model_settings
+from meetlm.cli.evaluators import RewardArguments, model_settings
 from meetlm.cli.main import main
 from meetlm.cli.options import (
     FILE,
@@ -25,17 +25,15 @@ from meetlm.cli.options import (
     settings_options,
 )
 from meetlm.config.overrides import Override
-from meetlm.evaluation.settings import DialSettings, RewardSettings
+from meetlm.evaluation.settings import DialSettings
 from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
     from meetlm.evaluation.dial import Turned
 
 
-class _DialArguments(HeldOutData):
+class _DialArguments(RewardArguments, HeldOutData):
     """The settings of the command."""
-
-    reward: RewardSettings | None = None
 
 
 @main.command(
@@ -109,7 +107,7 @@ def dial(
       meet dial runs/meet --reward runs/rm --grid -0.5,0,0.5,1,1.5,2,3 --picture dial.svg
       meet dial runs/styles --scorer tone=my_scorers:formality --scorer length=words
     """  # noqa: D301  click's mark is a real backspace
-    reward = model_settings(_DialArguments, overrides, reward=model).reward
+    reward = model_settings(RewardArguments, overrides, reward=model).reward
     if picture is not None and picture.suffix not in (".svg", ".png"):
         raise click.UsageError(f"--picture {picture}: expected a name that ends in .svg or .png")
     run = Path(names[0])

@@ -16,10 +16,15 @@ from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, Reward
 S = TypeVar("S", bound=Settings)
 
 
-class EvaluatorSettings(Settings):
-    """The settings of evaluators, by the first part of their keys."""
+class RewardArguments(Settings):
+    """The settings of a command that scores by a reward model."""
 
     reward: RewardSettings | None = None
+
+
+class EvaluatorSettings(RewardArguments):
+    """The settings of evaluators, by the first part of their keys."""
+
     judge: JudgeSettings | None = None
 
 

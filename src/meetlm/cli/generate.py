@@ -20,6 +20,7 @@ from meetlm.cli.options import (
     PATH,
     Count,
     against_option,
+    attribute_option,
     batch_size_option,
     guidance_option,
     json_option,
@@ -62,6 +63,7 @@ CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conver
     show_default=True,
     help="Sample N replies per prompt and use the one that the levels score highest (see `meet score`).",
 )
+@attribute_option
 @click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
 @out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]", FILE)
 @json_option
@@ -77,6 +79,7 @@ def generate(
     seed: int,
     batch_size: int,
     best_of: int,
+    attribute: str | None,
     limit: int | None,
     out: Path | None,
     as_json: bool,
@@ -97,6 +100,8 @@ def generate(
     """  # noqa: D301  click's mark is a real backspace
     if prompts and (overrides or limit or out):
         raise click.UsageError("--prompt cannot be combined with settings of data, --limit or --out")
+    if attribute is not None and best_of == 1:
+        raise click.UsageError("--attribute requires --best-of")
     run = Path(names[0])
     quiet_libraries()
     from meetlm.run.aligned import load
@@ -113,6 +118,7 @@ def generate(
             sampling,
             guidance=guided,
             best_of=best_of,
+            attribute=attribute,
             seed=seed,
             batch_size=batch_size,
             reporter=reporter,
@@ -131,6 +137,7 @@ def generate(
         seed=seed,
         limit=limit,
         best_of=best_of,
+        attribute=attribute,
         batch_size=batch_size,
         out=out,
         reporter=reporter,

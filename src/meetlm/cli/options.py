@@ -90,6 +90,9 @@ guidance_option = click.option(
 against_option = click.option(
     "--against", metavar="LEVEL", help="Level that guidance moves away from.  [default: the worst level]"
 )
+attribute_option = click.option(
+    "--attribute", metavar="NAME", help="Attribute to score by, in a run with several.  [default: all that are ordered]"
+)
 batch_size_option = click.option(
     "--batch-size", type=Count(1), default=32, show_default=True, help="Number of prompts per batch."
 )

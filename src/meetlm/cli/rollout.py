@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -12,10 +13,12 @@ import click
 
 from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
 from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
+from meetlm.cli.evaluators import RewardArguments, model_settings
 from meetlm.cli.main import main
 from meetlm.cli.options import (
     FILE,
     Count,
+    attribute_option,
     batch_size_option,
     config_option,
     json_option,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from meetlm.data.settings import DataSettings
 
 DEFAULT_TEMPERATURE = 1.0
+TRAINING_KEYS = ("data.max_length", "data.levels")
+"""Settings of the data of `meet improve` that concern training, not where the prompts are."""
 
 replies_option = click.option(
     "--replies", type=Count(1), default=4, show_default=True, help="Number of replies to sample per prompt."
@@ -51,11 +56,15 @@ temperature_option = click.option(
 )
 
 
+class _RolloutArguments(RewardArguments, HeldOutData):
+    """The settings of `meet rollout`."""
+
+
 @main.command(
     cls=SettingsCommand,
     names="RUN_OR_MODEL",
     missing="the folder of a run, or a model (hub name, folder or smollm2)",
-    settings=HeldOutData,
+    settings=_RolloutArguments,
     short_help="Sample and score replies; write training data.",
 )
 @click.option(
@@ -73,6 +82,7 @@ temperature_option = click.option(
 @seed_option("Seed of sampling.")
 @reward_option
 @scorer_option
+@attribute_option
 @click.option("--limit", type=Count(1), help="Use the first N prompts only.  [default: all]")
 @batch_size_option
 @out_option("rollouts.jsonl", "File of the rows.", FILE)
@@ -89,6 +99,7 @@ def rollout(
     seed: int,
     reward: str | None,
     scorer: str | None,
+    attribute: str | None,
     limit: int | None,
     batch_size: int,
     out: Path,
@@ -108,31 +119,34 @@ def rollout(
     data = held_out_data(overrides)
     if data is None:
         raise click.UsageError("pass the prompts: --data.path FILE, FOLDER or HUB_NAME")
+    if attribute is not None and (reward or scorer):
+        raise click.UsageError("--attribute is for scores by the levels of a run: leave out --reward and --scorer")
+    settings = model_settings(RewardArguments, overrides, reward=reward).reward
     quiet_libraries()
-    from meetlm.evaluation.settings import RewardSettings
     from meetlm.policy.loading import ModelSettings
     from meetlm.run.aligned import load, load_base
     from meetlm.run.completions import UNFINISHED
     from meetlm.run.folder import MEET
     from meetlm.run.levels import parse_level
-    from meetlm.run.rollout import level_scorer, make_scorer, sample_rollouts, write_rows
+    from meetlm.run.rollout import LevelScorer, make_scorer, sample_rollouts, write_rows
 
     prompts = _read_prompts(data, reporter)[:limit]
     model = Path(names[0])
     is_run = (model / MEET).is_file()
-    score = make_scorer(RewardSettings(model=reward) if reward else None, scorer, reporter)
+    rewards = out.with_name(f"{out.name}.rewards")
+    score = make_scorer(settings, scorer, rewards)
     if score is None and not is_run:
         raise click.UsageError(f"{names[0]} is not a run, so it has no levels to score by: pass --reward or --scorer")
     if is_run:
         aligned = load(model)
     else:
-        settings = ModelSettings(name=names[0])
-        aligned = load_base(settings, data.source, conversational=prompts[0].is_chat, system="auto", reasoning=False)
+        base = ModelSettings(name=names[0])
+        aligned = load_base(base, data.source, conversational=prompts[0].is_chat, system="auto", reasoning=False)
     unfinished = out.with_name(out.name + UNFINISHED)
     rollouts = sample_rollouts(
         aligned,
         prompts,
-        score or level_scorer(aligned, reporter),
+        score or LevelScorer(aligned, attribute),
         _at_temperature(sampling, temperature),
         unfinished,
         replies=replies,
@@ -143,6 +157,7 @@ def rollout(
     )
     num_rows = write_rows(rollouts, out, form, reporter)
     unfinished.unlink(missing_ok=True)
+    shutil.rmtree(rewards, ignore_errors=True)
     if as_json:
         print_json({"file": str(out), "num_prompts": len(rollouts), "num_rows": num_rows})
     else:
@@ -183,40 +198,47 @@ def improve(
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
-    """Repeat for some rounds: sample replies to the prompts in --data.path, score them, train RECIPE on their pairs.
+    """Repeat for some rounds: sample replies to the prompts in --data.path, score them, train RECIPE on them.
 
-    Replies of a round come from the model of the round before. Each round trains from the original model on the pairs
-    of all rounds so far. Greedy replies to held-out prompts are scored before the first round and after each. The same
-    command continues an interrupted call; with more --rounds it adds rounds.
+    A recipe for feedback trains the levels that follow from the scores, by the settings of --data.levels; other recipes
+    train the pair of the best and the worst reply to each prompt. Replies of a round come from the model of the round
+    before. Each round trains from the original model on the replies of all rounds so far. Greedy replies to held-out
+    prompts are scored before the first round and after each. The same command continues an interrupted call; with more
+    --rounds it adds rounds.
 
     \b
-    Example:
+    Examples:
       meet improve pairs-meet-lora --data.path prompts.jsonl --preset small --model.name smollm2 \\
           --scorer my_scorers:brevity --rounds 2
+      meet improve feedback-meet-lora --data.levels.scheme within-prompt --data.levels.count 4 \\
+          --data.path prompts.jsonl --preset small --model.name smollm2 --scorer my_scorers:brevity
     """  # noqa: D301  click's mark is a real backspace
     if (reward is None) == (scorer is None):
         raise click.UsageError("pass either --reward or --scorer, which scores the replies")
-    located = [override for override in overrides if override.key.replace("-", "_") != "data.max_length"]
+    located = [override for override in overrides if not override.key.replace("-", "_").startswith(TRAINING_KEYS)]
     data = held_out_data(located)
     if data is None:
         raise click.UsageError("pass the prompts: --data.path FILE, FOLDER or HUB_NAME")
     quiet_libraries()
     from meetlm.evaluation.settings import RewardSettings
     from meetlm.recipes.config import load_config
+    from meetlm.run.improve import LEVELS_SOURCE
     from meetlm.run.improve import improve as run
     from meetlm.run.rollout import make_scorer
 
     training = [override for override in overrides if not override.key.startswith("data.") or override not in located]
     config = load_config(names[0], file, training)
+    trains_levels = config.data.source == LEVELS_SOURCE
+    if not trains_levels and any(override.key.startswith("data.levels") for override in training):
+        raise click.UsageError(f"--data.levels requires a recipe for feedback; {names[0]} trains on pairs")
     prompts, held_out = _split(_read_prompts(data, reporter), holdout)
-    score = make_scorer(RewardSettings(model=reward) if reward else None, scorer, reporter)
+    score = make_scorer(RewardSettings(model=reward) if reward else None, scorer, out / "scores")
     assert score is not None
     results = run(
         config,
         prompts,
         held_out,
         score,
-        str(reward or scorer),
         out,
         sampling=_at_temperature(sampling, temperature),
         rounds=rounds,
@@ -228,7 +250,8 @@ def improve(
         print_json([asdict(result) for result in results])
         return
     for result in results:
-        name = "before training" if result.number == 0 else f"round {result.number}, {result.num_pairs} training pairs"
+        rows = f"{result.num_rows} training {'replies' if trains_levels else 'pairs'}"
+        name = "before training" if result.number == 0 else f"round {result.number}, {rows}"
         click.echo(f"{name}: mean score of held-out replies {result.score}")
     click.echo(f"The last run is in {out / f'round-{rounds}' / 'run'}")
 

@@ -106,6 +106,7 @@ class Aligned:
         temperature: float = 0.0,
         top_p: float = 1.0,
         best_of: int = 1,
+        attribute: str | None = None,
         seed: int = 0,
         batch_size: int = 32,
     ) -> list[str]:
@@ -122,6 +123,7 @@ class Aligned:
             temperature: Sampling temperature; 0 = greedy decoding.
             top_p: Sample from the most likely tokens of this total probability.
             best_of: Number of replies to sample per prompt; the reply with the highest :meth:`score` is returned.
+            attribute: As in :meth:`score`, for ``best_of``.
             seed: Seed of sampling. A prompt's samples depend only on it and on the prompt's index in the list.
             batch_size: Prompts per batch.
 
@@ -136,6 +138,7 @@ class Aligned:
             sampling,
             guidance=Guidance(guidance, against),
             best_of=best_of,
+            attribute=attribute,
             seed=seed,
             batch_size=batch_size,
         )
@@ -149,6 +152,7 @@ class Aligned:
         *,
         guidance: Guidance = NO_GUIDANCE,
         best_of: int = 1,
+        attribute: str | None = None,
         seed: int = 0,
         batch_size: int = 32,
         reporter: Reporter = SILENT,
@@ -162,7 +166,7 @@ class Aligned:
             )
         )
         records = [completions[number] for number in sorted(completions)]
-        return [records[index] for index, _ in self.pick_best(records, best_of, reporter=reporter)]
+        return [records[index] for index, _ in self.pick_best(records, best_of, attribute, reporter=reporter)]
 
     def repeat(self, prompts: Iterable[PromptLike], best_of: int, sampling: Sampling) -> list[PromptLike]:
         """Return each prompt ``best_of`` times, for as many samples of it.
@@ -179,19 +183,29 @@ class Aligned:
         return [prompt for prompt in prompts for _ in range(best_of)]
 
     def pick_best(
-        self, records: Sequence[CompletionRecord], best_of: int, *, reporter: Reporter = SILENT
+        self,
+        records: Sequence[CompletionRecord],
+        best_of: int,
+        attribute: str | None = None,
+        *,
+        reporter: Reporter = SILENT,
     ) -> list[tuple[int, float | None]]:
         """Return the index and the score of the best of each ``best_of`` completions; the first one on a tie."""
         if best_of == 1:
             return [(index, None) for index in range(len(records))]
         texts = [record.completion for record in records]
-        scores = self.score([record.prompt for record in records], texts, reporter=reporter)
+        scores = self.score([record.prompt for record in records], texts, attribute, reporter=reporter)
         groups = [range(start, start + best_of) for start in range(0, len(records), best_of)]
         best = [max(group, key=lambda index: scores[index].total) for group in groups]
         return [(index, scores[index].total) for index in best]
 
     def score(
-        self, prompts: Iterable[PromptLike], completions: Iterable[str], *, reporter: Reporter = SILENT
+        self,
+        prompts: Iterable[PromptLike],
+        completions: Iterable[str],
+        attribute: str | None = None,
+        *,
+        reporter: Reporter = SILENT,
     ) -> list[LevelScore]:
         """Return log p(completion | prompt, best level) − log p(completion | prompt, worst level) of each completion.
 
@@ -199,14 +213,16 @@ class Aligned:
             prompts: As in :meth:`generate`, one per completion.
             completions: Texts. After a prompt of plain text, a completion without leading white space is joined by a
                 space, unless the prompt ends in white space.
+            attribute: Attribute whose best and worst level are compared, in a run with several; by default all ordered
+                attributes together.
             reporter: Shows the number of sequences.
 
         Raises:
-            ConfigError: The levels have no best and worst, or a prompt is wrong.
+            ConfigError: The levels have no best and worst, or a prompt or the attribute is wrong.
         """
         parsed = [self.parse_prompt(number, prompt) for number, prompt in enumerate(prompts)]
         rows = [(prompt, joined_reply(prompt, text)) for prompt, text in zip(parsed, completions, strict=True)]
-        return score_replies(self.policy, self.encoder, rows, reporter=reporter)
+        return score_replies(self.policy, self.encoder, rows, attribute, reporter=reporter)
 
     def iter_completions(
         self,

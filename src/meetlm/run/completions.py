@@ -41,6 +41,7 @@ def write_completions(
     seed: int = 0,
     limit: int | None = None,
     best_of: int = 1,
+    attribute: str | None = None,
     batch_size: int = 32,
     out: Path | None = None,
     reporter: Reporter = SILENT,
@@ -57,6 +58,7 @@ def write_completions(
         seed: Seed of sampling.
         limit: Use only the first ``limit`` prompts; ``None`` = all.
         best_of: As in :meth:`Aligned.generate`.
+        attribute: As in :meth:`Aligned.generate`.
         batch_size: Prompts per batch.
         out: File to write; by default :func:`completions_file`.
         reporter: Shows progress, and which rows are skipped and why.
@@ -74,7 +76,15 @@ def write_completions(
     rows = held_out_rows(aligned, run, data, reporter)
     prompts = aligned.repeat([row.prompt for row in rows[:limit]], best_of, sampling)
     path = out or completions_file(
-        run, resolved, sampling, seed, guidance=guidance, data=data, limit=limit, best_of=best_of
+        run,
+        resolved,
+        sampling,
+        seed,
+        guidance=guidance,
+        data=data,
+        limit=limit,
+        best_of=best_of,
+        attribute=attribute,
     )
     unfinished = path.with_name(path.name + UNFINISHED)
     completions = complete_resumably(
@@ -89,7 +99,7 @@ def write_completions(
         reporter=reporter,
     )
     lines = []
-    for index, score in aligned.pick_best(completions, best_of, reporter=reporter):
+    for index, score in aligned.pick_best(completions, best_of, attribute, reporter=reporter):
         chosen = completions[index].to_dict()
         lines.append(chosen if score is None else {**chosen, "best_of": best_of, "score": score})
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -206,9 +216,11 @@ def completions_file(
     data: DataSettings | None = None,
     limit: int | None = None,
     best_of: int = 1,
+    attribute: str | None = None,
 ) -> Path:
     """Return the default file of a run's completions; its name states all that distinguishes them."""
-    name = _stem(level, sampling, guidance) + ("" if best_of == 1 else f"-best{best_of}") + f"-seed{seed}"
+    best = "" if best_of == 1 else f"-best{best_of}" + (f"-by-{attribute}" if attribute else "")
+    name = f"{_stem(level, sampling, guidance)}{best}-seed{seed}"
     name += "" if data is None else f"-of-{_data_name(data)}"
     name += "" if limit is None else f"-first{limit}"
     return run / COMPLETIONS / f"{safe_name(name)}.jsonl"

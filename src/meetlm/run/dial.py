@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.errors import ConfigError
 from meetlm.config.journal import Journal, stored_results
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded
@@ -39,9 +39,9 @@ from meetlm.run.levels import (
     NO_GUIDANCE,
     Guidance,
     Level,
+    check_scale,
     dial_key,
     level_text,
-    order_advice,
     resolve_level,
     scales_of,
     weights_by_name,
@@ -182,25 +182,17 @@ def _assign(
 ) -> tuple[dict[str, Scorer], list[Scorer]]:
     """Return the scorer that each attribute is to move, and the others."""
     attributes = list(scales_of(levels))
-    unordered = {attribute.name: attribute for attribute in levels.attributes if not attribute.is_ordered}
     if not attributes:
-        attribute = levels.attributes[0]
-        raise ConfigError(
-            f"the levels {', '.join(attribute.levels)} have no order and so no dial; {order_advice(attribute)}"
-        )
+        check_scale(levels, levels.attributes[0].name)
     by_attribute: dict[str, Scorer] = {}
     others: list[Scorer] = []
     if reward is not None:
         others.append(RewardScorer(RewardModel.load(reward), folder))
     for text in scorers:
         moved, equals, name = text.rpartition("=")
-        if equals and moved in unordered:
-            advice = order_advice(unordered[moved])
-            raise ConfigError(f"--scorer {text}: the levels of {moved} have no order and so no dial; {advice}")
-        if equals and moved not in attributes:
-            raise ConfigError(f"--scorer {text}: no attribute {moved!r}{nearest(moved, attributes)}")
         scorer: Scorer = CallableScorer("words", words) if name == "words" else load_scorer(name)
         if equals:
+            check_scale(levels, moved)
             by_attribute[moved] = scorer
         else:
             others.append(scorer)

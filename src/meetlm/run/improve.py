@@ -1,8 +1,10 @@
-"""Rounds of rollouts and training: the model's own replies, scored, become the next round's training pairs.
+"""Rounds of rollouts and training: the model's own replies, scored, become the next round's training data.
 
-Each round samples replies from the model of the round before, adds their pairs to those of earlier rounds, and trains
-the recipe from the original model on all of them (Quark's loop, Lu et al., 2022; SteerLM's bootstrapping, Dong et al.,
-2023). Replies to held-out prompts are scored before the first round and after each.
+Each round samples replies from the model of the round before, adds them to those of earlier rounds, and trains the
+recipe from the original model on all of them (Quark's loop, Lu et al., 2022; SteerLM's bootstrapping, Dong et al.,
+2023). A recipe for feedback trains the levels that follow from the scores, as its settings ``data.levels`` state; other
+recipes train the pair of the best and the worst reply to each prompt and round. Replies to held-out prompts are scored
+before the first round and after each.
 """
 
 from __future__ import annotations
@@ -22,15 +24,19 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt, fingerprint
 from meetlm.data.settings import DataSettings
 from meetlm.diagnostics.intervals import Interval, mean_interval
+from meetlm.evaluation.evaluate import Scorer
+from meetlm.evaluation.reward_scorer import RewardScorer
 from meetlm.generation.settings import Sampling
 from meetlm.recipes.config import RunConfig
 from meetlm.run.aligned import Aligned, load, load_base
 from meetlm.run.completions import UNFINISHED
 from meetlm.run.execute import execute
 from meetlm.run.folder import MEET
-from meetlm.run.rollout import Rollout, Scorer, is_transcript, rows_of, sample_rollouts
+from meetlm.run.rollout import Rollout, is_transcript, rows_of, sample_rollouts
 
 RECORD = "improve.json"
+LEVELS_SOURCE = "feedback"
+"""Format of the data of recipes that train on levels of scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,12 @@ class RoundResult:
 
     Attributes:
         number: Number of the round.
-        num_pairs: Training pairs of all rounds so far.
+        num_rows: Training rows of all rounds so far: pairs, or replies with scores.
         score: Mean score of greedy replies to the held-out prompts, with its 95% interval over prompts.
     """
 
     number: int
-    num_pairs: int
+    num_rows: int
     score: Interval
 
 
@@ -53,7 +59,6 @@ def improve(
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
     scorer: Scorer,
-    scorer_name: str,
     folder: Path,
     *,
     sampling: Sampling,
@@ -65,11 +70,11 @@ def improve(
     """Run rounds of rollouts and training; an interrupted call continues, and more rounds may be added later.
 
     Args:
-        config: The recipe; its data are replaced by the rollouts, but for ``data.max_length``.
+        config: The recipe; its data are replaced by the rollouts, but for ``data.max_length`` and, if the format of the
+            data is ``feedback``, ``data.levels``.
         prompts: Prompts to sample and train on.
         held_out: Other prompts, to measure on.
         scorer: Scores the replies.
-        scorer_name: Name of the scorer, for the record.
         folder: Folder of the rounds.
         sampling: How to sample replies to train on.
         rounds: Number of rounds.
@@ -82,12 +87,14 @@ def improve(
 
     Raises:
         RunError: ``folder`` holds other files, or rounds of other settings or prompts.
-        ConfigError: The replies of a round give no training or no held-out pair.
+        ConfigError: The replies of a round give no training or no held-out pair, or define no levels.
     """
     if replies < 2:
-        raise ConfigError(f"--replies {replies}: a training pair needs two replies or more")
-    _begin(config, (*prompts, *held_out), scorer_name, sampling, replies, folder)
-    source = "hh" if all(map(is_transcript, prompts)) else "pairs"
+        raise ConfigError(f"--replies {replies}: training compares two replies or more to each prompt")
+    _begin(config, (*prompts, *held_out), scorer, sampling, replies, folder)
+    trains_levels = config.data.source == LEVELS_SOURCE
+    form = "scores" if trains_levels else "pairs"
+    source = LEVELS_SOURCE if trains_levels else "hh" if all(map(is_transcript, prompts)) else "pairs"
     aligned = load_base(
         config.model,
         source,
@@ -103,7 +110,7 @@ def improve(
         round_folder.mkdir(exist_ok=True)
         if number:
             run = round_folder / "run"
-            data = _write_pool(pool, round_folder, source, config.data.max_length)
+            data = _write_pool(pool, round_folder, source, form, config.data)
             if not (run / MEET).is_file():
                 execute(config.model_copy(update={"data": data}), run, reporter=reporter)
             aligned = load(run, device=config.model.device)
@@ -122,7 +129,7 @@ def improve(
         write_atomic(folder / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
         if number < rounds:
             for kind, asked in (("training", prompts), ("held-out", held_out)):
-                pool[kind] += rows_of(sample(asked, sampling, kind, replies=replies), "pairs")
+                pool[kind] += rows_of(sample(asked, sampling, kind, replies=replies), form)
     return results
 
 
@@ -164,17 +171,19 @@ def _rollouts(
 
 
 def _begin(
-    config: RunConfig, prompts: Sequence[Prompt], scorer: str, sampling: Sampling, replies: int, folder: Path
+    config: RunConfig, prompts: Sequence[Prompt], scorer: Scorer, sampling: Sampling, replies: int, folder: Path
 ) -> None:
     """Record the settings of the rounds, or compare them with the record."""
     record = {
         "config": config.model_dump(mode="json", exclude={"data"}),
         "max_length": config.data.max_length,
         "prompts_sha256": fingerprint((prompt,) for prompt in prompts),
-        "scorer": scorer,
+        "scorer": scorer.description if isinstance(scorer, RewardScorer) else scorer.name,
         "sampling": sampling.model_dump(),
         "replies": replies,
     }
+    if config.data.source == LEVELS_SOURCE:
+        record["levels"] = config.data.levels.model_dump(mode="json")
     file = folder / RECORD
     if file.is_file():
         earlier = json.loads(file.read_text(encoding="utf-8"))
@@ -187,14 +196,20 @@ def _begin(
     write_atomic(file, json.dumps(record, indent=2) + "\n")
 
 
-def _write_pool(pool: dict[str, list[dict[str, Any]]], folder: Path, source: str, max_length: int) -> DataSettings:
-    """Write the pairs of all rounds so far, and return their settings."""
+def _write_pool(
+    pool: dict[str, list[dict[str, Any]]], folder: Path, source: str, form: str, settings: DataSettings
+) -> DataSettings:
+    """Write the rows of all rounds so far, and return where they are."""
     files = {}
     for kind, rows in pool.items():
         if not rows:
             raise ConfigError(f"the replies to each of the {kind} prompts have equal scores, so there is no pair")
-        files[kind] = folder / f"{kind}-pairs.jsonl"
+        files[kind] = folder / f"{kind}-{form}.jsonl"
         write_atomic(files[kind], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return DataSettings(
-        source=source, train_file=str(files["training"]), eval_file=str(files["held-out"]), max_length=max_length
+        source=source,
+        train_file=str(files["training"]),
+        eval_file=str(files["held-out"]),
+        max_length=settings.max_length,
+        levels=settings.levels,
     )

@@ -136,10 +136,27 @@ def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
     }
 
 
-def order_advice(attribute: Attribute) -> str:
-    """Return how a run gets levels with an order."""
+def check_scale(levels: LevelSpace, attribute: str) -> None:
+    """Refuse an attribute that is no scale from worst to best.
+
+    Raises:
+        ConfigError: It is unknown, or its levels have no order.
+    """
+    attributes = {stated.name: stated for stated in levels.attributes}
+    if attribute not in attributes:
+        raise ConfigError(f"no attribute {attribute!r}{nearest(attribute, attributes)}")
+    if not attributes[attribute].is_ordered:
+        raise ConfigError(_no_order(attributes[attribute]))
+
+
+def _no_order(attribute: Attribute) -> str:
+    """Return that the levels of an attribute are no scale, and how they become one."""
+    of = f" of {attribute.name}" if attribute.name else ""
     setting = f"data.attribute_levels.{attribute.name}.names" if attribute.name else "data.levels.names"
-    return f"a scale requires training with --{setting} and the names from worst to best"
+    return (
+        f"the levels{of} ({', '.join(attribute.levels)}) have no order: a scale requires training with --{setting} and "
+        "the names from worst to best"
+    )
 
 
 def dial_key(attribute: str, by: str) -> str:
@@ -251,10 +268,7 @@ def _on_scale(attribute: Attribute, place: float) -> str | dict[str, float]:
     if len(names) < 2:
         raise ConfigError(f"level {stated}: there is one level ({names[0]}) and so no scale; pass its name")
     if not attribute.is_ordered:
-        raise ConfigError(
-            f"level {stated}: the levels have no order and so no scale; pass one of {', '.join(attribute.levels)} "
-            f"({order_advice(attribute)})"
-        )
+        raise ConfigError(f"level {stated}: expected the name of a level, as {_no_order(attribute)}")
     steps = place * (len(names) - 1)
     lower = min(max(math.floor(steps), 0), len(names) - 2)
     share = round(steps - lower, 12)

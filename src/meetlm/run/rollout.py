@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,11 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
 from meetlm.data.hh import ASSISTANT
 from meetlm.evaluation.callables import load_scorer
+from meetlm.evaluation.evaluate import Scorer
+from meetlm.evaluation.outcomes import Column
+from meetlm.evaluation.record import Problem
 from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.reward_scorer import RewardScorer
 from meetlm.evaluation.settings import RewardSettings
 from meetlm.generation.settings import Sampling
 from meetlm.run.aligned import Aligned, joined_reply
@@ -24,9 +28,6 @@ from meetlm.run.levels import Level
 
 FORMATS = ("scores", "pairs", "unpaired")
 """TRL's formats: a score per reply; chosen and rejected; a label per reply."""
-
-Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
-"""Scores replies, higher is better; ``None`` for a reply without a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,42 @@ class Rollout:
     scores: tuple[float, ...]
 
 
-def level_scorer(aligned: Aligned, reporter: Reporter = SILENT) -> Scorer:
-    """Return the score of a run's own levels (:meth:`Aligned.score`)."""
+class LevelScorer:
+    """Scores replies by the levels of a run (:meth:`Aligned.score`).
 
-    def score(prompts: Sequence[Prompt], replies: Sequence[str]) -> list[float | None]:
-        return [result.total for result in aligned.score(prompts, replies, reporter=reporter)]
+    Args:
+        aligned: The run.
+        attribute: As in :meth:`Aligned.score`.
+    """
 
-    return score
+    name = "levels"
+    description = "log p at the best level − log p at the worst level, in nats"
+    higher_is_better = True
+
+    def __init__(self, aligned: Aligned, attribute: str | None = None) -> None:
+        self.aligned, self.attribute = aligned, attribute
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        chosen: Sequence[str | None],
+        names: Sequence[str],
+        *,
+        reporter: Reporter = SILENT,
+    ) -> tuple[Column, list[Problem]]:
+        """Return the summed score of each completion; ``chosen`` and ``names`` are not used."""
+        scores = self.aligned.score(prompts, completions, self.attribute, reporter=reporter)
+        return [score.total for score in scores], []
 
 
-def make_scorer(reward: RewardSettings | None, function: str | None, reporter: Reporter = SILENT) -> Scorer | None:
+def make_scorer(reward: RewardSettings | None, function: str | None, folder: Path) -> Scorer | None:
     """Return a scorer by a reward model or a Python function; ``None`` for neither.
 
     Args:
         reward: Settings of a reward model.
-        function: Function as ``MODULE:FUNCTION``. If lower values are better, the scores are the negative values.
-        reporter: Shows the progress.
+        function: Function as ``MODULE:FUNCTION``.
+        folder: Folder where rewards are stored as they are computed.
 
     Raises:
         ConfigError: Both are set, or the scorer cannot be loaded.
@@ -67,21 +88,8 @@ def make_scorer(reward: RewardSettings | None, function: str | None, reporter: R
     if reward is not None and function is not None:
         raise ConfigError("--reward and --scorer are both set: choose one of them")
     if reward is not None:
-        model = RewardModel.load(reward)
-        return lambda prompts, replies: model.score(model.tokenize(prompts, replies), reporter=reporter)
-    if function is None:
-        return None
-    scorer = load_scorer(function)
-    sign = 1 if scorer.higher_is_better else -1
-
-    def score(prompts: Sequence[Prompt], replies: Sequence[str]) -> list[float | None]:
-        names = [f"reply {number}" for number in range(1, len(replies) + 1)]
-        values, problems = scorer.score(prompts, replies, [None] * len(prompts), names)
-        for problem in problems:
-            reporter.warning(f"{function}: {problem}")
-        return [None if value is None else sign * value for value in values]
-
-    return score
+        return RewardScorer(RewardModel.load(reward), folder)
+    return None if function is None else load_scorer(function)
 
 
 def sample_rollouts(
@@ -102,7 +110,7 @@ def sample_rollouts(
     Args:
         aligned: A run or a base model.
         prompts: The prompts.
-        scorer: Scores the replies.
+        scorer: Scores the replies; where lower is better, the score is the negative value.
         sampling: How to sample.
         unfinished: Journal of the replies so far; the caller removes it when the results are written.
         replies: Number of replies per prompt.
@@ -122,7 +130,12 @@ def sample_rollouts(
         aligned, repeated, level, sampling, unfinished, seed=seed, batch_size=batch_size, reporter=reporter
     )
     texts = [completion.completion for completion in completions]
-    scores = scorer(repeated, texts)
+    names = [f"reply {number}" for number in range(1, len(texts) + 1)]
+    values, problems = scorer.score(repeated, texts, [None] * len(texts), names, reporter=reporter)
+    for problem in problems:
+        reporter.warning(f"{scorer.name}: {problem}")
+    sign = 1 if scorer.higher_is_better else -1
+    scores = [None if value is None else sign * value for value in values]
     if None in scores:
         reporter.warning(f"{scores.count(None)} of {len(texts)} replies have no score and are left out")
     rollouts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from meetlm.data.encoding import Encoded, Encoder, example_lengths
 from meetlm.data.example import Example, Prompt, Turn, Weights
 from meetlm.data.filters import FilterReport, filter_eval, filter_train
 from meetlm.data.fitted_levels import PAIRS, FittedLevels, merge_prompts
+from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
@@ -24,6 +25,7 @@ from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import num_positions
 from meetlm.policy.policy import Policy
+from meetlm.run.levels import check_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class ScoredPair:
     """The scores of a pair.
 
     Attributes:
-        example: The pair.
+        example: The pair: both replies alone, the chosen reply first.
         chosen: Score of the chosen reply.
         rejected: Score of the rejected reply.
     """
@@ -73,7 +75,12 @@ class ScoredPair:
 
 
 def score_replies(
-    policy: Policy, encoder: Encoder, rows: Sequence[tuple[Prompt, Turn]], *, reporter: Reporter = SILENT
+    policy: Policy,
+    encoder: Encoder,
+    rows: Sequence[tuple[Prompt, Turn]],
+    attribute: str | None = None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> list[LevelScore]:
     """Return the score of each reply.
 
@@ -81,14 +88,14 @@ def score_replies(
         policy: The trained policy.
         encoder: Encoder of its control.
         rows: Prompts and replies.
+        attribute: Attribute whose best and worst level are compared, while the others have no effect; by default all
+            ordered attributes together.
         reporter: Shows the number of sequences.
 
     Raises:
-        ConfigError: The levels have no best and worst.
+        ConfigError: The levels have no best and worst, or the attribute is unknown.
     """
-    best, worst = encoder.levels.best, encoder.levels.worst
-    if best == worst:
-        raise ConfigError("the run has no worst level beside the best, and scores compare the two")
+    best, worst = _ends(encoder.levels, attribute)
 
     def encode(weights: Weights) -> list[Encoded]:
         return [encoder.encode(prompt, reply, weights) for prompt, reply in rows]
@@ -100,21 +107,43 @@ def score_replies(
 
 
 def score_pairs(
-    policy: Policy, encoder: Encoder, examples: Sequence[Example], *, reporter: Reporter = SILENT
+    policy: Policy,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    attribute: str | None = None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> list[ScoredPair]:
-    """Return the scores of pairs; pairs that exceed the model's positions are left out, with a message.
+    """Return the scores of pairs: the replies at the highest and the lowest level of each prompt.
+
+    Pairs that exceed the model's positions are left out, with a message.
+
+    Args:
+        policy: The trained policy.
+        encoder: Encoder of its control.
+        examples: Examples with level weights.
+        attribute: Attribute that orders and scores the replies; it may be missing where a run has one attribute.
+        reporter: Shows messages and the number of sequences.
 
     Raises:
-        ConfigError: No prompt has replies at different levels, or the levels are no scale from worst to best.
+        ConfigError: No prompt has replies at different levels, or the attribute is no scale from worst to best.
     """
-    if not encoder.levels.is_scale:
-        raise ConfigError("the run has several attributes or levels without an order, which do not order two replies")
-    comparable = [e for e in examples if e.completions[0].weights != e.completions[-1].weights]
+    levels = encoder.levels
+    if attribute is None and len(levels.attributes) > 1:
+        names = ", ".join(stated.name for stated in levels.attributes)
+        raise ConfigError(
+            f"the run has several attributes ({names}): choose the one that orders two replies with --attribute"
+        )
+    attribute = levels.attributes[0].name if attribute is None else attribute
+    best, _ = _ends(levels, attribute)
+    comparable = [pair for example in examples if (pair := _highest_and_lowest(example, levels.ranges[attribute]))]
+    of = f" of {attribute}" if attribute else ""
     if examples and not comparable:
-        raise ConfigError("the data have one reply per prompt, or replies at one level: there is nothing to compare")
+        raise ConfigError(f"the data have no prompt with replies at different levels{of}: there is nothing to compare")
     if len(comparable) < len(examples):
-        reporter.message(f"{len(examples) - len(comparable)} prompts without replies at different levels are left out")
-    limit, slot = num_positions(policy.lm), len(encoder.slot(encoder.levels.best))
+        count = len(examples) - len(comparable)
+        reporter.message(f"{count} prompts without replies at different levels{of} are left out")
+    limit, slot = num_positions(policy.lm), len(encoder.slot(best))
 
     def length(example: Example) -> int:
         tokens = example_lengths(encoder.format, example)
@@ -124,8 +153,40 @@ def score_pairs(
     if len(usable) < len(comparable):
         reporter.message(f"{len(comparable) - len(usable)} pairs of more than {limit} tokens (the model) are left out")
     rows = [(example.prompt, reply) for example in usable for reply in example.best_and_worst]
-    scores = score_replies(policy, encoder, rows, reporter=reporter) if rows else []
+    scores = score_replies(policy, encoder, rows, attribute, reporter=reporter) if rows else []
     return [ScoredPair(*values) for values in zip(usable, scores[::2], scores[1::2], strict=True)]
+
+
+def _ends(levels: LevelSpace, attribute: str | None) -> tuple[Weights, Weights]:
+    """Return the weights of the best and the worst level of an attribute; of all ordered ones if it is ``None``."""
+    best, worst = levels.best, levels.worst
+    if attribute is not None:
+        check_scale(levels, attribute)
+        indices = levels.ranges[attribute]
+        best, worst = levels.weights([indices[-1]]), levels.weights([indices[0]])
+    if best == worst:
+        raise ConfigError("the run has no worst level beside the best, and scores compare the two")
+    return best, worst
+
+
+def _highest_and_lowest(example: Example, indices: range) -> Example | None:
+    """Return an example with the replies at its highest and its lowest level alone; ``None`` without two levels.
+
+    Args:
+        example: A pair, or replies with level weights.
+        indices: Indices of the levels of one attribute, worst first.
+    """
+    if example.is_pair:
+        return example
+    shown = [
+        (max(indices, key=lambda k: completion.weights[k]), completion)
+        for completion in example.completions
+        if any(completion.weights[k] for k in indices)
+    ]
+    shown.sort(key=lambda pair: pair[0], reverse=True)
+    if not shown or shown[0][0] == shown[-1][0]:
+        return None
+    return replace(example, completions=(shown[0][1], shown[-1][1]))
 
 
 def accuracy(pairs: Sequence[ScoredPair], *, per_token: bool = False) -> Interval:
