@@ -11,7 +11,8 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.example import Example, as_reply
 from meetlm.evaluation.dial import repetition
 from meetlm.generation.settings import Sampling
-from meetlm.run.aligned import Aligned, CompletionRecord
+from meetlm.run.aligned import Aligned
+from meetlm.run.completion_record import CompletionRecord
 from meetlm.run.levels import NO_GUIDANCE, Guidance, Level
 from meetlm.run.score import score_pairs
 

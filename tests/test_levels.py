@@ -72,7 +72,7 @@ def test_levels_by_attribute(text: str, weights: dict[str, float]) -> None:
         ({"tono": "formal"}, "unknown level 'tono'; did you mean 'tone'"),
         (
             {"tone": 0.5},
-            r"level tone=0.5: expected the name of a level, as the levels of tone \(casual, formal\) have no order",
+            r"level tone=0.5: expected the name of a level, as the levels of tone \(casual, .* have no order",
         ),
         ({"length": float("nan")}, "level length=nan: expected the name of a level or a finite number"),
         ({"tone=formal": "x"}, "level 'tone=formal' has the weight 'x'; expected a finite number"),

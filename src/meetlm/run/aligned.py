@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
-from meetlm.data.example import Message, Origin, Prompt, Turn, Weights, as_reply
+from meetlm.data.example import Origin, Prompt, Turn, Weights, as_reply
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.data.messages import read_prompt
 from meetlm.data.prompt_format import PromptFormat, pin_format
@@ -28,6 +27,7 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
 from meetlm.policy.policy import Policy
+from meetlm.run.completion_record import CompletionRecord
 from meetlm.run.folder import CONTROL, LEVELS, MODEL, Meet, read_meet
 from meetlm.run.levels import (
     NO_GUIDANCE,
@@ -45,36 +45,6 @@ r"""A prompt as callers write it: text, messages with role and content, or a :cl
 Text is formatted as the prompts of the run's data: as one user message for conversations; for HH's transcripts, text
 without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it is continued as it is.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRecord:
-    """One line of ``completions/*.jsonl``.
-
-    Attributes:
-        prompt: Text or messages, as passed.
-        completion: Text up to its end, stripped.
-        level: Name, or weights by name.
-        sampling: Temperature, top-p, maximum number of new tokens, stop strings; with guidance, its strength, and the
-            level that it moves away from.
-        seed: Seed of sampling.
-        run: Id of the run.
-        num_tokens: Number of new tokens.
-        finish: Why it ended: ``eos``, ``stop`` (a stop string) or ``length``.
-    """
-
-    prompt: str | list[Message]
-    completion: str
-    level: str | dict[str, float]
-    sampling: dict[str, Any]
-    seed: int
-    run: str
-    num_tokens: int
-    finish: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
 
 
 class Aligned:

@@ -21,7 +21,8 @@ from meetlm.data.settings import DataSettings
 from meetlm.evaluation.record import Problem
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
-from meetlm.run.aligned import Aligned, CompletionRecord, PromptLike, load
+from meetlm.run.aligned import Aligned, PromptLike, load
+from meetlm.run.completion_record import CompletionRecord
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import NO_GUIDANCE, Guidance, Level, level_text
 
