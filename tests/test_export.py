@@ -417,3 +417,14 @@ def test_adapters_of_a_trained_model_do_not_name_the_model_before(lora: Path) ->
             meetlm.export_run(lora, "peft", base="me/base")
     finally:
         file.write_text(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_smollm2(kind: str, tmp_path: Path) -> None:
+    """A real model: SmolLM2-135M-Instruct, with its chat template."""
+    overrides = [Override("model.name", "smollm2")]
+    execute(config_for(tmp_path / "inputs", "llama", kind, *overrides, chat=True, template=CHATML), tmp_path / "run")
+    level = {"good": 1.2, "bad": -0.2}
+    assert difference(tmp_path / "run", "peft", [level], tmp_path / "peft") < 1e-3
+    assert difference(tmp_path / "run", "merged", [level], tmp_path / "merged") < 1e-3
