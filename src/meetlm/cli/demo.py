@@ -71,13 +71,12 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
         console.print(table)
     title = "Share of replies to held-out prompts that have the requested levels [95% interval]"
     table = Table(title=title, title_justify="left")
-    for name in ("", "tone", "length", "both", "repetition", "NLL"):
+    for name in ("", "tone", "length", "both", "repeated 4-grams"):
         table.add_column(name)
     for system, shares in result.shares.items():
-        measures = f"{result.repetition[system]:.3f}", f"{result.nll[system]:.3f}"
-        table.add_row(system, *map(str, shares.values()), *measures)
+        table.add_row(system, *map(str, shares.values()), f"{result.repetition[system]:.3f}")
     console.print(table)
-    console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25. NLL of held-out replies: nats per token.")
+    console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25.")
     console.print(f"Step 2 minus step 1, both: {result.gain}.")
     console.print(f"Chat with the model: meet chat {out} --level tone=casual,length=brief")
     if picture is not None:

@@ -56,8 +56,6 @@ class DemoResult:
     Attributes:
         shares: For the base model and after each stage, the share of replies to held-out prompts that have the
             requested tone, length, and both, with intervals over prompts.
-        nll: NLL of the held-out replies in the data at their levels, in nats per token: of the base model (without an
-            instruction) and after each stage.
         repetition: Mean share of repeated 4-grams in a generated reply; 0 in a reply of fewer than four words.
         gain: Difference between the last two rows of ``shares`` for both attributes, paired by prompt.
         grids: Prompts, each with the reply of the finished run for each tone and length.
@@ -65,7 +63,6 @@ class DemoResult:
     """
 
     shares: dict[str, dict[str, Interval]]
-    nll: dict[str, float]
     repetition: dict[str, float]
     gain: Interval
     grids: list[dict[str, Any]]
@@ -124,7 +121,6 @@ def run_demo(
         hits[system] = np.array([[_hits(text, cell) for text in replies[cell]] for cell in CELLS], dtype=float)
         repetitions[system] = fmean(repetition(text) or 0 for cell in CELLS for text in replies[cell])
     ids = list(range(len(questions))) * len(CELLS)
-    accuracies = json.loads((folder / "preference.json").read_text(encoding="utf-8"))
     before, after = [hits[system][..., -1].ravel() for system in list(hits)[-2:]]
     result = DemoResult(
         shares={
@@ -134,7 +130,6 @@ def run_demo(
             }
             for system in hits
         },
-        nll={system: entry["nll"] for system, entry in zip(hits, accuracies.values(), strict=True)},
         repetition=repetitions,
         gain=mean_interval(after - before, ids, bounds=(-1, 1)),
         grids=[
