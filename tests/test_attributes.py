@@ -12,6 +12,7 @@ from meetlm.data.encoding import Encoded
 from meetlm.data.levels import Attribute, LevelSpace
 from meetlm.generation.decoding import Branch
 from meetlm.policy.policy import Policy
+from meetlm.run.levels import resolve_level, weights_by_name
 from tiny import first_logits, gradients, tiny_policy
 
 LEVELS = LevelSpace((Attribute("tone", ("casual", "formal"), is_ordered=False), Attribute("length", ("brief", "long"))))
@@ -45,6 +46,16 @@ def test_a_slot_holds_the_vectors_of_its_attribute() -> None:
     embedded = control.embed(ids, weights, policy.lm.get_input_embeddings())[0]
     assert torch.allclose(embedded[:3], 0.25 * prompt[0] + 0.75 * prompt[1])
     assert torch.allclose(embedded[3:6], -0.5 * prompt[2] + 1.5 * prompt[3])
+
+
+def test_one_hot_weights_are_the_plain_level() -> None:
+    policy = tiny_policy("llama", "lora")
+    levels = policy.control.levels
+    plain = levels.weights([1])
+    for level in ({"good": 1.0, "bad": 0.0}, {"good": 1}, 1, 1.0, "good"):
+        weights = weights_by_name(resolve_level(levels, level))
+        branch = Branch(PROMPT, tuple(weights.get(name, 0.0) for name in levels))
+        assert torch.equal(first_logits(policy, [branch]), first_logits(policy, [Branch(PROMPT, plain)]))
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])

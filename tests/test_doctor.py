@@ -15,7 +15,14 @@ from transformers.utils import logging
 
 from meetlm.cli import main
 from meetlm.data.example import Example, Origin, Prompt, as_reply
+from meetlm.data.filters import filter_train
+from meetlm.data.fitted_levels import fit_levels, merge_prompts
+from meetlm.data.prompt_format import pin_format
+from meetlm.data.settings import DataSettings
+from meetlm.data.sources import read_examples
 from meetlm.diagnostics import shortcuts
+from meetlm.diagnostics.check_data import check_data
+from meetlm.diagnostics.data_report import TokenCounts
 from meetlm.diagnostics.intervals import share_interval
 from tiny import CHATML, tiny_lm, tiny_tokenizer
 
@@ -448,3 +455,21 @@ def test_openings_and_words_of_a_conversation() -> None:
     reply = as_reply("I can't, sorry.")
     assert shortcuts.opening_features(reply) == {"i", "i can", "i can '"}
     assert shortcuts.word_features(reply) == {"i", "can", "'", "t", ",", "sorry", "."}
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.0, "warning"), (0.5, "ok")])
+def test_attributes_that_predict_each_other_are_a_warning(share: float, status: str, tmp_path: Path) -> None:
+    stated = [(n % 2, n % 2 if n / 80 < share else (n // 2) % 2) for n in range(80)]
+    rows = [
+        {"prompt": f"What is {n}?", "completion": some_words(random.Random(n)), "attributes": {"tone": a, "length": b}}
+        for n, (a, b) in enumerate(stated)
+    ]
+    file = write(tmp_path / "rows.jsonl", rows)
+    settings = DataSettings(source="feedback", path=str(file))
+    read = read_examples(settings, "train")
+    tokens = TokenCounts(pin_format(tiny_tokenizer()))
+    train, report = filter_train(read, tokens, settings.max_length, None)
+    checks = check_data(train, report, tokens, fit_levels(settings, merge_prompts(train)))
+    (check,) = [check for check in checks if check.name == "attributes"]
+    assert check.status == status and f"tone and length have the correlation {check.value:+.2f}" in check.finding
+    assert check.value is not None and (check.value == pytest.approx(1.0)) == (share == 1)

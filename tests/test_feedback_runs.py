@@ -52,9 +52,12 @@ def test_scores_train_a_level_each(tmp_path: Path) -> None:
     assert all(aligned.generate(["Rice?"], level, max_new_tokens=3)[0] is not None for level in ("q0", 0.25, 1.5))
     record = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert record["levels_pinned"][0]["thresholds"] == [0.5, 1.5]
+    pinned = read_pinned_levels(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert read_pinned_levels(tmp_path / "run") == pinned, "meet.json has the schemes too"
     after = json.loads((tmp_path / "run" / "preference.json").read_text())["after step2"]
     assert after["pairs"] == 6 * 3
-    examples, _ = read_pairs(config.data, aligned.format, read_pinned_levels(tmp_path / "run"))
+    examples, _ = read_pairs(config.data, aligned.format, pinned)
     replies = [[reply.content.split()[0] for reply in example.best_and_worst] for example in examples]
     assert replies == [["good", "bad"]] * 6, "the file has the worst reply first"
     assert set(after["attributes"][""]["by_levels"]) == {"q0 < q1", "q0 < q2", "q1 < q2"}

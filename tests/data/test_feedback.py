@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from meetlm.config.errors import ConfigError, DataError
+from meetlm.data.batch import collate
 from meetlm.data.example import Example, Origin, Prompt, Rank
 from meetlm.data.feedback import parse
 from meetlm.data.fitted_levels import (
@@ -23,10 +25,11 @@ from meetlm.data.fitted_levels import (
     num_replies,
     without_level_lines,
 )
+from meetlm.data.formats import FORMATS
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
-from tiny import pairs
+from tiny import encoder_of, gradients, pairs, tiny_policy
 
 
 def example_of(**fields: Any) -> Example:
@@ -242,12 +245,29 @@ def rewritten(kind: str) -> list[Example]:
 
 @pytest.mark.parametrize("kind", ["labels", "scores", "names", "ranks"])
 def test_a_pair_written_as_other_feedback_is_the_same_example(kind: str) -> None:
-    """Formats read prompt, replies, their order and level weights alone, so batches and gradients are the same."""
+    """Its batches, losses and gradients are equal exactly."""
     merged = merge_prompts(rewritten(kind))
     fitted = fit_levels(settings_of(scheme="within-prompt" if kind == "scores" else "auto"), merged)
     assert tuple(fitted.levels) == ("bad", "good") and fitted.levels.attributes[0].is_ordered
+    examples = fitted.apply(merged)
 
     def shown(examples: list[Example]) -> list[Any]:
         return [(e.prompt, e.group, [(c.reply, c.weights) for c in e.completions]) for e in examples]
 
-    assert shown(fitted.apply(merged)) == shown(pairs(12))
+    assert shown(examples) == shown(pairs(12))
+    policy = tiny_policy("llama", "lora")
+    for form in ("conditional", "pairwise"):
+        item = FORMATS[form].item
+        sequences, of_pairs = (
+            [sequence for example in group for sequence in item(encoder_of(policy), example)]
+            for group in (examples, pairs(12))
+        )
+        assert sequences == of_pairs
+        results = []
+        for batch in (sequences, of_pairs):
+            loss = -policy(collate(batch, policy.layout)["blocks"], len(batch)).sums().sum()
+            loss.backward()
+            results.append((loss.item(), gradients(policy)))
+        (loss, gradient), (pair_loss, pair_gradient) = results
+        assert loss == pair_loss and gradient.keys() == pair_gradient.keys() and gradient
+        assert all(torch.equal(gradient[name], pair_gradient[name]) for name in gradient)

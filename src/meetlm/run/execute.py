@@ -128,6 +128,7 @@ def execute(
         format=prompt_format.spec,
         conversational=data.train[0].prompt.is_chat,
         source=config.data.source,
+        schemes=data.fitted.to_dict(),
     )
     write_result(folder, meet, policy, prompt_format.exported_tokenizer(), _unchanged_hub_model(config))
     failure_reason = peft_failure_reason(control)

@@ -59,6 +59,7 @@ class Meet:
         format: The pinned prompt format.
         conversational: Whether prompts are conversations.
         source: Format of the training data, which decides how a prompt of plain text is formatted.
+        schemes: How feedback becomes levels, with the thresholds of scores; empty in runs of version 0.1.
         dial: For each attribute that `meet dial` has calibrated, its safe range and recommended setting.
     """
 
@@ -71,6 +72,7 @@ class Meet:
     format: FormatSpec
     conversational: bool
     source: str
+    schemes: list[dict[str, Any]] = field(default_factory=list)
     dial: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def resolve(
@@ -194,8 +196,10 @@ def read_pinned(folder: Path) -> dict[str, Any] | None:
 
 
 def read_pinned_levels(folder: Path) -> FittedLevels | None:
-    """Return the level schemes that a run has pinned; ``None`` where there are none."""
+    """Return the level schemes that a run has pinned in its configuration, or in ``meet.json``; ``None`` for none."""
     pinned = (_read_config(folder) or {}).get("levels_pinned")
+    if pinned is None and (folder / MEET).is_file():
+        pinned = read_meet(folder, weights=False).schemes or None
     return None if pinned is None else FittedLevels.from_dict(pinned)
 
 
