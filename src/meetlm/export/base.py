@@ -73,6 +73,10 @@ class Exporter(ABC):
     def write(self, export: Export, *, reporter: Reporter = SILENT) -> None:
         """Write the files into ``export.folder``; report what is approximated."""
 
+    def checked_levels(self, export: Export) -> dict[str, Weights]:
+        """Return weights [K] of the levels and mixes that the parity check compares, by their texts."""
+        return export.levels
+
     @abstractmethod
     def read(self, export: Export, cases: Sequence[ParityCase]) -> Iterator[ToolOutput]:
         """Load the files with the tool, as a user does, and yield what the tool computes for each case, in order."""

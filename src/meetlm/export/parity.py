@@ -33,7 +33,7 @@ class ParityCase:
     Attributes:
         prompt: The prompt.
         number: Its number among the held-out prompts, from 1.
-        level: Text of the level, a key of :attr:`~meetlm.export.base.Export.levels`.
+        level: Text of the level.
         weights: Level weights [K].
         ids: Ids that the model reads: control slot, if there is one, and prompt. Ids of soft prompts are at or above
             the number of rows of the embedding table.

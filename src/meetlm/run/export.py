@@ -130,7 +130,7 @@ def export_run(
     exporter.write(export, reporter=reporter)
     parity = None
     if verify:
-        cases = record_cases(aligned.policy, aligned.format, export.prompts, export.levels)
+        cases = record_cases(aligned.policy, aligned.format, export.prompts, exporter.checked_levels(export))
         limit_nats = exporter.tolerance(settings) if tolerance is None else tolerance
         parity = compare(cases, exporter.read(export, cases), exporter.tool, limit_nats, aligned.format)
     _write_record(export, to, meet.run, parity)
@@ -197,7 +197,7 @@ def _write_record(export: Export, to: str, run: str, parity: Parity | None) -> N
         "format": to,
         "levels": {name: list(weights) for name, weights in export.levels.items()},
         "base": export.base,
-        "settings": export.settings.model_dump(),
+        "settings": export.settings.model_dump(mode="json"),
         "parity": None if parity is None else {**asdict(parity), "passes": parity.passes},
         "versions": versions("meetlm", "torch", "transformers"),
     }
