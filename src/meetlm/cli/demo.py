@@ -71,13 +71,14 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
         console.print(table)
     title = "Share of replies to held-out prompts that have the requested levels [95% interval]"
     table = Table(title=title, title_justify="left")
-    for name in ("", "tone", "length", "both", "repeated 4-grams"):
+    for name in ("", "tone", "length", "both", "repetition"):
         table.add_column(name)
     for system, shares in result.shares.items():
         table.add_row(system, *map(str, shares.values()), f"{result.repetition[system]:.3f}")
     console.print(table)
-    console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25.")
-    console.print(f"Step 2 minus step 1, both: {result.gain}.")
+    console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25. Repetition: share of repeated 4-grams.")
+    verdict = ", not significantly different from 0" if result.gain.low <= 0 <= result.gain.high else ""
+    console.print(f"Step 2 minus step 1, both: {result.gain}{verdict}.")
     console.print(f"Chat with the model: meet chat {out} --level tone=casual,length=brief")
     if picture is not None:
         svg = console.export_svg(title="make demo")
