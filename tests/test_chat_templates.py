@@ -296,7 +296,7 @@ def test_replies_that_are_the_same_tokens_are_left_out() -> None:
 @pytest.mark.parametrize("system", ["auto", "none"])
 def test_the_exported_template_has_the_pinned_date_and_preamble(system: str) -> None:
     """Also for readers that use the template on another day."""
-    dated = CHATML.replace("You are of use.", "Today is ' + strftime_now('%d %b %Y') + '.")
+    dated = CHATML.replace("You are of use.", "Today 🙂 is ' + strftime_now('%d %b %Y') + '.")
     prompt_format = format_of(dated, system=system, today="2026-11-23")
     exported = prompt_format.exported_tokenizer()
     for turns in ([Turn("user", "Hi")], [Turn("system", "Be kind."), Turn("user", "Hi")]):

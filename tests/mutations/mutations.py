@@ -200,4 +200,20 @@ MUTATIONS = (
         "control.levels.weights([len(folders) - 1]), folder",
         ("test_peft.py",),
     ),
+    Mutation(
+        "parity-ignores-ids",
+        "An export whose template renders other prompts than training passes the check.",
+        "export/parity.py",
+        "        if output.ids != case.ids:\n",
+        "        if len(output.ids) < 1:\n",
+        ("test_export.py::test_a_broken_export_fails",),
+    ),
+    Mutation(
+        "merged-vectors-not-scaled",
+        "A merged soft prompt is too strong for Gemma, whose embedding multiplies by the root of the hidden size.",
+        "export/merged.py",
+        "    table[rows] = vectors / embedding(rows)",
+        "    table[rows] = vectors",
+        ("test_export.py::test_merged",),
+    ),
 )

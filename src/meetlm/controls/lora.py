@@ -42,7 +42,7 @@ class LoRASettings(ControlSettings):
     )
     scope: Scope = Field(
         "all",
-        description="tokens that the levels act on: all, or response (faster, and no PEFT folders can be exported)",
+        description="tokens that the levels act on: all, or response (faster; exported as PEFT's activated LoRA only)",
     )
 
 

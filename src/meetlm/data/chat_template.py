@@ -214,7 +214,7 @@ class ChatTemplate:
         template = self._with_opening() if opens_reply else self.text
         replaced = self.replaceable_preamble("auto")
         if replaced and preamble is not None and preamble != replaced:
-            pinned = f"{json.dumps(preamble)} + rendered[{len(replaced)}:]"
+            pinned = f"{_literal(preamble)} + rendered[{len(replaced)}:]"
             template = f"{{%- set rendered %}}{template}{{% endset %}}"
             template += f"{{{{- rendered if messages[0]['role'] == 'system' else {pinned} }}}}"
         return with_template(self.tokenizer, template)
@@ -227,7 +227,7 @@ class ChatTemplate:
         if opened == asked:
             return self.text
         if opened.startswith(asked):
-            text = json.dumps(opened[len(asked) :])
+            text = _literal(opened[len(asked) :])
             condition = "add_generation_prompt"
             if self.render(question, open_reply=True, enable_thinking=False) == opened:
                 condition += " and enable_thinking is not defined"  # if it is, the template writes the text itself
@@ -256,10 +256,15 @@ def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
+def _literal(text: str) -> str:
+    """Return ``text`` as a literal of a template, which has no escapes for characters beyond the basic plane."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _with_date(template: str, day: str) -> str:
     """Return ``template`` with ``day`` in place of the current date."""
     pinned = datetime.fromisoformat(day)
-    dated = _DATE.sub(lambda match: json.dumps(pinned.strftime(match[1])), template)
+    dated = _DATE.sub(lambda match: _literal(pinned.strftime(match[1])), template)
     if "strftime_now(" in dated:
         raise ConfigError("the chat template computes the format of its date, which cannot be pinned")
     return dated

@@ -26,7 +26,7 @@ from meetlm.data.levels import LevelSpace
 from meetlm.data.prompt_format import FormatSpec
 from meetlm.data.settings import DataSettings
 from meetlm.export.peft import export_levels, peft_failure_reason
-from meetlm.policy.loading import EMBEDDED, ModelSettings
+from meetlm.policy.loading import EMBEDDED, ModelSettings, end_tokens
 from meetlm.policy.policy import Policy
 from meetlm.recipes.config import RunConfig
 from meetlm.run.levels import Level, calibrated_level, dial_warning, level_text, resolve_level
@@ -319,6 +319,8 @@ def write_result(
     """
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
+    if policy.lm.generation_config is not None:  # so that other tools stop where replies end
+        policy.lm.generation_config.eos_token_id = sorted(end_tokens(policy.lm, tokenizer))
     policy.lm.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     sync(partial)
