@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,9 +19,9 @@ from meetlm.serving.settings import ServingSettings
 
 
 @contextmanager
-def serving(aligned: Aligned, **settings: Any) -> Iterator[str]:
+def serving(aligned: Aligned, feedback: Path = Path("unused"), **settings: Any) -> Iterator[str]:
     """Serve ``aligned`` as the model ``tiny`` and yield the address."""
-    app = build_app(aligned, "tiny", ServingSettings(**{"max_tokens": 64, **settings}))
+    app = build_app(aligned, "tiny", ServingSettings(**{"max_tokens": 64, **settings}), feedback)
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -73,7 +73,7 @@ def is_openai_error(response: httpx2.Response) -> bool:
         ("completions", {**TEXT, "prompt": ""}, 400, "prompt", "expected 1 or more"),
         ("completions", {**TEXT, "prompt": "rice " * 2000}, 400, "prompt", "the model has 1024 positions"),
         ("completions", {**TEXT, "prompt": "x" * 20_000}, 413, None, "the body is too large"),
-        ("completions", {**TEXT, "stop": ["", "x"]}, 400, "stop.0", "expected 1 or more characters"),
+        ("completions", {**TEXT, "stop": ["", "x"]}, 400, "stop.0", "expected 1 or more"),
         ("completions", {**TEXT, "\udfff": 1}, 400, "\\udfff", "unknown key"),
         ("completions", {**TEXT, "prompt": "\ud800"}, 400, None, "half of a surrogate pair"),
         ("completions", {**TEXT, "level": {"\ud800": 1}}, 400, None, "unknown level"),

@@ -23,7 +23,7 @@ from meetlm.data.splits import read_splits
 from meetlm.diagnostics.intervals import Interval, share_interval, wins
 from meetlm.evaluation.reward import RewardModel
 from meetlm.evaluation.settings import RewardSettings
-from meetlm.policy.loading import num_positions
+from meetlm.policy.loading import check_positions, num_positions
 from meetlm.policy.policy import Policy
 from meetlm.run.levels import check_scale
 
@@ -93,12 +93,16 @@ def score_replies(
         reporter: Shows the number of sequences.
 
     Raises:
-        ConfigError: The levels have no best and worst, or the attribute is unknown.
+        ConfigError: The levels have no best and worst, the attribute is unknown, or a reply exceeds the model's
+            positions.
     """
     best, worst = _ends(encoder.levels, attribute)
 
     def encode(weights: Weights) -> list[Encoded]:
-        return [encoder.encode(prompt, reply, weights) for prompt, reply in rows]
+        sequences = [encoder.encode(prompt, reply, weights) for prompt, reply in rows]
+        for sequence in sequences:
+            check_positions(policy.lm, len(sequence.ids), "the prompt with its completion")
+        return sequences
 
     at_best, counts = policy.score(encode(best), reporter=reporter)
     at_worst, _ = policy.score(encode(worst), reporter=reporter)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,9 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meetlm.config.errors import ConfigError
 from meetlm.run.aligned import Aligned
 from meetlm.serving.engine import Engine, GenerationError, Job, OverloadedError, Piece
-from meetlm.serving.errors import APIError, add_handlers
+from meetlm.serving.errors import APIError, add_handlers, overloaded
+from meetlm.serving.feedback import FeedbackFile
 from meetlm.serving.guard import Guard
 from meetlm.serving.metrics import Metrics
+from meetlm.serving.playground import build_router
 from meetlm.serving.prepare import Prepared, Preparer
 from meetlm.serving.protocol import (
     ChatRequest,
@@ -230,12 +233,6 @@ def _logprobs(
     return chat_logprobs(tokens) if isinstance(body, ChatRequest) else text_logprobs(tokens, offset)
 
 
-def overloaded(error: OverloadedError) -> APIError:
-    """Return the error that a client receives."""
-    headers = {"Retry-After": str(error.retry_after)}
-    return APIError(429, str(error), code="rate_limit_exceeded", headers=headers)
-
-
 async def until_disconnect(request: Request, response: Coroutine[Any, Any, Response]) -> Response:
     """Return a response, or leave off where its client has gone."""
 
@@ -252,13 +249,14 @@ async def until_disconnect(request: Request, response: Coroutine[Any, Any, Respo
         leaving.cancel()
 
 
-def build_app(aligned: Aligned, name: str, settings: ServingSettings) -> ASGIApp:
+def build_app(aligned: Aligned, name: str, settings: ServingSettings, feedback: Path) -> ASGIApp:
     """Return the server of a run as an ASGI application.
 
     Args:
         aligned: The run.
         name: Its model name.
         settings: How it is served.
+        feedback: File that the playground appends rated replies to.
 
     Raises:
         ConfigError: The environment variable of the API key is not set.
@@ -325,6 +323,7 @@ def build_app(aligned: Aligned, name: str, settings: ServingSettings) -> ASGIApp
         """Return metrics in Prometheus's format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(build_router(preparer.aligned, name, settings, engine, FeedbackFile(feedback)))
     guard = Guard(app, settings, api_key, metrics)
     if not settings.allowed_origins:
         return guard

@@ -225,6 +225,8 @@ class Engine:
         for number in [number for number, running in self._running.items() if running.job is job]:
             self._session.cancel(number)
             del self._running[number]
+        if not self._running:
+            self._metrics.running.set(0)
 
     def _step(self) -> None:
         start = time.monotonic()

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from meetlm.config.settings import plain_problems
+from meetlm.serving.engine import OverloadedError
 
 BODY_TOO_LARGE = "the body is too large; see the option --max-body of the server"
 MAX_MESSAGE = 500
@@ -60,6 +61,12 @@ class APIError(Exception):
     def response(self) -> JSONResponse:
         """Return the response."""
         return JSONResponse(self.to_dict(), self.status, self.headers)
+
+
+def overloaded(error: OverloadedError) -> APIError:
+    """Return the error of a request that finds no room."""
+    headers = {"Retry-After": str(error.retry_after)}
+    return APIError(429, str(error), code="rate_limit_exceeded", headers=headers)
 
 
 def validation_error(details: Any) -> APIError:

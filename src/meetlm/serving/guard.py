@@ -13,7 +13,7 @@ from meetlm.serving.errors import BODY_TOO_LARGE, APIError
 from meetlm.serving.metrics import Metrics
 from meetlm.serving.settings import ServingSettings
 
-OPEN_PATHS = ("/", "/health")
+OPEN_PATHS = ("/", "/playground.css", "/playground.js", "/health")
 """Paths that need no key."""
 
 

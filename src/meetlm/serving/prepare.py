@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from meetlm.generation.session import Request
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import num_positions
 from meetlm.run.aligned import Aligned
+from meetlm.run.folder import Meet
 from meetlm.run.levels import Guidance, Level, parse_level
 from meetlm.serving.errors import APIError
-from meetlm.serving.protocol import MAX_WEIGHT, ChatRequest, CompletionRequest, PromptLevel
+from meetlm.serving.protocol import MAX_WEIGHT, ChatRequest, CompletionRequest, Message, PromptLevel
 from meetlm.serving.settings import ServingSettings
 
 
@@ -85,7 +87,8 @@ class Preparer:
         Raises:
             APIError: The model, a level, a prompt or a limit.
         """
-        prompts = body.prompts if isinstance(body, CompletionRequest) else [self._conversation(body)]
+        is_chat = isinstance(body, ChatRequest)
+        prompts = [conversation(body.messages, self.aligned.meet)] if is_chat else body.prompts
         count = body.n * len(prompts)
         if count > self._settings.max_n:
             raise APIError(400, f"n: {count} completions; the server allows {self._settings.max_n}", param="n")
@@ -118,22 +121,6 @@ class Preparer:
             raise APIError(400, str(error)) from error
         return Prepared(tuple(requests), num_prompt_tokens, warning)
 
-    def _conversation(self, body: ChatRequest) -> Prompt | str:
-        """Return the messages in the form of the prompts that the run was trained on."""
-        prompt = Prompt(tuple(message.turn for message in body.messages))
-        if self.aligned.meet.conversational:
-            return prompt
-        if self.aligned.meet.source == "hh":
-            return f"\n\n{prompt.dialogue()}"
-        if [turn.role for turn in prompt.turns] != ["user"]:
-            raise APIError(
-                400,
-                "messages: the run was trained on prompts of plain text; send one message of the role user, or use "
-                "/v1/completions",
-                param="messages",
-            )
-        return prompt.turns[0].content
-
     def _max_tokens(self, body: ChatRequest | CompletionRequest, length: int) -> int:
         """Return the largest number of new tokens after a prompt of ``length`` tokens."""
         limit = self._settings.max_tokens
@@ -150,3 +137,24 @@ class Preparer:
                 code="context_length_exceeded",
             )
         return asked or min(limit, free)
+
+
+def conversation(messages: Sequence[Message], meet: Meet) -> Prompt:
+    """Return messages in the form of the prompts that a run was trained on.
+
+    Raises:
+        APIError: The run was trained on prompts of plain text, and there are several messages.
+    """
+    prompt = Prompt(tuple(message.turn for message in messages))
+    if meet.conversational:
+        return prompt
+    if meet.source == "hh":
+        return Prompt(f"\n\n{prompt.dialogue()}")
+    if [turn.role for turn in prompt.turns] != ["user"]:
+        raise APIError(
+            400,
+            "messages: the run was trained on prompts of plain text; send one message of the role user, or use "
+            "/v1/completions",
+            param="messages",
+        )
+    return Prompt(prompt.turns[0].content)

@@ -7,13 +7,23 @@ import time
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from meetlm.config.settings import Settings
 from meetlm.data.example import Turn
 
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair; expected valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 LevelField = str | float | dict[str, str | float]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 MAX_WEIGHT = 100.0
 """Largest absolute level weight and strength of guidance: larger ones may overflow to NaN."""
 MIN_TEMPERATURE = 1e-6
@@ -37,14 +47,14 @@ class TextPart(Body):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     @property
     def turn(self) -> Turn:
@@ -68,7 +78,7 @@ class ResponseFormat(Body):
 class PromptLevel(Body):
     """The level of a request."""
 
-    model: str = Field(description="name of the run, or NAME:LEVEL with a level as `meet generate --level` takes it")
+    model: Text = Field(description="name of the run, or NAME:LEVEL with a level as `meet generate --level` takes it")
     level: LevelField | None = Field(
         None, description="name of a level, number from 0 (worst level) to 1 (best level), or weights by name"
     )
@@ -144,7 +154,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of a request to ``/v1/completions``."""
 
-    prompt: str | list[str] = Field(min_length=1, description="text, formatted as the prompts that the run has seen")
+    prompt: Text | list[Text] = Field(min_length=1, description="text, formatted as the prompts that the run has seen")
     logprobs: int | None = Field(None, ge=0, le=20, description="number of most likely tokens per position")
 
     @property
@@ -156,6 +166,22 @@ class CompletionRequest(Generation):
     def prompts(self) -> list[str]:
         """The prompts."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class ScoreRequest(Body):
+    """The body of a request to ``/v1/score``."""
+
+    messages: list[Message] = Field(min_length=1, description="the conversation")
+    completion: Text = Field(description="the reply to score")
+
+
+class FeedbackRequest(Body):
+    """The body of a request to ``/v1/feedback``."""
+
+    messages: list[Message] = Field(min_length=1, description="the conversation")
+    completion: Text = Field(min_length=1, description="the reply")
+    label: bool = Field(description="whether the reply is good")
+    model: Text = Field("", description="name and level of the model that replied")
 
 
 class TokenLogprob(Settings):

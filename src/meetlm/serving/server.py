@@ -14,6 +14,7 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.run.aligned import load
 from meetlm.run.levels import levels_text
 from meetlm.serving.app import build_app
+from meetlm.serving.feedback import FEEDBACK
 from meetlm.serving.settings import ServingSettings
 
 
@@ -31,7 +32,7 @@ def serve(run: Path, settings: ServingSettings, *, reporter: Reporter = SILENT) 
     """
     aligned = load(run)
     name = settings.name or run.resolve().name
-    app = build_app(aligned, name, settings)
+    app = build_app(aligned, name, settings, run / FEEDBACK)
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
@@ -42,7 +43,8 @@ def serve(run: Path, settings: ServingSettings, *, reporter: Reporter = SILENT) 
         timeout_graceful_shutdown=max(1, round(settings.grace)),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    reporter.message(f"serving {name} at {address}/v1, levels: {levels_text(aligned.levels)}")
+    reporter.message(f"serving {name} at {address}/v1, playground at {address}")
+    reporter.message(f"levels: {levels_text(aligned.levels)}")
     if settings.api_key_env is None and not host.startswith("127.") and host != "::1":
         reporter.warning(f"--host {settings.host}: anyone who can reach this machine can use it; see --api-key-env")
     # uvicorn repeats a signal once it has ended: a stop is a success.
