@@ -34,11 +34,11 @@ ROUGE = "rouge-avg"
 """The ROUGE measure that decides outcomes."""
 JUDGE_FOLDER, SCORES_FOLDER = "judge", "scores"
 OUTPUTS = ("**/evaluation.json", JUDGE_FOLDER, SCORES_FOLDER)
-"""Files and folders by which the folder of an evaluation is recognised."""
+"""Files and folders that mark a folder as the folder of an evaluation."""
 
 
 class Scorer(Protocol):
-    """Gives each completion a number; the number decides which of two completions wins."""
+    """Scores each completion; the scores decide which of two completions wins."""
 
     name: str
     description: str
@@ -58,7 +58,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Evaluators:
-    """What decides outcomes, besides ROUGE where the data have chosen replies.
+    """The evaluators that decide outcomes, besides ROUGE where the data have chosen replies.
 
     Attributes:
         reward: A reward model.
@@ -84,7 +84,7 @@ class Evaluators:
         source: str,
         folder: Path,
     ) -> Evaluators:
-        """Return evaluators that are ready; a judge and scorers are checked before a reward model is loaded.
+        """Return evaluators that are ready to use; a judge and scorers are checked before a reward model is loaded.
 
         Args:
             reward: Settings of a reward model.
@@ -131,7 +131,7 @@ def evaluate_completions(
         paired: Completions of all systems on the same cells.
         baseline: Name of the system that the others are compared with.
         settings: How outcomes and intervals are computed.
-        evaluators: What decides outcomes.
+        evaluators: The evaluators that decide outcomes.
         recorded: Further settings for the record.
         reporter: Shows the progress.
 
@@ -283,19 +283,15 @@ class _Comparer:
         return judged.account
 
     def agreements(self) -> list[Agreement]:
-        """Return how far evaluators agree, two by two, system by system."""
-        pairs = [
-            agreement(
-                first.outcomes,
-                second.outcomes,
-                self._clusters(),
-                system=system,
-                evaluators=(first.evaluator, second.evaluator),
-            )
-            for system in self.compared
-            for first, second in combinations([c for c in self.comparisons if c.system == system], 2)
-        ]
-        return [pair for pair in pairs if pair is not None]
+        """Return how far each two evaluators agree on each system."""
+        agreements = []
+        for system in self.compared:
+            for first, second in combinations([c for c in self.comparisons if c.system == system], 2):
+                evaluators = first.evaluator, second.evaluator
+                agreements.append(
+                    agreement(first.outcomes, second.outcomes, self._clusters(), system=system, evaluators=evaluators)
+                )
+        return [pair for pair in agreements if pair is not None]
 
     def _clusters(self, *systems: str) -> Clusters:
         """Return the cells' prompts, and the training runs of some systems."""
@@ -304,16 +300,19 @@ class _Comparer:
 
     def _add_measure(self, name: str, description: str, higher: bool | None, values: dict[str, Column]) -> None:
         """Add a measure, unless no completion has a value."""
-        means = {system: mean(column, self._clusters(system)) for system, column in values.items()}
+        means = {
+            system: interval
+            for system, column in values.items()
+            if (interval := mean(column, self._clusters(system))) is not None
+        }
         baseline, ratio = values[self.baseline], name in LENGTHS
         differences = {
-            system: difference(values[system], baseline, self._clusters(system, self.baseline), ratio=ratio)
+            system: paired
             for system in self.compared
+            if (paired := difference(values[system], baseline, self._clusters(system, self.baseline), ratio=ratio))
         }
-        defined = {system: interval for system, interval in means.items() if interval is not None}
-        if defined:
-            paired_differences = {system: value for system, value in differences.items() if value is not None}
-            self.measures.append(Measure(name, description, higher, values, defined, paired_differences))
+        if means:
+            self.measures.append(Measure(name, description, higher, values, means, differences))
 
     def _compare_values(
         self, evaluator: str, values: dict[str, Column], *, higher_is_better: bool = True, largest_tie: float = 0.0

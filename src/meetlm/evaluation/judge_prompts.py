@@ -1,4 +1,4 @@
-r"""What a judge is asked: prompts that ship with the package, and prompts from a file.
+r"""The prompts of a judge: those of the package, and prompts from a file.
 
 A prompt file is YAML::
 
@@ -36,7 +36,7 @@ from meetlm.data.example import Prompt
 from meetlm.data.sources import SOURCES
 
 Verdict = Literal["A", "B", "tie"]
-"""Of a judge: the answer shown first is better, the one shown second is, or neither."""
+"""A judge's verdict: the answer shown first is better (A), the answer shown second (B), or neither (tie)."""
 Messages = list[dict[str, str]]
 
 DEFAULT = "dialogue"
@@ -115,7 +115,7 @@ class JudgePrompt(Settings):
         return "\n\n".join(part.strip() for part in (self.system, self.user) if part)
 
     def messages(self, prompt: Prompt, answer_a: str, answer_b: str) -> Messages:
-        """Return what the judge is sent.
+        """Return the messages to send to the judge.
 
         Args:
             prompt: The prompt that both answers reply to.
@@ -132,7 +132,7 @@ class JudgePrompt(Settings):
     def verdict(self, answer: str) -> Verdict | None:
         """Return the verdict of an answer; ``None`` where it has no verdict, or different verdicts.
 
-        What a reasoning model thinks (``<think>…</think>``) is not part of its answer.
+        The thoughts of a reasoning model (``<think>…</think>``) are not part of its answer.
         """
         answer = answer.rpartition("</think>")[2]
         if "<think>" in answer:  # never closed: cut off while it was still thinking

@@ -1,4 +1,4 @@
-"""Measures of a completion's text: ROUGE, lengths, how much is copied from the prompt, and what the prompt lacks.
+"""Measures of a completion's text: ROUGE, lengths, words copied from the prompt, names and numbers it does not have.
 
 ``None`` means that a measure is not defined, never that a value is bad: an empty completion has 0 words, a ROUGE of 0
 and no absent names, but no share of copied words. The paper reports ROUGE (section 4.3) and shows copying and
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 ROUGES = ("rouge-1", "rouge-2", "rouge-l", "rouge-avg")
-"""The last is the mean of the others."""
+"""``rouge-avg`` is the mean of the others."""
 _ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 LENGTHS = ("words", "characters")
 """Measures whose ratio to the baseline is reported too."""
@@ -75,7 +75,7 @@ def text_measures(
 
     Args:
         prompts: The prompt of each completion.
-        completions: As many.
+        completions: The completions.
         chosen: The preferred reply to each prompt; ``None`` where the data have none.
         stemmer: Stem English words for ROUGE (Porter). The paper does not state it; off is the default of the packages
             ``rouge-score`` and ``evaluate``.

@@ -146,7 +146,7 @@ class Comparison:
         baseline: Name of the baseline.
         evaluator: ``reward``, ``judge``, ``rouge-avg`` or the name of a scorer.
         outcomes: The outcome of each cell; ``None`` where there is none.
-        margins: How clear each outcome was (a difference of rewards; for a judge, the mean of both orders in -1 … 1);
+        margins: The margin of each outcome (a difference of rewards; for a judge, the mean of both orders in -1 … 1);
             ``None`` where there is none.
         rates: Rates over all cells.
         controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
@@ -262,7 +262,7 @@ class JudgeAccount:
     this_run: Usage
     stored: Usage
     num_identical: int = 0
-    prompt_reason: str = "given"
+    prompt_reason: str = "set by --judge.prompt"
     by_system: dict[str, Consistency] = field(default_factory=dict)
 
 
@@ -272,7 +272,7 @@ class Problem:
 
     Attributes:
         description: The problem, with its system or measure, in one line.
-        examples: All examples: file and line, prompt id, or whatever the description names.
+        examples: All examples: file and line, prompt id, or what else the description names.
     """
 
     description: str
@@ -307,7 +307,7 @@ class Evaluation:
         comparisons: By evaluator and system.
         agreements: Agreement between evaluators.
         judge: The judge's account; ``None`` without a judge.
-        problems: Named and counted.
+        problems: Rows that were skipped or are unusual, and the like.
         replicates: The run and sampling seed of each replicate in ``cells``, for each system.
     """
 

@@ -25,7 +25,7 @@ from meetlm.evaluation.settings import RewardSettings
 from meetlm.policy.loading import load_tokenizer, loading_errors, num_positions
 
 UNLIMITED = 10**9
-"""Tokenizers without a maximum length state a number above this one."""
+"""Tokenizers without a maximum length have a larger ``model_max_length`` than this."""
 
 
 class RewardModel:
@@ -143,8 +143,8 @@ class RewardModel:
     def _forward(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return the scores [B] f32, on the CPU, of rows padded on the right."""
         config = self.model.config.get_text_config()
-        # A decoder pools the last token that is not padding. Where its config names no padding id, an id is taken that
-        # no row ends with, so that each row is pooled at its last token, as it is alone.
+        # A decoder takes the score at the last token that is not padding. Without a padding id in its config, use an id
+        # that no row ends with, so that every row is scored at its last token, as without padding.
         pad_id = config.pad_token_id
         last_ids = {row.ids[-1] for row in rows}
         used_pad_id = next(n for n in range(len(last_ids) + 1) if n not in last_ids) if pad_id is None else pad_id

@@ -115,21 +115,22 @@ def rates(outcomes: Sequence[Outcome | None], clusters: Clusters) -> Rates | Non
 def delta_by_replicate(
     outcomes: Sequence[Outcome | None], replicates: Sequence[int], clusters: Clusters
 ) -> dict[int, Interval]:
-    """Return Δ of each replicate alone, with its interval over prompts; an empty list if there is a single replicate.
+    """Return Δ of each replicate alone, with its interval over prompts; empty if there is a single replicate.
 
     Args:
         outcomes: The outcome of each cell.
         replicates: The number of each cell's replicate.
         clusters: The cells' prompts; their training runs are not used.
     """
+    if len(set(replicates)) == 1:
+        return {}
     points, numbers = _points(outcomes), np.asarray(replicates)
     over_prompts = replace(clusters, runs=None)
-    deltas = {
-        number: mean(np.where(numbers == number, points, np.nan), over_prompts, bounds=(-1, 1))
+    return {
+        number: delta
         for number in sorted(set(replicates))
+        if (delta := mean(np.where(numbers == number, points, np.nan), over_prompts, bounds=(-1, 1)))
     }
-    defined = {number: delta for number, delta in deltas.items() if delta is not None}
-    return defined if len(deltas) > 1 else {}
 
 
 def agreement(
@@ -172,8 +173,8 @@ def _points(outcomes: Sequence[Outcome | None]) -> Array:
 def _sign_test(differences: Array) -> float:
     """Return the two-sided p of the exact sign test over prompts; 1 where every prompt's difference is 0."""
     signs = np.sign(np.round(differences, 12))
-    won, lost = int((signs > 0).sum()), int((signs < 0).sum())
-    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    num_won, num_lost = int((signs > 0).sum()), int((signs < 0).sum())
+    return float(stats.binomtest(num_won, num_won + num_lost).pvalue) if num_won + num_lost else 1.0
 
 
 def _ratio(means: Array) -> Array:
