@@ -122,7 +122,10 @@ def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, t
     text = (run / "dial" / "dial.md").read_text(encoding="utf-8")
     assert "## Dial of tone" in text and "## Both dials" in text and "Hypervolume" in text
     (run / "config.yaml").unlink()
-    assert "its base model is unknown" in meet("dial", run, *words, *limits, "--seed", 1).stderr
+    assert (
+        "has no config.yaml, so its data and settings are unknown"
+        in meet("dial", run, *words, *limits, "--seed", 1).stderr
+    )
 
 
 def test_guidance_has_a_dial_of_its_own(run: Path, scorers: str, data: Path, tmp_path: Path) -> None:

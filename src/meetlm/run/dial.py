@@ -142,24 +142,25 @@ def calibrate_run(
     for attribute, scorer in by_attribute.items():
         scale = attributes[attribute]
         default = GUIDANCE_GRID if by == "guidance" else _default_grid(aligned, scale)
-        places = sorted(set(grid or default))
-        check_size(places, len(rows))
+        dial_settings = sorted(set(grid or default))
+        check_size(dial_settings, len(rows))
         if by == "guidance":
-            replies = [work.replies(scale[-1], Guidance(s, scale[0]) if s else NO_GUIDANCE) for s in places]
+            replies = [work.replies(scale[-1], Guidance(s, scale[0]) if s else NO_GUIDANCE) for s in dial_settings]
         else:
-            replies = [work.replies(_level(attributes, {attribute: setting})) for setting in places]
+            replies = [work.replies(_level(attributes, {attribute: setting})) for setting in dial_settings]
         further = [*others, *(other for name, other in by_attribute.items() if name != attribute)]
-        curves = [work.curve(each, replies) for each in (scorer, *further)]
+        score = work.curve(scorer, replies)
+        further_curves = [work.curve(other, replies) for other in further]
+        nlls = [base.nlls(group) for group in replies]
+        repeated = [[repetition(reply.text) for reply in group] for group in replies]
+        cut: list[Column] = [[float(reply.is_cut) for reply in group] for group in replies]
         fluency = [
-            (work.own_curve("NLL", "NLL under the base model, nats per token", [base.nlls(r) for r in replies]),
-             limits.nll_increase),
-            (work.own_curve("repetition", "share of repeated 4-grams",
-                            [[repetition(reply.text) for reply in r] for r in replies]), limits.repetition_increase),
-            (work.own_curve("cut", "share of replies cut at the limit of tokens",
-                            [[float(reply.is_cut) for reply in r] for r in replies]), limits.cut_increase),
-        ]  # fmt: skip
-        dials.append(calibrate(attribute, places, work.clusters, curves[0], fluency, curves[1:], by=by))
-        shown = {setting: reply[0].text for setting, reply in zip(places, replies, strict=True)}
+            (work.fluency_curve("NLL", "NLL under the base model, nats per token", nlls), limits.nll_increase),
+            (work.fluency_curve("repetition", "share of repeated 4-grams", repeated), limits.repetition_increase),
+            (work.fluency_curve("cut", "share of replies cut at the limit of tokens", cut), limits.cut_increase),
+        ]
+        dials.append(calibrate(attribute, dial_settings, work.clusters, score, fluency, further_curves, by=by))
+        shown = {setting: reply[0].text for setting, reply in zip(dial_settings, replies, strict=True)}
         examples[attribute] = rows[0].prompt.text().strip(), shown
     pareto = _pareto(dials, attributes, by_attribute, work) if len(dials) > 1 and by == "level" else None
     calibrated = write_dial(folder, {dial_key(dial.attribute, by): dial.limits() for dial in dials})
@@ -324,7 +325,7 @@ class _Sampler:
             values.append(column)
         return Curve.measured(scorer.name, scorer.description, scorer.higher_is_better, values, self.clusters)
 
-    def own_curve(self, name: str, description: str, values: list[Column]) -> Curve:
+    def fluency_curve(self, name: str, description: str, values: list[Column]) -> Curve:
         """Return the curve of a measure of fluency, of which less is better."""
         return Curve.measured(name, description, False, values, self.clusters)
 
