@@ -290,7 +290,7 @@ def test_replies_that_are_the_same_tokens_are_left_out() -> None:
     assert ([row.origin.line for row in kept], report.dropped["identical_replies"].lines) == ([2], [1])
     assert report.odd["special_text"].lines == [2]
     assert [row.origin.line for row in filter_eval(rows, lengths, 99)[0]] == [2]
-    assert "  dropped: 1, two replies are the same (line 1)" in report.lines()
+    assert "  dropped: 1, two replies are identical (line 1)" in report.lines()
 
 
 @pytest.mark.parametrize("system", ["auto", "none"])

@@ -160,7 +160,7 @@ def test_every_row_is_accounted_for(tmp_path: Path, model: Path) -> None:
     assert f"{train}: 3 of 6 rows kept, 3 distinct prompts" in text
     assert "dropped: 1, the two sides answer different prompts (line 2)" in text
     assert "dropped: 1, duplicate of an earlier row (line 4)" in text
-    assert "dropped: 1, longer than data.max_length (line 5)" in text
+    assert "dropped: 1, more tokens than --data.max_length (line 5)" in text
     assert "1 of these prompts are in the training data too (lines 1)" in text
     assert (
         "The chosen reply is longer in 100% of the pairs that are used, the rejected reply in 0%; 0% are equal" in text
@@ -287,4 +287,4 @@ def test_harmless_base(model: Path) -> None:
 def test_harmless_base_with_smollm2() -> None:
     text = output(SAMPLE)
     assert "1539 of 1600 rows kept" in text
-    assert "dropped: 54, longer than data.max_length" in text
+    assert "dropped: 54, more tokens than --data.max_length" in text

@@ -210,7 +210,10 @@ def test_levels_without_an_order_have_no_dial(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_refused(run: Path) -> None:
-    assert "no score to calibrate: pass --scorer MODULE:FUNCTION, words, or --reward MODEL" in meet("dial", run).stderr
+    assert (
+        "no score to calibrate: pass --scorer MODULE:FUNCTION, --scorer words or --reward MODEL"
+        in meet("dial", run).stderr
+    )
     assert "2 settings on 6 prompts" in meet("dial", run, "--scorer", "words", "--grid", "0,1").stderr
     assert "no attribute 'tone'" in meet("dial", run, "--scorer", "tone=words").stderr
     assert "--reward.input requires --reward" in meet("dial", run, "--reward.input", "text").stderr

@@ -366,7 +366,7 @@ def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None
         (["--preset", "smal"], "did you mean 'small'"),
         (["hh-meet"], "unknown recipe 'hh-meet'"),
         (["data.max_lenght=9"], "did you mean 'max_length'"),
-        (["data.source=hhh"], "unknown data.source 'hhh'"),
+        (["data.source=hhh"], "unknown --data.source 'hhh'"),
         (["--seed=-1"], "--seed: expected 0 or more, got -1"),
     ],
 )

@@ -267,7 +267,9 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
     assert [(one.prompt, one.chosen) for one in read] == [(one.prompt, one.best_and_worst[0]) for one in held]
     more = read_prompts(settings.model_copy(update={"holdout": 5})).prompts
     assert {e.prompt for e in held} < {e.prompt for e in more}
-    with pytest.raises(DataError, match="leaves no row to train on; expected a number below 10"):
+    with pytest.raises(
+        DataError, match="leaves no row to train on; expected a number below the number of distinct prompts .10"
+    ):
         read_splits(settings.model_copy(update={"holdout": 10}))
 
 

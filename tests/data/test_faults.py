@@ -321,7 +321,7 @@ class TestColumns:
         file = write(tmp_path / "p.jsonl", '{"question": "Rice?"}\n')
         settings = DataSettings(source="pairs", eval_file=str(file), columns="prompt=question")
         assert [row.prompt for row in read_prompts(settings).prompts] == [Prompt("Rice?")]
-        with pytest.raises(DataError, match="in all 1 rows, whose columns are question; .*prompt=COLUMN"):
+        with pytest.raises(DataError, match="in every row; columns: question; .*prompt=COLUMN"):
             read_prompts(settings.model_copy(update={"columns": {}}))
 
 

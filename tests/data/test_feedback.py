@@ -193,10 +193,10 @@ def test_named_levels_have_the_order_of_the_setting() -> None:
         ([1] * 30, {}, "all scores are 1, so they define no levels"),
         ([0] * 25 + [1] * 5, {}, r"levels with too few rows \(bad: 25, good: 5\).*at least 10 training rows per level"),
         ([0] * 20 + list(range(20)), {"count": 3}, "equal scores leave some of 3 quantile levels empty"),
-        (list(range(40)), {"scheme": "named"}, "has scores, not named levels"),
+        (list(range(40)), {"scheme": "named"}, "the feedback is scores, not named levels"),
         (list(range(40)), {"scheme": "within-prompt"}, "no prompt has two replies of different scores"),
         (list(range(40)), {"scheme": "quantile"}, "unknown level scheme 'quantile'; did you mean 'quantiles'"),
-        (list(range(40)), {"scheme": "thresholds"}, "requires thresholds"),
+        (list(range(40)), {"scheme": "thresholds"}, "thresholds requires"),
     ],
 )  # fmt: skip
 def test_scores_that_define_no_levels_are_refused(values: list[Any], levels: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_lines_for_a_terminal() -> None:
     assert report.lines() == [
         "x.jsonl: 2 of 10 rows kept, 1 distinct prompts",
         "  dropped: 7, a reply is empty (lines 2, 3, 4, 5, 6, …)",
-        "  kept, but check: 1, an earlier row has the same replies the other way round (line 9)",
+        "  kept, but check: 1, an earlier row has the same replies in the opposite order (line 9)",
         "  not used: 1, after the limit was reached",
     ]
 
@@ -189,10 +189,10 @@ def test_no_usable_row() -> None:
     with pytest.raises(DataError) as caught:
         filter_train(Read(ROWS[1:4], []), letters, 10)
     assert str(caught.value) == (
-        "x.jsonl: none of 3 rows can be used (1 left out: the two sides answer different prompts; "
+        "x.jsonl: no usable row among 3 (1 left out: the two sides answer different prompts; "
         "2 left out: a reply is empty)"
     )
-    with pytest.raises(DataError, match="none of 1 rows can be used .1 left out: longer than data.max_length"):
+    with pytest.raises(DataError, match="no usable row among 1 .1 left out: more tokens than --data.max_length"):
         filter_eval(Read(ROWS[9:10], []), letters, 3)
     with pytest.raises(DataError, match="there are none"):
         filter_train(Read([], []), letters, 10)

@@ -56,7 +56,8 @@ def test_sides_that_part_earlier_are_each_split_at_their_own_border() -> None:
         ),
         (
             {"chosen": QUESTION},
-            "x.jsonl:7: field 'rejected': is missing; expected a string; fields of this row: chosen",
+            "x.jsonl:7: field 'rejected': is missing; expected a string; fields of this row: chosen"
+            "; --data.columns rejected=COLUMN reads it from another column",
         ),
         ({"chosen": [], "rejected": ""}, "x.jsonl:7: field 'chosen': is a list; expected a string"),
         ({"chosen": None, "rejected": ""}, "x.jsonl:7: field 'chosen': is null; expected a string"),

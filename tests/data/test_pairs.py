@@ -106,7 +106,8 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         (
             {"prompt": "a", "chosen": "b"},
             "field 'rejected': is missing; expected text, or a list of messages with role and content; "
-            "fields of this row: chosen, prompt",
+            "fields of this row: chosen, prompt"
+            "; --data.columns rejected=COLUMN reads it from another column",
         ),
         (
             {"prompt": "a", "completion": "b", "score": 0.5},
@@ -116,7 +117,8 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         (
             {"prompt": "a", "completion": "b", "score": 0.5, "chosen": "c"},
             "field 'rejected': is missing; expected text, or a list of messages with role and content; "
-            "fields of this row: chosen, completion, prompt, score",
+            "fields of this row: chosen, completion, prompt, score"
+            "; --data.columns rejected=COLUMN reads it from another column",
         ),
         (
             {"prompt": 3, "chosen": "b", "rejected": "c"},

@@ -229,7 +229,7 @@ class TestPlaces:
             self.read(path=path)
 
     def test_an_unknown_source_gets_a_suggestion(self) -> None:
-        with pytest.raises(ConfigError, match="unknown data.source 'pair'; did you mean 'pairs'"):
+        with pytest.raises(ConfigError, match="unknown --data.source 'pair'; did you mean 'pairs'"):
             read_examples(DataSettings(source="pair", path="x"), "train")
 
     def test_settings_name_a_place(self) -> None:

@@ -110,6 +110,7 @@ class ConsoleReporter(Reporter):
     def progress(
         self, title: str, *, total: int | None = None, unit: str = "sequence", initial: int = 0
     ) -> Iterator[Progress]:
-        """Show a tqdm bar, removed at the end."""
-        with tqdm(total=total, desc=title, unit=unit, initial=initial, disable=self.quiet, leave=False) as bar:
+        """Show a tqdm bar, removed at the end; none if there is nothing to do."""
+        is_hidden = self.quiet or total == 0
+        with tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, disable=is_hidden, leave=False) as bar:
             yield _Bar(bar)

@@ -39,16 +39,16 @@ REASONS = {
     "no_feedback": "it states no feedback on a reply",
     "human_turn": "a human's turn follows the reply",
     "empty_reply": "a reply is empty",
-    "identical_replies": "two replies are the same",
+    "identical_replies": "two replies are identical",
     "duplicate": "duplicate of an earlier row",
     "repeated_prompt": "an earlier row has the same prompt",
-    "too_long": "longer than data.max_length",
+    "too_long": "more tokens than --data.max_length",
 }
 """Why a row is dropped. Every row counts under the first reason that applies."""
 
 ODDITIES = {
     "empty_prompt": "the prompt is empty",
-    "contradiction": "an earlier row has the same replies the other way round",
+    "contradiction": "an earlier row has the same replies in the opposite order",
     "repeated_in_both": "both replies repeated the prompt, which was removed from them",
     "repeated_in_one": "one reply repeats the prompt",
     "prompt_column_ignored": "the text in 'prompt' is not in the conversation, which is used instead",
@@ -246,7 +246,7 @@ def _filter(
         kept.append(example)
     if not kept:
         counts = "; ".join(f"{tally.count} left out: {REASONS[name]}" for name, tally in report.dropped.items())
-        raise DataError(f"none of {len(examples)} rows can be used ({counts or 'there are none'})", file=report.file)
+        raise DataError(f"no usable row among {len(examples)} ({counts or 'there are none'})", file=report.file)
     report.kept, report.groups = len(kept), len({example.group for example in kept})
     return kept, report
 

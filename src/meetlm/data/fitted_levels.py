@@ -98,8 +98,8 @@ def fit_levels(settings: DataSettings, examples: Sequence[Example]) -> FittedLev
         raise DataError(
             f"levels with too few rows ({shown})",
             file=examples[0].origin.file,
-            expected=f"at least {MIN_ROWS} training rows per level: set fewer levels (data.levels.count or "
-            "data.levels.thresholds), or add rows",
+            expected=f"at least {MIN_ROWS} training rows per level: set fewer levels (--data.levels.count or "
+            "--data.levels.thresholds), or add rows",
         )
     return fitted
 

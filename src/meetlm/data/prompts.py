@@ -77,11 +77,11 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
     prompts = [row for row in rows if not row.prompt.is_blank]
     if not prompts:
         raise DataError(
-            f"is missing or blank in all {len(rows)} rows, whose columns are {', '.join(sorted(columns))}",
+            f"is missing or blank in every row; columns: {', '.join(sorted(columns))}",
             file=rows[0].origin.file,
             field="prompt",
-            expected=f"text, or messages that end with the user's; or pairs of the format {settings.source}; "
-            "--data.columns prompt=COLUMN uses another column",
+            expected=f"text, messages that end with the user's, or pairs of the format {settings.source}; "
+            "--data.columns prompt=COLUMN reads it from another column",
         )
     return HeldOutRows(prompts, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
 

@@ -101,7 +101,10 @@ class Row:
         """Return a field of one JSON type."""
         if field not in self.fields:
             there = ", ".join(sorted(map(str, self.fields))) or "none"
-            raise self.error("is missing", field=field, expected=f"{expected}; fields of this row: {there}")
+            expected = f"{expected}; fields of this row: {there}"
+            if field in ("chosen", "rejected"):
+                expected += f"; --data.columns {field}=COLUMN reads it from another column"
+            raise self.error("is missing", field=field, expected=expected)
         value = self.fields[field]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.error(f"is {kind_of(value)}", field=field, expected=expected)

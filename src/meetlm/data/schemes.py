@@ -134,9 +134,11 @@ class Stated(NamedTuple):
             ConfigError: They are names, or ranks, which compare replies to one prompt alone.
         """
         if any(isinstance(value, str) for value in self.values):
-            raise ConfigError(f"{_label(self.name)} has named levels, not scores: use the scheme named")
+            raise ConfigError(f"{_option(self.name)}.scheme: the feedback is named levels, not scores; expected named")
         if any(isinstance(value, Rank) for value in self.values):
-            raise ConfigError(f"{_label(self.name)} has ranks within prompts: use the scheme within-prompt")
+            raise ConfigError(
+                f"{_option(self.name)}.scheme: the feedback is ranks within prompts; expected within-prompt"
+            )
         return [_number(value) for value in self.values]
 
 
@@ -151,7 +153,10 @@ def fit_named(settings: LevelSettings, stated: Stated) -> LevelScheme:
     """Return the scheme of named levels: those of the settings, or those in the data."""
     values = stated.values
     if not all(isinstance(value, str) for value in values):
-        raise ConfigError(f"{_label(stated.name)} has scores, not named levels: use another scheme")
+        schemes = "values, quantiles, thresholds or within-prompt"
+        raise ConfigError(
+            f"{_option(stated.name)}.scheme: the feedback is scores, not named levels; expected {schemes}"
+        )
     known = {*map(str, values)}
     for usual in (("bad", "good"), ("false", "true")):
         if not settings.names and known <= {*usual}:
@@ -159,7 +164,7 @@ def fit_named(settings: LevelSettings, stated: Stated) -> LevelScheme:
     names = settings.names or tuple(sorted(known))
     is_ordered = bool(settings.names) if settings.is_ordered is None else settings.is_ordered
     if is_ordered and not settings.names:
-        raise ConfigError(f"{_label(stated.name)}: is_ordered needs the order; set names, worst first")
+        raise ConfigError(f"{_option(stated.name)}.is_ordered requires {_option(stated.name)}.names, worst first")
     return LevelScheme(Attribute(stated.name, names, is_ordered))
 
 
@@ -168,7 +173,9 @@ def fit_thresholds(settings: LevelSettings, stated: Stated) -> LevelScheme:
     """Return the scheme of the thresholds in the settings."""
     stated.numbers()
     if not settings.thresholds:
-        raise ConfigError(f"{_label(stated.name)}: the scheme thresholds requires thresholds, such as 2.5,3.5")
+        raise ConfigError(
+            f"{_option(stated.name)}.scheme thresholds requires {_option(stated.name)}.thresholds, such as 2.5,3.5"
+        )
     return _parted(settings, stated, settings.thresholds)
 
 
@@ -189,7 +196,7 @@ def fit_quantiles(settings: LevelSettings, stated: Stated) -> LevelScheme:
     thresholds = [float(np.quantile(numbers, k / count, method="linear")) for k in range(1, count)]
     if len(set(thresholds)) < len(thresholds) or thresholds[0] <= numbers[0]:
         raise ConfigError(
-            f"{_label(stated.name)}: equal scores leave some of {count} quantile levels empty; set a smaller count, "
+            f"{_option(stated.name)}: equal scores leave some of {count} quantile levels empty; set a smaller count, "
             "thresholds, or the scheme values"
         )
     return _parted(settings, stated, thresholds)
@@ -200,9 +207,9 @@ def fit_within_prompt(settings: LevelSettings, stated: Stated) -> LevelScheme:
     """Return the scheme of places among the replies to a prompt."""
     sizes = Counter(len(values) for values in stated.by_prompt if len(set(values)) > 1)
     if not sizes:
-        raise ConfigError(f"{_label(stated.name)}: no prompt has two replies of different scores, to compare them")
+        raise ConfigError(f"{_option(stated.name)}.scheme within-prompt: no prompt has two replies of different scores")
     if any(isinstance(value, str) for value in stated.values):
-        raise ConfigError(f"{_label(stated.name)} has named levels, not scores: use the scheme named")
+        raise ConfigError(f"{_option(stated.name)}.scheme: the feedback is named levels, not scores; expected named")
     count = settings.count or len(settings.names) or min(max(sizes, key=lambda n: (sizes[n], n)), DEFAULT_COUNT)
     return LevelScheme(Attribute(stated.name, _names(settings, stated, count)), within_prompt=True)
 
@@ -231,14 +238,17 @@ def _parted(settings: LevelSettings, stated: Stated, thresholds: Sequence[float]
 def _names(settings: LevelSettings, stated: Stated, count: int) -> tuple[str, ...]:
     """Return the names of ``count`` levels, worst first."""
     if settings.names and len(settings.names) != count:
-        raise ConfigError(f"{_label(stated.name)} has {count} levels, and names lists {len(settings.names)}")
+        raise ConfigError(
+            f"{_option(stated.name)}.names: expected {count} names, one per level, got {len(settings.names)}"
+        )
     return settings.names or (("bad", "good") if count == 2 else tuple(f"q{k}" for k in range(count)))
 
 
 def _refuse_constant(stated: Stated, numbers: Sequence[float]) -> None:
     if len(set(numbers)) < 2:
-        raise ConfigError(f"{_label(stated.name)}: all scores are {numbers[0]:g}, so they define no levels")
+        raise ConfigError(f"{_option(stated.name)}: all scores are {numbers[0]:g}, so they define no levels")
 
 
-def _label(name: str) -> str:
-    return f"data.attributes {name!r}" if name else "data.levels"
+def _option(name: str) -> str:
+    """Return the option of the settings of an attribute's levels."""
+    return f"--data.attribute_levels.{name}" if name else "--data.levels"

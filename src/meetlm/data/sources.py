@@ -56,7 +56,7 @@ class Source:
     task: Literal["dialogue", "summary"] | None = None
 
 
-SOURCES: Registry[Source] = Registry("data.source")
+SOURCES: Registry[Source] = Registry("--data.source")
 SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, to_turns=hh.to_turns, task="dialogue"))
 SOURCES.register("summarize")(
     Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")

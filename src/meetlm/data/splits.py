@@ -27,9 +27,9 @@ def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
     groups = sorted({example.group for example in rows}, key=_hash)
     if settings.holdout >= len(groups):
         raise DataError(
-            f"has {len(groups)} prompts, so --data.holdout {settings.holdout} leaves no row to train on",
+            f"--data.holdout {settings.holdout} leaves no row to train on",
             file=rows[0].origin.file,
-            expected=f"a number below {len(groups)}",
+            expected=f"a number below the number of distinct prompts ({len(groups)})",
         )
     held_out = set(groups[: settings.holdout])
     rest = [example for example in rows if example.group not in held_out]

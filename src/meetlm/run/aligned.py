@@ -149,7 +149,9 @@ class Aligned:
         if best_of < 1:
             raise ConfigError(f"best_of is {best_of}; expected 1 or more")
         if best_of > 1 and sampling.temperature == 0:
-            raise ConfigError("best_of requires a temperature above 0: greedy decoding gives the same reply each time")
+            raise ConfigError(
+                "best_of requires a temperature above 0, such as 1: greedy decoding always gives the same reply"
+            )
         return [prompt for prompt in prompts for _ in range(best_of)]
 
     def pick_best(
@@ -308,7 +310,9 @@ class Aligned:
             raise ConfigError(f"guidance is {guidance.strength}; expected a finite number")
         if guidance.strength == 0:
             if guidance.against is not None:
-                raise ConfigError("against requires guidance, the strength s of ℓ + s·(ℓ − ℓ_against)")
+                raise ConfigError(
+                    "against requires guidance: set its strength, such as 1.5 (--guidance on the command line)"
+                )
             return None, None
         level = self._worst_of(weights) if guidance.against is None else guidance.against
         resolved, against = self._resolve(level)

@@ -201,7 +201,7 @@ def _assign(
         by_attribute[attributes[0]] = others.pop(0)
     if not by_attribute:
         names = ", ".join(attributes)
-        example = f"{attributes[0]}=MODULE:FUNCTION" if names else "MODULE:FUNCTION, words, or --reward MODEL"
+        example = f"{attributes[0]}=MODULE:FUNCTION" if names else "MODULE:FUNCTION, --scorer words or --reward MODEL"
         raise ConfigError(
             "no score to calibrate: pass --scorer " + example + (f"; attributes of the run: {names}" if names else "")
         )
