@@ -54,12 +54,14 @@ class Exporter(ABC):
 
     Attributes:
         tool: Name of the tool that reads the format, for messages.
+        library: Name on the hub of the library that reads the format.
         options: Fields of :class:`ExportSettings` that the exporter uses.
         names_base: Whether the export names its base model and does not hold it.
         is_single: Whether an export holds one level; otherwise it holds any number, by default all levels.
     """
 
     tool: str
+    library: str
     options: tuple[str, ...] = ()
     is_single: bool = False
     names_base: bool = False

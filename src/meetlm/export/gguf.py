@@ -41,7 +41,8 @@ class GgufExporter(Exporter):
     """Writes GGUF files, and ``levels.json`` where the levels are adapters."""
 
     tool = TOOL
-    options = ("converter", "outtype", "slider")
+    library = "gguf"
+    options: tuple[str, ...] = ("converter", "outtype", "slider")
 
     def failure_reason(self, export: Export) -> str | None:
         """Return why llama.cpp cannot express the levels."""

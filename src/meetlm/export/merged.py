@@ -39,6 +39,7 @@ class MergedExporter(Exporter):
     """Writes a model and a tokenizer."""
 
     tool = "transformers"
+    library = "transformers"
     is_single = True
 
     def failure_reason(self, export: Export) -> str | None:

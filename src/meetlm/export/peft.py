@@ -37,6 +37,7 @@ class PeftExporter(Exporter):
     """Writes a PEFT folder per level or mix, and the tokenizer with the run's chat template beside them."""
 
     tool = "transformers and PEFT"
+    library = "peft"
     options = ("max_rank",)
     names_base = True
 

@@ -22,6 +22,7 @@ class VllmExporter(PeftExporter):
     """Writes what the exporter to PEFT writes, and refuses what vLLM does not load."""
 
     tool = "transformers and PEFT (vLLM itself was not run)"
+    library = "vllm"
 
     def failure_reason(self, export: Export) -> str | None:
         """Return why vLLM cannot load the levels."""

@@ -22,7 +22,7 @@ from meetlm.policy.loading import num_positions
 from meetlm.run.aligned import Aligned, load
 from meetlm.run.completions import held_out_rows
 from meetlm.run.folder import MODEL, Meet, read_meet, read_model_settings, unchanged_hub_model
-from meetlm.run.levels import Level, level_text, resolve_level
+from meetlm.run.levels import Level, level_text
 from meetlm.run.model_card import upload, write_model_card
 
 EXPORTS = "export"
@@ -92,13 +92,13 @@ def export_run(
     """
     run, settings = Path(run), settings or ExportSettings()
     exporter = EXPORTERS[to]()
-    unused = sorted(settings.model_fields_set - set(exporter.options))
+    unused = sorted(set(settings.model_dump(exclude_defaults=True)) - set(exporter.options))
     if unused:
         raise ConfigError(f"--{unused[0].replace('_', '-')} has no effect with --to {to}: leave it out")
     meet = read_meet(run)
-    if not levels:
-        levels = [meet.default_level] if exporter.is_single else list(meet.levels)
-    texts = [level_text(resolve_level(meet.levels, level)) for level in levels]
+    requested: Sequence[Level | None] = levels or ([None] if exporter.is_single else meet.levels)
+    resolved = [meet.resolve(level, reporter=reporter) for level in requested]
+    texts = [level_text(level) for level in resolved]
     if exporter.is_single and len(texts) > 1:
         raise ConfigError(f"--to {to} exports one level, and there are {len(texts)}: call it once per level")
     folder = Path(out) if out else run / EXPORTS / (f"{to}-{texts[0]}" if exporter.is_single else to)
@@ -115,7 +115,7 @@ def export_run(
         policy=aligned.policy,
         format=aligned.format,
         is_chat=meet.conversational,
-        levels={text: aligned.weights(level) for text, level in zip(texts, levels, strict=True)},
+        levels={text: aligned.weights(level) for text, level in zip(texts, resolved, strict=True)},
         model=run / MODEL,
         base=base,
         prompts=tuple(prompts[:limit]),

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from meetlm.config.errors import RunError
 from meetlm.diagnostics.preference import PreferenceAccuracy
+from meetlm.export.exporters import EXPORTERS
 from meetlm.export.parity import Parity
 from meetlm.policy.checkpoint import hub_is_reachable
 from meetlm.run.folder import Meet, read_record
@@ -20,8 +21,6 @@ from meetlm.run.levels import levels_text
 
 CARD = "README.md"
 """File of the model card."""
-LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf": "llama.cpp", "vllm": "vllm"}
-"""Name on the hub of the library that reads a format."""
 
 
 def write_model_card(
@@ -47,7 +46,7 @@ def write_model_card(
     card_data = ModelCardData(
         base_model=None if is_local else name,
         datasets=None if is_local_data else [data_name],
-        library_name=LIBRARIES[to],
+        library_name=EXPORTERS[to].library,
         pipeline_tag="text-generation",
         tags=["meetlm", "controllable-generation", "alignment"],
     )
