@@ -23,8 +23,8 @@ from tiny import (
     ARCHITECTURES,
     CONTROLS,
     LENGTHS,
-    OBEYED,
-    PACKING,
+    LEVELLED_KINDS,
+    PACKING_ARCHITECTURES,
     TRAINED,
     gap,
     gradients,
@@ -52,7 +52,7 @@ def checkpointed(architecture: str, kind: str, layout: str | None = None, **chan
     return policy
 
 
-@each_value(architecture=ARCHITECTURES, kind=OBEYED)
+@each_value(architecture=ARCHITECTURES, kind=LEVELLED_KINDS)
 def test_levels_matter(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     one = sequences(policy, [(5, 4)], [0])
@@ -190,7 +190,7 @@ def test_checkpointing_under_autocast(architecture: str, kind: str) -> None:
     assert gap(*results) < 1e-3  # a checkpointed head does not store its probabilities in bf16
 
 
-@each_value(architecture=PACKING)
+@each_value(architecture=PACKING_ARCHITECTURES)
 def test_many_levels(architecture: str) -> None:
     """Five levels, K·r above 128: each level equals a control that has only this level."""
     names = ("q0", "q1", "q2", "q3", "q4")

@@ -20,7 +20,16 @@ from meetlm.generation.settings import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
 from reporters import RecordingReporter
-from tiny import ARCHITECTURES, OBEYED, PACKING, first_logits, text_format, tiny_lm, tiny_policy, tiny_tokenizer
+from tiny import (
+    ARCHITECTURES,
+    LEVELLED_KINDS,
+    PACKING_ARCHITECTURES,
+    first_logits,
+    text_format,
+    tiny_lm,
+    tiny_policy,
+    tiny_tokenizer,
+)
 
 GREEDY = Sampling(max_new_tokens=12)
 LENGTHS = (3, 17, 9, 1, 12)
@@ -52,7 +61,7 @@ def session_of(policy: Policy, *stop: str, batch_size: int = 32) -> Session:
     return Session(policy, PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", stop)), batch_size)
 
 
-@each_value(architecture=ARCHITECTURES, kind=OBEYED)
+@each_value(architecture=ARCHITECTURES, kind=LEVELLED_KINDS)
 def test_logits_in_a_batch_equal_those_alone(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     branches = branches_of(policy)
@@ -231,7 +240,7 @@ def test_cached_steps_equal_one_forward_pass(architecture: str, monkeypatch: pyt
     assert float((torch.stack(seen) - whole).abs().max()) < 1e-4
 
 
-@each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
+@each_value(architecture=PACKING_ARCHITECTURES, kind=("lora", "soft-prompt"))
 def test_mixed_precision_is_near_f32(architecture: str, kind: str) -> None:
     """On CUDA generation runs under autocast, with keys in bf16; here under autocast of the CPU."""
     policy = tiny_policy(architecture, kind, dtype=torch.float32)
@@ -268,7 +277,7 @@ def test_finished_rows_leave_the_batch(architecture: str, monkeypatch: pytest.Mo
 def test_only_architectures_that_pack_use_the_packed_decoder() -> None:
     for architecture in ARCHITECTURES:
         decoder = decoder_of(tiny_policy(architecture, "lora"))
-        assert isinstance(decoder, PackedDecoder if architecture in PACKING else PaddedDecoder)
+        assert isinstance(decoder, PackedDecoder if architecture in PACKING_ARCHITECTURES else PaddedDecoder)
 
 
 def test_a_step_that_differs_needs_the_padded_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +290,7 @@ def test_a_step_that_differs_needs_the_padded_decoder(monkeypatch: pytest.Monkey
     assert isinstance(decoder_of(policy), PaddedDecoder)
 
 
-@each_value(architecture=PACKING, kind=("lora", "soft-prompt"))
+@each_value(architecture=PACKING_ARCHITECTURES, kind=("lora", "soft-prompt"))
 @torch.no_grad()
 def test_shared_prefixes_are_computed_once(architecture: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two levels with a common prefix each and a repeated prompt: fewer tokens, and the logits of padded rows."""
@@ -375,7 +384,7 @@ def test_requests_join_and_leave_at_any_step(architecture: str, kind: str, batch
         assert completion.logprobs == pytest.approx(alone[number].logprobs, abs=1e-4)
 
 
-@each_value(architecture=ARCHITECTURES, kind=OBEYED)
+@each_value(architecture=ARCHITECTURES, kind=LEVELLED_KINDS)
 def test_guidance_adds_logits(architecture: str, kind: str) -> None:
     """ℓ + s·(ℓ − ℓ_against), beside plain requests; strength 0 is the plain level exactly."""
     policy = tiny_policy(architecture, kind)

@@ -23,7 +23,7 @@ from meetlm.policy.policy import Policy
 from tiny import (
     ARCHITECTURES,
     LENGTHS,
-    PACKING,
+    PACKING_ARCHITECTURES,
     gap,
     gradients,
     sequences,
@@ -57,7 +57,7 @@ def reference(lm: PreTrainedModel, sequence: Encoded) -> Tensor:
 @each_value(architecture=ARCHITECTURES, kind=("lora", "soft-prompt"))
 def test_layouts_agree(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
-    assert policy.layout == ("packed" if architecture in PACKING else "padded")
+    assert policy.layout == ("packed" if architecture in PACKING_ARCHITECTURES else "padded")
     batch = sequences(policy, LENGTHS)
     alone, alone_gradients = run(policy, [[one] for one in batch], "padded")
     for layout in {policy.layout, "padded"}:
@@ -110,7 +110,7 @@ def test_padding_does_not_matter() -> None:
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("architecture", PACKING)
+@pytest.mark.parametrize("architecture", PACKING_ARCHITECTURES)
 def test_packed_sequences_do_not_see_each_other(architecture: str) -> None:
     """Another first sequence of the same length leaves the second one's log-probs bit-identical."""
     policy = tiny_policy(architecture, "lora")
@@ -122,7 +122,7 @@ def test_packed_sequences_do_not_see_each_other(architecture: str) -> None:
     assert one[1] == two[1]
 
 
-@pytest.mark.parametrize("architecture", PACKING)
+@pytest.mark.parametrize("architecture", PACKING_ARCHITECTURES)
 def test_the_check_accepts_architectures_that_pack(architecture: str) -> None:
     lm = tiny_lm(architecture, dtype=torch.float32)
     assert try_packed_attention(lm) is None
@@ -253,7 +253,7 @@ def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
     return made
 
 
-@each_value(architecture=PACKING, kind=("lora", "soft-prompt", "text"))
+@each_value(architecture=PACKING_ARCHITECTURES, kind=("lora", "soft-prompt", "text"))
 def test_a_shared_prompt_changes_nothing(architecture: str, kind: str) -> None:
     """Windows of gemma3 (8 tokens) reach back into the shared part. The log-softmax of f64 models is in f32."""
     policy = tiny_policy(architecture, kind)

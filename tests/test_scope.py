@@ -23,7 +23,7 @@ from meetlm.policy.policy import Policy
 from run_folders import finished, trained
 from tiny import (
     ARCHITECTURES,
-    PACKING,
+    PACKING_ARCHITECTURES,
     first_logits,
     gap,
     gradients,
@@ -82,7 +82,7 @@ def gradients_of(policy: Policy, batch: Sequence[Encoded], *, share: bool) -> tu
     return sums.detach(), gradients(policy)
 
 
-@each_pair(architecture=PACKING, checkpointing=(False, True))
+@each_pair(architecture=PACKING_ARCHITECTURES, checkpointing=(False, True))
 def test_prompts_without_gradient_change_nothing(architecture: str, checkpointing: bool) -> None:
     """Compared with rows that are padded and alone, through all of which gradients flow."""
     policy = response_policy(architecture, checkpointing=checkpointing)
@@ -127,7 +127,7 @@ def test_all_levels_share_one_prefill(architecture: str, monkeypatch: pytest.Mon
     runs = record_runs(monkeypatch)
     together = first_logits(policy, branches)
     assert float((together - alone).abs().max()) < 1e-4
-    if architecture in PACKING:
+    if architecture in PACKING_ARCHITECTURES:
         assert [tokens for tokens, _ in runs] == [len(PROMPT) - 1 + 4 + 13]
     requests = [Request((branch,), Sampling(max_new_tokens=6)) for branch in branches]
     session = Session(policy, text_format())

@@ -46,7 +46,7 @@ VOCABULARY = 320
 """Rows of the embedding tables: more than the tokenizer has ids, as in many published models."""
 
 ARCHITECTURES = ("llama", "gpt-neo", "gpt2", "gptj", "qwen2", "qwen3", "gemma", "gemma3")
-PACKING = tuple(name for name in ARCHITECTURES if name != "gptj")
+PACKING_ARCHITECTURES = tuple(name for name in ARCHITECTURES if name != "gptj")
 """Architectures whose attention can be replaced. GPT-J's layers do not use transformers' attention interface."""
 
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "text": {"kind": "text"},
     "none": {"kind": "none"},
 }
-OBEYED = tuple(kind for kind in CONTROLS if kind != "none")
+LEVELLED_KINDS = tuple(kind for kind in CONTROLS if kind != "none")
 """Kinds of control whose levels differ."""
 TRAINED = ("lora", "soft-prompt", "special-token")
 """Kinds of control that have parameters."""

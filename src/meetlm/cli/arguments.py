@@ -24,7 +24,7 @@ LEVEL_KEYS = ("data.attributes", "data.levels", "data.attribute_levels")
 """Settings of data that have no effect on pairs: all commands that list ``data`` but `meet train` read pairs."""
 HELD_OUT_HELP = {
     "data.path": "Held-out prompts or pairs: a file, a folder laid out like a data set on the hub, or a hub name.",
-    "data.source": "Format of the rows: hh, summarize or pairs; by default decided by the first row.",
+    "data.source": "Format of the rows: hh, summarize, pairs or feedback; by default decided by the first row.",
     "data.eval_split": "Split to read.  [default: test]",
     "data.eval_file": "File of held-out prompts or pairs, relative to --data.path if that is a folder.",
 }

@@ -25,7 +25,7 @@ WORDS_SHOWN = 60
 SUSPECTS_SHOWN = 20
 
 
-@main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Report what is in preference data.")
+@main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Summarize preference data before training.")
 @config_option
 @click.option(
     "--show", type=Count(0), default=2, show_default=True, help="Number of pairs to show as the model reads them."

@@ -48,7 +48,7 @@ class _DialArguments(RewardArguments, HeldOutData):
     "scorers",
     multiple=True,
     metavar="[ATTRIBUTE=]MODULE:FUNCTION",
-    help="Python function of prompt and completion, or words for the length; repeatable. The first scorer, "
+    help="Python function of prompt and completion, or `words` (number of words); repeatable. The first scorer, "
     "or the one that names its attribute, measures what the level should change; the others measure side effects.",
 )
 @click.option("--reward", "model", metavar="MODEL", help="Reward model that scores: hub name or folder.")
@@ -57,7 +57,7 @@ class _DialArguments(RewardArguments, HeldOutData):
     type=click.Choice(["level", "guidance"]),
     default="level",
     show_default=True,
-    help="What to turn: the level, or the strength of guidance at the best level, which any control allows.",
+    help="What to turn: the level, or the strength of guidance at the best level, which works with every control.",
 )
 @click.option(
     "--grid",

@@ -30,7 +30,7 @@ class ComparisonSettings(EvaluatorSettings, HeldOutData):
     names="SYSTEM...",
     missing="folders of runs, or files of completions",
     settings=ComparisonSettings,
-    short_help="Compare completions with a baseline's.",
+    short_help="Compare completions of several systems.",
 )
 @click.option("--baseline", required=True, help="Name of the system that the others are compared with.")
 @click.option(
@@ -61,8 +61,8 @@ def evaluate(
     --level, --temperature, --top-p and --max-new-tokens select the completions of a run by how they were generated.
     The evaluators are --reward, --judge and --scorer, and ROUGE where the held-out data have chosen replies.
 
-    Rewards and a judge's responses are stored in --out as they come: the same command continues after an interruption
-    and repeats no call.
+    Rewards and judge responses are stored in --out as they arrive: the same command continues after an interruption and
+    repeats no call.
 
     \b
     Examples:

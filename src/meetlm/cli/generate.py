@@ -47,7 +47,7 @@ CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conver
     names="RUN",
     missing="the folder of a run",
     settings=HeldOutData,
-    short_help="Generate replies of a run at a level.",
+    short_help="Generate replies with a run, at a level.",
 )
 @click.option("--prompt", "prompts", multiple=True, help="Print a reply to this text; repeatable; - = standard input.")
 @level_option
@@ -85,7 +85,7 @@ def generate(
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
-    """Generate a reply to each held-out prompt of RUN, or to each prompt in --data.path, and write them to a file.
+    """Reply to each held-out prompt of RUN, or to each prompt in --data.path, and write the replies to a file.
 
     With --prompt, print the replies instead. A prompt that is plain text is formatted as in the training data: as the
     human's message for HH transcripts, as a user message for conversations. Rows without a prompt, repeated prompts and

@@ -77,7 +77,7 @@ level_option = click.option(
     "--level",
     help="Level of the replies: a name, a number from 0 (worst level) to 1 (best level), a number outside this "
     "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, state each, as in "
-    "tone=formal,length=0.7.  [default: the best level, or what `meet dial` recommends]",
+    "tone=formal,length=0.7.  [default: the best level, or the level that `meet dial` recommends]",
 )
 guidance_option = click.option(
     "--guidance",

@@ -9,7 +9,7 @@ from meetlm.cli.main import main
 from meetlm.cli.options import Count, json_option
 
 
-@main.command(short_help="Print the paper's own Tables 1 to 5 with errata marked.")
+@main.command(short_help="Print Tables 1 to 5 of MEET's paper, with errata marked.")
 @click.option("--table", "number", type=Count(1, 5), help="Print this table only.  [default: all]")
 @json_option
 def paper(number: int | None, as_json: bool) -> None:

@@ -24,7 +24,7 @@ SINGLE_VALUED = tuple(name for name in ServingSettings.model_fields if not name.
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Further host name under which the server is addressed; repeatable.",
+    help="Additional host name of the server; repeatable.",
 )
 @click.option(
     "--allow-origin",

@@ -34,10 +34,12 @@ class DialSettings(Settings):
     """How a dial is measured, and when it is turned too far."""
 
     nll_increase: float = Field(
-        0.5, gt=0, description="largest increase of the NLL under the base model, in nats per token"
+        0.5, gt=0, description="largest safe increase of the NLL under the base model, in nats per token"
     )
-    repetition_increase: float = Field(0.05, gt=0, description="largest increase of the share of repeated 4-grams")
-    cut_increase: float = Field(0.1, gt=0, description="largest increase of the share of replies cut at the limit")
+    repetition_increase: float = Field(0.05, gt=0, description="largest safe increase of the share of repeated 4-grams")
+    cut_increase: float = Field(
+        0.1, gt=0, description="largest safe increase of the share of replies cut off at the limit of new tokens"
+    )
 
 
 class RewardSettings(Settings):

@@ -14,16 +14,18 @@ class ServingSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 = any free port")
     name: str | None = Field(None, min_length=1, description="model name of the run; by default the folder's name")
     api_key_env: str | None = Field(
-        None, description="environment variable that holds the API key which requests must send; by default no key"
+        None, description="environment variable with the API key that requests must send; by default no key"
     )
-    batch_size: int = Field(32, ge=1, description="largest number of rows per forward pass; guidance takes two rows")
-    queue: int = Field(256, ge=0, description="largest number of completions that wait; more are refused with 429")
+    batch_size: int = Field(32, ge=1, description="maximum number of rows per forward pass; guidance takes two rows")
+    queue: int = Field(
+        256, ge=0, description="maximum number of waiting completions; further requests are refused with status 429"
+    )
     max_tokens: int = Field(
-        512, ge=1, description="largest number of new tokens per completion, and the default of requests"
+        512, ge=1, description="maximum number of new tokens per completion, and the default of requests"
     )
-    max_n: int = Field(8, ge=1, description="largest number of completions per request")
-    max_body: int = Field(1_000_000, ge=1, description="largest size of a request's body in bytes")
-    timeout: float = Field(300.0, gt=0, description="largest number of seconds per request, waiting included")
-    grace: float = Field(30.0, ge=0, description="seconds that requests have to end when the server is stopped")
+    max_n: int = Field(8, ge=1, description="maximum number of completions per request")
+    max_body: int = Field(1_000_000, ge=1, description="maximum size of a request's body in bytes")
+    timeout: float = Field(300.0, gt=0, description="maximum number of seconds per request, waiting included")
+    grace: float = Field(30.0, ge=0, description="seconds that requests have to finish when the server is stopped")
     allowed_hosts: tuple[str, ...] = Field((), description="further host names under which the server is addressed")
     allowed_origins: tuple[str, ...] = Field((), description="origins of web pages that may send requests (CORS)")
