@@ -112,3 +112,14 @@ def test_two_attributes_of_which_one_may_be_missing(kind: str, tmp_path: Path) -
         None,
     )
     assert 0 <= after["attributes"]["tone"]["most_likely"]["value"] <= 1
+
+
+def test_an_attribute_without_replies_to_compare_has_no_accuracy(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Rice {n}?", "completion": f" {tone} {n}.", "attributes": {"tone": tone, "score": n % 2}}
+        for n in range(30)
+        for tone in ("bad", "good")
+    ]
+    execute(config_of(tmp_path, "lora", rows), tmp_path / "run")
+    after = json.loads((tmp_path / "run" / "preference.json").read_text())["after step2"]["attributes"]
+    assert after["score"]["accuracy"] is None and after["tone"]["accuracy"] is not None

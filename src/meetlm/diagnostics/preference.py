@@ -41,21 +41,22 @@ class AttributeAccuracy:
     """Preference accuracy of one attribute.
 
     Attributes:
-        accuracy: Preference accuracy, by sums.
+        accuracy: Preference accuracy, by sums; ``None`` where no held-out replies at different levels are compared.
         by_levels: The same for each pair of levels, such as ``q0 < q2``, without its interval.
         rank_correlation: Spearman's correlation of log p(y|x,best) − log p(y|x,worst) with the stated level, over all
             replies; ``None`` where levels have no order, or all values are equal.
-        most_likely: How often the stated level gives a reply the highest log-prob; ``None`` where levels are ordered.
+        most_likely: How often the stated level gives a reply the highest log-prob; ``None`` where levels are ordered,
+            or no held-out reply states one.
     """
 
-    accuracy: Interval
+    accuracy: Interval | None
     by_levels: dict[str, float]
     rank_correlation: Interval | None
     most_likely: Interval | None
 
     def lines(self, name: str) -> list[str]:
         """Return the result as lines of text."""
-        parts = [f"{name}: accuracy {self.accuracy}"]
+        parts = [f"{name}: accuracy {self.accuracy or 'unknown (no held-out replies at different levels)'}"]
         if self.rank_correlation:
             parts.append(f"rank correlation with the stated level {self.rank_correlation}")
         if self.most_likely:
@@ -346,13 +347,15 @@ def _of_attribute(
     if attribute.is_ordered:
         margins = (logps[levels[-1]] - logps[levels[0]])[replies]
         rank_correlation = spearman(margins, np.array(shown), prompts)
-    else:
+    elif len(replies):
         likeliest = np.stack([logps[k][replies] for k in levels]).argmax(axis=0) + levels[0]
         most_likely = share_interval((likeliest == np.array(shown)).astype(float), prompts)
+    accuracy = None
+    if of_attribute:
+        better = [pairs.prompts[pair.better] for pair, _ in of_attribute]
+        accuracy = share_interval([outcome for _, outcome in of_attribute], better)
     return AttributeAccuracy(
-        accuracy=share_interval(
-            [outcome for _, outcome in of_attribute], [pairs.prompts[pair.better] for pair, _ in of_attribute]
-        ),
+        accuracy=accuracy,
         by_levels={
             f"{names[low]} {sign} {names[high]}": float(np.mean(values))
             for (high, low), values in sorted(by_levels.items())
@@ -368,7 +371,7 @@ def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interva
     Ranks are computed once, over all rows; resamples draw prompts with the ranks of their rows. ``None`` where a column
     is constant.
     """
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
+    if not left.size or np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
     x, y = (stats.zscore(stats.rankdata(column)) for column in (left, right))
     table = prompt_means(np.stack([x, y, x * x, y * y, x * y], axis=1), prompts)
