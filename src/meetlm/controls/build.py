@@ -14,25 +14,33 @@ import meetlm.controls.lora
 import meetlm.controls.none
 import meetlm.controls.text
 import meetlm.controls.virtual  # noqa: F401  registers its kinds
-from meetlm.config.kinds import parse_field, parse_kind
+from meetlm.config.kinds import parse_field
+from meetlm.config.settings import Settings
+from meetlm.config.yaml_files import validate
 from meetlm.controls.base import CONTROLS, Control, ControlSettings
 from meetlm.data.levels import LevelSpace
-
-
-def parse_control(value: Any) -> ControlSettings:
-    """Return the settings of a control, checked by the class of the kind that ``value['kind']`` names.
-
-    Raises:
-        ConfigError: The kind is missing or unknown, or a setting is wrong.
-    """
-    settings: ControlSettings = parse_kind(CONTROLS, ControlSettings, value)
-    return settings
-
 
 AnyControlSettings = Annotated[
     SerializeAsAny[ControlSettings], BeforeValidator(partial(parse_field, CONTROLS, ControlSettings))
 ]
 """A pydantic field type that reads and writes the settings of any registered kind."""
+
+
+class _ControlField(Settings):
+    control: AnyControlSettings
+
+
+def parse_control(value: Any, origin: str = "control") -> ControlSettings:
+    """Return the settings of a control, checked by the class of the kind that ``value['kind']`` names.
+
+    Args:
+        value: A mapping.
+        origin: Where the settings are from, for messages.
+
+    Raises:
+        ConfigError: The kind is missing or unknown, or a setting is wrong.
+    """
+    return validate(_ControlField, {"control": value}, {}, origin).control
 
 
 def build_control(

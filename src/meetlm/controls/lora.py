@@ -188,15 +188,10 @@ def _path(key: str) -> str:
     return key.replace("/", ".")
 
 
-def _build(
-    settings: LoRASettings,
-    levels: LevelSpace,
-    lm: PreTrainedModel,
-    tokenize: Callable[[str], list[int]],
-    generator: torch.Generator,
-) -> LoRA:
-    del tokenize
-    return LoRA(settings, levels, lm, generator)
-
-
-CONTROLS.register("lora")(ControlKind(LoRASettings, _build, has_slot=False))
+CONTROLS.register("lora")(
+    ControlKind(
+        LoRASettings,
+        lambda settings, levels, lm, _, generator: LoRA(settings, levels, lm, generator),
+        has_slot=False,
+    )
+)

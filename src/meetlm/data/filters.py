@@ -99,20 +99,7 @@ class FilterReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
-
-        def tallies(of: dict[str, Tally]) -> dict[str, Any]:
-            return {name: asdict(tally) for name, tally in of.items()}
-
-        return {
-            "file": self.file,
-            "total": self.total,
-            "kept": self.kept,
-            "groups": self.groups,
-            "beyond_limit": self.beyond_limit,
-            "dropped": tallies(self.dropped),
-            "odd": tallies(self.odd),
-            "other_split_rows": asdict(self.other_split_rows),
-        }
+        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the report as lines of text for a terminal."""
@@ -126,10 +113,10 @@ class FilterReport:
         return text
 
 
-def _line(what: str, tally: Tally, why: str) -> str:
-    more = ", …" if tally.count > len(tally.lines) else ""
-    word = "line" if tally.count == 1 else "lines"
-    return f"  {what}: {tally.count}, {why} ({word} {', '.join(map(str, tally.lines))}{more})"
+def _line(outcome: str, tally: Tally, reason: str) -> str:
+    ellipsis = ", …" if tally.count > len(tally.lines) else ""
+    noun = "line" if tally.count == 1 else "lines"
+    return f"  {outcome}: {tally.count}, {reason} ({noun} {', '.join(map(str, tally.lines))}{ellipsis})"
 
 
 def filter_train(
@@ -152,16 +139,7 @@ def filter_train(
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
-    seen: set[Key] = set()
-
-    def drop_reason(example: Example) -> str | None:
-        return _drop_reason(example) or ("duplicate" if _key(example) in seen else None)
-
-    def is_too_long(example: Example, tokens: ExampleTokens) -> bool:
-        seen.add(_key(example))
-        return tokens.prompt + max(tokens.replies) > max_length
-
-    return _filter(read, drop_reason, lengths, is_too_long, limit)
+    return _filter(read, lengths, max_length, limit, is_training=True)
 
 
 def filter_eval(
@@ -185,21 +163,7 @@ def filter_eval(
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
     """
-    groups: set[str] = set()
-    seen: set[Key] = set()
-
-    def drop_reason(example: Example) -> str | None:
-        reason = _drop_reason(example)
-        if reason is None and len(example.completions) > 1:
-            return "repeated_prompt" if example.group in groups else None
-        return reason or ("duplicate" if _key(example) in seen else None)
-
-    def is_too_long(example: Example, tokens: ExampleTokens) -> bool:
-        groups.add(example.group)
-        seen.add(_key(example))
-        return tokens.prompt > max_length
-
-    return _filter(read, drop_reason, lengths, is_too_long, limit)
+    return _filter(read, lengths, max_length, limit, is_training=False)
 
 
 def prompt_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
@@ -209,30 +173,35 @@ def prompt_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[Ex
 
 
 def _filter(
-    read: Read[Example],
-    drop_reason: Callable[[Example], str | None],
-    lengths: Lengths,
-    is_too_long: Callable[[Example, ExampleTokens], bool],
-    limit: int | None,
+    read: Read[Example], lengths: Lengths, max_length: int, limit: int | None, *, is_training: bool
 ) -> tuple[list[Example], FilterReport]:
     examples = read.rows
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
     for row in read.other_split_rows:
         report.other_split_rows.add(row)
     kept: list[Example] = []
-    pairs: set[Key] = set()
+    kept_keys: set[Key] = set()
+    seen_keys: set[Key] = set()
+    seen_groups: set[str] = set()
     for number, example in enumerate(examples):
         if limit is not None and len(kept) == limit:
             report.beyond_limit = len(examples) - number
             break
-        reason = drop_reason(example)
+        reason = _drop_reason(example)
+        if reason is None and (is_training or len(example.completions) == 1):
+            reason = "duplicate" if _key(example) in seen_keys else None
+        elif reason is None:
+            reason = "repeated_prompt" if example.group in seen_groups else None
         if reason is None:
             with locate_errors(example.origin.file, example.origin.line):
                 tokens = lengths(example)
             if tokens.has_same_replies:
                 reason = "identical_replies"
-            elif is_too_long(example, tokens):
-                reason = "too_long"
+            else:
+                seen_keys.add(_key(example))
+                seen_groups.add(example.group)
+                num_tokens = tokens.prompt + (max(tokens.replies) if is_training else 0)
+                reason = "too_long" if num_tokens > max_length else None
         if reason:
             report.dropped.setdefault(reason, Tally()).add(example.origin)
             continue
@@ -240,9 +209,9 @@ def _filter(
             report.odd.setdefault(remark, Tally()).add(example.origin)
         if example.prompt.is_blank:
             report.odd.setdefault("empty_prompt", Tally()).add(example.origin)
-        if len(example.completions) == 2 and (example.prompt, *example.replies[::-1]) in pairs:
+        if len(example.completions) == 2 and (example.prompt, *example.replies[::-1]) in kept_keys:
             report.odd.setdefault("contradiction", Tally()).add(example.origin)
-        pairs.add(_key(example))
+        kept_keys.add(_key(example))
         kept.append(example)
     if not kept:
         counts = "; ".join(f"{tally.count} left out: {REASONS[name]}" for name, tally in report.dropped.items())

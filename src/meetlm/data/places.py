@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from meetlm.config.errors import DataError, nearest
+from meetlm.config.hub import hub_is_reachable
 from meetlm.data.example import Origin
 from meetlm.data.rows import READERS, Row, non_empty, read_file
 from meetlm.data.settings import DataSettings
@@ -160,17 +158,3 @@ def _load(path: str, subset: str | None, split: str, note: str) -> Any:
             file=path,
             expected="a data set on the hub that this machine can reach, or a local file or folder",
         ) from error
-
-
-def hub_is_reachable() -> bool:
-    """Whether a connection to the hub can be opened at all; a proxy is taken to reach it."""
-    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 5).close()
-    except OSError:
-        return False
-    return True

@@ -174,19 +174,17 @@ def _open(file: Path) -> Any:
 def _json_lines(file: Path) -> Iterator[Row]:
     number = 0
     with _open(file) as stream:
-        lines = iter(stream)
-        while True:
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise DataError(f"broken gzip data: {error}", file=str(file), line=number + 1) from None
-            for raw in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):  # old Macs end lines with CR alone
-                number += 1
-                text = _decode(raw, file, number)
-                if text.strip():
-                    yield _object(_json(text, file, number), file, number)
+        try:
+            for line in stream:
+                for raw in (
+                    line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
+                ):  # old Macs end lines with CR alone
+                    number += 1
+                    text = _decode(raw, file, number)
+                    if text.strip():
+                        yield _object(_json(text, file, number), file, number)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"broken gzip data: {error}", file=str(file), line=number + 1) from None
 
 
 def _json_file(file: Path) -> Iterator[Row]:
@@ -275,24 +273,22 @@ def _csv(file: Path) -> Iterator[Row]:
         stream.seek(0)
     reader = csv.reader(stream, delimiter=declared or _delimiter(first), strict=True)
     header: list[str] | None = None
-    while True:
-        start = reader.line_num + skipped + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"bad CSV: {error}", file=str(file), line=start) from None
-        if header is None:
-            header = cells
-            if twice := sorted({name for name in header if header.count(name) > 1}):
-                what = f"the header has {twice[0]!r} twice"
-                raise DataError(what, file=str(file), line=start, expected="every column once")
-        elif cells:
-            if len(cells) != len(header):
-                what = f"has {len(cells)} cells"
-                raise DataError(what, file=str(file), line=start, expected=f"{len(header)}, as in the header")
-            yield Row(dict(zip(header, cells, strict=True)), Origin(str(file), start))
+    start = skipped + 1
+    try:
+        for cells in reader:
+            if header is None:
+                header = cells
+                if repeated := sorted({name for name in header if header.count(name) > 1}):
+                    problem = f"the header has {repeated[0]!r} twice"
+                    raise DataError(problem, file=str(file), line=start, expected="every column once")
+            elif cells:
+                if len(cells) != len(header):
+                    problem = f"has {len(cells)} cells"
+                    raise DataError(problem, file=str(file), line=start, expected=f"{len(header)}, as in the header")
+                yield Row(dict(zip(header, cells, strict=True)), Origin(str(file), start))
+            start = reader.line_num + skipped + 1
+    except csv.Error as error:
+        raise DataError(f"bad CSV: {error}", file=str(file), line=start) from None
 
 
 def _delimiter(header: str) -> str:

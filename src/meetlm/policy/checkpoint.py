@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._http import get_session
 from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import safe_open
 from torch import Tensor
@@ -24,9 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from meetlm.config.errors import ConfigError
-
-HUB_TIMEOUT = 5.0
-"""Seconds after which the hub counts as unreachable; transformers itself retries for up to a minute."""
+from meetlm.config.hub import hub_is_reachable
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -88,23 +82,6 @@ def _hub_has(name: str, folder: Path) -> bool:
             "pass the path of a local folder"
         )
     return False
-
-
-@cache
-def hub_is_reachable() -> bool:
-    """Return whether the hub answers, asked once per process."""
-    answers: list[object] = []
-
-    def ask() -> None:
-        with suppress(Exception):
-            answers.append(get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT))
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    thread = Thread(target=ask, daemon=True)  # the lookup of a host name has no timeout
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    return bool(answers)
 
 
 def cached_folder(name: str) -> Path | None:

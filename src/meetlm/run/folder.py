@@ -366,7 +366,7 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
         meet = Meet.from_dict(fields)
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged or was written by another version of meetlm: {error}") from error
-    parse_control(meet.control)
+    parse_control(meet.control, str(path))
     if weights and not (folder / MODEL / "config.json").is_file():
         raise RunError(
             f"{folder / MODEL} is missing: the weights of the run were removed (`meet sweep --keep-weights` keeps them)"

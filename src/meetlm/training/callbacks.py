@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from meetlm.config.journal import Journal
 from meetlm.config.reporter import Progress
 
 
@@ -33,8 +34,8 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         """Start the clock; remove lines after the step that training resumes from."""
         self._since = time.perf_counter()
-        lines = _lines_until(self.path, state.global_step)
-        self.path.write_text("".join(line + "\n" for line in lines))
+        entries = _entries_until(self.path, state.global_step)
+        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
     def on_log(
         self,
@@ -56,22 +57,12 @@ class MetricsWriter(TrainerCallback):
 
 def logged_seconds(metrics: Path, step: int) -> float:
     """Return the seconds that the logged steps up to ``step`` took, from ``metrics.jsonl``."""
-    entries = (json.loads(line) for line in _lines_until(metrics, step))
-    return float(sum(entry["input_tokens"] / entry["tokens_per_second"] for entry in entries))
+    return float(sum(entry["input_tokens"] / entry["tokens_per_second"] for entry in _entries_until(metrics, step)))
 
 
-def _lines_until(metrics: Path, step: int) -> list[str]:
+def _entries_until(metrics: Path, step: int) -> list[dict[str, Any]]:
     """Return the complete lines of the steps up to ``step``; none where there is no file."""
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return [line for line in lines if _step_of(line) <= step]
-
-
-def _step_of(line: str) -> float:
-    """Return the step of a line; infinity for a line that is incomplete because the process was killed."""
-    try:
-        return float(json.loads(line)["step"])
-    except json.JSONDecodeError:
-        return float("inf")
+    return [entry for entry in Journal(metrics).entries if entry["step"] <= step]
 
 
 class ShowProgress(TrainerCallback):
