@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -162,6 +162,16 @@ def set_value(config: dict[str, Any], key: str, value: Any) -> KeyPath:
     last = _field(node, last)
     node[last] = value
     return (*path, last)
+
+
+def flatten(settings: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting in nested mappings; an empty mapping is a value."""
+    for name, value in settings.items():
+        key = f"{parent}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value
 
 
 def parse_settings(

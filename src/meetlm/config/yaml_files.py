@@ -80,16 +80,16 @@ def validate(settings: type[S], value: Any, locations: Mapping[KeyPath, str], na
     except ValidationError as error:
         lines = []
         for loc, message in problems(error):
-            inside = [
+            options_within = [
                 key
                 for key, location in locations.items()
                 if loc and key[: len(loc)] == loc and location.startswith("--")
             ]
-            above = [loc[:length] for length in range(len(loc), 0, -1)]
-            known = next((key for key in (*inside, *above) if key in locations), ())
-            location = locations.get(known, name)
-            if location.startswith("--") and loc[: len(known)] == known:  # the option names the key up to here
-                loc = tuple(part for part in loc[len(known) :] if isinstance(part, str))
+            key_and_parents = [loc[:length] for length in range(len(loc), 0, -1)]
+            located_key = next((key for key in (*options_within, *key_and_parents) if key in locations), ())
+            location = locations.get(located_key, name)
+            if location.startswith("--") and loc[: len(located_key)] == located_key:  # the option names these parts
+                loc = tuple(part for part in loc[len(located_key) :] if isinstance(part, str))
             key = ".".join(map(str, loc))
             lines.append(f"{location}: {key + ': ' if key else ''}{message}")
         raise ConfigError("\n".join(lines)) from error

@@ -28,7 +28,7 @@ def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitR
     """Return the rows of a split, its columns named as ``settings.columns`` says. Reading starts with the iteration.
 
     Raises:
-        DataError: There is no such place; the message lists what was looked for.
+        DataError: The data do not exist; the message lists the paths that were tried.
     """
     part = _locate(settings, split)
     rows = part.rows
@@ -47,14 +47,14 @@ def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRow
         file = Path(explicit).expanduser()
         file = base / file if base is not None and base.is_dir() else file
         return SplitRows(read_file(file), name, str(file))
-    alone = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
-    if base is None or base.is_file() or alone:
+    has_train_only = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
+    if base is None or base.is_file() or has_train_only:
         if base is None or split == "eval":
-            at = settings.path or settings.train_file or settings.eval_file or ""
+            file_name = settings.path or settings.train_file or settings.eval_file or ""
             remedy = "--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data"
             raise DataError(
                 f"no {'held-out' if split == 'eval' else 'training'} data",
-                file=at,
+                file=file_name,
                 expected=remedy if split == "eval" else "--data.train_file FILE",
             )
         return SplitRows(read_file(base), name, str(base))
@@ -70,35 +70,36 @@ def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRow
 
 
 def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
-    """Look for ``<split>.<ending>`` in the subset's folder, or in the whole one's, then ask ``datasets``."""
-    inner = _subset_folder(folder, subset)
-    place = inner or folder
-    if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
-        return _from_rows(str(place), None, split, lambda: _saved(place, split))
+    """Return the rows of ``SPLIT.ENDING`` in the subset's folder, else in ``folder``, else what ``datasets`` finds."""
+    subset_folder = _subset_folder(folder, subset)
+    searched = subset_folder or folder
+    if (searched / "dataset_dict.json").is_file() or (searched / "dataset_info.json").is_file():
+        return _from_rows(str(searched), None, split, lambda: _saved(searched, split))
     for ending in READERS:
-        file = place / f"{split}{ending}"
+        file = searched / f"{split}{ending}"
         if file.is_file():
             return SplitRows(read_file(file), split, str(file))
-    looked = f"{place / split}{{{','.join(READERS)}}}"
-    return _through_datasets(str(folder), subset if inner else None, split, note=f" (also looked for {looked})")
+    files = f"{searched / split}{{{','.join(READERS)}}}"
+    note = f" (also looked for {files})"
+    return _through_datasets(str(folder), subset if subset_folder else None, split, note=note)
 
 
 def _subset_folder(folder: Path, subset: str | None) -> Path | None:
-    """Return the subset's folder in ``folder``; ``None`` where all of it is meant, or it is the subset itself.
+    """Return the subset's folder in ``folder``; ``None`` without a subset, or where ``folder`` is the subset itself.
 
-    A subset that is not there is an error: a misspelt one would silently be every row.
+    A missing subset is an error: a misspelt name would silently select every row.
     """
     if subset is None or folder.resolve().name == subset and not (folder / subset).is_dir():
         return None
     if not (folder / subset).is_dir():
-        there = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        hint = nearest(subset, there) if there else ", nor any other"
+        names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        hint = nearest(subset, names) if names else ", nor any other"
         raise DataError(f"there is no folder {subset!r} in it{hint}", file=str(folder), field="data.subset")
     return folder / subset
 
 
 def _is_local(path: str) -> bool:
-    """Whether a path that leads nowhere was meant as one of this machine rather than as ``owner/name``."""
+    """Whether a path that does not exist looks like a local path rather than a hub name (``owner/name``)."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
 
 
@@ -134,7 +135,7 @@ def _saved(folder: Path, split: str) -> Any:
 
 
 def _load(path: str, subset: str | None, split: str, note: str) -> Any:
-    import datasets  # takes two seconds to import, and local files do without
+    import datasets  # takes two seconds to import, and local files do not need it
     import huggingface_hub.constants
 
     is_local = Path(path).expanduser().is_dir()

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object as read, with its place.
+    """One object as read, with its file and line.
 
     Attributes:
         fields: Name to value as JSON has it: str, int, float, bool, None, list, dict.
@@ -45,7 +45,7 @@ class Row:
         return value
 
     def number(self, field: str) -> int:
-        """Return an integer field (a bool is none)."""
+        """Return an integer field; true and false are not integers."""
         return self.value(field, "an integer", int)
 
     def items(self, field: str) -> list[Any]:
@@ -91,8 +91,8 @@ class Row:
             attributes: Names of columns, or of fields of an object in ``attributes``.
         """
         nested = self.fields.get("attributes")
-        known = {**(nested if isinstance(nested, Mapping) else {}), **self.fields}
-        values = {name: known[name] for name in attributes if name in known}
+        fields_and_nested = {**(nested if isinstance(nested, Mapping) else {}), **self.fields}
+        values = {name: fields_and_nested[name] for name in attributes if name in fields_and_nested}
         used = {"label", "score", "level", *attributes}
         fields = {name: value for name, value in self.fields.items() if name not in used}
         return replace(self, fields={**fields, "attributes": values})
@@ -100,8 +100,8 @@ class Row:
     def value(self, field: str, expected: str, kind: type[T]) -> T:
         """Return a field of one JSON type."""
         if field not in self.fields:
-            there = ", ".join(sorted(map(str, self.fields))) or "none"
-            expected = f"{expected}; fields of this row: {there}"
+            names = ", ".join(sorted(map(str, self.fields))) or "none"
+            expected = f"{expected}; fields of this row: {names}"
             if field in ("chosen", "rejected"):
                 expected += f"; --data.columns {field}=COLUMN reads it from another column"
             raise self.error("is missing", field=field, expected=expected)
@@ -123,7 +123,7 @@ def kind_of(value: object) -> str:
 
 
 def read_file(file: Path) -> Iterator[Row]:
-    """Yield the rows of one file; the ending tells its kind, and its first bytes whether it is gzip or Parquet.
+    """Yield the rows of one file. Its ending selects the reader; gzip and Parquet are recognised by their first bytes.
 
     Raises:
         DataError: There is no such file, it is of no known kind, or it holds no rows.
@@ -155,7 +155,7 @@ _OTHER_KINDS = (
 
 
 def non_empty(rows: Iterator[Row], file: str) -> Iterator[Row]:
-    """Yield the rows; none at all is an error."""
+    """Yield the rows; raise an error if there are none."""
     is_empty = True
     for row in rows:
         is_empty = False
@@ -204,20 +204,20 @@ def _json_file(file: Path) -> Iterator[Row]:
     row = _object(_json(text, file, 1), file, 1)
     lists = [name for name, value in row.fields.items() if isinstance(value, list) and len(value) > 1]
     if lists and not {"prompt", "chosen", "messages", "summaries"} & row.fields.keys():
-        what = f"is one object, with a list in {lists[0]!r}"
-        raise DataError(what, file=str(file), expected="the list of rows alone, or one row per line")
+        problem = f"is one object, with a list in {lists[0]!r}"
+        raise DataError(problem, file=str(file), expected="the list of rows alone, or one row per line")
     yield row
 
 
 def _json(text: str, file: Path, line: int) -> Any:
-    def error(what: str, expected: str, at: int = line) -> DataError:
-        return DataError(what, file=str(file), line=at, expected=expected)
+    def error(problem: str, expected: str, error_line: int = line) -> DataError:
+        return DataError(problem, file=str(file), line=error_line, expected=expected)
 
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as bad:
-        what = f"bad JSON: {bad.msg} (column {bad.colno})"
-        raise error(what, "one object per line, or a list of objects", line + bad.lineno - 1) from None
+    except json.JSONDecodeError as invalid:
+        problem = f"bad JSON: {invalid.msg} (column {invalid.colno})"
+        raise error(problem, "one object per line, or a list of objects", line + invalid.lineno - 1) from None
     except _DuplicateKey as key:
         raise error(f"has the key {key} twice in one object", "every key once") from None
     except RecursionError:
@@ -257,9 +257,9 @@ def _decode(raw: bytes, file: Path, line: int) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        at = line + raw[: error.start].count(b"\n")
-        what = f"invalid UTF-8: byte 0x{raw[error.start]:02x}"
-        raise DataError(what, file=str(file), line=at, expected="UTF-8 text") from None
+        error_line = line + raw[: error.start].count(b"\n")
+        problem = f"invalid UTF-8: byte 0x{raw[error.start]:02x}"
+        raise DataError(problem, file=str(file), line=error_line, expected="UTF-8 text") from None
 
 
 def _csv(file: Path) -> Iterator[Row]:
@@ -292,7 +292,7 @@ def _csv(file: Path) -> Iterator[Row]:
 
 
 def _delimiter(header: str) -> str:
-    """Return the character that parts a header into the most columns: a comma, if no other does."""
+    """Return the character that separates a header into the most columns; a comma on a tie."""
     return max(",;\t|", key=lambda character: (header.count(character), character == ","))
 
 
@@ -320,4 +320,4 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv.gz": _csv,
     ".parquet": _parquet,
 }
-"""By the ending of a file's name."""
+"""Readers by the ending of a file's name."""

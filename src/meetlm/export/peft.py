@@ -188,8 +188,8 @@ def peft_failure_reason(control: Control) -> str | None:
     """Return why PEFT cannot express ``control``; ``None`` if it can."""
     if control.scope == "response":
         return "a LoRA of scope response is an activated LoRA of PEFT, which `meet export RUN --to peft` writes"
-    if control.settings.placement == "before_response":
+    if control.peft_config(control.levels.weights([0])) is not None:
+        return None
+    if control.settings.placement == "before_response" and control.state_dict():
         return "PEFT puts a soft prompt first; this control is placed before the response"
-    if control.peft_config(control.levels.weights([0])) is None:
-        return f"a control of kind {control.settings.kind!r} has no weights for PEFT to load"
-    return None
+    return f"a control of kind {control.settings.kind!r} has no weights for PEFT to load"

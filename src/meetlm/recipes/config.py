@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from meetlm.config.errors import ConfigError, nearest
-from meetlm.config.overrides import KeyPath, Override, parse_overrides, parse_value, set_value
+from meetlm.config.overrides import KeyPath, Override, flatten, parse_overrides, parse_value, set_value
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import merge, read_yaml, validate
 from meetlm.controls.base import CONTROLS, ControlSettings
@@ -147,17 +147,8 @@ def load_config(
 def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> dict[str, Any]:
     """Return values by dotted key."""
     if isinstance(overrides, Mapping):
-        return dict(_flatten(overrides))
+        return dict(flatten(overrides))
     return {override.key: parse_value(override, RunConfig) for override in parse_overrides(overrides)}
-
-
-def _flatten(mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in mapping.items():
-        key = f"{parent}{name}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{key}.")
-        else:
-            yield key, value
 
 
 def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
 from meetlm.config.files import sync, write_atomic
+from meetlm.config.overrides import flatten
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import git_hash, versions
 from meetlm.config.yaml_files import read_yaml, validate
@@ -136,11 +137,11 @@ def write_config(
     Raises:
         RunError: The folder holds a run of another configuration or other data; names each key that differs.
     """
-    resolved = json.loads(config.model_dump_json())
+    resolved = config.model_dump(mode="json")
     old = _read_config(folder)
     if old is None:
         folder.mkdir(parents=True, exist_ok=True)
-        record = {
+        record: dict[str, Any] = {
             "config": resolved,
             "data_sha256": data_fingerprint,
             "versions": versions("meetlm", "torch", "transformers", "accelerate", "datasets"),
@@ -148,7 +149,7 @@ def write_config(
             "git": git_hash(),
         }
     else:
-        _refuse_changes(folder, old, resolved, data_fingerprint)
+        _refuse_changes(folder, old, config, data_fingerprint)
         if (folder / MEET).exists():
             return
         record = {**old, "config": resolved}
@@ -173,11 +174,11 @@ def pin_lm(folder: Path, sha256: str, sweep_sha256: str | None = None) -> None:
     """
     record = _read_config(folder)
     assert record is not None, "write_config() comes first"
-    for runs, earlier in (("the run", record.get("lm_sha256")), ("other runs of the sweep", sweep_sha256)):
-        if earlier is not None and earlier != sha256:
+    for runs, recorded in (("the run", record.get("lm_sha256")), ("other runs of the sweep", sweep_sha256)):
+        if recorded is not None and recorded != sha256:
             raise RunError(
                 f"{folder}: {runs} started from another language model; {record['config']['model']['name']!r} has "
-                f"changed since (hash {earlier[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
+                f"changed since (hash {recorded[:8]}…, now {sha256[:8]}…); choose another folder or remove it"
             )
     if "lm_sha256" not in record:
         write_atomic(folder / CONFIG, yaml.safe_dump({**record, "lm_sha256": sha256}, sort_keys=False))
@@ -267,7 +268,7 @@ def _refuse_missing(folder: Path) -> None:
         raise RunError(f"no such folder: {folder}; expected the folder of a run, as `meet train` writes it")
 
 
-def _refuse_changes(folder: Path, old: dict[str, Any], resolved: dict[str, Any], data_fingerprint: str) -> None:
+def _refuse_changes(folder: Path, old: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
     """Refuse to continue a run with other settings or data.
 
     Raises:
@@ -281,7 +282,7 @@ def _refuse_changes(folder: Path, old: dict[str, Any], resolved: dict[str, Any],
             f"{folder} holds a run of meetlm {version}, whose settings this version cannot read; choose another folder "
             "or remove it"
         ) from error
-    before, now = dict(_flatten(json.loads(old_config.model_dump_json()))), dict(_flatten(resolved))
+    before, now = _values_by_key(old_config), _values_by_key(config)
     changes = [
         f"{key} was {before.get(key, 'absent')}, is now {now.get(key, 'absent')}"
         for key in dict.fromkeys((*before, *now))
@@ -294,15 +295,11 @@ def _refuse_changes(folder: Path, old: dict[str, Any], resolved: dict[str, Any],
         raise RunError("\n  ".join([f"{folder} holds a run of {kind}; choose another folder or remove it", *changes]))
 
 
-def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key of every value, as an option would name it, and the value as JSON."""
-    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value) and value:
-        value = {item["name"]: item for item in value}
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, json.dumps(value, ensure_ascii=False)
+def _values_by_key(config: RunConfig) -> dict[str, str]:
+    """Return the value of each setting as JSON, by its dotted key as an option names it."""
+    values = config.model_dump(mode="json")
+    values["stages"] = {stage["name"]: stage for stage in values["stages"]}
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(values)}
 
 
 def write_result(

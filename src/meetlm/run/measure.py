@@ -118,21 +118,16 @@ def measure_run(inputs: PlanInputs, depths: Sequence[int], reporter: Reporter) -
         lm = load_lm(config.model)[0] if depth == layers else _random_model(config, depth)
         control = build_control(config.control, inputs.control.levels, lm, inputs.tokenize, config.seed)
         policy = Policy(lm, control, inputs.encoded.longest)
-        is_identity = policy.control.is_identity()
+        layout, is_identity = policy.layout, control.is_identity()
         stages = [
             measure_stage(policy, inputs.encoded.items[stage.format], batches, stage, config)
-            for stage, batches in zip(config.stages, inputs.batches(policy.layout), strict=True)
+            for stage, batches in zip(config.stages, inputs.batches(layout), strict=True)
         ]
-        costs.append(
-            RunCost(policy.layout, is_identity, stages, measure_scoring(policy, inputs.encoded.pairs.uncontrolled))
-        )
-        del lm, policy
-    shallow, deep = costs[0], costs[-1]
+        costs.append([*stages, measure_scoring(policy, inputs.encoded.pairs.uncontrolled)])
+        del lm, policy, control
     factor = (layers - depths[0]) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
-    stages = [cost.extrapolate(deeper, factor) for cost, deeper in zip(shallow.stages, deep.stages, strict=True)]
-    return RunCost(
-        shallow.layout, shallow.starts_as_identity, stages, shallow.scoring.extrapolate(deep.scoring, factor)
-    )
+    *stages, scoring = [cost.extrapolate(deeper, factor) for cost, deeper in zip(costs[0], costs[-1], strict=True)]
+    return RunCost(layout, is_identity, stages, scoring)
 
 
 def _random_model(config: RunConfig, depth: int) -> PreTrainedModel:
