@@ -1,0 +1,53 @@
+"""The server under load: 200 requests at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import meetlm
+from run_folders import config_for
+from server import metric, serving, wait_until_idle
+from tiny import CHATML
+
+LEVELS: list[Any] = ["good", "bad", {"good": 1.5, "bad": -0.5}, 0.3, 1.2]
+
+
+@pytest.mark.slow
+def test_200_concurrent_streams(tmp_path: Path) -> None:
+    """Of 32 tokens at mixed levels: all are answered, with the text of offline generation."""
+    config = config_for(tmp_path, "qwen2", "lora", chat=True, template=CHATML)
+    aligned = meetlm.load(meetlm.train(config, out=tmp_path / "run"))
+    cases = [(f"What is rice {number % 40}?", LEVELS[number % 5]) for number in range(200)]
+
+    async def stream(client: openai.AsyncOpenAI, prompt: str, level: Any) -> str:
+        chunks = await client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0,
+            max_tokens=32,
+            stream=True,
+            extra_body={"level": level},
+        )
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks if chunk.choices])
+
+    async def stream_all(address: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(stream(client, *case) for case in cases))
+
+    with serving(aligned) as address:
+        texts = asyncio.run(stream_all(address))
+        wait_until_idle(address)
+        assert metric(address, "meet_step_seconds_count") < 200 * 32 / 10, "requests share the steps"
+    expected = {}
+    for level in LEVELS:
+        prompts = [prompt for prompt, other in cases if other == level]
+        expected |= {
+            (prompt, str(level)): text
+            for prompt, text in zip(prompts, aligned.generate(prompts, level, max_new_tokens=32), strict=True)
+        }
+    assert texts == [expected[prompt, str(level)] for prompt, level in cases]
