@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import meetlm
 from meetlm.config.errors import RunError
+from meetlm.data.prompt_format import PromptFormat
 from meetlm.export.base import Export
 from meetlm.export.gguf import GgufExporter
 from meetlm.export.llama_server import LlamaServer
@@ -107,23 +109,30 @@ def swap_adapters(export: Export) -> None:
     (export.folder / "other.gguf").rename(bad)
 
 
-@pytest.mark.parametrize("fault", ["adapters", "template", "bos"])
-def test_broken_exports_fail(fault: str, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_adapters_fail(gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write: Callable[..., None] = GgufExporter.write
 
-    def write_broken(self: GgufExporter, export: Export, **more: Any) -> None:
-        template = wrong = export.format.tokenizer.chat_template
-        if fault == "template":
-            wrong = template.replace("'\\n' + message", "' ' + message")
-        if fault == "bos":
-            wrong = template.replace("{{ bos_token }}", "")
-        export.format.tokenizer.chat_template = wrong
+    def write_swapped(self: GgufExporter, export: Export, **more: Any) -> None:
         write(self, export, **more)
-        export.format.tokenizer.chat_template = template
-        if fault == "adapters":
-            swap_adapters(export)
+        swap_adapters(export)
 
-    monkeypatch.setattr(GgufExporter, "write", write_broken)
-    message = "largest difference" if fault == "adapters" else "token ids of the prompt differ"
-    with pytest.raises(RunError, match=message):
+    monkeypatch.setattr(GgufExporter, "write", write_swapped)
+    with pytest.raises(RunError, match="largest difference"):
+        export(gemma, tmp_path / "gguf")
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("'<|im_start|>' +", "'<|im_start|> ' +"), ("{{ bos_token }}", "")])
+def test_another_template_fails(
+    text: str, wrong: str, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: Callable[..., Any] = PromptFormat.exported_tokenizer
+
+    def with_wrong_template(self: PromptFormat) -> Any:
+        tokenizer = copy.copy(exported(self))
+        assert text in tokenizer.chat_template
+        tokenizer.chat_template = tokenizer.chat_template.replace(text, wrong)
+        return tokenizer
+
+    monkeypatch.setattr(PromptFormat, "exported_tokenizer", with_wrong_template)
+    with pytest.raises(RunError, match="token ids of the prompt differ"):
         export(gemma, tmp_path / "gguf")
