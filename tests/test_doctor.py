@@ -176,7 +176,7 @@ def test_contradictions_count_as_odd_rows(doctor: Doctor) -> None:
     pairs = rows(200)
     pairs += [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs[:20]]
     check = doctor(pairs)["rows"]
-    assert check["status"] == "warning" and "the other way round: 20)" in check["finding"]
+    assert check["status"] == "warning" and "in the opposite order: 20)" in check["finding"]
 
 
 @pytest.mark.parametrize(("count", "status"), [(4, "ok"), (40, "warning"), (120, "problem")])
