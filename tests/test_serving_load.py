@@ -1,8 +1,11 @@
-"""The server under load: 200 requests at once."""
+"""The server under load, and as a process: 200 requests at once, and the end by SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import openai
 import pytest
 
 import meetlm
-from run_folders import config_for
+from run_folders import config_for, finished
 from server import metric, serving, wait_until_idle
 from tiny import CHATML
 
@@ -51,3 +54,25 @@ def test_200_concurrent_streams(tmp_path: Path) -> None:
             for prompt, text in zip(prompts, aligned.generate(prompts, level, max_new_tokens=32), strict=True)
         }
     assert texts == [expected[prompt, str(level)] for prompt, level in cases]
+
+
+@pytest.mark.integration
+def test_sigterm_lets_requests_end(tmp_path: Path) -> None:
+    run = finished(tmp_path, "llama", "lora")
+    command = [str(Path(sys.executable).with_name("meet")), "serve", str(run), "--port", "0", "--max-tokens", "900"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            address = server.stderr.readline().split(" at ")[1].split(",")[0]
+            with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+                chunks = client.completions.create(
+                    model="run", prompt="Hi", max_tokens=60, temperature=2, seed=1, stream=True
+                )
+                iterator = iter(chunks)
+                next(iterator)
+                server.send_signal(signal.SIGTERM)
+                finish = [chunk.choices[0].finish_reason for chunk in iterator if chunk.choices][-1]
+            assert finish in ("length", "stop")
+            assert server.wait(30) == 0
+        finally:
+            server.kill()

@@ -87,8 +87,8 @@ class Preparer:
         Raises:
             APIError: The model, a level, a prompt or a limit.
         """
-        is_chat = isinstance(body, ChatRequest)
-        prompts = [conversation(body.messages, self.aligned.meet)] if is_chat else body.prompts
+        prompts: Sequence[Prompt | str]
+        prompts = [conversation(body.messages, self.aligned.meet)] if isinstance(body, ChatRequest) else body.prompts
         count = body.n * len(prompts)
         if count > self._settings.max_n:
             raise APIError(400, f"n: {count} completions; the server allows {self._settings.max_n}", param="n")
