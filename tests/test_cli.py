@@ -54,7 +54,7 @@ def test_train_and_generate(tmp_path: Path) -> None:
         (["generate", "nowhere", "--level", "good="], "expected a name, a finite number, weights"),
         (["config", "hh-meet-lora", "--data.path"], "--data.path requires a value"),
         (["train", "--seed", "x", "hh-meet-lora"], "error: --seed: expected a whole number"),
-        (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["config", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["demo", "--quiet", "--out", "/dev/null/x"], "error: /dev/null/x: Not a directory"),
     ],
 )
