@@ -15,7 +15,7 @@ from meetlm.config.errors import RunError
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.export.exporters import EXPORTERS
 from meetlm.export.parity import Parity
-from meetlm.policy.checkpoint import hub_is_reachable
+from meetlm.config.hub import hub_is_reachable
 from meetlm.run.folder import Meet, read_record
 from meetlm.run.levels import levels_text
 
