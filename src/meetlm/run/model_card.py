@@ -12,10 +12,10 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from meetlm.config.errors import RunError
+from meetlm.config.hub import hub_is_reachable
 from meetlm.diagnostics.preference import PreferenceAccuracy
 from meetlm.export.exporters import EXPORTERS
 from meetlm.export.parity import Parity
-from meetlm.config.hub import hub_is_reachable
 from meetlm.run.folder import Meet, read_record
 from meetlm.run.levels import levels_text
 
