@@ -21,12 +21,12 @@ from server import metric, serving, wait_until_idle
 
 KEY = "MEETLM_TEST_KEY"
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
-TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hi", "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Aligned:
-    """A run that never ends a reply with EOS."""
+    """A run whose greedy replies never end with EOS."""
     aligned = meetlm.load(finished(tmp_path_factory.mktemp("text"), "llama", "lora", source="pairs"))
     aligned.meet.dial[""] = {"low": -0.5, "high": 1.5, "recommended": 1.2}
     generation_config = aligned.policy.lm.generation_config
@@ -161,17 +161,14 @@ def test_a_full_queue(aligned: Aligned) -> None:
         serving(aligned, batch_size=1, queue=1, max_tokens=900) as address,
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
     ):
-        if True:
-            streams = [client.completions.create(model="tiny", prompt="Hi", stream=True) for _ in range(2)]
-            with pytest.raises(openai.RateLimitError) as error:
-                client.completions.create(model="tiny", prompt="Hi")
-            assert 1 <= int(error.value.response.headers["Retry-After"]) <= 60
-            for stream in streams:
-                stream.close()
-            wait_until_idle(address)
-            assert (
-                client.completions.create(model="tiny", prompt="Hi", max_tokens=1).choices[0].finish_reason == "length"
-            )
+        streams = [client.completions.create(**TEXT, stream=True) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError) as error:
+            client.completions.create(**TEXT)
+        assert 1 <= int(error.value.response.headers["Retry-After"]) <= 60
+        for stream in streams:
+            stream.close()
+        wait_until_idle(address)
+        assert client.completions.create(**TEXT, max_tokens=1).choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -179,7 +176,7 @@ def test_deadlines(aligned: Aligned, stream: bool) -> None:
     with serving(aligned, timeout=0.3, max_tokens=900) as address:
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
             with pytest.raises(openai.APIError, match="took longer than 0.3 seconds") as error:
-                response: Any = client.completions.create(model="tiny", prompt="Hi", stream=stream)
+                response: Any = client.completions.create(**TEXT, stream=stream)
                 list(response)
             assert stream or isinstance(error.value, openai.APIStatusError) and error.value.status_code == 408
         assert metric(address, "meet_active") == 0
