@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from measures import Measures, measure_pairs, measure_replies
-from tasks import DATA, SCORERS, demo_rows, pair_files, prompts_of, reply_files, write_rows
+from tasks import DATA, SCORERS, arm_name, demo_rows, file_name, pair_files, prompts_of, reply_files, write_rows
 
 import meetlm
 from meetlm.config.reporter import Reporter
@@ -90,8 +90,8 @@ class Experiments:
 
     def _arm(self, experiment: str, name: str, seed: int, settings: Mapping[str, Any], run: Any, *args: Any) -> Arm:
         common = {key: self.plan[key] for key in ("train_prompts", "common", "generation", "sampled")}
-        file = f"{experiment}/{name}-seed{seed}".replace(" ", "-").replace(",", "")
-        return Arm(file, {**common, **settings, "seed": seed}, partial(run, *args, seed))
+        settings = {**common, **settings, "seed": seed}
+        return Arm(arm_name(experiment, name, seed), settings, partial(run, *args, seed))
 
     def _method(self, name: str) -> dict[str, Any]:
         """Return the settings of a method, with those of the method that it starts from."""
@@ -223,8 +223,7 @@ class Experiments:
         more = {**self._data(task), "data.limit_eval": 8}  # for the run's own report
         if start := settings.pop("starts_from", None):
             more["model.name"] = str((self._trained(task, start, seed) / "model").resolve())
-        name = method.replace(" ", "-").replace(",", "")
-        return self._train(settings, RUNS / task / f"{name}-seed{seed}", seed, more)
+        return self._train(settings, RUNS / task / f"{file_name(method)}-seed{seed}", seed, more)
 
     def _train(self, settings: Mapping[str, Any], folder: Path, seed: int, more: Mapping[str, Any]) -> Path:
         if not (folder / MEET).is_file():

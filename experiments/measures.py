@@ -7,12 +7,12 @@ from typing import Any
 
 from tasks import base_model
 
-from meetlm.data.encoding import Encoded
-from meetlm.data.example import Example, as_reply
+from meetlm.data.example import Example
 from meetlm.evaluation.dial import repetition
 from meetlm.generation.settings import Sampling
 from meetlm.run.aligned import Aligned
 from meetlm.run.completion_record import CompletionRecord
+from meetlm.run.dial import EncodedReply, encode_reply, nlls_per_token
 from meetlm.run.levels import NO_GUIDANCE, Guidance, Level
 from meetlm.run.score import score_pairs
 
@@ -42,17 +42,14 @@ def measure_replies(
 def base_nll(records: Sequence[CompletionRecord]) -> list[float | None]:
     """Return the NLL per token of each reply under the untrained model; ``None`` for an empty one."""
     base = base_model()
-    sequences: dict[int, Encoded] = {}
-    for index, record in enumerate(records):
-        prompt = base.parse_prompt(index, record.prompt)
-        opened = base.format.prompt_ids(prompt)
-        reply = base.format.completion_ids(prompt, as_reply(record.completion))
-        reply = reply[:-1] if record.finish == "length" else reply
-        if reply:
-            sequences[index] = Encoded.of_one((*opened, *reply), len(opened), (1.0,))
-    sums, counts = base.policy.score(list(sequences.values()))
-    nlls = dict(zip(sequences, (-sums / counts).tolist(), strict=True))
+    encoded = {index: row for index, record in enumerate(records) if (row := _encode(base, index, record)) is not None}
+    nlls = dict(zip(encoded, nlls_per_token(base.policy, list(encoded.values())), strict=True))
     return [nlls.get(index) for index in range(len(records))]
+
+
+def _encode(base: Aligned, index: int, record: CompletionRecord) -> EncodedReply | None:
+    prompt = base.parse_prompt(index, record.prompt)
+    return encode_reply(base.format, prompt, record.completion, is_cut=record.finish == "length")
 
 
 def measure_pairs(model: Aligned, examples: Sequence[Example]) -> Measures:

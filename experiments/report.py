@@ -7,18 +7,23 @@ Tables have the seeds that are finished; intervals are over prompts and training
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arms import Experiments
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from tasks import read_plan
+from run import finished
+from tasks import arm_name, read_plan
 
+from meetlm.config.reporter import SILENT
+from meetlm.demo.scorers import BRIEF_WORDS
 from meetlm.diagnostics.intervals import Interval
 from meetlm.evaluation.dial import find_trend
+from meetlm.evaluation.settings import DialSettings
 from meetlm.evaluation.statistics import Clusters, difference, mean
 from meetlm.report.charts import MARKERS, MUTED, SERIES, STYLE
 
@@ -31,17 +36,30 @@ MEASURES = {
     "repetition": "repeated 4-grams",
     "cut": "cut at the limit",
 }
-FLUENCY = {"nll": 0.5, "repetition": 0.05, "cut": 0.1}
+LIMITS = DialSettings()
+FLUENCY = {"nll": LIMITS.nll_increase, "repetition": LIMITS.repetition_increase, "cut": LIMITS.cut_increase}
 """The limits of ``meet dial``: how far a measure may rise above that of plain `good`."""
 
 Column = list[float | None]
 Measures = Mapping[str, Column]
 
 
-def results(experiment: str, name: str) -> list[dict[str, Any]]:
-    """Return the metrics of an arm, seed by seed, as far as they are there."""
-    files = sorted((HERE / "results" / experiment).glob(f"{name}-seed*.json".replace(" ", "-").replace(",", "")))
-    return [json.loads(file.read_text(encoding="utf-8"))["metrics"] for file in files]
+@dataclass(frozen=True)
+class Results:
+    """The finished arms of a plan.
+
+    Attributes:
+        plan: The plan.
+        metrics: The metrics by name of the arm.
+    """
+
+    plan: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    def of(self, experiment: str, name: str) -> list[Any]:
+        """Return the metrics of an arm, seed by seed, as far as they are there."""
+        names = [arm_name(experiment, name, seed) for seed in self.plan["seeds"]]
+        return [self.metrics[name] for name in names if name in self.metrics]
 
 
 class Cells:
@@ -111,11 +129,11 @@ def broken(metrics: Sequence[Measures], reference: Sequence[Measures]) -> list[s
     return [f"{MEASURES[name]} +{change:.2f}" for name, change in changes.items() if change > FLUENCY[name]]
 
 
-def headline(plan: Mapping[str, Any], task: str) -> list[str]:
+def headline(results: Results, task: str) -> list[str]:
     """Return the comparison of methods on a task."""
-    systems = {method: results("headline", f"{task}-{method}") for method in plan["headline"]["methods"]}
+    systems = {method: results.of("headline", f"{task}-{method}") for method in results.plan["headline"]["methods"]}
     systems = {name: metrics for name, metrics in systems.items() if metrics}
-    dials = results("dial", task)
+    dials = results.of("dial", task)
     points: dict[str, list[list[Measures]]] = {}
     if dials:
         for by in ("level", "guidance"):
@@ -123,7 +141,7 @@ def headline(plan: Mapping[str, Any], task: str) -> list[str]:
             plain = {"guidance 0": "level 1"}  # no guidance is the plain level
             name = f"MEET, {by} chosen on validation"
             systems[name] = [dial["replies"][plain.get(key, key)] for dial, key in zip(dials, chosen, strict=True)]
-            grid = [f"{by} {value:g}" for value in plan["dial"]["levels" if by == "level" else "guidance"]]
+            grid = [f"{by} {value:g}" for value in results.plan["dial"]["levels" if by == "level" else "guidance"]]
             points[f"MEET by {by}"] = [[dial["replies"][key] for dial in dials] for key in grid]
     if "MEET" not in systems:
         return []
@@ -174,9 +192,9 @@ def draw_headline(
         figure.savefig(DOCS / f"experiments-{task}.svg", metadata={"Date": None})
 
 
-def dial(plan: Mapping[str, Any], task: str) -> list[str]:
+def dial(results: Results, task: str) -> list[str]:
     """Return the measures at each setting of level and guidance, and where fluency breaks."""
-    dials = results("dial", task)
+    dials = results.of("dial", task)
     if not dials:
         return []
     reference = [entry["replies"]["level 1"] for entry in dials]
@@ -188,9 +206,9 @@ def dial(plan: Mapping[str, Any], task: str) -> list[str]:
     return [table(["setting", *MEASURES.values(), "fluency"], rows)]
 
 
-def quantiles(plan: Mapping[str, Any]) -> list[str]:
+def quantiles(results: Results) -> list[str]:
     """Return the reward at five levels, its trend and the difference of the ends."""
-    runs = results("quantiles", plan["quantiles"]["task"])
+    runs = results.of("quantiles", results.plan["quantiles"]["task"])
     if not runs:
         return []
     levels = list(runs[0])
@@ -206,9 +224,9 @@ def quantiles(plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def attributes(plan: Mapping[str, Any]) -> list[str]:
+def attributes(results: Results) -> list[str]:
     """Return how far each attribute moves its own score and the other's, and the combination left out."""
-    full, partial = results("attributes", "all"), results("attributes", "left-out")
+    full, partial = results.of("attributes", "all"), results.of("attributes", "left-out")
     if not full:
         return []
     scores = {"tone": "reward", "length": "words"}
@@ -219,7 +237,7 @@ def attributes(plan: Mapping[str, Any]) -> list[str]:
         rows.append([attribute, *(f"{shown(effects[name][0])} ({effects[name][1]:+.2f} sd)" for name in scores),
                      f"{abs(other[1] / own[1]):.2f}"])  # fmt: skip
     text.append(table(["attribute turned", "tone, markers per 10 words", "length, words", "other effect / own"], rows))
-    left_out = plan["attributes"]["left_out"]
+    left_out = results.plan["attributes"]["left_out"]
     cell = "-".join(left_out.values())
     names = {"seen in training": full, f"{cell.replace('-', ' and ')} left out": partial}
     rows = []
@@ -262,15 +280,15 @@ def _is_hit(measures: Measures, index: int, cell: str) -> bool:
     tone, length = cell.split("-")
     reward, words = measures["reward"][index], measures["words"][index]
     is_casual = reward is not None and reward > 0
-    return is_casual == (tone == "casual") and words is not None and (words > 25) == (length == "detailed")
+    return is_casual == (tone == "casual") and words is not None and (words > BRIEF_WORDS) == (length == "detailed")
 
 
-def best_of(plan: Mapping[str, Any]) -> list[str]:
+def best_of(results: Results) -> list[str]:
     """Return the reward of the reply that each score picks of eight."""
-    runs = results("best-of", plan["best_of"]["task"])
+    runs = results.of("best-of", results.plan["best_of"]["task"])
     if not runs:
         return []
-    count = plan["best_of"]["replies"]
+    count = results.plan["best_of"]["replies"]
     picks: dict[str, list[Column]] = {name: [] for name in PICKS}
     for run in runs:
         rewards = np.array(run["reward"], dtype=float).reshape(-1, count)
@@ -292,9 +310,9 @@ def best_of(plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def improve(plan: Mapping[str, Any]) -> list[str]:
+def improve(results: Results) -> list[str]:
     """Return the reward of held-out prompts after each round."""
-    runs = results("improve", plan["improve"]["task"])
+    runs = results.of("improve", results.plan["improve"]["task"])
     if not runs:
         return []
     rounds = [Cells([run["reward"][number] for run in runs]) for number in range(len(runs[0]["reward"]))]
@@ -306,18 +324,18 @@ def improve(plan: Mapping[str, Any]) -> list[str]:
     return [table(["", "reward of held-out prompts", "minus the line above"], rows), f"{len(runs)} seeds.\n"]
 
 
-def scope(plan: Mapping[str, Any]) -> list[str]:
+def scope(results: Results) -> list[str]:
     """Return accuracy, NLL and reward of both scopes."""
     rows = []
-    for data in plan["scope"]["data"]:
-        runs = [results("scope", f"{data}-{name}") for name in plan["scope"]["scopes"]]
+    for data in results.plan["scope"]["data"]:
+        runs = [results.of("scope", f"{data}-{name}") for name in results.plan["scope"]["scopes"]]
         count = str(min(map(len, runs)))
         for group, measure, name in SCOPE_MEASURES:
             if all(runs) and group in runs[0][0]:
                 first, second = (cells([run[group] for run in metrics], measure) for metrics in runs)
                 values = (first.mean(), second.mean(), second.minus(first))
                 rows.append([data, count, name, *(shown(value, 3) for value in values)])
-    return [table(["data", "seeds", "measure", *plan["scope"]["scopes"], "difference"], rows)] if rows else []
+    return [table(["data", "seeds", "measure", *results.plan["scope"]["scopes"], "difference"], rows)] if rows else []
 
 
 SCOPE_MEASURES = (
@@ -348,16 +366,18 @@ Two tasks have an exact reward, computed from the reply alone:
 def main() -> None:
     """Write the page."""
     plan = read_plan()
+    arms = Experiments(plan, SILENT).arms()
+    results = Results(plan, {arm.name: metrics for arm in arms if (metrics := finished(arm)) is not None})
     sections: dict[str, list[str]] = {}
     for task in plan["headline"]["tasks"]:
-        sections[f"Methods and the dial: {task}"] = headline(plan, task)
+        sections[f"Methods and the dial: {task}"] = headline(results, task)
     for task in plan["dial"]["tasks"]:
-        sections[f"How far the dial can be turned: {task}"] = dial(plan, task)
-    sections["Five levels from scores"] = quantiles(plan)
-    sections["Two attributes"] = attributes(plan)
-    sections["Best of eight"] = best_of(plan)
-    sections["Two rounds of improve"] = improve(plan)
-    sections["A LoRA on the response only"] = scope(plan)
+        sections[f"How far the dial can be turned: {task}"] = dial(results, task)
+    sections["Five levels from scores"] = quantiles(results)
+    sections["Two attributes"] = attributes(results)
+    sections["Best of eight"] = best_of(results)
+    sections["Two rounds of improve"] = improve(results)
+    sections["A LoRA on the response only"] = scope(results)
     parts = [INTRODUCTION]
     for title, lines in sections.items():
         parts.append(f"## {title}\n\n" + ("\n".join(lines) if lines else "Not run yet.\n"))

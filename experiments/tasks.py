@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from meetlm.config.files import write_atomic
-from meetlm.demo.scorers import count_markers
+from meetlm.demo.scorers import formality
 from meetlm.generation.settings import Sampling
 from meetlm.policy.loading import ModelSettings
 from meetlm.run.aligned import Aligned, load_base
@@ -24,10 +24,8 @@ DATA = Path("runs/experiments/data")
 
 def casual_tone(prompt: object, reply: str) -> float | None:
     """Casual minus formal markers per ten words, by the demo's lexicon."""
-    del prompt
-    counts = count_markers(reply)
-    words = len(reply.split())
-    return 10 * (counts["casual"] - counts["formal"]) / words if words else None
+    value = formality(prompt, reply)
+    return None if value is None else -value
 
 
 def short_words(prompt: object, reply: str) -> float | None:
@@ -38,6 +36,16 @@ def short_words(prompt: object, reply: str) -> float | None:
 
 
 SCORERS = {"casual_tone": casual_tone, "short_words": short_words}
+
+
+def file_name(name: str) -> str:
+    """Return a name of the plan as part of a file's name."""
+    return name.replace(" ", "-").replace(",", "")
+
+
+def arm_name(experiment: str, name: str, seed: int) -> str:
+    """Return the name of an arm, which is the path of its result below ``results/``."""
+    return f"{experiment}/{file_name(name)}-seed{seed}"
 
 
 @cache

@@ -88,8 +88,9 @@ def test_the_page_states_differences_and_where_fluency_breaks(
     modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     report, rng = modules["report"], random.Random(0)
-    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(modules["run"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "DOCS", tmp_path)
+    settings_by_arm = {arm.name: modules["run"].digest(arm.settings) for arm in arms_of(modules)}
     plan = modules["tasks"].read_plan()
     rewards = {"CoH": 0.1, "SFT": 0.3, "DPO": 0.5, "MEET": 0.4}
     for seed in plan["seeds"]:
@@ -103,9 +104,10 @@ def test_the_page_states_differences_and_where_fluency_breaks(
         results["quantiles/short-words"] = {f"q{level}": measures(rng, 0.1 * level) for level in range(5)}
         results["improve/short-words"] = {"reward": [measures(rng, 0.2 * number)["reward"] for number in range(3)]}
         for name, metrics in results.items():
-            file = tmp_path / "results" / f"{name}-seed{seed}.json"
+            arm = f"{name}-seed{seed}"
+            file = tmp_path / "results" / f"{arm}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"settings": "", "metrics": metrics}))
+            file.write_text(json.dumps({"settings": settings_by_arm[arm], "metrics": metrics}))
     report.main()
     page = (tmp_path / "experiments.md").read_text(encoding="utf-8")
     assert "MEET, level chosen on validation is ahead of DPO." in page

@@ -72,3 +72,8 @@ def nearest(name: str, known_names: Iterable[str], listing: str | None = None) -
     if listing:
         return f"{hint} {listing}" if close else f"; {listing}"
     return hint or f"; known: {', '.join(names)}"
+
+
+def encodable(text: str) -> str:
+    """Return a text for a message with what UTF-8 cannot encode escaped: JSON may hold half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

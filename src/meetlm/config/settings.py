@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from meetlm.config.errors import nearest
+from meetlm.config.errors import encodable, nearest
 
 
 class Settings(BaseModel):
@@ -22,7 +22,7 @@ class Settings(BaseModel):
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    name = str(key).encode("utf-8", "backslashreplace").decode()  # JSON may hold half a character
+                    name = encodable(str(key))
                     values = {"key": name, "hint": nearest(name, cls.model_fields)}
                     raise PydanticCustomError("unknown_key", "unknown key '{key}'{hint}", values)
         return value

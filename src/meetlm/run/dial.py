@@ -15,8 +15,9 @@ from meetlm.config.errors import ConfigError
 from meetlm.config.journal import Journal, stored_results
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded
-from meetlm.data.example import as_reply
+from meetlm.data.example import Prompt, as_reply
 from meetlm.data.levels import LevelSpace
+from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.prompts import HeldOutPrompt
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.callables import CallableScorer, load_scorer
@@ -343,26 +344,35 @@ class _BaseModel:
 
     def nlls(self, replies: Sequence[Reply]) -> Column:
         """Return the NLL per token of each reply; ``None`` for a reply without a token."""
-        rows = [self._encode(reply) for reply in replies]
+        prompt_format = self.aligned.format
+        rows = [encode_reply(prompt_format, reply.row.prompt, reply.text, is_cut=reply.is_cut) for reply in replies]
         keys = [hashlib.sha256(repr(row).encode()).hexdigest()[:24] for row in rows]
         by_key = {key: row for key, row in zip(keys, rows, strict=True) if row is not None}
         with Journal(self.file, {"model": self.settings.name}) as journal:
             nlls = stored_results(journal, by_key, self._score, CHUNK)
         return [None if row is None else nlls[key] for key, row in zip(keys, rows, strict=True)]
 
-    def _encode(self, reply: Reply) -> tuple[tuple[int, ...], int] | None:
-        """Return the ids of prompt and reply, and where the reply starts; a reply that was cut has no EOS."""
-        prompt_format = self.aligned.format
-        opened = prompt_format.prompt_ids(reply.row.prompt)
-        completion = prompt_format.completion_ids(reply.row.prompt, as_reply(reply.text))
-        completion = completion[:-1] if reply.is_cut else completion
-        return ((*opened, *completion), len(opened)) if completion else None
-
-    def _score(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+    def _score(self, rows: Sequence[EncodedReply]) -> list[float]:
         if self._policy is None:
             self.reporter.message(f"loading the base model {self.settings.name}")
             lm, _ = load_lm(self.settings)
             self._policy = uncontrolled(lm, self.aligned.format)
-        sequences = [Encoded.of_one(ids, start, (1.0,)) for ids, start in rows]
-        sums, counts = self._policy.score(sequences, reporter=self.reporter)
-        return [float(value) for value in -sums / counts]
+        return nlls_per_token(self._policy, rows, self.reporter)
+
+
+EncodedReply = tuple[tuple[int, ...], int]
+"""Ids of a prompt and its reply, and where the reply starts."""
+
+
+def encode_reply(prompt_format: PromptFormat, prompt: Prompt, text: str, *, is_cut: bool) -> EncodedReply | None:
+    """Return the ids of a prompt and its reply, without EOS if the reply was cut; ``None`` for a reply without ids."""
+    opened = prompt_format.prompt_ids(prompt)
+    completion = prompt_format.completion_ids(prompt, as_reply(text))
+    completion = completion[:-1] if is_cut else completion
+    return ((*opened, *completion), len(opened)) if completion else None
+
+
+def nlls_per_token(policy: Policy, rows: Sequence[EncodedReply], reporter: Reporter = SILENT) -> list[float]:
+    """Return the NLL per token of each reply, in nats, under a model without a control."""
+    sums, counts = policy.score([Encoded.of_one(ids, start, (1.0,)) for ids, start in rows], reporter=reporter)
+    return [float(value) for value in -sums / counts]

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from meetlm.config.errors import encodable
 from meetlm.config.settings import plain_problems
 from meetlm.serving.engine import OverloadedError
 
@@ -56,7 +57,7 @@ class APIError(Exception):
             "param": self.param,
             "code": self.code,
         }
-        return {"error": {name: value and _encodable(value) for name, value in fields.items()}}
+        return {"error": {name: value and encodable(value) for name, value in fields.items()}}
 
     def response(self) -> JSONResponse:
         """Return the response."""
@@ -107,7 +108,3 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def send_unexpected_error(request: Request, error: Exception) -> JSONResponse:
         return APIError(500, "the server failed; its log has the reason").response()
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

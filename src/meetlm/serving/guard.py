@@ -76,11 +76,10 @@ class Guard:
     def _is_allowed_host(self, host: str) -> bool:
         """Whether a host is an address, which no other site's name resolves to, or a name of this server."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            port_is_number = urlsplit(f"//{host}").port
+            address = urlsplit(f"//{host}")
+            name, _ = address.hostname or "", address.port  # a port that is no number raises ValueError
         except ValueError:
             return False
-        del port_is_number
         if name in self._hosts:
             return True
         try:
