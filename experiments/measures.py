@@ -28,7 +28,7 @@ def measure_replies(
     sampling: Sampling,
     guidance: Guidance = NO_GUIDANCE,
 ) -> Measures:
-    """Return reward, words, NLL under the untrained model, repetition and whether it was cut, of each reply."""
+    """Return reward, words, NLL under the base model, repetition and whether it was cut, of each reply."""
     records = model.complete(prompts, level, sampling, guidance=guidance, batch_size=64)
     return {
         "reward": [scorer(record.prompt, record.completion) for record in records],
@@ -40,7 +40,7 @@ def measure_replies(
 
 
 def base_nll(records: Sequence[CompletionRecord]) -> list[float | None]:
-    """Return the NLL per token of each reply under the untrained model; ``None`` for an empty one."""
+    """Return the NLL per token of each reply under the base model; ``None`` for an empty one."""
     base = base_model()
     encoded = {index: row for index, record in enumerate(records) if (row := _encode(base, index, record)) is not None}
     nlls = dict(zip(encoded, nlls_per_token(base.policy, list(encoded.values())), strict=True))

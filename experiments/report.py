@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ DOCS = HERE.parent / "docs"
 MEASURES = {
     "reward": "reward",
     "words": "words",
-    "nll": "NLL under the untrained model",
+    "nll": "NLL under the base model",
     "repetition": "repeated 4-grams",
     "cut": "cut at the limit",
 }
@@ -148,23 +149,14 @@ def headline(results: Results, task: str) -> list[str]:
     heads = ["method", "seeds", *MEASURES.values()]
     rows = [[name, str(len(metrics)), *measured_row(metrics)] for name, metrics in systems.items()]
     text = [table(heads, rows)]
-    for better, worse in (
-        ("MEET, level chosen on validation", "DPO"),
-        ("MEET, level chosen on validation", "DPO, rate x 4"),
-        ("MEET, level chosen on validation", "MEET"),
-        ("MEET, guidance chosen on validation", "MEET"),
-        ("MEET", "DPO"),
-        ("MEET", "SFT"),
-        ("MEET", "CoH"),
-        ("MEET", "special token"),
-    ):
-        if better in systems and worse in systems:
+    for better, worse in product(("MEET, level chosen on validation", "MEET"), systems):
+        if better in systems and not worse.startswith("MEET"):
             change = cells(systems[better], "reward").minus(cells(systems[worse], "reward"))
             text.append(f"- {better} − {worse}: {shown(change)}; {verdict(change, better, worse)}.")
     for by in ("level", "guidance"):
         if dials:
-            chosen_settings = ", ".join(f"{dial['recommended'][by]['recommended']:g}" for dial in dials)
-            text.append(f"- Chosen {by} of each seed: {chosen_settings}.")
+            settings = ", ".join(f"{dial['recommended'][by]['recommended']:g}" for dial in dials)
+            text.append(f"- The {by} that `meet dial` recommends for each seed: {settings}.")
     draw_headline(task, systems, points)
     text.append(f"\n![Reward against length and NLL on {task}](experiments-{task}.svg)\n")
     return text
@@ -202,7 +194,7 @@ def dial(results: Results, task: str) -> list[str]:
     for setting in dials[0]["replies"]:
         metrics = [entry["replies"][setting] for entry in dials]
         reasons = broken(metrics, reference)
-        rows.append([setting, *measured_row(metrics), "; ".join(reasons) or "holds"])
+        rows.append([setting, *measured_row(metrics), "; ".join(reasons) or "within the limits"])
     return [table(["setting", *MEASURES.values(), "fluency"], rows)]
 
 
@@ -230,16 +222,21 @@ def attributes(results: Results) -> list[str]:
     if not full:
         return []
     scores = {"tone": "reward", "length": "words"}
-    text, rows = [], []
+    parts, rows = [], []
     for attribute, ends in (("tone", ("formal", "casual")), ("length", ("brief", "detailed"))):
         effects = {name: _effect(full, attribute, ends, score) for name, score in scores.items()}
         own, other = effects[attribute], next(value for name, value in effects.items() if name != attribute)
-        rows.append([attribute, *(f"{shown(effects[name][0])} ({effects[name][1]:+.2f} sd)" for name in scores),
-                     f"{abs(other[1] / own[1]):.2f}"])  # fmt: skip
-    text.append(table(["attribute turned", "tone, markers per 10 words", "length, words", "other effect / own"], rows))
+        changes = [f"{shown(change)} ({in_deviations:+.2f} sd)" for change, in_deviations in effects.values()]
+        rows.append([attribute, *(text.replace("-", "−") for text in changes), f"{abs(other[1] / own[1]):.2f}"])
+    parts.append(f"Seeds: {len(full)}. sd is the standard deviation of the score over all replies.\n")
+    parts.append(
+        table(
+            ["varied attribute", "change in markers per 10 words", "change in words", "side effect / own effect"], rows
+        )
+    )
     left_out = results.plan["attributes"]["left_out"]
     cell = "-".join(left_out.values())
-    names = {"seen in training": full, f"{cell.replace('-', ' and ')} left out": partial}
+    names = {"all combinations": full, f"{cell.replace('-', ' and ')} left out": partial}
     rows = []
     for name, runs in names.items():
         if runs:
@@ -250,8 +247,13 @@ def attributes(results: Results) -> list[str]:
             seen = [Cells(columns).mean(is_share=True).value for key, columns in hits.items() if key != cell]
             left = shown(Cells(hits[cell]).mean(is_share=True))
             rows.append([name, str(len(runs)), left, f"{np.mean(seen):.2f}"])
-    text.append(table(["training data", "seeds", f"{cell.replace('-', ' and ')} as asked", "other three cells"], rows))
-    return text
+    parts.append(
+        table(
+            ["training data", "seeds", f"replies that are {cell.replace('-', ' and ')}", "other three combinations"],
+            rows,
+        )
+    )
+    return parts
 
 
 def _effect(
@@ -321,7 +323,7 @@ def improve(results: Results) -> list[str]:
          "" if number == 0 else shown(column.minus(rounds[number - 1]))]
         for number, column in enumerate(rounds)
     ]  # fmt: skip
-    return [table(["", "reward of held-out prompts", "minus the line above"], rows), f"{len(runs)} seeds.\n"]
+    return [table(["after", "reward of held-out prompts", "minus the row above"], rows), f"{len(runs)} seeds.\n"]
 
 
 def scope(results: Results) -> list[str]:
@@ -345,21 +347,24 @@ SCOPE_MEASURES = (
 )
 PICKS = ("random pick", "levels", "levels per token", "reward model", "best possible")
 
-INTRODUCTION = """# Experiments
+INTRODUCTION = f"""# Experiments
 
-`make experiments` runs what `experiments/plan.yaml` states, with three seeds each, and writes this page. Finished
-arms are in `experiments/results/` and are not run again. The model is SmolLM2-135M-Instruct in f32 on a CPU.
-Replies are greedy, at most 96 tokens, to the 40 prompts of the demo's test split. Brackets are 95% intervals over
-prompts and training runs ([how](evaluation.md)). Fluency counts as broken where the mean of a measure exceeds that
-of plain `good` by more than the limits of `meet dial`: NLL 0.5, repeated 4-grams 0.05, cut replies 0.1.
+`make experiments` runs the experiments of `experiments/plan.yaml`, three seeds each, and writes this page; results in
+`experiments/results/` are not computed again. The base model is SmolLM2-135M-Instruct, in f32 on a CPU. Replies are
+greedy, at most 96 tokens, to the 40 prompts of the demo's test split. Brackets are 95% intervals over prompts and
+training runs ([how](evaluation.md)); where fewer than three seeds are finished, the table states the number. Fluency is
+within the limits of `meet dial` if no mean exceeds that of the plain level `good` by more than the limit: NLL under the
+base model {FLUENCY["nll"]}, repeated 4-grams {FLUENCY["repetition"]}, replies cut at 96 tokens {FLUENCY["cut"]}.
 
 Two tasks have an exact reward, computed from the reply alone:
 
-- **tone**: pairs of a casual (chosen) and a formal reply from the demo's data. The reward is casual minus formal
-  markers per ten words.
-- **short-words**: replies of the untrained model to the demo's prompts. Of each prompt's replies the one with the
-  shortest words is chosen and the one with the longest is rejected. The reward is minus the mean number of letters
-  per word.
+- **tone**: pairs of a casual (chosen) and a formal reply from the demo's data, so `good` is casual. The reward is
+  casual minus formal markers per ten words.
+- **short-words**: replies of the base model to the demo's prompts. Of each prompt's replies the one with the shortest
+  words is chosen and the one with the longest is rejected. The reward is minus the mean number of letters per word.
+
+"Level chosen on validation" is the level that `meet dial` recommends on the 20 prompts of the validation split: the one
+with the highest reward among those within the limits there. "DPO, rate x 4" is DPO at four times its learning rate.
 """
 
 
@@ -379,8 +384,10 @@ def main() -> None:
     sections["Two rounds of improve"] = improve(results)
     sections["A LoRA on the response only"] = scope(results)
     parts = [INTRODUCTION]
-    for title, lines in sections.items():
-        parts.append(f"## {title}\n\n" + ("\n".join(lines) if lines else "Not run yet.\n"))
+    parts += [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items() if lines]
+    pending = [title for title, lines in sections.items() if not lines]
+    if pending:
+        parts.append("## Not run yet\n\n" + "".join(f"- {title}\n" for title in pending))
     (DOCS / "experiments.md").write_text("\n".join(parts), encoding="utf-8")
 
 

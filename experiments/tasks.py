@@ -50,7 +50,7 @@ def arm_name(experiment: str, name: str, seed: int) -> str:
 
 @cache
 def base_model() -> Aligned:
-    """Return the untrained model."""
+    """Return the base model."""
     return load_base(ModelSettings(name="smollm2"), "pairs", conversational=True, system="none", reasoning=False)
 
 
@@ -88,7 +88,7 @@ def pair_files(name: str, task: Mapping[str, Any], sampled: Mapping[str, Any]) -
 
 
 def reply_files(name: str, task: Mapping[str, Any], sampled: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the files of the untrained model's replies with their scores by split, sampled if they are missing."""
+    """Return the files of the base model's replies with their scores by split, sampled if they are missing."""
     scorer = SCORERS[task["scorer"]]
     files = {split: DATA / name / f"{split}-replies.jsonl" for split in SPLITS}
     for split, file in files.items():

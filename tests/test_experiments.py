@@ -116,4 +116,4 @@ def test_the_page_states_differences_and_where_fluency_breaks(
     assert "repeated 4-grams +0.20" in row
     assert "The reward rises with the level" in page
     assert (tmp_path / "experiments-tone.svg").is_file()
-    assert "Not run yet." in page
+    assert "## Not run yet\n\n- Methods and the dial: short-words\n" in page

@@ -96,10 +96,10 @@ def dial(
 ) -> None:
     """Measure how far the level of RUN can be turned, and record the safe range and a recommended setting in the run.
 
-    Replies to held-out prompts are sampled at each setting and scored. The report shows whether the score rises with
-    the setting, what else changes, and where fluency breaks. A recommended level whose gain over the best level is
-    significant becomes the default level of RUN; levels outside the safe range give a warning. The same command
-    continues an interrupted calibration.
+    Replies to held-out prompts are generated at each setting, greedily by default, and scored. The report shows whether
+    the score rises with the setting, what else changes, and where fluency breaks. A recommended level whose gain over
+    the best level is significant becomes the default level of RUN; levels outside the safe range give a warning. The
+    same command continues an interrupted calibration.
 
     \b
     Examples:

@@ -36,7 +36,9 @@ from meetlm.export.settings import ExportSettings
     help="Level or mix to export, as in `meet generate`; repeatable.  [default: all levels; the default level for "
     "formats that hold one]",
 )
-@out_option(None, "Folder of the export.  [default: RUN/export/FORMAT]")
+@out_option(
+    None, "Folder of the export.  [default: RUN/export/FORMAT, or FORMAT-LEVEL for formats that hold one level]"
+)
 @click.option(
     "--base",
     metavar="MODEL",

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, get_origin
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -55,7 +56,7 @@ class Numbers(click.ParamType[list[float]]):
         return numbers
 
 
-TYPES: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
+TYPES: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 """What the help calls the value of an option."""
 SEED = Count(0, 2**32 - 1)
 """Type of a seed."""
@@ -167,5 +168,9 @@ def _field_option(name: str, field: FieldInfo) -> Decorator:
     if field.annotation is bool:
         return click.option(_option_name(name), is_flag=True, help=text.removesuffix("  [default: false]"))
     is_range = get_origin(field.annotation) is tuple
-    metavar = "LOW HIGH" if is_range else TYPES.get(field.annotation, "TEXT")
+    if get_origin(field.annotation) is Literal:
+        metavar = f"[{'|'.join(get_args(field.annotation))}]"
+    else:
+        types = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+        metavar = "LOW HIGH" if is_range else TYPES.get(types[0], "TEXT")
     return click.option(_option_name(name), nargs=2 if is_range else 1, metavar=metavar, help=text)

@@ -173,13 +173,15 @@ def rollout(
 @config_option
 @click.option("--rounds", type=Count(1), default=2, show_default=True, help="Number of rounds.")
 @replies_option
-@click.option("--holdout", type=Count(1), default=50, show_default=True, help="Number of prompts to measure on.")
+@click.option(
+    "--holdout", type=Count(1), default=50, show_default=True, help="Number of held-out prompts to measure on."
+)
 @temperature_option
 @sampling_options("max_new_tokens", "top_p")
 @reward_option
 @scorer_option
 @batch_size_option
-@out_option("runs/improve", "Folder of the rounds.")
+@out_option("runs/improve", "Folder of the results.")
 @json_option
 @quiet_option
 def improve(
@@ -198,7 +200,9 @@ def improve(
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
-    """Repeat for some rounds: sample replies to the prompts in --data.path, score them, train RECIPE on them.
+    """In each round, sample replies to the prompts in --data.path, score them, and train RECIPE on them.
+
+    Pass --reward or --scorer, which scores the replies. SETTINGs are those of `meet train`.
 
     A recipe for feedback trains the levels that follow from the scores, by the settings of --data.levels; other recipes
     train the pair of the best and the worst reply to each prompt. Replies of a round come from the model of the round

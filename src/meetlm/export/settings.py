@@ -17,7 +17,7 @@ class ExportSettings(Settings):
         None, ge=1, description="largest rank of an exported LoRA: approximate a mix of higher rank by SVD"
     )
     converter: Path | None = Field(
-        None, description="folder of llama.cpp's source, with its converters; required by gguf (docs/use.md)"
+        None, description="folder of llama.cpp's source, with its converters; required by gguf and ollama (docs/use.md)"
     )
     outtype: Literal["f32", "f16", "q8_0"] = Field("f16", description="type of the weights in GGUF files of models")
     slider: bool = Field(
