@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 
 import meetlm
+from meetlm.config.errors import ConfigError
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 from meetlm.run.aligned import Aligned
@@ -51,14 +53,42 @@ def test_scores_are_those_of_the_run(aligned: Aligned, address: str) -> None:
     assert response.status_code == 400 and "positions" in response.json()["error"]["message"]
 
 
+def test_scores_by_scorers(aligned: Aligned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that fails, or has no score, does not fail the request."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    functions = [
+        'def number(prompt, completion):\n    """Number at the start."""\n    return int(completion.split()[0])\n',
+        "def nothing(prompt, completion):\n    return None\nnothing.higher = False\n",
+    ]
+    (tmp_path / "scorers_of_a_user.py").write_text("\n".join(functions))
+    names = ("words", "scorers_of_a_user:number", "scorers_of_a_user:nothing")
+    with serving(aligned, scorers=names) as address:
+        scorers = httpx2.get(f"{address}/v1/levels").json()["scorers"]
+        assert [scorer["name"] for scorer in scorers] == list(names)
+        assert [scorer["higher_is_better"] for scorer in scorers] == [True, True, False]
+        assert scorers[1]["description"] == "Number at the start"
+        body = {"messages": [{"role": "user", "content": "Hi"}], "completion": "7 is good."}
+        response = httpx2.post(f"{address}/v1/score", json=body).json()
+        assert len(response["scores"]) == 1
+        assert [score["value"] for score in response["scorers"]] == [3, 7, None]
+        assert [score["problem"] for score in response["scorers"]] == [None, None, "returned None"]
+        response = httpx2.post(f"{address}/v1/score", json={**body, "completion": "Good."}).json()
+        assert [score["value"] for score in response["scorers"]] == [1, None, None]
+        assert "ValueError: invalid literal" in response["scorers"][1]["problem"]
+    with pytest.raises(ConfigError, match="no function 'last'"), serving(aligned, scorers=("scorers_of_a_user:last",)):
+        pass
+
+
 def test_feedback_is_training_data(address: str, feedback: Path, tmp_path: Path) -> None:
-    body = {"messages": [{"role": "user", "content": "Hi"}], "completion": "Ho", "model": "tiny:good"}
+    reply = "H\u2028o"  # with a line break that is no end of a line of the file
+    body = {"messages": [{"role": "user", "content": "Hi"}], "completion": reply, "model": "tiny:good"}
     ids = [httpx2.post(f"{address}/v1/feedback", json={**body, "label": label}).json()["id"] for label in (True, False)]
     examples = read_examples(DataSettings(source="feedback", path=str(feedback)), "train").rows
-    assert [(e.prompt.text(), e.replies[0].content) for e in examples] == [("Hi", "Ho")] * 2
+    assert [(e.prompt.text(), e.replies[0].content) for e in examples] == [("Hi", reply)] * 2
     assert httpx2.delete(f"{address}/v1/feedback/{ids[0]}").status_code == 200
     assert httpx2.delete(f"{address}/v1/feedback/{ids[0]}").status_code == 404
-    (row,) = map(json.loads, feedback.read_text().splitlines())
+    (row,) = map(json.loads, feedback.read_bytes().splitlines())
     assert (row["prompt"], row["label"]) == (body["messages"], False)
 
 

@@ -12,8 +12,9 @@ from meetlm.cli.options import PATH, settings_options
 from meetlm.config.extras import require_extra
 from meetlm.serving.settings import ServingSettings
 
-SINGLE_VALUED = tuple(name for name in ServingSettings.model_fields if not name.startswith("allowed_"))
-"""Fields of the settings whose options are not repeatable."""
+REPEATABLE = ("allowed_hosts", "allowed_origins", "scorers")
+"""Fields of the settings whose options are repeatable."""
+SINGLE_VALUED = tuple(name for name in ServingSettings.model_fields if name not in REPEATABLE)
 
 
 @main.command(short_help="Serve a run with an OpenAI-compatible API.")
@@ -33,9 +34,15 @@ SINGLE_VALUED = tuple(name for name in ServingSettings.model_fields if not name.
     metavar="ORIGIN",
     help="Origin of web pages that may send requests (CORS), such as https://example.org; repeatable.",
 )
-def serve(
-    run: Path, settings: ServingSettings, allowed_hosts: tuple[str, ...], allowed_origins: tuple[str, ...]
-) -> None:
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="Python function of prompt and completion, or `words` (number of words), whose score the playground shows "
+    "under each reply; repeatable.",
+)
+def serve(run: Path, settings: ServingSettings, **repeatable: tuple[str, ...]) -> None:
     """Serve RUN with an OpenAI-compatible API. Each request chooses its level; all are generated in one batch.
 
     The level is part of the model name (RUN:good, RUN:tone=formal,length=brief) or the field "level" of the body.
@@ -43,6 +50,7 @@ def serve(
     \b
     Examples:
       meet serve runs/lora
+      meet serve runs/lora --scorer my_scorers:politeness --scorer words
       meet serve runs/lora --host 0.0.0.0 --api-key-env MEET_API_KEY --allow-host lm.example.org
       curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "lora:good", "messages": [{"role": "user", "content": "How do I boil rice?"}]}'
@@ -52,8 +60,4 @@ def serve(
     quiet_libraries()
     from meetlm.serving.server import serve
 
-    serve(
-        run,
-        settings.model_copy(update={"allowed_hosts": allowed_hosts, "allowed_origins": allowed_origins}),
-        reporter=ConsoleReporter(),
-    )
+    serve(run, settings.model_copy(update=repeatable), reporter=ConsoleReporter())

@@ -66,6 +66,15 @@ def words(prompt: object, completion: str) -> float:
     return float(num_words(completion))
 
 
+def scorer_by_name(name: str) -> CallableScorer:
+    """Return the scorer ``MODULE:FUNCTION``, or ``words`` for the length.
+
+    Raises:
+        ConfigError: There is no such function; see :func:`load_scorer`.
+    """
+    return CallableScorer("words", words) if name == "words" else load_scorer(name)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The result of :func:`calibrate_run`.
@@ -192,7 +201,7 @@ def _assign(
         others.append(RewardScorer(RewardModel.load(reward), folder))
     for text in scorers:
         moved, equals, name = text.rpartition("=")
-        scorer: Scorer = CallableScorer("words", words) if name == "words" else load_scorer(name)
+        scorer = scorer_by_name(name)
         if equals:
             check_scale(levels, moved)
             by_attribute[moved] = scorer
@@ -207,7 +216,7 @@ def _assign(
             "no score to calibrate: pass --scorer " + example + (f"; attributes of the run: {names}" if names else "")
         )
     known = {scorer.name for scorer in (*by_attribute.values(), *others)}
-    return by_attribute, others + ([] if "words" in known else [CallableScorer("words", words)])
+    return by_attribute, others + ([] if "words" in known else [scorer_by_name("words")])
 
 
 def _default_grid(aligned: Aligned, levels: Sequence[str]) -> list[float]:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meetlm.config.errors import ConfigError
+from meetlm.generation.session import Finish
 from meetlm.run.aligned import Aligned
+from meetlm.run.dial import scorer_by_name
 from meetlm.serving.engine import Engine, GenerationError, Job, OverloadedError, Piece
 from meetlm.serving.errors import APIError, add_handlers, overloaded
 from meetlm.serving.feedback import FeedbackFile
@@ -29,9 +31,17 @@ from meetlm.serving.guard import Guard
 from meetlm.serving.metrics import Metrics
 from meetlm.serving.playground import build_router
 from meetlm.serving.prepare import Prepared, Preparer
-from meetlm.serving.protocol import (
-    ChatRequest,
-    CompletionRequest,
+from meetlm.serving.protocol import ChatRequest, CompletionRequest
+from meetlm.serving.responses import (
+    ChatCompletion,
+    ChatLogprobs,
+    ErrorResponse,
+    FinishReason,
+    Health,
+    Model,
+    ModelList,
+    TextCompletion,
+    TextLogprobs,
     TokenLogprob,
     chat_logprobs,
     envelope,
@@ -41,10 +51,13 @@ from meetlm.serving.protocol import (
 from meetlm.serving.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
-FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH_REASONS: dict[Finish, FinishReason] = {"eos": "stop", "stop": "stop", "length": "length"}
 """OpenAI's reasons why a completion ended, by the session's."""
 CLIENT_CLOSED_REQUEST = 499
 """Status in the metrics of requests whose client has gone."""
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
+"""What the OpenAPI document states about streamed responses."""
 
 
 class EventStream(StreamingResponse):
@@ -83,7 +96,7 @@ class _Choice:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     num_tokens: int = 0
 
     def add(self, piece: Piece) -> None:
@@ -227,7 +240,7 @@ def _warning(prepared: Prepared) -> dict[str, str]:
 
 def _logprobs(
     body: ChatRequest | CompletionRequest, tokens: list[TokenLogprob], offset: int = 0
-) -> dict[str, Any] | None:
+) -> ChatLogprobs | TextLogprobs | None:
     if body.num_top_logprobs is None:
         return None
     return chat_logprobs(tokens) if isinstance(body, ChatRequest) else text_logprobs(tokens, offset)
@@ -259,13 +272,14 @@ def build_app(aligned: Aligned, name: str, settings: ServingSettings, feedback: 
         feedback: File that the playground appends rated replies to.
 
     Raises:
-        ConfigError: The environment variable of the API key is not set.
+        ConfigError: The environment variable of the API key is not set, or a scorer cannot be loaded.
     """
     api_key = None
     if settings.api_key_env is not None:
         api_key = os.environ.get(settings.api_key_env)
         if not api_key:
             raise ConfigError(f"--api-key-env: the environment variable {settings.api_key_env} is not set")
+    scorers = [scorer_by_name(scorer) for scorer in settings.scorers]
     metrics = Metrics()
     preparer = Preparer(aligned, name, settings)
     engine = Engine(aligned, settings.batch_size, settings.queue, metrics)
@@ -284,46 +298,49 @@ def build_app(aligned: Aligned, name: str, settings: ServingSettings, feedback: 
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
+        responses={"4XX": {"model": ErrorResponse, "description": "The request is refused"}},
         max_body_size=settings.max_body,
     )
     add_handlers(app)
 
-    def model(identifier: str) -> dict[str, Any]:
+    def model(identifier: str) -> Model:
         return {"id": identifier, "object": "model", "created": started, "owned_by": "meetlm"}
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENTS)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Reply to a conversation."""
         return await service.respond(request, body)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", response_model=TextCompletion, responses=EVENTS)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Reply to prompts of text, formatted as the prompts that the run was trained on."""
         return await service.respond(request, body)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=ModelList)
     async def list_models() -> JSONResponse:
         """List the run at its default level and at each level; mixes are not listed."""
         return JSONResponse({"object": "list", "data": [model(identifier) for identifier in preparer.models]})
 
-    @app.get("/v1/models/{identifier:path}")
+    @app.get("/v1/models/{identifier:path}", response_model=Model)
     async def show_model(identifier: str) -> JSONResponse:
         """Return one of the models."""
         if identifier not in preparer.models:
             raise APIError(404, f"unknown model {identifier!r}", param="model", code="model_not_found")
         return JSONResponse(model(identifier))
 
-    @app.get("/health")
+    @app.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
         """Return whether the server can generate."""
         return JSONResponse({"status": "ok"}) if engine.is_alive else JSONResponse({"status": "failed"}, 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Return metrics in Prometheus's format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.include_router(build_router(preparer.aligned, name, settings, engine, FeedbackFile(feedback)))
+    app.include_router(build_router(preparer.aligned, name, settings, engine, scorers, FeedbackFile(feedback)))
+    for body in (ChatRequest, CompletionRequest):
+        app.openapi()["components"]["schemas"][body.__name__]["properties"]["model"]["examples"] = preparer.models
     guard = Guard(app, settings, api_key, metrics)
     if not settings.allowed_origins:
         return guard

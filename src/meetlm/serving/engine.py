@@ -20,7 +20,7 @@ from meetlm.config.errors import MeetError
 from meetlm.generation.session import Event, GeneratedText, Request, Session, TextStream
 from meetlm.run.aligned import Aligned
 from meetlm.serving.metrics import Metrics
-from meetlm.serving.protocol import TokenLogprob, finite
+from meetlm.serving.responses import TokenLogprob, finite
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

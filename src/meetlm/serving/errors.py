@@ -20,7 +20,7 @@ BODY_TOO_LARGE = "the body is too large; see the option --max-body of the server
 MAX_MESSAGE = 500
 """Largest number of characters of a message, which may quote the request."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
-_UNION_PART = re.compile(r"(constrained-)?str|float|\w+\[.*\]")
+_UNION_PART = re.compile(r"(constrained-)?str|float|[\w-]+\[.*\]")
 """Parts of pydantic's locations that name a type of a union, not a field."""
 
 

@@ -45,9 +45,9 @@ class FeedbackFile:
         with self._lock:
             if not self.path.exists():
                 return False
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_bytes().splitlines()  # of bytes: texts may contain other line breaks, such as U+2028
             rest = [line for line in lines if json.loads(line)["id"] != identifier]
             if len(rest) == len(lines):
                 return False
-            write_atomic(self.path, "".join(f"{line}\n" for line in rest))
+            write_atomic(self.path, b"".join(line + b"\n" for line in rest).decode())
             return True

@@ -1,13 +1,12 @@
-"""Bodies of requests and responses as in OpenAI's API, and the fields ``level``, ``guidance`` and ``against``."""
+"""Bodies of requests as in OpenAI's API, and the fields ``level``, ``guidance`` and ``against``."""
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from meetlm.config.settings import Settings
 from meetlm.data.example import Turn
@@ -23,13 +22,12 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 LevelField = str | float | dict[str, str | float]
+Prompt = Annotated[Text, Field(min_length=1)]
 StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 MAX_WEIGHT = 100.0
 """Largest absolute level weight and strength of guidance: larger ones may overflow to NaN."""
 MIN_TEMPERATURE = 1e-6
 """Least temperature above 0: logits divided by a smaller one may overflow."""
-VERY_UNLIKELY = -9999.0
-"""Log-prob that stands for minus infinity, which JSON does not have; as in OpenAI's API."""
 
 
 class Body(Settings):
@@ -41,6 +39,15 @@ class Body(Settings):
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the JSON schema, in which fields that may be absent may be null."""
+        json_schema = handler.resolve_ref_schema(handler(schema))
+        for name, field in json_schema["properties"].items():
+            if name not in json_schema.get("required", []) and {"type": "null"} not in field.get("anyOf", []):
+                json_schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        return json_schema
 
 
 class TextPart(Body):
@@ -80,7 +87,9 @@ class PromptLevel(Body):
 
     model: Text = Field(description="name of the run, or NAME:LEVEL with a level as `meet generate --level` takes it")
     level: LevelField | None = Field(
-        None, description="name of a level, number from 0 (worst level) to 1 (best level), or weights by name"
+        None,
+        description="name of a level, number on the scale from 0 (worst level) to 1 (best level), or weights by name; "
+        f"numbers from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
     )
     guidance: float = Field(
         0.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, description="strength s of guidance: sample from l + s * (l - l_against)"
@@ -105,7 +114,9 @@ class Generation(PromptLevel):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the most likely tokens of this total probability")
     n: int = Field(1, ge=1, description="number of completions per prompt")
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of sampling; by default a random one")
-    stop: StopString | list[StopString] = Field([], max_length=256, description="strings at which a completion ends")
+    stop: StopString | Annotated[list[StopString], Field(max_length=256)] = Field(
+        [], description="strings at which a completion ends"
+    )
     stream: bool = Field(False, description="whether to send the completion in pieces, as server-sent events")
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(
@@ -154,7 +165,9 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of a request to ``/v1/completions``."""
 
-    prompt: Text | list[Text] = Field(min_length=1, description="text, formatted as the prompts that the run has seen")
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)] = Field(
+        description="text, formatted as the prompts that the run has seen"
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="number of most likely tokens per position")
 
     @property
@@ -182,66 +195,3 @@ class FeedbackRequest(Body):
     completion: Text = Field(min_length=1, description="the reply")
     label: bool = Field(description="whether the reply is good")
     model: Text = Field("", description="name and level of the model that replied")
-
-
-class TokenLogprob(Settings):
-    """A sampled token.
-
-    Attributes:
-        token: Its text.
-        logprob: Its log-prob in nats.
-        top: The most likely tokens in its place and their log-probs.
-    """
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...]
-
-
-def finite(logprob: float) -> float:
-    """Return a log-prob that JSON can express."""
-    return logprob if math.isfinite(logprob) else VERY_UNLIKELY
-
-
-def chat_logprobs(tokens: list[TokenLogprob]) -> dict[str, Any]:
-    """Return the log-probs of a chat completion's tokens."""
-
-    def entry(token: str, logprob: float) -> dict[str, Any]:
-        is_whole = "\ufffd" not in token  # of a part of a character no text is known
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if is_whole else None}
-
-    return {
-        "content": [
-            {**entry(t.token, t.logprob), "top_logprobs": [entry(text, value) for text, value in t.top]} for t in tokens
-        ]
-    }
-
-
-def text_logprobs(tokens: list[TokenLogprob], start: int = 0) -> dict[str, Any]:
-    """Return the log-probs of a text completion's tokens; the text of the first one begins at ``start``."""
-    offsets = [start]
-    for token in tokens:
-        offsets.append(offsets[-1] + len(token.token))
-    return {
-        "tokens": [t.token for t in tokens],
-        "token_logprobs": [t.logprob for t in tokens],
-        "top_logprobs": [dict(t.top) for t in tokens],
-        "text_offset": offsets[:-1],
-    }
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the number of tokens; those of a control slot count as tokens of the prompt."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
-def envelope(
-    kind: Literal["chat.completion", "chat.completion.chunk", "text_completion"], model: str
-) -> dict[str, Any]:
-    """Return the fields of a response that its chunks share."""
-    prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
-    return {"id": f"{prefix}-{uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}

@@ -29,3 +29,6 @@ class ServingSettings(Settings):
     grace: float = Field(30.0, ge=0, description="seconds that requests have to finish when the server is stopped")
     allowed_hosts: tuple[str, ...] = Field((), description="further host names under which the server is addressed")
     allowed_origins: tuple[str, ...] = Field((), description="origins of web pages that may send requests (CORS)")
+    scorers: tuple[str, ...] = Field(
+        (), description="scorers of replies in the playground: module:function, or words for the length"
+    )
