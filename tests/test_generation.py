@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from combinations import each_value
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.generation import decoding
 from meetlm.generation import session as sessions
 from meetlm.generation.decoding import Branch, PackedDecoder, PaddedDecoder, decoder_of, decoding_failure_reason
-from meetlm.generation.session import GeneratedText, Request, Session, TextStream, guided
+from meetlm.generation.session import (
+    Event,
+    GeneratedText,
+    Request,
+    Session,
+    TextStream,
+    _ends_in_stop,
+    guided,
+)
 from meetlm.generation.settings import Sampling
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
@@ -175,6 +187,13 @@ def test_stop_strings_across_tokens(text: str, monkeypatch: pytest.MonkeyPatch) 
 def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     (done,), _ = scripted([" good\nB: A: x"], monkeypatch, "A:", "\nB:")
     assert done.text == "good"
+
+
+def test_a_stop_string_of_many_tokens_per_character_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = "日本語で"
+    assert len(text_format().tokenize(stop)) > 2 * len(stop)
+    (done,), _ = scripted([f"yes{stop} and more than that"], monkeypatch, stop)
+    assert (done.text, done.finish) == ("yes", "stop")
 
 
 def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +443,59 @@ def test_a_stream_of_text_is_the_completion(monkeypatch: pytest.MonkeyPatch) -> 
         for event in events:
             pieces[event.request] += streams[event.request].add(event)
     assert list(pieces.values()) == ["It is good", "é 日本"]
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer as of Llama 2 and Gemma: white space opens tokens, and unknown characters become bytes."""
+    words = ["▁", "a", "▁a", "bc", "▁bc", "é", "▁日本", ".", "\n"]
+    vocabulary = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    backend = Tokenizer(BPE({word: k for k, word in enumerate(vocabulary)}, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), tiny_tokenizer(bos=True), byte_fallback_tokenizer()])
+def test_pieces_of_random_tokens_are_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Parts of characters, special tokens, white space and invalid bytes among them."""
+    prompt_format = PromptFormat(tokenizer, FormatSpec(None, "auto", ("é", "\n\nab")))
+    characters = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("日", "é", "😀", "  ", "a", "\n\n")
+    ]
+    for seed in range(200):
+        random = Random(seed)
+        ids = []
+        while len(ids) < 30:
+            ids += random.choice([*characters, [random.randrange(len(tokenizer))]])
+        text = prompt_format.decode(ids)
+        cut = next((n for n in range(1, 31) if _ends_in_stop(prompt_format, ids[:n], prompt_format.spec.stop)), 30)
+        text = prompt_format.decode(ids[:cut])
+        for stop in prompt_format.spec.stop:
+            text = text.split(stop)[0]
+        completion = GeneratedText(text.strip(), tuple(ids[:cut]), "stop")
+        stream = TextStream(prompt_format)
+        pieces = [stream.add(Event(0, token, None, None)) for token in ids[: cut - 1]]
+        assert "".join([*pieces, stream.add(Event(0, ids[cut - 1], None, completion))]) == completion.text
+
+
+def test_each_token_is_decoded_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work per token does not grow with the text."""
+    prompt_format = PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", ("\n\nHuman:",)))
+    decode, counts = PromptFormat.decode, []
+    monkeypatch.setattr(PromptFormat, "decode", lambda self, ids: counts.append(len(ids)) or decode(self, ids))
+    ids = prompt_format.tokenize(" It is kind of good to boil 日本 rice" * 20)
+    stream = TextStream(prompt_format)
+    text = "".join(stream.add(Event(0, token, None, None)) for token in ids)
+    assert len(text) > len("It is kind of good to boil 日本 rice") * 20 and max(counts) < 12
+
+
+def test_only_the_start_of_a_stop_string_is_held_back() -> None:
+    prompt_format = PromptFormat(tiny_tokenizer(), FormatSpec(None, "auto", ("\n\nHuman:",)))
+    stream = TextStream(prompt_format)
+    pieces = [stream.add(Event(0, token, None, None)) for token in prompt_format.tokenize("yes\n\nHum and\n\nHuman")]
+    assert "".join(pieces) == "yes\n\nHum and"
+    assert "".join(pieces[: len(prompt_format.tokenize("yes"))]) == "yes"
 
 
 def test_nan_of_a_request_does_not_spread() -> None:
