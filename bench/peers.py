@@ -74,9 +74,9 @@ class Dpo(TurnsMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self.gate.ready("reference")
-        done = super()._precompute_ref_logps(dataset, name, batch_size)
+        prepared = super()._precompute_ref_logps(dataset, name, batch_size)
         self.gate.done("prepared", pairs=len(dataset))
-        return done
+        return prepared
 
 
 def plain(rows: Rows) -> dict[str, Any]:

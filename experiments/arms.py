@@ -256,13 +256,13 @@ class Experiments:
 def _combinations(left_out: Mapping[str, str] | None) -> Iterator[dict[str, Any]]:
     """Yield the demo's training rows without one combination of tone and length."""
     for row in demo_rows("train"):
-        kept = [
+        remaining = [
             (reply, attributes)
             for reply, attributes in zip(row["completions"], row["attributes"], strict=True)
             if attributes != left_out
         ]
         yield {
             "prompt": row["prompt"],
-            "completions": [reply for reply, _ in kept],
-            "attributes": [attributes for _, attributes in kept],
+            "completions": [reply for reply, _ in remaining],
+            "attributes": [attributes for _, attributes in remaining],
         }

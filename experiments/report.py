@@ -225,9 +225,9 @@ def attributes(results: Results) -> list[str]:
     parts, rows = [], []
     for attribute, ends in (("tone", ("formal", "casual")), ("length", ("brief", "detailed"))):
         effects = {name: _effect(full, attribute, ends, score) for name, score in scores.items()}
-        own, other = effects[attribute], next(value for name, value in effects.items() if name != attribute)
+        main_effect, other = effects[attribute], next(value for name, value in effects.items() if name != attribute)
         changes = [f"{shown(change)} ({in_deviations:+.2f} sd)" for change, in_deviations in effects.values()]
-        rows.append([attribute, *(text.replace("-", "−") for text in changes), f"{abs(other[1] / own[1]):.2f}"])
+        rows.append([attribute, *(text.replace("-", "−") for text in changes), f"{abs(other[1] / main_effect[1]):.2f}"])
     parts.append(f"Seeds: {len(full)}. sd is the standard deviation of the score over all replies.\n")
     parts.append(
         table(
@@ -280,9 +280,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _is_hit(measures: Measures, index: int, cell: str) -> bool:
     """Return whether a reply has the tone and the length of its cell, by the demo's scorers."""
     tone, length = cell.split("-")
-    reward, words = measures["reward"][index], measures["words"][index]
+    reward, num_words = measures["reward"][index], measures["words"][index]
     is_casual = reward is not None and reward > 0
-    return is_casual == (tone == "casual") and words is not None and (words > BRIEF_WORDS) == (length == "detailed")
+    return (
+        is_casual == (tone == "casual")
+        and num_words is not None
+        and (num_words > BRIEF_WORDS) == (length == "detailed")
+    )
 
 
 def best_of(results: Results) -> list[str]:

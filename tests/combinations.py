@@ -51,7 +51,13 @@ def covering(dimensions: Sequence[Sequence[Any]], size: int) -> list[Combination
     parts_left, pairs_left = set(left), {part for combination in every for part in parts_of(combination, 2)}
     chosen = []
     while parts_left:
-        best = max(every, key=lambda one: (len(parts_left & parts_of(one, size)), len(pairs_left & parts_of(one, 2))))
+        best = max(
+            every,
+            key=lambda combination: (
+                len(parts_left & parts_of(combination, size)),
+                len(pairs_left & parts_of(combination, 2)),
+            ),
+        )
         chosen.append(best)
         parts_left -= parts_of(best, size)
         pairs_left -= parts_of(best, 2)

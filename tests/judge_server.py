@@ -30,7 +30,7 @@ class Reply:
 
 def chat(text: str | None, *, finish: str = "stop", usage: tuple[int, int] | None = (100, 10)) -> Reply:
     """A chat completion."""
-    found: Body = {
+    body: Body = {
         "id": "x",
         "object": "chat.completion",
         "created": 1,
@@ -38,8 +38,8 @@ def chat(text: str | None, *, finish: str = "stop", usage: tuple[int, int] | Non
         "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
     }
     if usage:
-        found["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
-    return Reply(json.dumps(found))
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return Reply(json.dumps(body))
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:

@@ -63,16 +63,16 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
     for name, (quality, length) in SYSTEMS.items():
         counts = np.maximum(3, rng.normal(length, 16, size=len(cells))).astype(int)
         completions[name] = [_text(rng, topic_of[prompt], int(n)) for (prompt, _), n in zip(cells, counts, strict=True)]
-        words = np.array([len(text.split()) for text in completions[name]], dtype=float)
-        scores["reward"][name] = quality + difficulty + 0.014 * (words - 42) + rng.normal(0, 1.1, size=len(cells))
-        rouge = np.clip(0.2 + 0.02 * quality - 0.0012 * abs(words - 40) + rng.normal(0, 0.06, len(cells)), 0, 1)
+        num_words = np.array([len(text.split()) for text in completions[name]], dtype=float)
+        scores["reward"][name] = quality + difficulty + 0.014 * (num_words - 42) + rng.normal(0, 1.1, size=len(cells))
+        rouge = np.clip(0.2 + 0.02 * quality - 0.0012 * abs(num_words - 40) + rng.normal(0, 0.06, len(cells)), 0, 1)
         scores["rouge-l"][name], scores["rouge-1"][name], scores["rouge-2"][name] = rouge, 1.2 * rouge, 0.5 * rouge
         scores["rouge-avg"][name] = 0.9 * rouge
-        scores["words"][name], scores["length-ratio"][name] = words, words / 40
+        scores["words"][name], scores["length-ratio"][name] = num_words, num_words / 40
         scores["characters"][name] = np.array([len(text) for text in completions[name]], dtype=float)
         scores["coverage"][name] = rng.beta(2, 3, size=len(cells))
         scores["density"][name] = 1 + rng.gamma(1.0, 1.0, size=len(cells))
-        scores["numbers-absent"][name], scores["names-absent"][name] = words // 40, words // 60
+        scores["numbers-absent"][name], scores["names-absent"][name] = num_words // 40, num_words // 60
     verdicts = {
         name: np.round(2 * np.tanh(0.5 * (reward - scores["reward"][BASELINE]) + rng.normal(0, 1.0, len(cells)))) / 2
         for name, reward in scores["reward"].items()

@@ -41,8 +41,8 @@ def _pieces() -> list[tuple[str, float]]:
     tokenizer = Tokenizer(Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator([_WORDS] * 4, UnigramTrainer(vocab_size=120, show_progress=False))
-    found = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return [(piece, 0.0) for piece in SPECIAL] + [(piece, score) for piece, score in found if piece not in SPECIAL]
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return [(piece, 0.0) for piece in SPECIAL] + [(piece, score) for piece, score in vocabulary if piece not in SPECIAL]
 
 
 def deberta() -> tuple[PreTrainedTokenizerBase, Any]:

@@ -13,11 +13,11 @@ def trained(name: str, runs: list[str | None], seeds: list[int], folder: Path) -
     """Completions of x and y by several training runs, each in its own folder, under the same sampling seeds."""
     places = []
     for number, run in enumerate(runs):
-        own = folder / f"{name}{number}"
-        own.mkdir()
+        run_folder = folder / f"{name}{number}"
+        run_folder.mkdir()
         rows = [{"prompt": p, "completion": f"{name}{number}{p}{seed}", "seed": seed} for seed in seeds for p in "xy"]
         stated = {"sampling": SAMPLING, **({} if run is None else {"run": run})}
-        places.append([written(own / "good.jsonl", rows, **stated)])
+        places.append([written(run_folder / "good.jsonl", rows, **stated)])
     return read_completions(name, places)
 
 
@@ -25,7 +25,8 @@ def by_replicate(paired: PairedCompletions, *systems: str) -> list[int]:
     """The number of the first prompt's cells; the second's are the same."""
     numbers = paired.runs(*systems)
     first, second = (
-        [one for one, (place, _) in zip(numbers, paired.cells, strict=True) if place == prompt] for prompt in (0, 1)
+        [number for number, (place, _) in zip(numbers, paired.cells, strict=True) if place == prompt]
+        for prompt in (0, 1)
     )
     assert first == second
     return first
@@ -43,7 +44,11 @@ def test_runs_of_one_system_and_of_two(tmp_path: Path) -> None:
     assert by_replicate(paired, "c") == [0, 0, 1, 1, 2, 2]  # rows that state no run are told apart by their place
     assert by_replicate(paired, "a", "b") == by_replicate(paired, "a", "c") == [0, 0, 1, 1, 2, 2]
     assert by_replicate(paired, "b", "b") == [0] * 6
-    sources = [(one.run, one.source, one.sampling_seed) for one in paired.replicates if one.system == "a"]
+    sources = [
+        (replicate.run, replicate.source, replicate.sampling_seed)
+        for replicate in paired.replicates
+        if replicate.system == "a"
+    ]
     assert sources == [(0, "r0", 0), (0, "r0", 1), (1, "r1", 0), (1, "r1", 1), (2, "r2", 0), (2, "r2", 1)]
 
 
@@ -59,9 +64,9 @@ def test_runs_that_are_crossed_make_a_number_for_each_pair(tmp_path: Path) -> No
 
 def test_files_of_one_run_are_one_run(tmp_path: Path) -> None:
     """A seed a file, in one folder: one training run. The same name in another folder is another run."""
-    own, other = tmp_path / "own", tmp_path / "other"
+    first_run, other = tmp_path / "own", tmp_path / "other"
     files = []
-    for folder, seed in ((own, 0), (own, 1), (other, 2)):
+    for folder, seed in ((first_run, 0), (first_run, 1), (other, 2)):
         folder.mkdir(exist_ok=True)
         rows = [{"prompt": p, "completion": f"{p}{seed}", "seed": seed, "run": "r", "sampling": SAMPLING} for p in "xy"]
         files.append(written(folder / f"{seed}.jsonl", rows))

@@ -105,11 +105,11 @@ def test_streamed_pieces_are_the_completion(run: Path, chat_run: Path, temperatu
 def test_generate_prints_prompts_with_replies(run: Path) -> None:
     options = ["--max-new-tokens", 4, "--level", "0.7", "--quiet"]
     replies = meetlm.load(run).generate(["Hi", "Ho"], 0.7, max_new_tokens=4)
-    done = meet("generate", run, "--prompt", "Hi", "--prompt", "-", *options, text="Ho\n")
-    assert done.exit_code == 0, done.output
-    assert done.stdout == f"> Hi\n{replies[0]}\n\n> Ho\n{replies[1]}\n\n"
-    done = meet("generate", run, "--prompt", "Hi", "--json", *options)
-    (row,) = json.loads(done.stdout)
+    result = meet("generate", run, "--prompt", "Hi", "--prompt", "-", *options, text="Ho\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"> Hi\n{replies[0]}\n\n> Ho\n{replies[1]}\n\n"
+    result = meet("generate", run, "--prompt", "Hi", "--json", *options)
+    (row,) = json.loads(result.stdout)
     assert (row["prompt"], row["completion"], row["level"]) == ("Hi", replies[0], {"bad": 0.3, "good": 0.7})
     for args in (["--limit", 2], ["--data.path", "x"], ["--out", "x"]):
         assert meet("generate", run, "--prompt", "Hi", *args).exit_code == 2
@@ -130,8 +130,8 @@ def test_chat_changes_levels_and_remembers(chat_run: Path) -> None:
         "/quit",
         "never",
     ]
-    done = meet("chat", chat_run, "--max-new-tokens", 3, text="\n".join(lines))
-    assert done.exit_code == 0, done.output
+    result = meet("chat", chat_run, "--max-new-tokens", 3, text="\n".join(lines))
+    assert result.exit_code == 0, result.output
     aligned = meetlm.load(chat_run)
 
     def reply(level: object, *texts: str) -> str:
@@ -141,18 +141,18 @@ def test_chat_changes_levels_and_remembers(chat_run: Path) -> None:
 
     first = reply("good", "Hi")
     expected = [first, reply("bad", "Hi", first, "Hi"), reply(1.5, "Hi")]
-    assert done.stdout.split("\n")[:3] == expected
-    assert "error: unknown level '9'" in done.stderr and "unknown command" in done.stderr
-    assert "[good=1.5,bad=-0.5]" in done.stderr or "[bad=-0.5,good=1.5]" in done.stderr
+    assert result.stdout.split("\n")[:3] == expected
+    assert "error: unknown level '9'" in result.stderr and "unknown command" in result.stderr
+    assert "[good=1.5,bad=-0.5]" in result.stderr or "[bad=-0.5,good=1.5]" in result.stderr
 
 
 def test_a_run_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     config_for(tmp_path, "llama", "lora")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").touch()
-    done = meet("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "notes")
-    assert done.exit_code == 1
-    assert f"--out {tmp_path / 'notes'} holds other files (thesis.tex); choose another folder" in done.stderr
+    result = meet("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "notes")
+    assert result.exit_code == 1
+    assert f"--out {tmp_path / 'notes'} holds other files (thesis.tex); choose another folder" in result.stderr
 
 
 def test_an_interrupted_command_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,11 @@ def test_an_interrupted_command_says_how_to_continue(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("meetlm.run.train.execute", interrupt)
-    done = meet("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
-    assert done.exit_code == 130
+    result = meet("train", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run")
+    assert result.exit_code == 130
     assert (
         "interrupted: finished work is saved, training up to its last checkpoint. Run the same command again"
-        in done.stderr
+        in result.stderr
     )
 
 

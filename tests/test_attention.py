@@ -29,7 +29,7 @@ class Layer(nn.Module):
 
 def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window: int | None, scale: float) -> Tensor:
     """Return the attention output [H, T, d] by one softmax over every key that a query sees."""
-    key, value = (one.repeat_interleave(len(query) // len(one), dim=0) for one in (key, value))
+    key, value = (heads.repeat_interleave(len(query) // len(heads), dim=0) for heads in (key, value))
     scores = query @ key.transpose(1, 2) * scale
     place = torch.arange(key.shape[1], device=key.device)
     behind = place[shared:, None] - place
@@ -37,9 +37,9 @@ def of_all_pairs(query: Tensor, key: Tensor, value: Tensor, shared: int, window:
     return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) @ value
 
 
-def gap(one: Tensor, exact: Tensor) -> float:
+def gap(values: Tensor, exact: Tensor) -> float:
     """Return the largest difference, relative to the largest number where that is above 1."""
-    return float((one.double() - exact).detach().abs().max() / exact.detach().abs().max().clamp(min=1))
+    return float((values.double() - exact).detach().abs().max() / exact.detach().abs().max().clamp(min=1))
 
 
 def kernel(
@@ -64,10 +64,10 @@ def kernel(
     assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
     outputs = []
     for (start, end), (first, last) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
-        own = (one[first:last].transpose(0, 1) for one in (key, value))
+        visible = (states[first:last].transpose(0, 1) for states in (key, value))
         window = None if left < 0 else left + 1
         shared = last - first - (end - start)
-        output = of_all_pairs(query[start:end].transpose(0, 1), *own, shared, window, scale or SIZE**-0.5)
+        output = of_all_pairs(query[start:end].transpose(0, 1), *visible, shared, window, scale or SIZE**-0.5)
         outputs.append(output.transpose(0, 1))
     return torch.cat(outputs)
 
@@ -95,20 +95,20 @@ def by_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each_pair(
-    way=(blocks, by_sequence, by_kernel, by_older_kernel),
+    patch_attention=(blocks, by_sequence, by_kernel, by_older_kernel),
     kv_heads=(1, 2, 6),
     window=(None, 1, 40, BLOCK + 70),
     scale=(None, 0.3),
 )
 def test_attention_equals_the_softmax_over_visible_keys(
-    way: Callable[[pytest.MonkeyPatch], None],
+    patch_attention: Callable[[pytest.MonkeyPatch], None],
     kv_heads: int,
     window: int | None,
     scale: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sequences of one block, of several, and at the limits of a block; two are branches."""
-    way(monkeypatch)
+    patch_attention(monkeypatch)
     compare(kv_heads, window, scale, "cpu", torch.float64, 1e-12)
 
 
@@ -117,12 +117,12 @@ def test_mixed_precision_takes_the_kernel(architecture: str, monkeypatch: pytest
     """Rotary positions are f32 under autocast and would make queries and keys f32."""
     dtypes: list[torch.dtype] = []
 
-    def counted(*given: Any, **more: Any) -> Tensor:
-        dtypes.extend(one.dtype for one in given[:3])
-        return kernel(*given, **more)
+    def counted(*args: Any, **more: Any) -> Tensor:
+        dtypes.extend(tensor.dtype for tensor in args[:3])
+        return kernel(*args, **more)
 
     monkeypatch.setattr(
-        attention, "has_kernel", lambda *given: all(one.dtype in attention.HALF_DTYPES for one in given)
+        attention, "has_kernel", lambda *args: all(tensor.dtype in attention.HALF_DTYPES for tensor in args)
     )
     monkeypatch.setattr(attention, "varlen_attn", counted)
     policy = tiny_policy(architecture, "lora", dtype=torch.float32)
@@ -160,7 +160,7 @@ def compare(
     borders = torch.tensor([0, *lengths]).cumsum(0).tolist()
     outer = torch.randn(1, total, HEADS, SIZE, dtype=torch.float64, generator=generator).to(device, dtype)
     assert attention.has_kernel(*tensors) == (device == "cuda" or attention.varlen_attn is kernel)
-    found, weights = varlen_attention(
+    output, weights = varlen_attention(
         Layer(),
         *tensors,
         None,
@@ -169,22 +169,25 @@ def compare(
         sliding_window=window,
     )
     assert weights is None
-    gradients = torch.autograd.grad(found, tensors, outer)
+    gradients = torch.autograd.grad(output, tensors, outer)
 
-    exact = [one.detach().double().requires_grad_() for one in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     expected, root = [], (exact[1], exact[2])
     for start, length, skip in zip(borders, lengths, shared, strict=False):
-        query, *own = (one[:, :, start : start + length] for one in exact)
+        query, *key_value = (states[:, :, start : start + length] for states in exact)
         if skip:
-            own = [torch.cat([of_root[:, :, :skip], one], dim=2) for of_root, one in zip(root, own, strict=True)]
+            key_value = [
+                torch.cat([of_root[:, :, :skip], states], dim=2)
+                for of_root, states in zip(root, key_value, strict=True)
+            ]
         else:
-            root = own[0], own[1]
-        expected.append(of_all_pairs(query[0], own[0][0], own[1][0], skip, window, scale or SIZE**-0.5))
+            root = key_value[0], key_value[1]
+        expected.append(of_all_pairs(query[0], key_value[0][0], key_value[1][0], skip, window, scale or SIZE**-0.5))
     right = torch.cat(expected, dim=1).transpose(0, 1)[None]
-    assert found.shape == right.shape
-    assert gap(found, right) <= tolerance
-    for one, other in zip(gradients, torch.autograd.grad(right, exact, outer.double()), strict=True):
-        assert gap(one, other) <= tolerance
+    assert output.shape == right.shape
+    assert gap(output, right) <= tolerance
+    for gradient, other in zip(gradients, torch.autograd.grad(right, exact, outer.double()), strict=True):
+        assert gap(gradient, other) <= tolerance
 
 
 def test_masks_are_shared_by_all_layers() -> None:

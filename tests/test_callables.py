@@ -27,10 +27,10 @@ def brevity(prompt, completion):
     """
     return -len(completion)
 
-def kept(prompts, completions, chosen):
-    assert all(isinstance(one, list) for one in (prompts, completions, chosen))
+def is_chosen(prompts, completions, chosen):
+    assert all(isinstance(column, list) for column in (prompts, completions, chosen))
     return np.array([float(a == b) for a, b in zip(completions, chosen)])
-kept.batch = True
+is_chosen.batch = True
 
 def repeats(prompt, completion, *, chosen=None):
     return np.float32(0.5) if chosen is None else completion.count(chosen)
@@ -92,7 +92,7 @@ def test_a_function_of_the_users_own(module: str) -> None:
 
 
 def test_in_batches_and_with_the_chosen_reply(module: str) -> None:
-    assert score(load_scorer(f"{module}:kept"), ["a", "b"], ["a", None]) == [1.0, 0.0]
+    assert score(load_scorer(f"{module}:is_chosen"), ["a", "b"], ["a", None]) == [1.0, 0.0]
     scorer = load_scorer(f"{module}:repeats")
     assert score(scorer, ["aa", "b"], ["a", None]) == [2.0, 0.5]
     assert not scorer.higher_is_better

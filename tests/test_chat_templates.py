@@ -286,8 +286,8 @@ def test_replies_that_are_the_same_tokens_are_left_out() -> None:
     def lengths(example: Example) -> Any:
         return example_lengths(prompt_format, example)
 
-    kept, report = filter_train(rows, lengths, 99)
-    assert ([row.origin.line for row in kept], report.dropped["identical_replies"].lines) == ([2], [1])
+    remaining, report = filter_train(rows, lengths, 99)
+    assert ([row.origin.line for row in remaining], report.dropped["identical_replies"].lines) == ([2], [1])
     assert report.odd["special_text"].lines == [2]
     assert [row.origin.line for row in filter_eval(rows, lengths, 99)[0]] == [2]
     assert "  dropped: 1, two replies are identical (line 1)" in report.lines()

@@ -19,8 +19,8 @@ def test_each_pair_is_in_the_few() -> None:
     dimensions = ["abcd", (1, 2, 3), "xyz", (True, False)]
     few = covering(dimensions, 2)
     assert len(few) < 20
-    for one, other in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
-        assert {(row[one], row[other]) for row in few} == set(product(dimensions[one], dimensions[other]))
+    for first, other in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
+        assert {(row[first], row[other]) for row in few} == set(product(dimensions[first], dimensions[other]))
 
 
 def test_the_others_are_slow() -> None:

@@ -37,7 +37,7 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": CHAT, "completion": "d"}])
     completions = read_completions("a", [[file]])
     assert (completions.system.run, completions.system.level, completions.system.sampling) == (None, None, None)
-    assert [one.text for one in completions.by_cell.values()] == ["c", "d"]
+    assert [completion.text for completion in completions.by_cell.values()] == ["c", "d"]
     assert {replicate for _, replicate in completions.by_cell} == {(0, 0)}
     assert not completions.problems
 
@@ -90,7 +90,7 @@ def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
         [written(tmp_path / f"{n}.jsonl", [{"prompt": "p", "completion": f"c{n}", "run": f"r{n}"}])] for n in range(3)
     ]
     completions = read_completions("a", places)
-    texts = {replicate: one.text for (_, replicate), one in completions.by_cell.items()}
+    texts = {replicate: completion.text for (_, replicate), completion in completions.by_cell.items()}
     assert texts == {(0, 0): "c0", (1, 0): "c1", (2, 0): "c2"}
     assert completions.system.run == "r0, r1, r2"
 
@@ -108,7 +108,7 @@ def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None
     completions = read_completions("a", places)
     assert len(completions.by_cell) == 12 and not completions.problems
     paired = align_completions([completions], held_out("x", "y", "z"))
-    assert [one.text for one in paired.completions["a"][:4]] == ["0x0", "0x1", "1x0", "1x1"]
+    assert [completion.text for completion in paired.completions["a"][:4]] == ["0x0", "0x1", "1x0", "1x1"]
 
 
 def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
         for name, of in (("first", "xw"), ("all", "xyzw"), ("other", "xv"))
     )
     completions = read_completions("a", [[first, everything, other]])
-    assert sorted(one.text for one in completions.by_cell.values()) == ["cv", "cx", "cy", "cz", "firstw"]
-    assert [(one.count, one.examples) for one in completions.problems] == [(1, [f"{everything}:4"])]
+    assert sorted(completion.text for completion in completions.by_cell.values()) == ["cv", "cx", "cy", "cz", "firstw"]
+    assert [(problem.count, problem.examples) for problem in completions.problems] == [(1, [f"{everything}:4"])]
 
 
 def seeded(name: str, seeds: Sequence[int], folder: Path) -> SystemCompletions:
@@ -132,14 +132,14 @@ def seeded(name: str, seeds: Sequence[int], folder: Path) -> SystemCompletions:
 def test_other_seeds_are_paired_in_their_order(tmp_path: Path) -> None:
     paired = align_completions([seeded("a", [0, 1], tmp_path), seeded("b", [5, 3], tmp_path)], held_out("x", "y"))
     assert paired.cells == [(0, 0), (0, 1), (1, 0), (1, 1)] and not paired.problems
-    assert [one.text for one in paired.completions["a"]] == ["ax0", "ax1", "ay0", "ay1"]
-    assert [one.text for one in paired.completions["b"]] == ["bx3", "bx5", "by3", "by5"]
+    assert [completion.text for completion in paired.completions["a"]] == ["ax0", "ax1", "ay0", "ay1"]
+    assert [completion.text for completion in paired.completions["b"]] == ["bx3", "bx5", "by3", "by5"]
 
 
 def test_one_replicate_is_compared_with_each(tmp_path: Path) -> None:
     paired = align_completions([seeded("a", [4], tmp_path), seeded("b", [0, 1, 2], tmp_path)], held_out("x", "y"))
-    assert [one.text for one in paired.completions["a"]] == ["ax4"] * 3 + ["ay4"] * 3
-    assert [one.text for one in paired.completions["b"]] == ["bx0", "bx1", "bx2", "by0", "by1", "by2"]
+    assert [completion.text for completion in paired.completions["a"]] == ["ax4"] * 3 + ["ay4"] * 3
+    assert [completion.text for completion in paired.completions["b"]] == ["bx0", "bx1", "bx2", "by0", "by1", "by2"]
 
 
 def test_two_seeds_and_three_are_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_alignment_are_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert [row.prompt for row in paired.prompts] == ["z", "y", "x"]
     assert [row.chosen for row in paired.prompts] == ["chosen of z", "chosen of y", "chosen of x"]
     assert paired.cells == [(0, 0), (1, 0), (2, 0)] and paired.clusters == [0, 1, 2]
-    assert [one.text for one in paired.completions["b"]] == ["b says 0", "b says 2", "b says 1"]
+    assert [completion.text for completion in paired.completions["b"]] == ["b says 0", "b says 2", "b says 1"]
     assert not paired.problems
 
 
@@ -186,7 +186,7 @@ def test_other_prompts_of_a_file_make_systems_no_different(tmp_path: Path) -> No
     systems = [completions_of("a", ["x", "y"], tmp_path), completions_of("b", ["w", "y", "x", "v"], tmp_path)]
     paired = align_completions(systems, held_out("x", "y"))
     assert [row.prompt for row in paired.prompts] == ["x", "y"]
-    assert [one.text for one in paired.completions["b"]] == ["b says 2", "b says 1"]
+    assert [completion.text for completion in paired.completions["b"]] == ["b says 2", "b says 1"]
     (left,) = paired.problems
     assert (left.count, sorted(left.examples)) == (2, [f"{tmp_path / 'b.jsonl'}:{line}" for line in (1, 4)])
     with pytest.raises(ConfigError, match="a lacks 1 of them, such as .*b.jsonl:1"):

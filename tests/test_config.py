@@ -65,10 +65,10 @@ def test_the_papers_setting() -> None:
 
 def test_layers(tmp_path: Path) -> None:
     """Preset under recipe under file under overrides."""
-    own = file(tmp_path, "recipe: hh-meet-lora\npreset: small\nbatch: {pairs: 16}\ncontrol: {rank: 8}\n")
+    config_file = file(tmp_path, "recipe: hh-meet-lora\npreset: small\nbatch: {pairs: 16}\ncontrol: {rank: 8}\n")
     paper, small = (load_config("hh-meet-lora", None, [f"preset={p}"]) for p in PRESETS)
     assert (paper.batch.pairs, small.batch.pairs) == (64, 8)
-    config = load_config(None, own)
+    config = load_config(None, config_file)
     assert (config.preset, config.batch.pairs, config.batch.micro_pairs) == ("small", 16, 8)
     assert (config.control.model_dump()["rank"], config.control.model_dump()["alpha"]) == (8, 16)
     assert config.stages[0].min_steps == small.stages[0].min_steps
@@ -80,7 +80,7 @@ def test_layers(tmp_path: Path) -> None:
         "--control.rank=1",
         "preset=paper",
     ]
-    config = load_config(None, own, flags)
+    config = load_config(None, config_file, flags)
     assert (config.batch.pairs, config.control.model_dump()["rank"], config.preset) == (4, 1, "paper")
     assert [(s.lr, s.epochs) for s in config.stages] == [(3e-3, 5), (2e-5, 2)]
 
@@ -91,8 +91,8 @@ def test_a_rate_for_every_stage() -> None:
 
 
 def test_a_control_of_another_kind_replaces_the_recipes(tmp_path: Path) -> None:
-    own = file(tmp_path, "recipe: hh-meet-lora\ncontrol: {kind: soft-prompt}\n")
-    assert load_config(None, own).control.model_dump()["length"] == 50
+    config_file = file(tmp_path, "recipe: hh-meet-lora\ncontrol: {kind: soft-prompt}\n")
+    assert load_config(None, config_file).control.model_dump()["length"] == 50
 
 
 def test_a_file_needs_no_recipe(tmp_path: Path) -> None:
@@ -134,22 +134,22 @@ def test_a_file_needs_no_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named_with_their_place(text: str, line: int, message: str, tmp_path: Path) -> None:
-    own = file(tmp_path, text)
+    config_file = file(tmp_path, text)
     with pytest.raises(ConfigError) as raised:
-        load_config(None, own)
+        load_config(None, config_file)
     assert message in str(raised.value)
-    assert f"{own}:{line}" in str(raised.value)
+    assert f"{config_file}:{line}" in str(raised.value)
 
 
 def test_every_mistake_is_listed(tmp_path: Path) -> None:
-    own = file(tmp_path, MINIMAL + "seed: x\nbatch:\n  pairs: 0\n")
+    config_file = file(tmp_path, MINIMAL + "seed: x\nbatch:\n  pairs: 0\n")
     with pytest.raises(ConfigError) as raised:
-        load_config(None, own)
+        load_config(None, config_file)
     assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == ["seed", "batch.pairs"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["stages.stp1.lr=1"], "there is no 'stp1'; did you mean 'step1'?"),
         (["preset.a=1"], "preset has no keys"),
@@ -162,9 +162,9 @@ def test_every_mistake_is_listed(tmp_path: Path) -> None:
         (["control.kind=lorra"], "did you mean 'lora'?"),
     ],
 )
-def test_wrong_overrides(words: list[str], message: str) -> None:
+def test_wrong_overrides(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        load_config("hh-meet-lora", None, words)
+        load_config("hh-meet-lora", None, overrides)
     assert message in str(raised.value)
 
 
@@ -204,10 +204,10 @@ def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
     said = f"--stages.step1.{key}: optim.{everywhere}=2.* sets it for every stage"
     with pytest.raises(ConfigError, match=said):
         load_config("hh-meet-lora", None, [f"--optim.{everywhere}", "2", f"stages.step1.{key}=3"])
-    own = file(tmp_path, f"recipe: hh-meet-lora\noptim: {{{everywhere}: 2}}\n")
+    config_file = file(tmp_path, f"recipe: hh-meet-lora\noptim: {{{everywhere}: 2}}\n")
     with pytest.raises(ConfigError, match=said):
-        load_config(None, own, [f"stages.step1.{key}=3"])
-    config = load_config(None, own)
+        load_config(None, config_file, [f"stages.step1.{key}=3"])
+    config = load_config(None, config_file)
     assert [getattr(stage, everywhere) for stage in config.stages] == [2, 2]
     assert getattr(config.optim, everywhere) is None, "it is in the stages, where another may replace it"
     again = load_config(None, file(tmp_path, describe(config)), [f"stages.step1.{key}=3"])
@@ -215,10 +215,10 @@ def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
 
 
 def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    own = file(tmp_path, "recipe: hh-meet-lora\n")
+    config_file = file(tmp_path, "recipe: hh-meet-lora\n")
     with pytest.raises(ConfigError, match="mine.yaml is of recipe 'hh-meet-lora', and the command names 'hh-coh'"):
-        load_config("hh-coh", own)
-    assert load_config("hh-meet-lora", own) == load_config("hh-meet-lora", None)
+        load_config("hh-coh", config_file)
+    assert load_config("hh-meet-lora", config_file) == load_config("hh-meet-lora", None)
 
 
 def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
@@ -298,9 +298,11 @@ def test_overrides_from_python_are_a_mapping() -> None:
 
 
 def test_dashes_belong_to_names_before_they_stand_for_underscores(tmp_path: Path) -> None:
-    own = file(tmp_path, MINIMAL.replace("name: step1", "name: first-step").replace("name: step2", "name: second_step"))
-    words = ["--stages.first-step.min-steps", "3", "stages.second-step.min-steps=7", "--data.max-length=9"]
-    config = load_config(None, own, words)
+    config_file = file(
+        tmp_path, MINIMAL.replace("name: step1", "name: first-step").replace("name: step2", "name: second_step")
+    )
+    args = ["--stages.first-step.min-steps", "3", "stages.second-step.min-steps=7", "--data.max-length=9"]
+    config = load_config(None, config_file, args)
     assert (config.stages[0].min_steps, config.stages[1].min_steps, config.data.max_length) == (3, 7, 9)
 
 

@@ -55,10 +55,10 @@ def checkpointed(architecture: str, kind: str, layout: str | None = None, **chan
 @each_value(architecture=ARCHITECTURES, kind=LEVELLED_KINDS)
 def test_levels_matter(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
-    one = sequences(policy, [(5, 4)], [0])
+    sequence_batch = sequences(policy, [(5, 4)], [0])
     other = sequences(policy, [(5, 4)], [1])
-    assert one[0].ids[one[0].spans[0].start :] == other[0].ids[other[0].spans[0].start :]
-    gap_of_levels = abs(float(policy.score(one)[0] - policy.score(other)[0]))
+    assert sequence_batch[0].ids[sequence_batch[0].spans[0].start :] == other[0].ids[other[0].spans[0].start :]
+    gap_of_levels = abs(float(policy.score(sequence_batch)[0] - policy.score(other)[0]))
     assert gap_of_levels > 1e-2
 
 
@@ -104,7 +104,7 @@ def test_lora_on_a_layer_with_flattened_rows(
     for name, gradient in backward(policy, batch[1::2]).items():
         summed[name] = summed[name] + gradient
     assert gap(summed, backward(policy, batch)) < 1e-6
-    alone = torch.cat([policy.score([one])[0] for one in batch])
+    alone = torch.cat([policy.score([encoded])[0] for encoded in batch])
     assert torch.allclose(policy.score(batch)[0], alone)
 
 
@@ -163,8 +163,8 @@ def test_mixed_levels_and_short_segments_stay_dense() -> None:
 def test_checkpointed_gradients_of_two_blocks_of_one_shape() -> None:
     """The shapes are equal, so a recomputation at the wrong level would raise nothing."""
     policy = tiny_policy("llama", "lora")
-    one, two = (collate(sequences(policy, [(6, 5)], [level]), "padded")["blocks"][0] for level in (0, 1))
-    blocks = [one, {**two, "completion": two["completion"] + 1}]
+    first, second = (collate(sequences(policy, [(6, 5)], [level]), "padded")["blocks"][0] for level in (0, 1))
+    blocks = [first, {**second, "completion": second["completion"] + 1}]
     (-policy(blocks, 2).sums().sum()).backward()
     plain = gradients(policy)
     policy = checkpointed("llama", "lora")
@@ -201,8 +201,8 @@ def test_many_levels(architecture: str) -> None:
     for level, name in enumerate(names):
         single = tiny_policy(architecture, "lora", levels=(name,), rank=30)
         with torch.no_grad():
-            for own, stacked in zip(single.control.parameters(), policy.control.parameters(), strict=True):
-                own.copy_(stacked[level : level + 1])
+            for parameter, stacked in zip(single.control.parameters(), policy.control.parameters(), strict=True):
+                parameter.copy_(stacked[level : level + 1])
         alone = Encoded.of_one(batch[level].ids, batch[level].spans[0].start, (1.0,))
         assert float((single.score([alone])[0] - together[level]).abs()) < 1e-4
 
@@ -244,8 +244,8 @@ def test_soft_prompt_starts_from_its_text() -> None:
     """Its embeddings, scaled if the model scales them (Gemma), are repeated to the length."""
     lm = tiny_lm("gemma")
     control = tiny_control(lm, "soft-prompt", length=7)
-    for level, word in enumerate(("bad", "good")):
-        ids = text_format().tokenize(word)
+    for level, text in enumerate(("bad", "good")):
+        ids = text_format().tokenize(text)
         expected = lm.get_input_embeddings()(torch.tensor((ids * 7)[:7]))
         assert torch.allclose(control.prompt[level], expected.detach(), atol=1e-6)
     with pytest.raises(ConfigError, match="no initial text for level 'bad'"):
@@ -305,7 +305,7 @@ def test_every_registered_control_is_tested() -> None:
 
 def test_no_control_is_the_plain_model() -> None:
     policy = tiny_policy("llama", "none")
-    one, other = (policy.score(sequences(policy, LENGTHS, [level] * 6))[0] for level in (0, 1))
-    assert torch.equal(one, other)
+    first, other = (policy.score(sequences(policy, LENGTHS, [level] * 6))[0] for level in (0, 1))
+    assert torch.equal(first, other)
     assert policy.control.slots == [[], []]
     assert not list(policy.control.parameters())

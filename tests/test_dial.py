@@ -26,8 +26,8 @@ from run_folders import config_for, finished, local_model
 from tiny import tiny_policy
 
 
-def meet(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+def meet(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def data(tmp_path: Path) -> Path:
 def test_a_dial_is_measured_reported_and_respected(run: Path, scorers: str, data: Path, tmp_path: Path) -> None:
     few = ["--grid", "0,1,2", "--max-new-tokens", 4, "--nll-increase", 100, "--cut-increase", 1]
     few += ["--repetition-increase", 1, "--data.path", data]
-    words = ["dial", run, "--scorer", f"{scorers}:vowels", *few, "--quiet"]
-    done = meet(*words, "--picture", tmp_path / "dial.svg")
-    assert done.exit_code == 0, done.output
-    assert "safe range 0 to 2, recommended" in done.stdout
+    args = ["dial", run, "--scorer", f"{scorers}:vowels", *few, "--quiet"]
+    result = meet(*args, "--picture", tmp_path / "dial.svg")
+    assert result.exit_code == 0, result.output
+    assert "safe range 0 to 2, recommended" in result.stdout
     limits = read_meet(run).dial[""]
     assert (limits["low"], limits["high"], limits["score"]) == (0, 2, f"{scorers}:vowels")
     assert "<svg" in (tmp_path / "dial.svg").read_text()
@@ -74,11 +74,11 @@ def test_a_dial_is_measured_reported_and_respected(run: Path, scorers: str, data
     # Everything is stored: a second run samples and loads nothing, and gives the same.
     stored = {file: file.read_text() for file in (run / "dial").rglob("*.jsonl")}
     assert len(stored) == 3 + 1
-    again = meet(*words, "--json")
+    again = meet(*args, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["dial"][""] == limits
     assert stored == {file: file.read_text() for file in (run / "dial").rglob("*.jsonl")}
-    assert done.stdout.splitlines()[-1] == f"default level of {run}: {level_text(read_meet(run).default_level)}"
+    assert result.stdout.splitlines()[-1] == f"default level of {run}: {level_text(read_meet(run).default_level)}"
     generate = ["generate", run, "--prompt", "Hello", "--max-new-tokens", 2]
     assert "3 is outside the safe range 0 to 2 of `meet dial`" in meet(*generate, "--level", 3).stderr
     assert "safe range" not in meet(*generate, "--level", 2).stderr
@@ -91,18 +91,18 @@ def test_an_interrupted_dial_continues(
 
     def counted(self: Aligned, *args: Any, **more: Any) -> Any:
         for item in original(self, *args, **more):
-            if len(sampled) == 12 and not done:
+            if len(sampled) == 12 and not resumed:
                 raise KeyboardInterrupt
             sampled.append(item)
             yield item
 
     monkeypatch.setattr(Aligned, "iter_completions", counted)
-    done: list[bool] = []
+    resumed: list[bool] = []
     options = ["--grid", "0,1", "--max-new-tokens", 3, "--out", tmp_path / "out", "--data.path", data, "--quiet"]
-    words = ["dial", run, "--scorer", f"{scorers}:vowels", *options]
-    assert meet(*words).exit_code == 130
-    done.append(True)
-    assert meet(*words).exit_code == 0
+    command = ["dial", run, "--scorer", f"{scorers}:vowels", *options]
+    assert meet(*command).exit_code == 130
+    resumed.append(True)
+    assert meet(*command).exit_code == 0
     assert len(sampled) == 2 * 10  # nothing is sampled twice
 
 
@@ -112,11 +112,11 @@ def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, t
     run = finished(tmp_path, "llama", "lora", policy=policy)
     model = {"name": str(local_model(tmp_path / "base", "llama")), "device": "cpu"}
     (run / "config.yaml").write_text(yaml.safe_dump({"config": {"model": model, "data": {"source": "hh"}}}))
-    words = ["--scorer", f"tone={scorers}:vowels", "--scorer", "length=words", "--grid", "0,1,1.5", "--data.path", data]
+    args = ["--scorer", f"tone={scorers}:vowels", "--scorer", "length=words", "--grid", "0,1,1.5", "--data.path", data]
     limits = ["--nll-increase", 100, "--cut-increase", 1, "--repetition-increase", 1, "--max-new-tokens", 3]
-    done = meet("dial", run, *words, *limits, "--json", "--quiet")
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    process = meet("dial", run, *args, *limits, "--json", "--quiet")
+    assert process.exit_code == 0, process.output
+    result = json.loads(process.stdout)
     assert list(result["dial"]) == ["tone", "length"] == list(read_meet(run).dial)
     assert len(result["pareto"]["settings"]) == 3 * 3 and result["pareto"]["hypervolume"]["value"] >= 0
     text = (run / "dial" / "dial.md").read_text(encoding="utf-8")
@@ -124,15 +124,15 @@ def test_two_attributes_have_a_dial_each_and_a_front(scorers: str, data: Path, t
     (run / "config.yaml").unlink()
     assert (
         "has no config.yaml, so its data and settings are unknown"
-        in meet("dial", run, *words, *limits, "--seed", 1).stderr
+        in meet("dial", run, *args, *limits, "--seed", 1).stderr
     )
 
 
 def test_guidance_has_a_dial_of_its_own(run: Path, scorers: str, data: Path, tmp_path: Path) -> None:
     few = ["--nll-increase", 100, "--cut-increase", 1, "--repetition-increase", 1, "--max-new-tokens", 3]
-    words = ["--scorer", f"{scorers}:vowels", "--by", "guidance", "--grid", "0,1", "--data.path", data]
-    done = meet("dial", run, *words, *few, "--out", tmp_path / "out", "--quiet")
-    assert done.exit_code == 0, done.output
+    args = ["--scorer", f"{scorers}:vowels", "--by", "guidance", "--grid", "0,1", "--data.path", data]
+    result = meet("dial", run, *args, *few, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
     limits = read_meet(run).dial["guidance"]
     assert (limits["low"], limits["high"]) == (0, 1)
     assert "its strength at the best level" in (tmp_path / "out" / "dial.md").read_text(encoding="utf-8")
@@ -145,9 +145,9 @@ def test_guidance_has_a_dial_of_its_own(run: Path, scorers: str, data: Path, tmp
 
 def test_settings_below_the_worst_level_are_measured(run: Path, data: Path, tmp_path: Path) -> None:
     few = ["--max-new-tokens", 3, "--data.path", data, "--out", tmp_path, "--nll-increase", 100, "--cut-increase", 1]
-    done = meet("dial", run, "--scorer", "words", "--grid", "-0.5,0,1", *few, "--quiet", "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["dial"][""]["low"] == -0.5
+    result = meet("dial", run, "--scorer", "words", "--grid", "-0.5,0,1", *few, "--quiet", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["dial"][""]["low"] == -0.5
     assert "--grid" in meet("dial", run, "--scorer", "words", "--grid", "0,inf").stderr
 
 

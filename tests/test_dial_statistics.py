@@ -39,41 +39,53 @@ def dial(score: list[float], nll: list[float] | None = None, *, higher: bool = T
 
 
 def test_a_rising_score_is_recommended_up_to_where_fluency_breaks() -> None:
-    found = dial([0, 1, 2, 3, 4, 6], [0, 0, 0, 0.1, 0.3, 2])
-    assert found.reference == 1 and found.safe == (0, 2) and found.recommended == 2
-    assert list(found.broken) == [3] and "NLL is 2.00 above that at 1" in found.broken[3]
-    assert found.trend.rises and found.trend.p < 1e-6 and found.trend.tau and found.trend.tau.low > 0.8
-    assert found.gain and found.gain.value == pytest.approx(2, abs=0.1) and found.gain.low > 1.8
-    assert found.reach and found.reach.value == pytest.approx(4, abs=0.1)
-    limits = found.limits()
+    calibration = dial([0, 1, 2, 3, 4, 6], [0, 0, 0, 0.1, 0.3, 2])
+    assert calibration.reference == 1 and calibration.safe == (0, 2) and calibration.recommended == 2
+    assert list(calibration.broken) == [3] and "NLL is 2.00 above that at 1" in calibration.broken[3]
+    assert (
+        calibration.trend.rises
+        and calibration.trend.p < 1e-6
+        and calibration.trend.tau
+        and calibration.trend.tau.low > 0.8
+    )
+    assert calibration.gain and calibration.gain.value == pytest.approx(2, abs=0.1) and calibration.gain.low > 1.8
+    assert calibration.reach and calibration.reach.value == pytest.approx(4, abs=0.1)
+    limits = calibration.limits()
     assert (limits["low"], limits["high"], limits["recommended"], limits["num_prompts"]) == (0, 2, 2, PROMPTS)
-    words, level = found.side_effects
-    assert words.change.low > 0.8 and words.relative and 0.1 < words.relative < 1
+    length, level = calibration.side_effects
+    assert length.change.low > 0.8 and length.relative and 0.1 < length.relative < 1
     assert level.relative is not None and level.relative < 0.1
 
 
 def test_settings_beyond_a_broken_one_are_not_safe() -> None:
-    found = dial([0, 1, 2, 3, 4, 5], [0, 0, 0, 2, 0, 0])
-    assert found.safe == (0, 1) and found.recommended == 1 and found.gain and found.gain.value == 0
+    calibration = dial([0, 1, 2, 3, 4, 5], [0, 0, 0, 2, 0, 0])
+    assert (
+        calibration.safe == (0, 1) and calibration.recommended == 1 and calibration.gain and calibration.gain.value == 0
+    )
 
 
 def test_trained_levels_are_safe_and_settings_below_them_are_compared_with_the_worst() -> None:
     score = curve("score", [0, 1, 2, 3, 4, 5])
     fluency = [(curve("NLL", [4, 2.2, 2, 1, 0, 0], 0.01, higher=False), 0.5)]
-    found = calibrate("", [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5], CLUSTERS, score, fluency, [])
-    assert found.safe == (-0.5, 1.5)
-    assert list(found.broken) == [-1] and "NLL is 2.00 above that at 0" in found.broken[-1]
+    calibration = calibrate("", [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5], CLUSTERS, score, fluency, [])
+    assert calibration.safe == (-0.5, 1.5)
+    assert list(calibration.broken) == [-1] and "NLL is 2.00 above that at 0" in calibration.broken[-1]
 
 
 def test_a_score_that_falls_is_named_and_does_not_rise() -> None:
-    found = dial([0, 1, 2, 1, 0, 0])
-    assert found.recommended == 1 and not found.trend.rises and found.trend.falls == [(1, 1.5), (1.5, 2)]
+    calibration = dial([0, 1, 2, 1, 0, 0])
+    assert (
+        calibration.recommended == 1 and not calibration.trend.rises and calibration.trend.falls == [(1, 1.5), (1.5, 2)]
+    )
 
 
 def test_less_may_be_better() -> None:
-    found = dial([5, 4, 3, 2, 1, 0], higher=False)
+    calibration = dial([5, 4, 3, 2, 1, 0], higher=False)
     assert (
-        found.recommended == 3 and found.trend.rises and found.gain and found.gain.value == pytest.approx(-3, abs=0.1)
+        calibration.recommended == 3
+        and calibration.trend.rises
+        and calibration.gain
+        and calibration.gain.value == pytest.approx(-3, abs=0.1)
     )
 
 
@@ -89,8 +101,8 @@ def test_noise_is_no_trend() -> None:
 def test_a_constant_score_has_no_trend() -> None:
     trend = find_trend(SETTINGS, [[1.0] * PROMPTS] * 6, CLUSTERS)
     assert (trend.p, trend.falls, trend.rises) == (1.0, [], False) and trend.tau and trend.tau.value == 0
-    two = find_trend([0, 1], [[0.0] * PROMPTS, [1.0] * PROMPTS], CLUSTERS)
-    assert two.rises
+    trend_of_two = find_trend([0, 1], [[0.0] * PROMPTS, [1.0] * PROMPTS], CLUSTERS)
+    assert trend_of_two.rises
 
 
 def test_too_few_prompts_or_no_score_are_refused() -> None:
@@ -120,8 +132,8 @@ def test_the_front_of_two_dials() -> None:
     pairs = [(a, b) for a in (0.0, 1.0) for b in (0.0, 1.0)]
     first = [curve("a", [a], seed=4).values[0] for a, _ in pairs]
     second = [curve("b", [b], seed=5).values[0] for _, b in pairs]
-    found = find_front(("tone", "length"), pairs, first, second, CLUSTERS)
-    assert [found.settings[index] for index in found.front][-1][0] == 1 and (0.0, 0.0) not in [
-        found.settings[index] for index in found.front
+    front = find_front(("tone", "length"), pairs, first, second, CLUSTERS)
+    assert [front.settings[index] for index in front.front][-1][0] == 1 and (0.0, 0.0) not in [
+        front.settings[index] for index in front.front
     ]
-    assert found.hypervolume.value == pytest.approx(1, abs=0.1) and found.hypervolume.low < 1.1
+    assert front.hypervolume.value == pytest.approx(1, abs=0.1) and front.hypervolume.low < 1.1

@@ -84,8 +84,8 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     failures = []
     for args in commands():
         short = SHORT.get(args[0], [])
-        words = [tiny if word == "smollm2" else word for word in args] + short
-        done = CliRunner().invoke(main, words, input="/level\n/quit\n" if args[0] == "chat" else None)
-        if done.exit_code:
-            failures.append(f"meet {shlex.join(args)}\n{done.output[-600:]}\n{done.exception!r}")
+        command_args = [tiny if arg == "smollm2" else arg for arg in args] + short
+        result = CliRunner().invoke(main, command_args, input="/level\n/quit\n" if args[0] == "chat" else None)
+        if result.exit_code:
+            failures.append(f"meet {shlex.join(args)}\n{result.output[-600:]}\n{result.exception!r}")
     assert not failures, "\n\n".join(failures)

@@ -119,8 +119,8 @@ def test_system_none_keeps_bos() -> None:
     template = "{{ '<s>' }}" + CHATML
     prompt_format = pin_format(tiny_tokenizer(bos=True, template=template), system="none")
     assert shown(prompt_format, prompt_format.prompt_ids(HI)) == "<s>" + USER + ASSISTANT
-    kept = pin_format(tiny_tokenizer(bos=True, template=template))
-    assert shown(kept, kept.prompt_ids(HI)) == "<s>" + SYSTEM + USER + ASSISTANT
+    with_preamble = pin_format(tiny_tokenizer(bos=True, template=template))
+    assert shown(with_preamble, with_preamble.prompt_ids(HI)) == "<s>" + SYSTEM + USER + ASSISTANT
 
 
 @pytest.mark.parametrize("system", ["auto", "none"])

@@ -19,7 +19,7 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meetlm.run.evaluate.write_report", lambda evaluation, folder: [])
 
 
-def evaluate(folder: Path, *words: object) -> str:
+def evaluate(folder: Path, *args: object) -> str:
     """Compare two systems as a user would; return what is said."""
     for name in "ab":
         line = {"prompt": "Is rice good?", "completion": f"rice {name}"}
@@ -28,9 +28,9 @@ def evaluate(folder: Path, *words: object) -> str:
     (folder / "test.jsonl").write_text(json.dumps(pair) + "\n")
     places = [f"{name}={folder / name}.jsonl" for name in "ab"]
     usual = ["--baseline", "b", "--data.path", folder / "test.jsonl", "--out", folder / "out", "--quiet"]
-    done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *words)])
-    assert (done.exit_code == 0) == (folder / "out" / "evaluation.json").exists()
-    return done.output
+    result = CliRunner().invoke(main, [str(arg) for arg in ("evaluate", *places, *usual, *args)])
+    assert (result.exit_code == 0) == (folder / "out" / "evaluation.json").exists()
+    return result.output
 
 
 def test_how_a_reward_model_reads_can_be_said(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_json_has_the_rates_of_each_evaluator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--judge.nonsense", "3"], "--judge.nonsense requires --judge"),
         (["--judge.base_url", "http://here/v1"], "--judge.base_url requires --judge"),
@@ -72,22 +72,22 @@ def test_json_has_the_rates_of_each_evaluator(tmp_path: Path) -> None:
     ],
 )
 def test_options_in_vain_are_refused_before_anything_is_scored(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(RewardModel, "load", lambda settings: pytest.fail("a reward model is loaded"))
-    reward_too = ["--reward", "rm"] if "--reward.input" not in words else []
-    assert message in " ".join(evaluate(tmp_path, *words, *reward_too).split())
+    reward_too = ["--reward", "rm"] if "--reward.input" not in args else []
+    assert message in " ".join(evaluate(tmp_path, *args, *reward_too).split())
 
 
 def test_a_judge_whose_answers_are_kept_may_need_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--judge", "j", "--judge.key_env", "SOME_KEY", "--judge.base_url"]
+    args = ["--judge", "j", "--judge.key_env", "SOME_KEY", "--judge.base_url"]
     with JudgeServer(longer) as server:
         monkeypatch.setenv("SOME_KEY", "secret")
-        assert "Win rates by judge" in evaluate(tmp_path, *words, server.url)
+        assert "Win rates by judge" in evaluate(tmp_path, *args, server.url)
     (tmp_path / "out" / "evaluation.json").unlink()
     monkeypatch.delenv("SOME_KEY")
-    assert "Win rates by judge" in evaluate(tmp_path, *words, server.url)
+    assert "Win rates by judge" in evaluate(tmp_path, *args, server.url)
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:

@@ -149,9 +149,9 @@ def test_merged_soft_prompt_is_a_plain_model_for_a_pipeline(soft_prompt: Path, t
     result = meetlm.export_run(soft_prompt, "merged", ["good"], out=tmp_path / "model", limit=1)
     prompt = [{"role": "user", "content": "What is rice?"}]
     arguments = [sys.executable, "-W", "ignore", "-c", PIPELINE, str(result.folder), json.dumps(prompt)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    process = subprocess.run(arguments, capture_output=True, text=True, check=True)
     (reply,) = meetlm.load(soft_prompt).generate([prompt], "good", max_new_tokens=12)
-    assert json.loads(done.stdout).strip() == reply
+    assert json.loads(process.stdout).strip() == reply
     config = json.loads((result.folder / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert json.loads((result.folder / "tokenizer_config.json").read_text())["add_bos_token"] is False
@@ -226,9 +226,11 @@ def test_prompts_without_a_fixed_end_have_no_activated_lora(tmp_path: Path) -> N
     run = run_of(tmp_path, "llama", "lora", control={"scope": "response"})
     lines = [json.dumps({"prompt": f"Tell me {word}", "chosen": "a", "rejected": "b"}) for word in ("this", "that")]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    done = CliRunner().invoke(main, ["export", str(run), "--to", "peft", "--data.path", str(tmp_path / "pairs.jsonl")])
-    assert done.exit_code == 1
-    assert "the held-out prompts end in 2 different ones; train with scope all" in done.stderr
+    result = CliRunner().invoke(
+        main, ["export", str(run), "--to", "peft", "--data.path", str(tmp_path / "pairs.jsonl")]
+    )
+    assert result.exit_code == 1
+    assert "the held-out prompts end in 2 different ones; train with scope all" in result.stderr
 
 
 def test_scope_response_cannot_be_merged(activated: Path) -> None:
@@ -316,28 +318,28 @@ def test_a_broken_export_fails(
     write = exporter.write
     monkeypatch.setattr(exporter, "write", write_broken)
     arguments = ["export", str(request.getfixturevalue(kind)), "--to", to, "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(main, [*arguments, "--limit", "1"])
-    assert done.exit_code == 1
-    assert "does not compute what the run computes; do not use this export" in done.stderr
-    assert message in done.stderr
+    result = CliRunner().invoke(main, [*arguments, "--limit", "1"])
+    assert result.exit_code == 1
+    assert "does not compute what the run computes; do not use this export" in result.stderr
+    assert message in result.stderr
     assert json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["passes"] is False
 
 
 def test_command(lora: Path, tmp_path: Path) -> None:
     arguments = ["export", str(lora), "--to", "peft", "--level", "good", "--limit", "1", "--out", str(tmp_path / "out")]
     run = partial(CliRunner().invoke, main)
-    done = run([*arguments, "--no-verify"])
-    assert done.exit_code == 0, done.output
-    assert "was not compared with the run (--no-verify)" in done.stderr
-    assert "AutoPeftModelForCausalLM" in done.stdout
-    done = run([*arguments, "--base", "me/my-model", "--json"])
-    assert done.exit_code == 0, done.output
-    assert "largest difference of" in done.stderr
-    assert json.loads(done.stdout)["parity"]["largest"] < 1e-3
+    result = run([*arguments, "--no-verify"])
+    assert result.exit_code == 0, result.output
+    assert "was not compared with the run (--no-verify)" in result.stderr
+    assert "AutoPeftModelForCausalLM" in result.stdout
+    result = run([*arguments, "--base", "me/my-model", "--json"])
+    assert result.exit_code == 0, result.output
+    assert "largest difference of" in result.stderr
+    assert json.loads(result.stdout)["parity"]["largest"] < 1e-3
     config = json.loads((tmp_path / "out" / "good" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/my-model"
-    done = run([*arguments, "--tolerance", "0"])
-    assert done.exit_code == 1 and "does not compute what the run computes" in done.stderr
+    result = run([*arguments, "--tolerance", "0"])
+    assert result.exit_code == 1 and "does not compute what the run computes" in result.stderr
 
 
 def test_wrong_options(lora: Path, tmp_path: Path) -> None:
@@ -389,16 +391,18 @@ def test_push_to_hub(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model_card, "HfApi", Hub)
     arguments = ["export", str(lora), "--to", "peft", "--level", "good", "--limit", "1", "--out", str(tmp_path / "out")]
     run = partial(CliRunner().invoke, main)
-    done = run([*arguments, "--push-to-hub", "me/mine"])
-    assert done.exit_code == 1 and "--push-to-hub requires --base" in done.stderr
+    result = run([*arguments, "--push-to-hub", "me/mine"])
+    assert result.exit_code == 1 and "--push-to-hub requires --base" in result.stderr
     arguments += ["--base", "me/base", "--push-to-hub", "me/mine", "--private"]
     monkeypatch.setattr(model_card, "hub_is_reachable", lambda: False)
-    done = run(arguments)
-    assert done.exit_code == 1 and "--push-to-hub me/mine: the hub cannot be reached; the export is in" in done.stderr
+    result = run(arguments)
+    assert (
+        result.exit_code == 1 and "--push-to-hub me/mine: the hub cannot be reached; the export is in" in result.stderr
+    )
     monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
-    done = run(arguments)
-    assert done.exit_code == 0, done.output
-    assert "uploaded to https://huggingface.co/me/mine" in done.stderr
+    result = run(arguments)
+    assert result.exit_code == 0, result.output
+    assert "uploaded to https://huggingface.co/me/mine" in result.stderr
     assert calls[0] == ("me/mine", True, True)
     assert {"README.md", "export.json", "good", "tokenizer.json"} <= set(calls[1][1])
     assert run([*arguments[:-3], "--private"]).exit_code == 2

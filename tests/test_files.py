@@ -21,30 +21,30 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 def test_what_a_name_points_to_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order in which things reach the disk: contents, then the name."""
-    done: list[str] = []
+    events: list[str] = []
     flush, replace = os.fsync, os.replace
 
     def fsync(number: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        events.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
         flush(number)
 
     def rename(source: Path, target: Path) -> None:
-        done.append(f"to {target.name}")
+        events.append(f"to {target.name}")
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
     write_atomic(tmp_path / "a.json", "{}")
-    assert done == ["a.json.partial", "to a.json"]
+    assert events == ["a.json.partial", "to a.json"]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "b").write_text("b")
-    done.clear()
+    events.clear()
     sync(tmp_path)
-    assert sorted(done[:-1]) == ["a.json", "b", "in"] and done[-1] == tmp_path.name
-    done.clear()
+    assert sorted(events[:-1]) == ["a.json", "b", "in"] and events[-1] == tmp_path.name
+    events.clear()
     sync(tmp_path, deep=False)
     sync(tmp_path / "in" / "b")
-    assert done == [tmp_path.name, "b"]
+    assert events == [tmp_path.name, "b"]
 
 
 def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

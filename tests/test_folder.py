@@ -89,9 +89,9 @@ def test_a_meet_json_of_another_version(tmp_path: Path) -> None:
         read_meet(tmp_path)
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *args: str) -> str:
     who = ("-c", "user.name=x", "-c", "user.email=x@x")
-    return subprocess.run(["git", *who, "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["git", *who, "-C", str(folder), *args], check=True, capture_output=True, text=True).stdout
 
 
 def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None:

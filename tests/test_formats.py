@@ -32,11 +32,11 @@ def hh_pair() -> Example:
 
 def parts() -> tuple[list[int], list[int], list[int]]:
     """Ids of prompt, chosen and rejected; EOS, which is 0, closes a reply."""
-    words = text_format().tokenize
-    return words(PROMPT), [*words(BETTER), 0], [*words(WORSE), 0]
+    tokenize = text_format().tokenize
+    return tokenize(PROMPT), [*tokenize(BETTER), 0], [*tokenize(WORSE), 0]
 
 
-def one(ids: list[int], start: int, weights: tuple[float, ...]) -> Encoded:
+def encoded(ids: list[int], start: int, weights: tuple[float, ...]) -> Encoded:
     return Encoded(tuple(ids), (Span(start, len(ids), weights),))
 
 
@@ -50,13 +50,16 @@ def test_formats_are_these() -> None:
 def test_items_of_one_reply_a_sequence() -> None:
     prompt, better, worse = parts()
     opened = len(prompt) + 2
-    two = slots_encoder(text_format(), [[1000, 1001], [2000, 2001]])
-    good = one([2000, 2001, *prompt, *better], opened, GOOD)
-    assert FORMATS["conditional"].item(two, hh_pair()) == (good, one([1000, 1001, *prompt, *worse], opened, BAD))
-    assert FORMATS["chosen"].item(two, hh_pair()) == (good,)
-    assert FORMATS["pairwise"].item(two, hh_pair()) == (good, one([2000, 2001, *prompt, *worse], opened, GOOD))
+    encoder = slots_encoder(text_format(), [[1000, 1001], [2000, 2001]])
+    good = encoded([2000, 2001, *prompt, *better], opened, GOOD)
+    assert FORMATS["conditional"].item(encoder, hh_pair()) == (
+        good,
+        encoded([1000, 1001, *prompt, *worse], opened, BAD),
+    )
+    assert FORMATS["chosen"].item(encoder, hh_pair()) == (good,)
+    assert FORMATS["pairwise"].item(encoder, hh_pair()) == (good, encoded([2000, 2001, *prompt, *worse], opened, GOOD))
     single = slots_encoder(text_format(), [[]])
-    chosen, rejected = (one([*prompt, *reply], len(prompt), (1.0,)) for reply in (better, worse))
+    chosen, rejected = (encoded([*prompt, *reply], len(prompt), (1.0,)) for reply in (better, worse))
     assert FORMATS["chosen"].item(single, hh_pair()) == (chosen,)
     assert FORMATS["pairwise"].item(single, hh_pair()) == (chosen, rejected)
     assert (chosen.num_trained, rejected.num_trained) == (len(better), len(worse))
@@ -116,7 +119,7 @@ def test_chains_packed_padded_and_by_plain_torch(kind: str, changes: dict[str, A
     sequences = chains(policy)
     expected = torch.cat([plain(policy, sequence) for sequence in sequences])
     (-expected.sum()).backward()
-    wanted = gradients(policy)
+    expected_gradients = gradients(policy)
     for layout in {policy.layout, "padded"}:
         batch = collate(sequences, layout)
         logps = policy(batch["blocks"], batch["num_completions"])
@@ -125,7 +128,7 @@ def test_chains_packed_padded_and_by_plain_torch(kind: str, changes: dict[str, A
         assert float((logps.sums() - expected).detach().abs().max()) < 1e-4
         assert loss.item() == pytest.approx(-expected.sum().item(), abs=1e-3)
         assert logps.counts().tolist() == [span.end - span.start for s in sequences for span in s.spans]
-        assert gap(wanted, gradients(policy)) < 1e-5
+        assert gap(expected_gradients, gradients(policy)) < 1e-5
 
 
 def scored(policy: Policy, sequences: list[Encoded]) -> Tensor:
@@ -176,14 +179,14 @@ def test_completions_are_numbered_through_chains_and_single_replies(layout: Any)
     sequences = [sequence for item in items for sequence in item]
     batch = collate(sequences, layout)
     assert len(batch["blocks"]) == 1 if layout == "packed" else len(batch["blocks"]) > 2
-    found: dict[int, list[int]] = {}
+    tokens: dict[int, list[int]] = {}
     for block in batch["blocks"]:
         trained = block["targets"][block["targets"] != IGNORE].tolist()
         for number, token in zip(block["completion"].tolist(), trained, strict=True):
-            found.setdefault(number, []).append(token)
+            tokens.setdefault(number, []).append(token)
     spans = [(sequence, span) for sequence in sequences for span in sequence.spans]
     assert batch["num_completions"] == len(spans) == 18
-    assert found == {n: list(s.ids[span.start : span.end]) for n, (s, span) in enumerate(spans)}
+    assert tokens == {n: list(s.ids[span.start : span.end]) for n, (s, span) in enumerate(spans)}
     assert batch["weights"].tolist() == [list(span.weights) for _, span in spans]
 
 

@@ -113,11 +113,11 @@ def test_greedy_decoding_equals_that_of_transformers(architecture: str) -> None:
             return_dict_in_generate=True,
         )
         expected = theirs.sequences[0, ids.shape[1] :].tolist()
-        for step, (one, two) in enumerate(zip(completion.ids, expected, strict=True)):
+        for step, (first, second) in enumerate(zip(completion.ids, expected, strict=True)):
             top = theirs.logits[step][0].topk(2).values
             if float(top[0] - top[1]) < 1e-4:
                 break
-            assert one == two, step
+            assert first == second, step
         assert step > 0 or expected == [0]
 
 
@@ -162,14 +162,14 @@ def test_completions_end_with_eos_stop_or_length(monkeypatch: pytest.MonkeyPatch
         " no \n\nHuman: rice",
         " It is kind of good to boil rice and water, today and then",
     ]
-    done, script = scripted(texts, monkeypatch, "\n\nHuman:", max_new_tokens=14)
-    assert [one.finish for one in done] == ["eos", "stop", "length"]
-    assert done[0].text == "yes"
-    assert done[1].text == "no"
+    completions, script = scripted(texts, monkeypatch, "\n\nHuman:", max_new_tokens=14)
+    assert [completion.finish for completion in completions] == ["eos", "stop", "length"]
+    assert completions[0].text == "yes"
+    assert completions[1].text == "no"
     tokens = text_format().tokenize(texts[2])
-    assert done[2].text == text_format().decode(tokens[:14]).strip()
-    assert done[2].num_tokens == 14
-    assert done[0].num_tokens == len(text_format().tokenize(" yes ")) + 1
+    assert completions[2].text == text_format().decode(tokens[:14]).strip()
+    assert completions[2].num_tokens == 14
+    assert completions[0].num_tokens == len(text_format().tokenize(" yes ")) + 1
     assert script.sizes[0] == 3
     assert script.sizes[-1] == 1  # rows that ended have left
     assert len(script.sizes) == 14
@@ -177,16 +177,16 @@ def test_completions_end_with_eos_stop_or_length(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("text", ["a\n\nHuman: b", "a\n\nHuman:", "é à\n\nHuman:x", "\n\nHuman: b", "日本\n\nHuman: c"])
 def test_stop_strings_across_tokens(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (done,), script = scripted([text + " and more than that"], monkeypatch, "\n\nHuman:", "STOP")
-    assert done.text == text.split("\n\nHuman:")[0].strip()
-    assert done.finish == "stop"
+    (completion,), script = scripted([text + " and more than that"], monkeypatch, "\n\nHuman:", "STOP")
+    assert completion.text == text.split("\n\nHuman:")[0].strip()
+    assert completion.finish == "stop"
     closing = text.index("\n\nHuman:") + len("\n\nHuman:")
-    assert done.num_tokens <= len(text_format().tokenize(text[:closing])) + 1
+    assert completion.num_tokens <= len(text_format().tokenize(text[:closing])) + 1
 
 
 def test_the_first_stop_string_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    (done,), _ = scripted([" good\nB: A: x"], monkeypatch, "A:", "\nB:")
-    assert done.text == "good"
+    (completion,), _ = scripted([" good\nB: A: x"], monkeypatch, "A:", "\nB:")
+    assert completion.text == "good"
 
 
 def test_a_stop_string_of_many_tokens_per_character_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +198,8 @@ def test_a_stop_string_of_many_tokens_per_character_ends(monkeypatch: pytest.Mon
 
 def test_a_stop_string_inside_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(text_format().tokenize(" good")) == 1
-    (done,), _ = scripted([" a good way"], monkeypatch, "oo")
-    assert (done.text, done.finish, done.num_tokens) == ("a g", "stop", 2)
+    (completion,), _ = scripted([" a good way"], monkeypatch, "oo")
+    assert (completion.text, completion.finish, completion.num_tokens) == ("a g", "stop", 2)
 
 
 def test_eos_of_the_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +207,12 @@ def test_eos_of_the_generation_config(monkeypatch: pytest.MonkeyPatch) -> None:
     policy.lm.generation_config.eos_token_id = [7, 9]
     monkeypatch.setattr(sessions, "sample_tokens", Script([[20, 9, 21], [0]]))
     requests = [Request((Branch((5,), (1.0, 0.0)),), GREEDY, stream=row) for row in range(2)]
-    done = session_of(policy).complete(requests)
-    assert [(one.finish, one.num_tokens) for one in done] == [("eos", 2), ("eos", 1)]
-    assert [one.text for one in done] == [text_format().decode([20]).strip(), ""]  # 9 is an ordinary token
+    completions = session_of(policy).complete(requests)
+    assert [(completion.finish, completion.num_tokens) for completion in completions] == [("eos", 2), ("eos", 1)]
+    assert [completion.text for completion in completions] == [
+        text_format().decode([20]).strip(),
+        "",
+    ]  # 9 is an ordinary token
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -362,10 +365,10 @@ def test_progress_and_mode() -> None:
     policy.train()
     reporter = RecordingReporter()
     requests = requests_of(policy, sampling=Sampling(max_new_tokens=2))
-    done = session_of(policy, batch_size=2).complete(requests, reporter=reporter)
+    completions = session_of(policy, batch_size=2).complete(requests, reporter=reporter)
     assert reporter.counts == [1] * 5
     assert policy.training
-    assert all(completion.num_tokens <= 2 for completion in done)
+    assert all(completion.num_tokens <= 2 for completion in completions)
     assert session_of(policy).complete([]) == []
 
 

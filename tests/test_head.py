@@ -34,16 +34,16 @@ def test_chunks_of_the_vocabulary_give_the_log_probs_and_gradients_of_whole_logi
     layer = nn.Linear(6, 17, bias=bias).requires_grad_(trained)
     hidden, targets = torch.randn(count, 6, requires_grad=True), torch.randint(0, 17, (count,))
     outer = torch.randn(count)
-    found = []
-    for way in (plain, partial(token_logps, store_probabilities=store)):
-        values = way(hidden, layer, targets)
+    results = []
+    for compute in (plain, partial(token_logps, store_probabilities=store)):
+        values = compute(hidden, layer, targets)
         values.backward(outer)
         gradient, hidden.grad = hidden.grad, None
-        found.append([values.detach(), gradient, *(p.grad for p in layer.parameters() if trained)])
+        results.append([values.detach(), gradient, *(p.grad for p in layer.parameters() if trained)])
         layer.zero_grad()
-    assert len(found[0]) == 2 + trained * (1 + bias)
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    assert len(results[0]) == 2 + trained * (1 + bias)
+    for first, other in zip(*results, strict=True):
+        assert torch.allclose(first, other, atol=1e-6)
 
 
 def test_logits_beyond_the_range_of_exp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_logits_beyond_the_range_of_exp(monkeypatch: pytest.MonkeyPatch) -> None
     assert layer(hidden).max() > 700
     values, right = token_logps(hidden, layer, targets), plain(hidden, layer, targets)
     assert torch.allclose(values, right, rtol=1e-5, atol=1e-3)
-    gradients = [torch.autograd.grad(one.sum(), hidden)[0] for one in (values, right)]
+    gradients = [torch.autograd.grad(logps.sum(), hidden)[0] for logps in (values, right)]
     assert torch.allclose(*gradients, atol=1e-5)
 
 
@@ -69,8 +69,10 @@ def test_no_tokens() -> None:
 def test_only_the_head_is_trained() -> None:
     torch.manual_seed(0)
     layer, hidden, targets = nn.Linear(6, 17), torch.randn(5, 6), torch.arange(5)
-    found = [torch.autograd.grad(way(hidden, layer, targets).sum(), layer.weight)[0] for way in (plain, token_logps)]
-    assert torch.allclose(*found, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(compute(hidden, layer, targets).sum(), layer.weight)[0] for compute in (plain, token_logps)
+    ]
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 def test_scoring_stores_no_probabilities() -> None:
@@ -79,33 +81,33 @@ def test_scoring_stores_no_probabilities() -> None:
 
     def most(store: bool) -> int:
         with PeakMemory() as memory:
-            found = token_logps(hidden, layer, targets, store_probabilities=store)
-        del found
+            logps = token_logps(hidden, layer, targets, store_probabilities=store)
+        del logps
         return memory.peak
 
-    kept = most(True)
+    with_stored = most(True)
     with torch.no_grad():
         scored = most(True)
-    assert kept > 4 * 2000 * 5000 > 1.5 * scored
-    assert most(False) < kept
+    assert with_stored > 4 * 2000 * 5000 > 1.5 * scored
+    assert most(False) < with_stored
 
 
 def test_half_precision() -> None:
     """As on CUDA: products in bf16, the softmax in f32."""
     torch.manual_seed(0)
     layer, targets = nn.Linear(64, 300, bias=False), torch.randint(0, 300, (50,))
-    found = []
-    for way in (plain, token_logps):
+    results = []
+    for compute in (plain, token_logps):
         hidden = torch.randn(50, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            values = way(hidden, layer, targets)
+            values = compute(hidden, layer, targets)
         values.sum().backward()
         assert layer.weight.grad is not None
-        found.append((values.detach(), hidden.grad, layer.weight.grad.clone()))
+        results.append((values.detach(), hidden.grad, layer.weight.grad.clone()))
         layer.zero_grad()
-    for one, other in zip(*found, strict=True):
-        assert one.dtype == other.dtype == torch.float32
-        assert float((one - other).abs().max()) < 0.02 * float(one.abs().max())
+    for first, other in zip(*results, strict=True):
+        assert first.dtype == other.dtype == torch.float32
+        assert float((first - other).abs().max()) < 0.02 * float(first.abs().max())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -114,13 +116,13 @@ def test_chunked_head_equals_the_logits_of_the_model(architecture: str) -> None:
     head = policy.log_prob_head
     assert head is not None
     batch = collate(sequences(policy, LENGTHS), policy.layout)
-    made = []
+    allocations = []
     for policy.log_prob_head in (head, None):
         values = policy(batch["blocks"], batch["num_completions"])
         values.sums().sum().backward()
-        made.append((values.values.detach(), gradients(policy)))
-    assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
-    assert gap(made[0][1], made[1][1]) < 1e-5
+        allocations.append((values.values.detach(), gradients(policy)))
+    assert torch.allclose(allocations[0][0], allocations[1][0], atol=1e-5)
+    assert gap(allocations[0][1], allocations[1][1]) < 1e-5
 
 
 def test_training_and_scoring_call_the_whole_model() -> None:
@@ -150,5 +152,5 @@ def test_capped_logits_are_not_a_linear_head() -> None:
         weights = torch.tensor(row.spans[0].weights, dtype=torch.float64)
         policy.control.set_level_weights(weights.expand(1, len(row.ids), -1))
         logits = lm(torch.tensor([row.ids])).logits[0].float()
-    own = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
-    assert float((policy.score([row])[0] - own).abs()) < 1e-4
+    expected = logits.log_softmax(dim=1)[4:8].gather(1, torch.tensor(row.ids[5:])[:, None]).sum()
+    assert float((policy.score([row])[0] - expected).abs()) < 1e-4

@@ -42,11 +42,11 @@ def held(file: Path, source: str = "pairs") -> DataSettings:
     return DataSettings(source=source, eval_file=str(file))
 
 
-def meet(*words: object) -> Any:
-    return CliRunner().invoke(main, [str(word) for word in words])
+def meet(*args: object) -> Any:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-def compared(folder: Path, rows: Sequence[dict[str, Any]], *words: object) -> Any:
+def compared(folder: Path, rows: Sequence[dict[str, Any]], *args: object) -> Any:
     """Give `meet evaluate` two systems with the prompts of ``rows``; return what came of it."""
     prompts = [row["prompt"] for row in rows if row.get("prompt")]
     places = []
@@ -54,7 +54,7 @@ def compared(folder: Path, rows: Sequence[dict[str, Any]], *words: object) -> An
         answers = [{"prompt": prompt, "completion": reply.format(n)} for n, prompt in enumerate(prompts)]
         places.append(f"{name}={written(folder / f'{name}.jsonl', answers)}")
     data = written(folder / "test.jsonl", rows)
-    return meet("evaluate", *places, "--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet", *words)
+    return meet("evaluate", *places, "--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet", *args)
 
 
 def recorded(folder: Path) -> Evaluation:
@@ -65,8 +65,8 @@ def test_prompts_alone_are_text_or_messages_that_end_with_the_user(tmp_path: Pat
     rows = [{"prompt": "Hi"}, {"prompt": ASKED, "id": 3}, {"messages": ASKED}, {"prompt": "Hi", "completion": "Ho"}]
     read = read_prompts(held(written(tmp_path / "p.jsonl", rows)))
     turns = Prompt((Turn("system", "Be kind."), Turn("user", "Is rice good?")))
-    assert [one.prompt for one in read.prompts] == [Prompt("Hi"), turns, turns, Prompt("Hi")]
-    assert {one.chosen for one in read.prompts} == {None} and read.without == []
+    assert [row.prompt for row in read.prompts] == [Prompt("Hi"), turns, turns, Prompt("Hi")]
+    assert {row.chosen for row in read.prompts} == {None} and read.without == []
     answered = [*ASKED, {"role": "assistant", "content": "Yes."}]
     with pytest.raises(DataError, match=r"p\.jsonl:1: field 'messages': ends with a turn of 'assistant'; expected"):
         read_prompts(held(written(tmp_path / "p.jsonl", [{"messages": answered}])))
@@ -90,7 +90,7 @@ def test_pairs_and_prompts_alone_in_one_file(
 ) -> None:
     file = written(tmp_path / "p.jsonl", [pair, {"prompt": "Ho"}])
     read = read_prompts(held(file, source))
-    assert [(one.prompt, one.chosen) for one in read.prompts] == [
+    assert [(row.prompt, row.chosen) for row in read.prompts] == [
         (Prompt(prompt), as_reply(chosen)),
         (Prompt("Ho"), None),
     ]
@@ -115,13 +115,16 @@ def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
     for overrides in ([path], [path, Override("data.source", "summarize")]):
         settings = held_out_data(overrides)
         assert settings is not None
-        assert [one.origin.line for one in read_prompts(settings).prompts] == [1, 2, 3]
+        assert [row.origin.line for row in read_prompts(settings).prompts] == [1, 2, 3]
         assert read_prompts(settings).other_split_rows == []
-    own = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
-    for settings, taken, other_split_rows in ((own, [2], [1, 3]), (own.model_copy(update={"holdout": 1}), [1], [2])):
+    summarize_settings = DataSettings(source="summarize", train_file=str(file), eval_file=str(file))
+    for settings, taken, other_split_rows in (
+        (summarize_settings, [2], [1, 3]),
+        (summarize_settings.model_copy(update={"holdout": 1}), [1], [2]),
+    ):
         read = read_prompts(settings)
-        assert [one.origin.line for one in read.prompts] == taken
-        assert [one.line for one in read.other_split_rows] == other_split_rows
+        assert [row.origin.line for row in read.prompts] == taken
+        assert [origin.line for origin in read.other_split_rows] == other_split_rows
 
 
 def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_path: Path) -> None:
@@ -135,8 +138,10 @@ def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_p
 def test_the_doctor_counts_rows_of_another_split(tmp_path: Path) -> None:
     file = of_splits(tmp_path / "p.jsonl", *["train", "valid1"] * 20, "valid2")
     read = read_examples(DataSettings(source="summarize", train_file=str(file)), "train")
-    kept, account = filter_train(read, lambda _: ExampleTokens(1, (1, 1)), 9)
-    (rows,) = [check for check in check_data(kept, account, lambda _: ExampleTokens(1, (1, 1))) if check.name == "rows"]
+    remaining, account = filter_train(read, lambda _: ExampleTokens(1, (1, 1)), 9)
+    (rows,) = [
+        check for check in check_data(remaining, account, lambda _: ExampleTokens(1, (1, 1))) if check.name == "rows"
+    ]
     assert rows.finding.endswith("; 21 rows of another split are not counted")
 
 
@@ -155,11 +160,11 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     assert f"2 x rows that name another split; left out: {file}:1, {file}:3\n" in said.stderr
     assert "2 completions in" in said.stdout
     systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2]
-    done = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
-    assert done.exit_code == 0, done.output
-    what = "rows beside the held-out ones that name another split; left out"
-    assert f"2 x {what}: {file}:1, {file}:3\n" in done.stderr
-    (problem,) = [one for one in recorded(tmp_path).problems if one.description == what]
+    result = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    description = "rows beside the held-out ones that name another split; left out"
+    assert f"2 x {description}: {file}:1, {file}:3\n" in result.stderr
+    (problem,) = [problem for problem in recorded(tmp_path).problems if problem.description == description]
     assert (problem.count, problem.examples) == (2, [f"{file}:1", f"{file}:3"])
 
 
@@ -168,7 +173,7 @@ def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
     rows += [{"messages": []}, {"prompt": [{"role": "user", "content": ""}]}, {"chosen": "yes", "rejected": "no"}]
     file = written(tmp_path / "p.jsonl", rows)
     read = read_prompts(held(file))
-    assert [one.prompt for one in read.prompts] == [Prompt("Hi")]
+    assert [row.prompt for row in read.prompts] == [Prompt("Hi")]
     assert [str(origin) for origin in read.without] == [f"{file}:{line}" for line in range(2, 8)]
     written(file, rows[1:])
     with pytest.raises(DataError, match=r"field 'prompt': is missing or blank in every row; columns: chosen,"):
@@ -179,12 +184,12 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     rows = [{"prompt": "Hi"}, {"question": "?"}, {"prompt": ""}, {"prompt": "Ho"}, *[{"text": "?"}] * 5]
     reward = folder_of("deberta", tmp_path / "rm")
-    done = compared(tmp_path, rows, "--reward", reward)
-    assert done.exit_code == 0, done.output
+    result = compared(tmp_path, rows, "--reward", reward)
+    assert result.exit_code == 0, result.output
     file = tmp_path / "test.jsonl"
     lines = ", ".join(f"{file}:{line}" for line in (2, 3, 5, 6, 7))
-    assert f"7 x held-out rows without a prompt; left out: {lines}, …\n" in done.stderr
-    (problem,) = [one for one in recorded(tmp_path).problems if "without a prompt" in one.description]
+    assert f"7 x held-out rows without a prompt; left out: {lines}, …\n" in result.stderr
+    (problem,) = [problem for problem in recorded(tmp_path).problems if "without a prompt" in problem.description]
     assert (problem.count, len(problem.examples)) == (7, 7) and len(recorded(tmp_path).prompts) == 2
     said = meet("generate", tmp_path / "run", "--data.path", file, "--max-new-tokens", 2)
     assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
@@ -192,51 +197,57 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
 
 def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
-    own = tmp_path / "test.jsonl"
-    rows = own.read_text().splitlines()
+    test_file = tmp_path / "test.jsonl"
+    rows = test_file.read_text().splitlines()
     long = rows[1].replace("What is", "What " + "is " * 200)
-    own.write_text("\n".join([*rows[:2], rows[0], long, *rows[2:]]) + "\n")
+    test_file.write_text("\n".join([*rows[:2], rows[0], long, *rows[2:]]) + "\n")
     said = meet("generate", tmp_path / "run", "--max-new-tokens", 2)
     assert said.exit_code == 0, said.output
-    assert f"1 x rows that repeat the prompt of an earlier row; left out: {own}:3\n" in said.stderr
-    assert f"1 x prompts of more than 128 tokens; left out: {own}:4\n" in said.stderr
+    assert f"1 x rows that repeat the prompt of an earlier row; left out: {test_file}:3\n" in said.stderr
+    assert f"1 x prompts of more than 128 tokens; left out: {test_file}:4\n" in said.stderr
     assert f"{len(rows)} completions in" in said.stdout
-    few = meet("generate", tmp_path / "run", "--data.path", own, "--max-new-tokens", 2)
+    few = meet("generate", tmp_path / "run", "--data.path", test_file, "--max-new-tokens", 2)
     assert f"{len(rows) + 1} completions in" in few.stdout and "more than 128" not in few.stderr
 
 
 def test_prompts_alone_are_compared_by_all_but_rouge(tmp_path: Path) -> None:
     rows = [{"prompt": "Is rice good?"}, {"prompt": ASKED}, {"prompt": "Is water good?"}]
     reward = folder_of("deberta", tmp_path / "rm")
-    done = compared(tmp_path, rows, "--reward", reward)
-    assert done.exit_code == 0, done.output
-    found = recorded(tmp_path)
-    assert [one.chosen for one in found.prompts] == [None] * 3
-    assert [one.evaluator for one in found.comparisons] == ["reward"]
-    assert not {one.name for one in found.measures} & {"rouge-1", "rouge-2", "rouge-l", "rouge-avg", "length-ratio"}
-    (problem,) = [one for one in found.problems if "without a chosen reply" in one.description]
+    result = compared(tmp_path, rows, "--reward", reward)
+    assert result.exit_code == 0, result.output
+    evaluation = recorded(tmp_path)
+    assert [row.chosen for row in evaluation.prompts] == [None] * 3
+    assert [comparison.evaluator for comparison in evaluation.comparisons] == ["reward"]
+    assert not {measure.name for measure in evaluation.measures} & {
+        "rouge-1",
+        "rouge-2",
+        "rouge-l",
+        "rouge-avg",
+        "length-ratio",
+    }
+    (problem,) = [problem for problem in evaluation.problems if "without a chosen reply" in problem.description]
     assert problem.examples == [f"{tmp_path / 'test.jsonl'}:{line}" for line in (1, 2, 3)]
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
         assert "held-out rows without a chosen reply: ROUGE and length-ratio are not defined" in text
     refused = compared(tmp_path, rows, "--reward", reward, "--stemmer")
-    told = "(" + ", ".join(problem.examples) + ")"
-    assert refused.exit_code == 1 and "--stemmer requires ROUGE" in refused.output and told in refused.output
+    examples = "(" + ", ".join(problem.examples) + ")"
+    assert refused.exit_code == 1 and "--stemmer requires ROUGE" in refused.output and examples in refused.output
     nobody = compared(tmp_path, rows)
     assert (
         nobody.exit_code == 1
         and "no evaluator: pass --reward, --judge or --scorer" in nobody.output
-        and told[1:-1] in nobody.output
+        and examples[1:-1] in nobody.output
     )
 
 
 def test_some_rows_without_a_chosen_reply_leave_the_others(tmp_path: Path) -> None:
     pairs = [{"prompt": f"Is rice {n}?", "chosen": "rice is good", "rejected": "no"} for n in range(3)]
-    done = compared(tmp_path, [pairs[0], {"prompt": "Hi"}, *pairs[1:]], "--stemmer")
-    assert done.exit_code == 0, done.output
-    (one,) = recorded(tmp_path).comparisons
-    assert one.outcomes == ["win", None, "win", "win"] and one.num_left_out == 1
-    (problem,) = [one for one in recorded(tmp_path).problems if "without a chosen reply" in one.description]
+    result = compared(tmp_path, [pairs[0], {"prompt": "Hi"}, *pairs[1:]], "--stemmer")
+    assert result.exit_code == 0, result.output
+    (comparison,) = recorded(tmp_path).comparisons
+    assert comparison.outcomes == ["win", None, "win", "win"] and comparison.num_left_out == 1
+    (problem,) = [problem for problem in recorded(tmp_path).problems if "without a chosen reply" in problem.description]
     assert problem.examples == [f"{tmp_path / 'test.jsonl'}:2"]
 
 
@@ -249,17 +260,17 @@ def test_both_commands_take_the_same_prompts_of_rows_that_repeat_them(tmp_path: 
     ]
     rows = [{"prompt": "Article:\nRice.\n\nTL;DR:"}, *rows, {"prompt": "Ho"}]
     file = written(tmp_path / "p.jsonl", rows)
-    words = ["--data.path", file, "--data.source", "summarize", "--max-new-tokens", 2]
-    said = meet("generate", tmp_path / "run", *words)
+    args = ["--data.path", file, "--data.source", "summarize", "--max-new-tokens", 2]
+    said = meet("generate", tmp_path / "run", *args)
     assert (
         "2 completions in" in said.stdout
         and f"2 x rows that repeat the prompt of an earlier row; left out: {file}:2" in (said.stderr)
     )
     systems = [tmp_path / "run", f"again={tmp_path / 'run'}", "--baseline", "again"]
-    done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
-    assert done.exit_code == 0, done.output
-    assert [one.chosen for one in recorded(tmp_path).prompts] == ["1", None]
-    (problem,) = [one for one in recorded(tmp_path).problems if "of an earlier row" in one.description]
+    result = meet("evaluate", *systems, *args, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert [row.chosen for row in recorded(tmp_path).prompts] == ["1", None]
+    (problem,) = [problem for problem in recorded(tmp_path).problems if "of an earlier row" in problem.description]
     assert problem.examples == [f"{file}:2", f"{file}:3"]
 
 
@@ -289,17 +300,17 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
         "asks-test": (2, asks),
     }
     reward = folder_of("deberta", tmp_path / "rm")
-    for name, (count, words) in sets.items():
-        done = meet("generate", run, *words, "--max-new-tokens", 2)
-        assert done.exit_code == 0, done.output
+    for name, (count, args) in sets.items():
+        result = meet("generate", run, *args, "--max-new-tokens", 2)
+        assert result.exit_code == 0, result.output
         (file,) = (run / "completions").glob(f"good-t0-p1-n2-seed0-of-{name}-??????.jsonl")
         assert len(file.read_text().splitlines()) == count
-    for count, words in sets.values():
+    for count, args in sets.values():
         systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2, "--reward", reward]
-        done = meet("evaluate", *systems, *words, "--out", tmp_path / "out", "--quiet")
-        assert done.exit_code == 0, done.output
+        result = meet("evaluate", *systems, *args, "--out", tmp_path / "out", "--quiet")
+        assert result.exit_code == 0, result.output
         assert len(recorded(tmp_path).prompts) == count
-        assert {bool(row.chosen) for row in recorded(tmp_path).prompts} == {"hh" in str(words[1])}
+        assert {bool(row.chosen) for row in recorded(tmp_path).prompts} == {"hh" in str(args[1])}
     assert json.loads(file.read_text().splitlines()[0])["prompt"] == "Is 0 odd?"
 
 

@@ -28,10 +28,10 @@ NUMBER = 12
 """Prompts compared."""
 
 
-def meet(*words: object) -> str:
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
-    return done.output
+def meet(*args: object) -> str:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def short_pairs() -> list[Example]:
@@ -60,8 +60,8 @@ def rouge(reference: str, reply: str) -> float:
     return statistics.fmean(score.fmeasure for score in scores.values())
 
 
-def of(found: Evaluation, evaluator: str) -> Comparison:
-    (comparison,) = [one for one in found.comparisons if one.evaluator == evaluator]
+def of(evaluation: Evaluation, evaluator: str) -> Comparison:
+    (comparison,) = [comparison for comparison in evaluation.comparisons if comparison.evaluator == evaluator]
     return comparison
 
 
@@ -76,7 +76,7 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     assert "held-out accuracy" in said and "on 8 pairs" in said
     pairs = short_pairs()
     assert len(pairs) == NUMBER
-    prompts = [one.prompt.text() for one in pairs]
+    prompts = [pair.prompt.text() for pair in pairs]
     chosen, rejected = zip(*(pair.best_and_worst for pair in pairs), strict=True)
     replies = {"chosen": [reply.content for reply in chosen], "rejected": [reply.content for reply in rejected]}
     places = []
@@ -86,11 +86,11 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     said = meet(
         "evaluate", *places, "--baseline", "rejected", "--data.path", SAMPLE, "--reward", rm, "--out", out, "--quiet"
     )
-    found = Evaluation.read(out / "evaluation.json")
-    assert {row.prompt for row in found.prompts} == set(prompts)
-    order = [prompts.index(str(found.prompts[place].prompt)) for place, _ in found.cells]
+    evaluation = Evaluation.read(out / "evaluation.json")
+    assert {row.prompt for row in evaluation.prompts} == set(prompts)
+    order = [prompts.index(str(evaluation.prompts[place].prompt)) for place, _ in evaluation.cells]
 
-    measures = {one.name: one for one in found.measures}
+    measures = {measure.name: measure for measure in evaluation.measures}
     alone = {side: rewards(rm, prompts, texts) for side, texts in replies.items()}
     expected = {side: [values[n] for n in order] for side, values in alone.items()}
     for side, values in expected.items():
@@ -100,21 +100,23 @@ def test_chosen_against_rejected_replies(tmp_path: Path) -> None:
     both = zip(measures["reward"].values["chosen"], measures["reward"].values["rejected"], strict=True)
     chances = [1 / (1 + math.exp(theirs - ours)) for ours, theirs in both]
     outcomes = ["win" if chance > 0.55 else "lose" if chance < 0.45 else "tie" for chance in chances]
-    by_reward = of(found, "reward")
+    by_reward = of(evaluation, "reward")
     assert by_reward.outcomes == outcomes
     shares = {name: outcomes.count(name) / NUMBER for name in ("win", "lose", "tie")}
     rates = by_reward.rates
     assert (rates.win.value, rates.lose.value, rates.tie.value) == pytest.approx(tuple(shares.values()))
     assert rates.delta.value == pytest.approx(shares["win"] - shares["lose"])
 
-    own, similar = ([rouge(replies["chosen"][n], replies[side][n]) for n in order] for side in replies)
-    assert measures["rouge-avg"].values == {"chosen": pytest.approx(own), "rejected": pytest.approx(similar)}
-    assert of(found, "rouge-avg").outcomes == ["win" if a > b else "tie" for a, b in zip(own, similar, strict=True)]
+    chosen_rouge, similar = ([rouge(replies["chosen"][n], replies[side][n]) for n in order] for side in replies)
+    assert measures["rouge-avg"].values == {"chosen": pytest.approx(chosen_rouge), "rejected": pytest.approx(similar)}
+    assert of(evaluation, "rouge-avg").outcomes == [
+        "win" if a > b else "tie" for a, b in zip(chosen_rouge, similar, strict=True)
+    ]
 
-    win, lose, delta = (100 * one.value for one in (rates.win, rates.lose, rates.delta))
+    win, lose, delta = (100 * rate.value for rate in (rates.win, rates.lose, rates.delta))
     row = next(line for line in said.split("Win rates by reward")[1].splitlines() if line.startswith("chosen "))
     assert all(f" {share:.1f} [" in row for share in (win, lose)) and f" {delta:.1f} [".replace("-", "−") in row
     page, text = ((out / name).read_text() for name in ("report.html", "report.md"))
-    assert "image/svg+xml" in page and found.settings["reward"]["weights_sha256"] in page
+    assert "image/svg+xml" in page and evaluation.settings["reward"]["weights_sha256"] in page
     assert all(f"{share:.1f} [" in text for share in (win, lose)) and f"{delta:.1f} [".replace("-", "−") in text
     assert json.loads((rm / "config.json").read_text())["reward_input"] == "text"

@@ -24,7 +24,7 @@ class Recorder(Reporter):
     """Counts the progress of a judge."""
 
     total: int | None = None
-    done = 0
+    num_done = 0
 
     @contextmanager
     def progress(
@@ -44,8 +44,8 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
     reporter = Recorder()
     with JudgeServer(longer) as server:
         prices = {"prompt": 2.5, "completion": 10}
-        found = judge(pairs(30), settings(server, prices=prices), tmp_path, reporter=reporter)
-    outcomes, margins, account, problems = found
+        judged = judge(pairs(30), settings(server, prices=prices), tmp_path, reporter=reporter)
+    outcomes, margins, account, problems = judged
     assert outcomes == ["win", "lose", "tie"] * 10
     assert margins == [1.0, -1.0, 0.0] * 10
     assert problems == []
@@ -202,10 +202,10 @@ def test_a_judge_that_sees_nothing_is_seldom_called_conclusive(shares: tuple[flo
 
 def test_seeds_of_one_prompt_do_not_narrow_the_interval(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
-        one = judge(pairs(12), settings(server), tmp_path)[2].overall
+        account_of_12 = judge(pairs(12), settings(server), tmp_path)[2].overall
         three = judge([(q, ours + seed, theirs + seed) for q, ours, theirs in pairs(12) for seed in "xyz"],
                       settings(server), tmp_path)[2].overall  # fmt: skip
-    assert three.num_calls == 72 and three.consistency == one.consistency
+    assert three.num_calls == 72 and three.consistency == account_of_12.consistency
 
 
 def test_empty_completions_are_judged(tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
         alone = {name: judge(asked, settings(server), tmp_path).account for name, asked in
                  (("fair", fair), ("blind", blind))}  # fmt: skip
     assert both.overall.is_conclusive and list(both.by_system) == ["fair", "blind"]
-    for name, one in both.by_system.items():
-        assert one == alone[name].overall
-        assert one.num_calls == 80
+    for name, account in both.by_system.items():
+        assert account == alone[name].overall
+        assert account.num_calls == 80
     assert both.by_system["fair"].is_conclusive and not both.by_system["blind"].is_conclusive
     assert alone["fair"].by_system == {}
 

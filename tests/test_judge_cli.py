@@ -45,9 +45,7 @@ def lines(file: Path, rows: list[dict[str, object]]) -> Path:
     return file
 
 
-def evaluated(
-    folder: Path, source: str, server: JudgeServer, *words: object, number: int = 3
-) -> tuple[str, Evaluation]:
+def evaluated(folder: Path, source: str, server: JudgeServer, *args: object, number: int = 3) -> tuple[str, Evaluation]:
     """Compare two systems by a judge; return what is said, and the record."""
     prompt = {"summarize": POST, "hh": HH, "pairs": PAIR}[source]
     data = lines(folder / "test.jsonl", rows_of(source, number))
@@ -56,22 +54,22 @@ def evaluated(
         for name, text in (("a", "reply, longer"), ("b", "reply"))
         for rows in [[{"prompt": prompt.format(n=n), "completion": text} for n in range(number)]]
     ]
-    judge = ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null", *words]
+    judge = ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null", *args]
     usual = ["--baseline", "b", "--data.path", data, "--out", folder / "out", "--quiet"]
-    done = CliRunner().invoke(main, [str(word) for word in ("evaluate", *places, *usual, *judge)])
-    assert done.exit_code == 0, done.output
-    return done.output, Evaluation.read(folder / "out" / "evaluation.json")
+    result = CliRunner().invoke(main, [str(arg) for arg in ("evaluate", *places, *usual, *judge)])
+    assert result.exit_code == 0, result.output
+    return result.output, Evaluation.read(folder / "out" / "evaluation.json")
 
 
 def likes_longer(body: Body, number: int) -> Reply:
     """A verdict in the format of every prompt of the package."""
-    found = re.findall(r"\breply\b(?:, longer)?", body["messages"][-1]["content"])
-    first = "A" if found[0] == "reply, longer" else "B"
+    replies = re.findall(r"\breply\b(?:, longer)?", body["messages"][-1]["content"])
+    first = "A" if replies[0] == "reply, longer" else "B"
     return chat(f"Comparison: …\nPreferred: {first}\n[[{first}]]")
 
 
 @pytest.mark.parametrize(
-    ("source", "words", "prompt", "reason"),
+    ("source", "args", "prompt", "reason"),
     [
         ("summarize", [], "summary", "for the data source summarize, whose responses are summaries"),
         ("hh", [], "dialogue", "for the data source hh, whose responses are replies in a dialogue"),
@@ -81,14 +79,14 @@ def likes_longer(body: Body, number: int) -> Reply:
     ],
 )
 def test_the_prompt_is_as_the_data_are_unless_somebody_says(
-    tmp_path: Path, source: str, words: list[str], prompt: str, reason: str
+    tmp_path: Path, source: str, args: list[str], prompt: str, reason: str
 ) -> None:
     with JudgeServer(likes_longer) as server:
-        said, found = evaluated(tmp_path, source, server, *words)
+        said, evaluation = evaluated(tmp_path, source, server, *args)
     sent = {len(body["messages"]) for body in server.received}
     assert len(server.received) == 6 and sent == {1 if prompt == "summary" else 2}  # a system message or none
-    assert found.judge and (found.judge.prompt, found.judge.prompt_reason) == (prompt, reason)
-    assert found.settings["judge"]["prompt"] == prompt
+    assert evaluation.judge and (evaluation.judge.prompt, evaluation.judge.prompt_reason) == (prompt, reason)
+    assert evaluation.settings["judge"]["prompt"] == prompt
     assert "Calls and costs of the judge" in said and f"{prompt}, {reason}" in said
 
 
@@ -96,14 +94,14 @@ def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
     prices = ["--judge.prices", "{prompt: 1000, completion: 10000}"]
     with JudgeServer(likes_longer) as server:
         first, _ = evaluated(tmp_path, "hh", server, *prices, number=2)
-        second, found = evaluated(tmp_path, "hh", server, *prices, number=5)
+        second, evaluation = evaluated(tmp_path, "hh", server, *prices, number=5)
         third, again = evaluated(tmp_path, "hh", server, *prices, number=5)
     assert "4 responses, 400 prompt and 40 completion tokens, cost 0.80" in first
     assert "6 responses, 600 prompt and 60 completion tokens, cost 1.20" in second
     assert "10 responses, 1,000 prompt and 100 completion tokens, cost 2.00" in second
     assert "0 responses, 0 prompt and 0 completion tokens, cost 0.00" in third
-    assert found.judge and again.judge and again.judge.stored == found.judge.stored
-    assert again.judge.by_system == found.judge.by_system and list(found.judge.by_system) == ["a"]
+    assert evaluation.judge and again.judge and again.judge.stored == evaluation.judge.stored
+    assert again.judge.by_system == evaluation.judge.by_system and list(evaluation.judge.by_system) == ["a"]
     assert re.search(r"\na .* 100\.0 \[", second) and len(server.received) == 10
     assert "all systems" not in second  # one system is all
 
@@ -114,22 +112,22 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     runs = [tmp_path / f"r{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
         execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
-    words = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
-    words += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge.key_env", "null", "--judge.base_url"]
+    args = ["sweep-temperature", *runs, "--baseline", "r1", "--temperatures", "0,1", "--max-new-tokens", 4]
+    args += ["--out", tmp_path / "out", "--quiet", "--judge", "j", "--judge.key_env", "null", "--judge.base_url"]
 
     def any_verdict(body: Body, number: int) -> Reply:
         return chat(f"[[{'ABC'[number % 3]}]]")
 
     with JudgeServer(any_verdict) as server:
         for asked in (True, False):
-            done = CliRunner().invoke(main, [str(word) for word in (*words, server.url)])
-            assert done.exit_code == 0, done.output
-            found = [Evaluation.read(tmp_path / "out" / f"t{t}" / "r1" / "evaluation.json").judge for t in (0, 1)]
-            used = [one.this_run.num_responses for one in found if one]
+            result = CliRunner().invoke(main, [str(arg) for arg in (*args, server.url)])
+            assert result.exit_code == 0, result.output
+            judges = [Evaluation.read(tmp_path / "out" / f"t{t}" / "r1" / "evaluation.json").judge for t in (0, 1)]
+            used = [judge.this_run.num_responses for judge in judges if judge]
             assert sum(used) == len(server.received) * asked and len(server.received) == server.distinct > 0
-            assert all(one and one.stored.num_responses >= one.this_run.num_responses for one in found)
+            assert all(judge and judge.stored.num_responses >= judge.this_run.num_responses for judge in judges)
     reason = "for the data source hh, whose responses are replies in a dialogue"
-    assert done.output.count(f"dialogue, {reason}") == 2
+    assert result.output.count(f"dialogue, {reason}") == 2
     text = (tmp_path / "out" / "temperature.md").read_text(encoding="utf-8")
     assert f"| dialogue, {reason} |" in text and "**Consistency of the judge across both orders**" in text
 
@@ -145,11 +143,14 @@ def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
         return chat(None, finish="content_filter") if question[0] == first[0] else likes_longer(body, number)
 
     with JudgeServer(once_silent) as server:
-        words = ["--judge.num_prompts", 3, "--judge.concurrency", "1"]
-        said, found = evaluated(tmp_path, "hh", server, *words, number=5)
-    judged, rouge = (next(one for one in found.comparisons if one.evaluator == name) for name in ("judge", "rouge-avg"))
+        args = ["--judge.num_prompts", 3, "--judge.concurrency", "1"]
+        said, evaluation = evaluated(tmp_path, "hh", server, *args, number=5)
+    judged, rouge = (
+        next(comparison for comparison in evaluation.comparisons if comparison.evaluator == name)
+        for name in ("judge", "rouge-avg")
+    )
     assert judged.asked and judged.asked.count(True) == 3 and rouge.asked is None
-    assert [one for one, was in zip(judged.outcomes, judged.asked, strict=True) if not was] == [None, None]
+    assert [outcome for outcome, was in zip(judged.outcomes, judged.asked, strict=True) if not was] == [None, None]
     assert sorted(map(str, judged.outcomes)) == ["None", "None", "None", "win", "win"]
     assert (judged.rates.num_cells, judged.num_left_out) == (2, 1)
     assert re.search(r"\na .* 6 +2 +0 *\n", said)

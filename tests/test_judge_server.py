@@ -87,7 +87,7 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     first = judge(PAIRS, asked, tmp_path)
     outcomes, _, account, problems = first
     assert (account.overall.num_calls, account.num_cached, account.overall.num_failed) == (4, 0, 0)
-    assert account.overall.num_without_verdict == sum(one.count for one in problems)
+    assert account.overall.num_without_verdict == sum(problem.count for problem in problems)
     assert outcomes.count(None) <= account.overall.num_without_verdict <= 2 * outcomes.count(None)
     assert not account.overall.is_conclusive  # two pairs
     used = account.stored

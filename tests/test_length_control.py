@@ -77,9 +77,11 @@ def test_quality_is_found_below_length() -> None:
 @pytest.mark.parametrize("kind", ["length", "quality", "both"])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_swapping_mirrors_the_controlled_rate(kind: str, seeds: int) -> None:
-    one = controlled(kind, num_prompts=80, seeds=seeds)
+    result = controlled(kind, num_prompts=80, seeds=seeds)
     other = controlled(kind, num_prompts=80, seeds=seeds, swap=True)
-    assert (one.value, one.low, one.high) == pytest.approx((1 - other.value, 1 - other.high, 1 - other.low), abs=1e-14)
+    assert (result.value, result.low, result.high) == pytest.approx(
+        (1 - other.value, 1 - other.high, 1 - other.low), abs=1e-14
+    )
 
 
 def test_seeds_stay_together_in_the_controlled_rate() -> None:

@@ -27,7 +27,7 @@ from meetlm.evaluation.measures import (
 
 EXAMPLES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "appendix_b.json").read_text(encoding="utf-8"))
 """Summaries from the paper's appendix B.1; each names its figure."""
-OUTPUTS = [(one, name) for one in EXAMPLES for name in one["outputs"]]
+OUTPUTS = [(example, name) for example in EXAMPLES for name in example["outputs"]]
 
 
 # ROUGE
@@ -46,8 +46,8 @@ def rouge_n(ours: list[str], theirs: list[str], n: int) -> float:
     def grams(tokens: list[str]) -> Counter[tuple[str, ...]]:
         return Counter(tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1))
 
-    one, other = grams(ours), grams(theirs)
-    return f1((one & other).total(), one.total(), other.total())
+    first, other = grams(ours), grams(theirs)
+    return f1((first & other).total(), first.total(), other.total())
 
 
 def rouge_l(ours: list[str], theirs: list[str]) -> float:
@@ -64,21 +64,25 @@ def rouge_l(ours: list[str], theirs: list[str]) -> float:
     return f1(common(len(ours), len(theirs)), len(ours), len(theirs))
 
 
-@pytest.mark.parametrize(("example", "name"), OUTPUTS, ids=[f"{one['source'][-8:]} {name}" for one, name in OUTPUTS])
+@pytest.mark.parametrize(
+    ("example", "name"), OUTPUTS, ids=[f"{example['source'][-8:]} {name}" for example, name in OUTPUTS]
+)
 def test_rouge_of_appendix_b_by_a_second_implementation(example: dict[str, Any], name: str) -> None:
     output, chosen = example["outputs"][name], example["chosen"]
-    found = {kind: column[0] for kind, column in rouge([output], [chosen]).items()}
+    scores = {kind: column[0] for kind, column in rouge([output], [chosen]).items()}
     ours, theirs = (re.findall("[a-z0-9]+", text.lower()) for text in (output, chosen))
     expected = [rouge_n(ours, theirs, 1), rouge_n(ours, theirs, 2), rouge_l(ours, theirs)]
-    assert list(found) == list(ROUGES)
-    assert list(found.values()) == pytest.approx([*expected, sum(expected) / 3])
-    assert found["rouge-1"]
+    assert list(scores) == list(ROUGES)
+    assert list(scores.values()) == pytest.approx([*expected, sum(expected) / 3])
+    assert scores["rouge-1"]
 
 
 def test_rouge_by_hand() -> None:
     """Chosen: the cat sat on the mat. Five of our six words match, one pair fewer; in order: the cat on the mat."""
-    found = rouge(["the cat lay on the mat"], ["The cat sat on the mat."])
-    assert [column[0] for column in found.values()] == pytest.approx([5 / 6, 3 / 5, 5 / 6, (5 / 6 + 3 / 5 + 5 / 6) / 3])
+    scores = rouge(["the cat lay on the mat"], ["The cat sat on the mat."])
+    assert [column[0] for column in scores.values()] == pytest.approx(
+        [5 / 6, 3 / 5, 5 / 6, (5 / 6 + 3 / 5 + 5 / 6) / 3]
+    )
 
 
 def test_rouge_tells_the_papers_systems_apart() -> None:
@@ -95,22 +99,22 @@ def test_the_stemmer_is_settable() -> None:
 
 
 def test_where_rouge_is_not_defined() -> None:
-    found = rouge(["", "words", "words", "words"], ["words", None, "", "…"])
-    assert all(column == [0.0, None, None, None] for column in found.values())
+    scores = rouge(["", "words", "words", "words"], ["words", None, "", "…"])
+    assert all(column == [0.0, None, None, None] for column in scores.values())
 
 
 # Lengths
 
 
 def test_lengths() -> None:
-    found = text_measures(
+    scores = text_measures(
         [Prompt("p")] * 4, [" Two words. ", "", "one", " \n"], ["four words are here", "x", None, " "]
     )
-    assert list(found) == list(MEASURES)
-    assert found["words"] == [2, 0, 1, 0]
-    assert found["characters"] == [10, 0, 3, 0]
-    assert found["length-ratio"] == [0.5, 0.0, None, None]
-    assert {len(column) for column in found.values()} == {4}
+    assert list(scores) == list(MEASURES)
+    assert scores["words"] == [2, 0, 1, 0]
+    assert scores["characters"] == [10, 0, 3, 0]
+    assert scores["length-ratio"] == [0.5, 0.0, None, None]
+    assert {len(column) for column in scores.values()} == {4}
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
@@ -240,9 +244,9 @@ def test_what_is_made_up_in_appendix_b() -> None:
     assert names_absent(post, made_up) == ["Hyundai", "Azera"]
     assert numbers_absent(post, made_up) == ["40000", "2012"]  # the post has 40k
     assert names_absent(post, outputs["DPO with temperature 0"]) == []
-    found = text_measures([post] * 2, [made_up, outputs["MEET (LoRA)"]], [EXAMPLES[2]["chosen"]] * 2)
-    assert found["names-absent"] == [2.0, 0.0]
-    assert found["numbers-absent"] == [2.0, 0.0]
+    scores = text_measures([post] * 2, [made_up, outputs["MEET (LoRA)"]], [EXAMPLES[2]["chosen"]] * 2)
+    assert scores["names-absent"] == [2.0, 0.0]
+    assert scores["numbers-absent"] == [2.0, 0.0]
 
 
 def test_a_long_text_takes_no_time() -> None:

@@ -153,7 +153,7 @@ def order_of(policy: Policy, items: list[Item], folder: Path, reference: Tensor)
     batch = BatchSettings(pairs=8, micro_pairs=1)
     loop = StageTrainer(policy, items, settings, OptimSettings(), batch, folder, 0, [], reference)
     rows = reference.tolist()
-    return [rows.index(made["reference"].tolist()) for made in loop.get_train_dataloader()]
+    return [rows.index(batch["reference"].tolist()) for batch in loop.get_train_dataloader()]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

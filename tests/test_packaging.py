@@ -39,9 +39,9 @@ def meet(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(meet: Path, *args: str, folder: Path) -> str:
-    done = subprocess.run([meet, *args], cwd=folder, env=CLEAN, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run([meet, *args], cwd=folder, env=CLEAN, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.slow

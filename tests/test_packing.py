@@ -59,7 +59,7 @@ def test_layouts_agree(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     assert policy.layout == ("packed" if architecture in PACKING_ARCHITECTURES else "padded")
     batch = sequences(policy, LENGTHS)
-    alone, alone_gradients = run(policy, [[one] for one in batch], "padded")
+    alone, alone_gradients = run(policy, [[encoded] for encoded in batch], "padded")
     for layout in {policy.layout, "padded"}:
         together, together_gradients = run(policy, [batch], layout)
         assert float((together - alone).abs().max()) < 1e-4
@@ -74,7 +74,7 @@ def test_logps_are_those_of_transformers(architecture: str) -> None:
     policy = Policy(lm, tiny_control(lm, "text"), longest=64)
     batch = sequences(policy, LENGTHS)
     fresh = tiny_lm(architecture)
-    expected = torch.stack([reference(fresh, one) for one in batch])
+    expected = torch.stack([reference(fresh, encoded) for encoded in batch])
     assert float((policy.score(batch)[0] - expected).abs().max()) < 1e-4
 
 
@@ -88,7 +88,7 @@ def test_gpt_neo_past_its_window() -> None:
     """The paper's model has local attention over 256 tokens; these sequences are longer."""
     policy = tiny_policy("gpt-neo", "lora", lm=tiny_lm("gpt-neo", window_size=256))
     batch = sequences(policy, [(280, 40), (250, 20), (290, 10), (30, 5)])
-    alone, _ = run(policy, [[one] for one in batch], "padded")
+    alone, _ = run(policy, [[encoded] for encoded in batch], "padded")
     for layout in ("padded", "packed"):
         together, _ = run(policy, [batch], layout)
         assert float((together - alone).abs().max()) < 1e-4
@@ -117,9 +117,9 @@ def test_packed_sequences_do_not_see_each_other(architecture: str) -> None:
     first, second = sequences(policy, [(9, 5), (6, 4)])
     other = Encoded.of_one(tuple(300 - i for i in first.ids), first.spans[0].start, first.spans[0].weights)
     with torch.no_grad():
-        one, two = (policy(collate([x, second], "packed")["blocks"], 2).sums() for x in (first, other))
-    assert one[0] != two[0]
-    assert one[1] == two[1]
+        sums, other_sums = (policy(collate([x, second], "packed")["blocks"], 2).sums() for x in (first, other))
+    assert sums[0] != other_sums[0]
+    assert sums[1] == other_sums[1]
 
 
 @pytest.mark.parametrize("architecture", PACKING_ARCHITECTURES)
@@ -153,12 +153,12 @@ def test_the_check_catches_wrong_packing(wrong: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attention)
     monkeypatch.setattr(gpt_neo, "varlen_attention", attention)
-    for architecture, own in (("llama", "sdpa"), ("gpt-neo", "eager")):
+    for architecture, implementation in (("llama", "sdpa"), ("gpt-neo", "eager")):
         lm = tiny_lm(architecture, dtype=torch.float32)
         why = try_packed_attention(lm, longest=40)
         assert why is not None
         assert "differ from unpacked logits" in why
-        assert lm.config._attn_implementation == own
+        assert lm.config._attn_implementation == implementation
         assert not any("_attn" in vars(module) for module in lm.modules())
 
 
@@ -190,8 +190,8 @@ def test_the_check_refuses_other_attention() -> None:
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_collate_by_hand(layout: Any) -> None:
-    one, two = Encoded.of_one((5, 6, 7, 8), 2, (1.0, 0.0)), Encoded.of_one((9, 10), 1, (0.0, 1.0))
-    batch = collate([one, two], layout, max_waste=1.0)
+    first, second = Encoded.of_one((5, 6, 7, 8), 2, (1.0, 0.0)), Encoded.of_one((9, 10), 1, (0.0, 1.0))
+    batch = collate([first, second], layout, max_waste=1.0)
     (block,) = batch["blocks"]
     assert (batch["num_completions"], batch["num_input_tokens"]) == (2, 6)
     assert batch["labels"].tolist() == [7, 8, 10]
@@ -246,11 +246,11 @@ def family(policy: Policy, *, level: int = 1) -> list[Encoded]:
         return torch.randint(4, 300, (count,), generator=generator).tolist()
 
     slot, weights = policy.control.slots[level], PAIR_LEVELS.weights([level])
-    made = []
+    rows = []
     for prompt, replies in ((ids(19), (4, 9, 1)), (ids(6), (3,)), (ids(11), (12, 2))):
         opened = [*slot, *prompt]
-        made += [Encoded.of_one((*opened, *ids(n)), len(opened), weights) for n in replies]
-    return made
+        rows += [Encoded.of_one((*opened, *ids(n)), len(opened), weights) for n in replies]
+    return rows
 
 
 @each_value(architecture=PACKING_ARCHITECTURES, kind=("lora", "soft-prompt", "text"))
@@ -259,20 +259,20 @@ def test_a_shared_prompt_changes_nothing(architecture: str, kind: str) -> None:
     policy = tiny_policy(architecture, kind)
     rows = family(policy)
     assert policy.shares_prompts
-    found = []
+    results = []
     for share in (True, False):
         batch = collate(rows, "packed", share=share)
         sums = policy(batch["blocks"], len(rows)).sums()
         (sums * torch.arange(1.0, 7.0)).sum().backward()
-        found.append((batch, sums.detach(), gradients(policy)))
-    (shared, one, grown), (apart, two, expected) = found
+        results.append((batch, sums.detach(), gradients(policy)))
+    (shared, values, grown), (apart, expected_values, expected) = results
     slot = len(policy.control.slots[1])
     assert shared["blocks"][0]["shared"] == [0, slot + 18, slot + 18, 0, 0, slot + 10]
     assert "shared" not in apart["blocks"][0]
     assert shared["blocks"][0]["input_ids"].numel() < apart["blocks"][0]["input_ids"].numel()
     assert shared["num_input_tokens"] == apart["num_input_tokens"]
     assert shared["labels"].tolist() == apart["labels"].tolist()
-    assert float((one - two).abs().max()) < 1e-5
+    assert float((values - expected_values).abs().max()) < 1e-5
     assert gap(expected, grown) < 1e-6
 
 

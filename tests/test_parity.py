@@ -61,7 +61,7 @@ def items_of(policy: Policy, form: str, count: int) -> Items:
 
 
 def flat(items: Items) -> list[Encoded]:
-    return [one for item in items for one in item]
+    return [encoded for item in items for encoded in item]
 
 
 def record(run: StageTrainer) -> list[Items]:
@@ -115,9 +115,9 @@ def dpo_of_trl(lm: PreTrainedModel, reference: PreTrainedModel, items: Items, fo
         processing_class=tiny_tokenizer(),
     )
     for row, item in zip(program.train_dataset, items, strict=True):
-        for side, one in zip(("chosen_ids", "rejected_ids"), item, strict=True):
-            assert (*row["prompt_ids"], *row[side]) == one.ids
-            assert len(row["prompt_ids"]) == one.spans[0].start
+        for side, encoded in zip(("chosen_ids", "rejected_ids"), item, strict=True):
+            assert (*row["prompt_ids"], *row[side]) == encoded.ids
+            assert len(row["prompt_ids"]) == encoded.spans[0].start
     return program
 
 
@@ -204,19 +204,19 @@ def test_sft_and_coh_train_as_trls_sft(method: tuple[str, str], architecture: st
         for example in pairs(12)
         for reply, text in zip(example.best_and_worst, texts, strict=False)
     ]
-    row_of = dict(zip((one.ids for one in flat(items)), rows, strict=True))
-    order = [one for batch in taken[:STEPS] for one in flat(batch)]
+    row_of = dict(zip((encoded.ids for encoded in flat(items)), rows, strict=True))
+    order = [encoded for batch in taken[:STEPS] for encoded in flat(batch)]
     args = SFTConfig(completion_only_loss=True, loss_type="nll", **settings_for_trl(tmp_path, len(order) // STEPS))
     program = SFTTrainer(
         model=copy.deepcopy(lm),
         args=args,
-        train_dataset=Dataset.from_list([row_of[one.ids] for one in order]),
+        train_dataset=Dataset.from_list([row_of[encoded.ids] for encoded in order]),
         processing_class=tiny_tokenizer(),
     )
-    for row, one in zip(program.train_dataset, order, strict=True):
-        (span,) = one.spans
-        assert row["input_ids"] == list(one.ids)
-        assert row["labels"] == [IGNORE] * span.start + list(one.ids[span.start :])
+    for row, encoded in zip(program.train_dataset, order, strict=True):
+        (span,) = encoded.spans
+        assert row["input_ids"] == list(encoded.ids)
+        assert row["labels"] == [IGNORE] * span.start + list(encoded.ids[span.start :])
     program.train()
     assert_same_lines(ours, program.state.log_history, "loss", "grad_norm")
     assert ours[-1]["loss"] < ours[0]["loss"] - 1
@@ -289,11 +289,11 @@ def test_each_level_trains_as_an_adapter_of_pefts_alone(
     run = trainer(policy, items, tmp_path, of_stage, pairs=6, micro=3, max_grad_norm=1e9, schedule="constant", warmup=0)
     run.optimizer = make(control.parameters())
     run.train()
-    num_tokens = sum(one.num_trained for one in flat(items))
+    num_tokens = sum(encoded.num_trained for encoded in flat(items))
     for level, start in enumerate(starts):
         slot = len(control.slots[level])
-        own = [one for one in flat(items) if one.spans[0].weights[level]]
-        rows = [(list(one.ids[slot:]), one.spans[0].start - slot) for one in own]
+        of_level = [encoded for encoded in flat(items) if encoded.spans[0].weights[level]]
+        rows = [(list(encoded.ids[slot:]), encoded.spans[0].start - slot) for encoded in of_level]
         theirs = trained_by_peft(lm, kind, start, rows, num_tokens, make)
         assert gap(theirs, start) > 1e-2
         assert gap(theirs, control.adapter_state(control.levels.weights([level]))) < 1e-6

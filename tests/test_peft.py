@@ -120,8 +120,8 @@ def test_the_model_loads_without_meetlm(tmp_path: Path) -> None:
         "assert not any(m.startswith('meetlm') for m in sys.modules)\n"
         "print(lm.config._attn_implementation, float(lm(torch.arange(4, 20)[None]).logits.detach().sum()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    attention, total = done.stdout.split()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    attention, total = result.stdout.split()
     assert attention == "sdpa"
     lm = meetlm.load(folder).policy.lm
     zero = torch.zeros(1, 1, 2)

@@ -55,8 +55,8 @@ def test_a_product_equals_torchs(sizes: tuple[int, int, int], by: By) -> None:
     for x in matrices(rows, inner).values():
         for weight in matrices(columns, inner).values():
             for bias in (None, torch.randn(columns)):
-                found, expected = product(x, weight, bias), functional.linear(x, weight, bias)
-                assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+                result, expected = product(x, weight, bias), functional.linear(x, weight, bias)
+                assert result.shape == expected.shape and torch.allclose(result, expected, atol=1e-5)
             y = torch.randn(rows, columns)
             expected = y + x @ weight.T
             assert add_product(y, x, weight) is y and torch.allclose(y, expected, atol=1e-5)
@@ -74,7 +74,7 @@ def test_gaps_between_rows_of_a_weight_are_not_slow(by: By) -> None:
 @needs_onednn
 @each_value(architecture=ARCHITECTURES, kind=("none", "soft-prompt", "lora"))
 def test_a_policy_is_the_same_with_and_without_onednn(architecture: str, kind: str, by: By) -> None:
-    made = []
+    outputs = []
     for onednn in (False, True):
         by(onednn)
         policy = tiny_policy(architecture, kind, dtype=torch.float32)
@@ -84,15 +84,15 @@ def test_a_policy_is_the_same_with_and_without_onednn(architecture: str, kind: s
         batch = collate(sequences(policy, LENGTHS), policy.layout)
         values = policy(batch["blocks"], batch["num_completions"])
         values.sums().sum().backward()
-        made.append((values.values.detach(), gradients(policy)))
-    assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
-    assert gap(made[0][1], made[1][1]) < 1e-4
+        outputs.append((values.values.detach(), gradients(policy)))
+    assert torch.allclose(outputs[0][0], outputs[1][0], atol=1e-5)
+    assert gap(outputs[0][1], outputs[1][1]) < 1e-4
 
 
 @needs_onednn
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 def test_onednn_stores_no_more_for_backward(trained: bool, by: By) -> None:
-    kept = []
+    saved = []
     for onednn in (False, True):
         by(onednn)
         policy = tiny_policy("llama", "soft-prompt", dtype=torch.float32)
@@ -106,9 +106,9 @@ def test_onednn_stores_no_more_for_backward(trained: bool, by: By) -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             values = policy(batch["blocks"], batch["num_completions"]).values
-        kept.append(sum(blocks.values()))
+        saved.append(sum(blocks.values()))
         del values
-    assert kept[1] <= kept[0]
+    assert saved[1] <= saved[0]
 
 
 @pytest.mark.parametrize(

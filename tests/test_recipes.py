@@ -81,11 +81,13 @@ def test_each_recipe_is_its_method(method: str, data: str) -> None:
     assert config.data.source == {"hh": "hh", "tldr": "summarize"}[data]
     assert {stage.min_steps for stage in config.stages} == {0}
     small = load_config(f"{data}-{method}", None, ["preset=small"])
-    kept = [(what, train, control_lr is None) for what, train, _, control_lr, _ in stages]
-    assert [(what, train, control_lr is None) for what, train, _, control_lr, _ in shape(small)] == kept
+    structure = [(format_name, train, control_lr is None) for format_name, train, _, control_lr, _ in stages]
+    assert [
+        (format_name, train, control_lr is None) for format_name, train, _, control_lr, _ in shape(small)
+    ] == structure
     assert small.control == config.control
-    for one, other in zip(config.stages, small.stages, strict=True):  # twice is twice in any preset
-        assert (other.epochs, other.min_steps) == (one.epochs / 5, 100 * one.epochs / 5)
+    for first, other in zip(config.stages, small.stages, strict=True):  # twice is twice in any preset
+        assert (other.epochs, other.min_steps) == (first.epochs / 5, 100 * first.epochs / 5)
 
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
@@ -107,15 +109,15 @@ def test_a_fast_arm_has_the_presets_rate_for_a_control_alone() -> None:
 
 
 def test_hand_written_words_are_the_papers() -> None:
-    for data, thing in (("hh", "conversation"), ("tldr", "summary")):
+    for data, noun in (("hh", "conversation"), ("tldr", "summary")):
         for method in ("coh", "coh-2x"):
             prompts = load_config(f"{data}-{method}", None).control.model_dump()["prompts"]
-            assert prompts == {"good": f"A good {thing} is", "bad": f"A bad {thing} is"}
+            assert prompts == {"good": f"A good {noun} is", "bad": f"A bad {noun} is"}
     chain = load_config("hh-coh-chain", None).control.model_dump()["prompts"]  # of Chain of Hindsight's own code
     assert chain == {"good": " A helpful answer:", "bad": " An unhelpful answer:"}
     assert load_config("hh-coh", None, ["control.placement=before_response"]).control.model_dump()["prompts"] == chain
-    own = load_config("hh-coh", None, ["control.prompts={good: Well, bad: Ill}"]).control
-    assert own.model_dump()["prompts"] == {"good": "Well", "bad": "Ill"}
+    control = load_config("hh-coh", None, ["control.prompts={good: Well, bad: Ill}"]).control
+    assert control.model_dump()["prompts"] == {"good": "Well", "bad": "Ill"}
 
 
 REFUSED = [
@@ -168,13 +170,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "words", "said"), REFUSED, ids=[" ".join((r, *w)) for r, w, _ in REFUSED])
-def test_refused_before_any_model_is_looked_for(recipe: str, words: list[str], said: str) -> None:
-    done = CliRunner().invoke(main, ["train", recipe, *words, "--model.name", "no/such-model"])
-    assert done.exit_code == 1
-    assert said in done.output
-    assert done.output.startswith("error: ")
-    assert "such-model" not in done.output
+@pytest.mark.parametrize(("recipe", "args", "said"), REFUSED, ids=[" ".join((r, *w)) for r, w, _ in REFUSED])
+def test_refused_before_any_model_is_looked_for(recipe: str, args: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, ["train", recipe, *args, "--model.name", "no/such-model"])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.startswith("error: ")
+    assert "such-model" not in result.output
 
 
 @pytest.mark.parametrize("mark", [{"label": True}, {"score": 0.5}, {"level": "good"}])
@@ -182,10 +184,10 @@ def test_pointwise_rows_are_refused_before_the_model_is_loaded(mark: dict[str, A
     tiny_tokenizer().save_pretrained(tmp_path / "lm")  # and no weights: loading them would say so
     file = tmp_path / "points.jsonl"
     file.write_text(json.dumps({"prompt": "Hi", "completion": " Ho", **mark}) + "\n")
-    words = ["--data.source", "pairs", "--data.path", str(file), "--model.name", str(tmp_path / "lm")]
-    done = CliRunner().invoke(main, ["train", "hh-dpo", *words, "--out", str(tmp_path / "run")])
-    assert done.exit_code == 1
-    assert done.output == (
+    args = ["--data.source", "pairs", "--data.path", str(file), "--model.name", str(tmp_path / "lm")]
+    result = CliRunner().invoke(main, ["train", "hh-dpo", *args, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert result.output == (
         f"error: {file}:1: holds one reply, with a {next(iter(mark))}; "
         "expected 'chosen' and 'rejected'; or --data.source feedback, which reads replies with feedback\n"
     )

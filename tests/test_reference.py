@@ -37,10 +37,10 @@ def poisoned(policy: Policy, rows: Rows, folder: Path) -> None:
 
 def used(policy: Policy, rows: Rows, folder: Path) -> bool:
     """Return whether the poisoned file is used; otherwise the values must be right."""
-    found = reference_logps(policy, rows, folder)
-    if bool((found == POISON).all()):
+    logps = reference_logps(policy, rows, folder)
+    if bool((logps == POISON).all()):
         return True
-    assert torch.equal(found, policy.score(rows)[0])
+    assert torch.equal(logps, policy.score(rows)[0])
     return False
 
 
@@ -125,7 +125,7 @@ def test_other_rows_change_the_key(change: Callable[[Rows], Rows], tmp_path: Pat
 def bare(levels: int) -> Rows:
     """Return rows without a slot and with zero level weights."""
     plain = sequences(policy_of("none", levels=["only"]), LENGTHS, [0] * len(LENGTHS))
-    return [Encoded.of_one(one.ids, one.spans[0].start, (0.0,) * levels) for one in plain]
+    return [Encoded.of_one(encoded.ids, encoded.spans[0].start, (0.0,) * levels) for encoded in plain]
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])

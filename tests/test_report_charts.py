@@ -45,8 +45,8 @@ def test_no_axis_of_delta_goes_beyond_100_percent() -> None:
     lengths = {first.system: [float(n) for n in range(30)], BASELINE: [0.0] * 30}
     measured = measure_of(evaluation, "words")
     assert measured
-    words = replace(measured, values={**measured.values, **lengths})
-    (chart,) = length_charts(replace(evaluation, comparisons=[outcomes]), words, [])
+    with_lengths = replace(measured, values={**measured.values, **lengths})
+    (chart,) = length_charts(replace(evaluation, comparisons=[outcomes]), with_lengths, [])
     ticks = [float(text.replace("−", "-")) for text in texts_of(chart) if re.fullmatch(r"−?\d+", text)]
     assert min(ticks) == -100 and max(ticks) == 100
 

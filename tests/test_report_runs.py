@@ -30,27 +30,27 @@ def summary_of(evaluation: Evaluation) -> Summary:
     return summarize([Condition(evaluation)])
 
 
-def shape(found: object, depth: int = 2) -> object:
+def shape(value: object, depth: int = 2) -> object:
     """Keys of keys, as deep as settings have names of their own."""
-    return {name: shape(one, depth - 1) for name, one in found.items()} if isinstance(found, dict) and depth else ()
+    return {name: shape(item, depth - 1) for name, item in value.items()} if isinstance(value, dict) and depth else ()
 
 
 def test_the_made_evaluation_is_as_meet_evaluate_writes_one(evaluation: Evaluation, tmp_path: Path) -> None:
     """Otherwise the tests of reports would be about records that nobody has."""
-    words = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
+    args = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
     with JudgeServer(longer) as server:
-        words += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
-        real = evaluated(tmp_path, *words)
+        args += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
+        real = evaluated(tmp_path, *args)
     assert shape(evaluation.settings) == shape(real.settings)
     made_of, real_of = (
         (
-            [measure.name for measure in one.measures],
-            list(dict.fromkeys(each.evaluator for each in one.comparisons)),
-            list(dict.fromkeys(each.evaluators for each in one.agreements)),
-            [measure.higher for measure in one.measures],
-            [measure.description for measure in one.measures[:-1]],
+            [measure.name for measure in item.measures],
+            list(dict.fromkeys(each.evaluator for each in item.comparisons)),
+            list(dict.fromkeys(each.evaluators for each in item.agreements)),
+            [measure.higher for measure in item.measures],
+            [measure.description for measure in item.measures[:-1]],
         )
-        for one in (evaluation, real)
+        for item in (evaluation, real)
     )
     assert made_of == real_of
     assert real.measures[-1].description.startswith("reward of ") and real.replicates and evaluation.replicates
@@ -88,9 +88,9 @@ def test_every_replicate_has_its_delta_and_its_source(evaluation: Evaluation) ->
 
 def test_a_single_training_run_is_a_caveat(evaluation: Evaluation) -> None:
     caveat = "Only one training run for {}: no interval includes the variation between training seeds."
-    one = summary_of(evaluation)
-    assert caveat.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in one.caveats
-    assert "intervals over prompts. A system" in one.opening
+    summary = summary_of(evaluation)
+    assert caveat.format("hh-coh, hh-meet-lora, hh-meet-soft-prompt and hh-dpo") in summary.caveats
+    assert "intervals over prompts. A system" in summary.opening
     some = summary_of(of_two_runs(evaluation, "hh-meet-lora", "hh-dpo"))
     assert caveat.format("hh-coh and hh-meet-soft-prompt") in some.caveats
     assert "intervals over prompts and training runs. A system" in some.opening
@@ -100,7 +100,7 @@ def test_a_single_training_run_is_a_caveat(evaluation: Evaluation) -> None:
 
 def test_p_is_the_one_of_the_sign_test(evaluation: Evaluation) -> None:
     """In the table and in the words; computed here again from the outcomes."""
-    words = " ".join(finding.text for finding in summary_of(evaluation).findings)
+    text = " ".join(finding.text for finding in summary_of(evaluation).findings)
     signs = {"win": 1, "lose": -1, "tie": 0, None: 0}
     printed_p = []
     for comparison in (each for each in evaluation.comparisons if each.evaluator == "reward"):
@@ -112,7 +112,7 @@ def test_p_is_the_one_of_the_sign_test(evaluation: Evaluation) -> None:
         p = p_value(min(1.0, 2 * tail))
         rows = {row[0].text: row for row in outcome_table([Condition(evaluation)], "reward").rows}
         assert rows[comparison.system][5].text == p
-        assert f"{points(comparison.rates.delta)}, p {p if p[0] == '<' else '= ' + p})" in words
+        assert f"{points(comparison.rates.delta)}, p {p if p[0] == '<' else '= ' + p})" in text
         printed_p.append(p)
     assert "< 0.001" in printed_p and len(set(printed_p)) > 1
 
@@ -121,17 +121,21 @@ def test_swapping_the_systems_mirrors_the_caveat_of_length(evaluation: Evaluatio
     """Better by longer replies is, from the other side, worse by shorter ones."""
     equal = Interval(0.49, 0.42, 0.56)
     longer = with_delta(evaluation, "reward", "hh-dpo", Interval(0.2, 0.1, 0.3))
-    one = next(each for each in longer.comparisons if (each.evaluator, each.system) == ("reward", "hh-dpo"))
-    rates = replace(one.rates, win=one.rates.lose, lose=one.rates.win, delta=Interval(-0.2, -0.3, -0.1))
-    swapped = replace(one, system=BASELINE, baseline="hh-dpo", rates=rates, controlled_win=Interval(0.51, 0.44, 0.58))
+    comparison = next(each for each in longer.comparisons if (each.evaluator, each.system) == ("reward", "hh-dpo"))
+    rates = replace(
+        comparison.rates, win=comparison.rates.lose, lose=comparison.rates.win, delta=Interval(-0.2, -0.3, -0.1)
+    )
+    swapped = replace(
+        comparison, system=BASELINE, baseline="hh-dpo", rates=rates, controlled_win=Interval(0.51, 0.44, 0.58)
+    )
     systems = [each for each in evaluation.systems if each.name in (BASELINE, "hh-dpo")]
-    here = replace(longer, systems=systems, comparisons=[replace(one, controlled_win=equal)])
+    here = replace(longer, systems=systems, comparisons=[replace(comparison, controlled_win=equal)])
     there = replace(here, baseline="hh-dpo", comparisons=[swapped])
     end = "not significantly different from 50%: the difference may come from the length of its replies."
     assert f"At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, {end}" in summary_of(here).caveats
     text = f"At equal length {BASELINE} is expected to win 51.0% [44.0, 58.0] by reward, {end}"
     assert text in summary_of(there).caveats
     # Neither is said where the rate at equal length says the same.
-    clear = replace(here, comparisons=[replace(one, controlled_win=Interval(0.6, 0.51, 0.7))])
+    clear = replace(here, comparisons=[replace(comparison, controlled_win=Interval(0.6, 0.51, 0.7))])
     other = replace(there, comparisons=[replace(swapped, controlled_win=Interval(0.4, 0.3, 0.49))])
     assert not any("At equal length" in caveat for each in (clear, other) for caveat in summary_of(each).caveats)

@@ -142,13 +142,13 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_killed_between_the_last_checkpoint_and_the_stages_record(tmp_path: Path) -> None:
     """No step is trained twice, though 7 steps are no whole number of epochs."""
-    done = fresh("lora")
-    run(done, tmp_path, ("control",))
+    finished_run = fresh("lora")
+    run(finished_run, tmp_path, ("control",))
     (tmp_path / "stage.json").unlink()
     continued = fresh("lora")
     assert run(continued, tmp_path, ("control",)).steps == 7
-    assert tensors(continued).keys() == tensors(done).keys()
-    assert all(torch.equal(tensor, tensors(done)[name]) for name, tensor in tensors(continued).items())
+    assert tensors(continued).keys() == tensors(finished_run).keys()
+    assert all(torch.equal(tensor, tensors(finished_run)[name]) for name, tensor in tensors(continued).items())
 
 
 def test_a_line_of_metrics_cut_off_by_a_kill_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,22 +183,22 @@ def test_a_stage_that_goes_on_saves_and_logs_as_this_call_says(tmp_path: Path, m
 def test_the_older_checkpoint_goes_when_the_newer_one_is_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
+    events: list[str] = []
     flush, remove = os.fsync, shutil.rmtree
 
     def fsync(number: int) -> None:
         place = Path(os.readlink(f"/proc/self/fd/{number}"))
-        done.append(f"{place.parent.name}/{place.name}")
+        events.append(f"{place.parent.name}/{place.name}")
         flush(number)
 
     def rmtree(place: Path, *args: Any, **more: Any) -> None:
         if Path(place).is_dir():
-            done.append(f"without {Path(place).name}")
+            events.append(f"without {Path(place).name}")
         remove(place, *args, **more)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     run(fresh("lora"), tmp_path, ("control",), steps=4)
-    gone = done.index("without checkpoint-2")
-    new = done.index("checkpoint-4/model.safetensors")
-    assert new < gone and f"{tmp_path.parent.name}/{tmp_path.name}" in done[new:gone]
+    gone = events.index("without checkpoint-2")
+    new = events.index("checkpoint-4/model.safetensors")
+    assert new < gone and f"{tmp_path.parent.name}/{tmp_path.name}" in events[new:gone]

@@ -129,8 +129,8 @@ def test_long_rows_lose_the_oldest_tokens_and_are_reported(tmp_path: Path) -> No
     excess = len(model.tokenizer(long, answer)["input_ids"]) - 32
     assert f"{2 * excess} tokens were removed" in text
     room = 32 - 3 - len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
-    kept = "water " * (room - 1) + "rice"
-    expected = row_by_row(model, [Prompt(kept)], [answer])[0]
+    truncated = "water " * (room - 1) + "rice"
+    expected = row_by_row(model, [Prompt(truncated)], [answer])[0]
     assert score(model, [Prompt(long)], [answer])[0] == pytest.approx(expected, abs=TOLERANCE)
     assert problems(model, [Prompt(short)], ["boil " * 80])[0][1] == 1, "a completion that is too long by itself"
 
@@ -216,9 +216,9 @@ def test_what_each_form_reads() -> None:
     whole = [turn.to_message() for turn in (*turns, as_reply("Boil it."))]
     expected = TokenizedRow(tuple(tokenizer.apply_chat_template(whole, return_dict=False)))
     assert read == [expected] * 3
-    two, _ = deberta()
-    (pair,) = RewardInput(two, "pair", None).encode([hh], [" Boil it. "])
-    both = two(text.strip(), "Boil it.")
+    model, _ = deberta()
+    (pair,) = RewardInput(model, "pair", None).encode([hh], [" Boil it. "])
+    both = model(text.strip(), "Boil it.")
     assert pair == TokenizedRow(tuple(both["input_ids"]), tuple(both["token_type_ids"]))
     assert 1 in both["token_type_ids"]
 

@@ -104,7 +104,7 @@ def _lm(place: Path, template: str | None = None) -> Path:
 def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
     """HH's replies begin with a space; completions that `meet generate` writes have lost it."""
     said = [f"\n\nHuman: How are you {number}?\n\nAssistant:" for number in range(4)]
-    lines = [{"chosen": f"{one} I am well. ", "rejected": f"{one} A bad way"} for one in said]
+    lines = [{"chosen": f"{text} I am well. ", "rejected": f"{text} A bad way"} for text in said]
     for name, some in (("train", lines[:3]), ("test", lines[3:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
     settings = DataSettings(
@@ -155,11 +155,11 @@ def test_training_learns_resumes_and_reloads(tmp_path: Path) -> None:
     prompts, replies = [Prompt(row["prompt"]) for row in held for _ in range(2)], []
     for row in held:
         replies += [row["chosen"], row["rejected"]]
-    found = scorer.score(scorer.tokenize(prompts, replies))
+    scores = scorer.score(scorer.tokenize(prompts, replies))
     texts = tokenizer([p.text() + r for p, r in zip(prompts, replies, strict=True)], padding=True, return_tensors="pt")
     with torch.no_grad():
         plain = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).logits[:, 0]
-    assert found == pytest.approx(plain.tolist(), abs=TOLERANCE)
+    assert scores == pytest.approx(plain.tolist(), abs=TOLERANCE)
     higher = [float(a > b) for a, b in zip(plain[::2].tolist(), plain[1::2].tolist(), strict=True)]
     assert sum(higher) / len(higher) == pytest.approx(trained.accuracy.value)
 
@@ -171,7 +171,7 @@ def test_training_learns_resumes_and_reloads(tmp_path: Path) -> None:
     assert later.steps[0] == 20 and sum(later.steps) == 120, "it resumes from the last complete checkpoint"
     assert resumed.accuracy == trained.accuracy
     again = load(tmp_path / "killed").score(scorer.tokenize(prompts, replies))
-    assert again == pytest.approx(found, abs=TOLERANCE)
+    assert again == pytest.approx(scores, abs=TOLERANCE)
 
     before = (tmp_path / "rm" / "model.safetensors").stat().st_mtime_ns
     assert train_reward(settings, tmp_path / "rm") == trained
@@ -197,11 +197,11 @@ def test_training_on_conversations_and_on_two_sequences(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("trl")
 def test_train_command(tmp_path: Path) -> None:
     lm, data = _lm(tmp_path / "lm"), _write_pairs(tmp_path / "pairs.jsonl", 120, 0)
-    words = ["train", "--data.path", str(data), "--model", str(lm), "--out", str(tmp_path / "rm"), "--quiet"]
-    done = CliRunner().invoke(reward, words)
-    assert done.exit_code == 2 and "--data.holdout" in done.output
-    done = CliRunner().invoke(reward, [*words, "--data.holdout", "40", "--device", "cpu"], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "held-out accuracy" in done.output and "on 40 pairs" in done.output
-    assert "80 of 80 rows kept" in done.output
+    args = ["train", "--data.path", str(data), "--model", str(lm), "--out", str(tmp_path / "rm"), "--quiet"]
+    result = CliRunner().invoke(reward, args)
+    assert result.exit_code == 2 and "--data.holdout" in result.output
+    result = CliRunner().invoke(reward, [*args, "--data.holdout", "40", "--device", "cpu"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "held-out accuracy" in result.output and "on 40 pairs" in result.output
+    assert "80 of 80 rows kept" in result.output
     assert load(tmp_path / "rm").form == "text"

@@ -112,12 +112,12 @@ def violations(path: Path, text: str) -> Iterator[str]:
 
 
 def test_each_room_keeps_to_its_work() -> None:
-    found = [f"{path.relative_to(ROOT)}: {name}" for path in FILES for name in violations(path, path.read_text())]
-    assert found == []
+    problems = [f"{path.relative_to(ROOT)}: {name}" for path in FILES for name in violations(path, path.read_text())]
+    assert problems == []
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "found"),
+    ("file", "text", "expected"),
     [
         ("data/x.py", "print(1)", ["print"]),
         ("cli/x.py", "print(1)", []),
@@ -127,8 +127,8 @@ def test_each_room_keeps_to_its_work() -> None:
         ("training/x.py", "self.lm(ids)", ["self.lm"]),
     ],
 )
-def test_the_test_of_rooms(file: str, text: str, found: list[str]) -> None:
-    assert list(violations(ROOT / file, text)) == found
+def test_the_test_of_rooms(file: str, text: str, expected: list[str]) -> None:
+    assert list(violations(ROOT / file, text)) == expected
 
 
 def test_help_is_quick() -> None:
@@ -139,15 +139,15 @@ def test_help_is_quick() -> None:
         "assert not heavy, heavy"
     )
     for command in ("", "train", "generate"):
-        done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "Usage" in done.stdout
+        result = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "Usage" in result.stdout
 
 
 def test_the_package_is_light_until_used() -> None:
     code = "import sys, meetlm as m; h = lambda: 'torch' in sys.modules; assert not h(); m.load; assert h()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_files_are_short() -> None:

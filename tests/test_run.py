@@ -60,8 +60,8 @@ def test_saved_and_loaded(architecture: str, kind: str, placement: str, tmp_path
     assert aligned.generate(TEXTS, max_new_tokens=5) == aligned.generate(TEXTS, "good", max_new_tokens=5)
     if kind == "none":
         return
-    one, two = logits(aligned.policy, aligned.format).split(len(TEXTS))
-    assert float((one - two).abs().amax(-1).min()) > 1e-2
+    first, second = logits(aligned.policy, aligned.format).split(len(TEXTS))
+    assert float((first - second).abs().amax(-1).min()) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_a_killed_run_continues(killed_in: str, tmp_path: Path) -> None:
         meetlm.load(tmp_path / "parts")
     execute(config, tmp_path / "parts")
     for name in ("control.safetensors", "model/model.safetensors"):
-        one, two = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[key], two[key]) for key in one)
+        first, second = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
     accuracies = [json.loads((tmp_path / run / "preference.json").read_text()) for run in ("whole", "parts")]
     assert accuracies[0] == accuracies[1]
 
@@ -134,11 +134,11 @@ def test_a_killed_run_may_continue_in_other_portions(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 2)
         execute(config, tmp_path / "parts")
-    words = ("batch.save_steps=2", "batch.micro_pairs=1", "model.gradient_checkpointing=true")
-    execute(config_for(tmp_path, "llama", "lora", *words), tmp_path / "parts")
-    one, two = (load_file(tmp_path / run / "control.safetensors") for run in ("whole", "parts"))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    overrides = ("batch.save_steps=2", "batch.micro_pairs=1", "model.gradient_checkpointing=true")
+    execute(config_for(tmp_path, "llama", "lora", *overrides), tmp_path / "parts")
+    first, second = (load_file(tmp_path / run / "control.safetensors") for run in ("whole", "parts"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
 
 
 def kill_in_second(patch: pytest.MonkeyPatch) -> None:
@@ -240,21 +240,21 @@ def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run")
     run, sampling, reporter = tmp_path / "run", Sampling(max_new_tokens=2), RecordingReporter()
 
-    def asked(file: Path) -> list[Any]:
+    def prompts_of(file: Path) -> list[Any]:
         data = held_out_data([Override("data.path", str(file))])
         path, _ = write_completions(run, data, None, sampling, out=tmp_path / "o.jsonl", reporter=reporter)
         return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
 
-    assert asked(tmp_path / "test.jsonl")[0] == [{"role": "user", "content": "What is rice? 0"}]
-    assert asked(write_pairs(tmp_path / "hh.jsonl", 3))[0] == "\n\nHuman: What is rice? 0\n\nAssistant:"
+    assert prompts_of(tmp_path / "test.jsonl")[0] == [{"role": "user", "content": "What is rice? 0"}]
+    assert prompts_of(write_pairs(tmp_path / "hh.jsonl", 3))[0] == "\n\nHuman: What is rice? 0\n\nAssistant:"
     post = {"id": "a", "post": "Rice.", "title": "Hi", "subreddit": "cook"}
     row = {"info": post, "choice": 0, "summaries": [{"text": " a"}, {"text": " b"}]}
     (tmp_path / "s.jsonl").write_text(json.dumps(row))
-    assert "TL;DR" in asked(tmp_path / "s.jsonl")[0]
+    assert "TL;DR" in prompts_of(tmp_path / "s.jsonl")[0]
     assert reporter.totals == [6, 3, 1]
     (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": [{"role": "user"}]}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: field 'prompt\[0\]\.content': is missing"):
-        asked(tmp_path / "bad.jsonl")
+        prompts_of(tmp_path / "bad.jsonl")
 
 
 def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> None:
@@ -262,12 +262,12 @@ def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> No
     hh = meetlm.load(finished(tmp_path / "hh", "llama", "none", policy=policy))
     plain = meetlm.load(finished(tmp_path / "plain", "llama", "none", policy=policy, source="pairs"))
     transcript = "\n\nHuman: What is rice?\n\nAssistant:"
-    wanted = plain.generate([transcript], max_new_tokens=6)
-    assert hh.generate(["What is rice?"], max_new_tokens=6) == wanted
-    assert hh.generate([transcript], max_new_tokens=6) == wanted
-    assert plain.generate(["What is rice?"], max_new_tokens=6) != wanted
+    expected = plain.generate([transcript], max_new_tokens=6)
+    assert hh.generate(["What is rice?"], max_new_tokens=6) == expected
+    assert hh.generate([transcript], max_new_tokens=6) == expected
+    assert plain.generate(["What is rice?"], max_new_tokens=6) != expected
     (record,) = hh.complete([" What is rice?\n"], None, Sampling(max_new_tokens=6))
-    assert (record.prompt, record.completion) == (" What is rice?\n", wanted[0])
+    assert (record.prompt, record.completion) == (" What is rice?\n", expected[0])
 
 
 @pytest.mark.parametrize(
@@ -295,8 +295,8 @@ def test_what_generate_cannot_take(prompt: Any, settings: dict[str, Any], messag
 def test_a_prompt_is_the_same_in_any_batch(tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "lora"))
     texts = [f"{text} {i}" for i in range(3) for text in TEXTS]
-    one, two = (aligned.generate(texts, max_new_tokens=6, temperature=1.0, batch_size=n) for n in (1, 4))
-    assert one == two
+    first, second = (aligned.generate(texts, max_new_tokens=6, temperature=1.0, batch_size=n) for n in (1, 4))
+    assert first == second
 
 
 def test_levels(tmp_path: Path) -> None:

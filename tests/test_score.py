@@ -85,8 +85,8 @@ def test_best_of_is_the_sample_with_the_highest_score(folder: Path) -> None:
     assert replies == [samples[index].completion for index in best]
     with pytest.raises(ConfigError, match="best_of requires a temperature above 0"):
         aligned.generate(PROMPTS, best_of=2)
-    done = meet("generate", folder / "run", "--best-of", 3, "--temperature", 1, "--max-new-tokens", 4, "--limit", 2)
-    assert done.exit_code == 0, done.output
+    process = meet("generate", folder / "run", "--best-of", 3, "--temperature", 1, "--max-new-tokens", 4, "--limit", 2)
+    assert process.exit_code == 0, process.output
     (file,) = (folder / "run" / "completions").glob("good-t1-p1-n4-best3-seed0-first2.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["best_of"] for row in rows] == [3, 3] and all(isinstance(row["score"], float) for row in rows)
@@ -94,9 +94,9 @@ def test_best_of_is_the_sample_with_the_highest_score(folder: Path) -> None:
 
 def test_meet_score_of_pairs_and_of_replies(folder: Path, tmp_path: Path) -> None:
     reward = folder_of("deberta", tmp_path / "rm")
-    done = meet("score", folder / "run", "--json", "--quiet", "--reward", reward)
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    process = meet("score", folder / "run", "--json", "--quiet", "--reward", reward)
+    assert process.exit_code == 0, process.output
+    result = json.loads(process.stdout)
     assert result["num_pairs"] == len(result["pairs"]) == 6
     higher = [pair["score_chosen"]["total"] > pair["score_rejected"]["total"] for pair in result["pairs"]]
     assert result["accuracy"]["levels"]["value"] == pytest.approx(sum(higher) / 6)
@@ -104,8 +104,8 @@ def test_meet_score_of_pairs_and_of_replies(folder: Path, tmp_path: Path) -> Non
     assert result["accuracy"]["levels"]["value"] == last["by_sum"]["value"], "it is preference accuracy"
     assert f"reward model {reward}" in result["accuracy"]
     text = ["--prompt", "Is rice good?", "--completion", "yes", "--completion", "no"]
-    done = meet("score", folder / "run", *text, "--quiet")
-    assert done.exit_code == 0 and [line.split()[-1] for line in done.stdout.splitlines()] == ["yes", "no"]
+    process = meet("score", folder / "run", *text, "--quiet")
+    assert process.exit_code == 0 and [line.split()[-1] for line in process.stdout.splitlines()] == ["yes", "no"]
     assert meet("score", folder / "run", "--prompt", "Hi").exit_code == 2
     execute(
         config_for(tmp_path / "sft", "llama", "none", "stages.tune.format=chosen"),
@@ -116,9 +116,9 @@ def test_meet_score_of_pairs_and_of_replies(folder: Path, tmp_path: Path) -> Non
 
 def test_suspects_are_the_pairs_that_the_levels_contradict(folder: Path) -> None:
     data = ["--data.path", folder / "train.jsonl", "--data.source", "hh"]
-    done = meet("data", *data, "--suspects", folder / "run", "--json")
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    process = meet("data", *data, "--suspects", folder / "run", "--json")
+    assert process.exit_code == 0, process.output
+    result = json.loads(process.stdout)
     margins = [pair["margin"] for pair in result["suspects"]]
     assert result["num_pairs"] == 12 and margins == sorted(margins) and all(margin < 0 for margin in margins)
     lines = (folder / "train.jsonl").read_text().splitlines()
@@ -177,11 +177,13 @@ def test_a_score_by_one_attribute_leaves_the_others_out(styles: Path) -> None:
     assert both.total == pytest.approx(logp(1, 3) - logp(0, 2), abs=1e-6)
     with pytest.raises(ConfigError, match="no attribute 'tune'; did you mean 'tone'"):
         aligned.score([prompt], ["rice"], "tune")
-    done = meet("score", styles, "--prompt", "Hi", "--completion", "rice", "--json", "--quiet")
-    rows = json.loads(done.stdout)
+    process = meet("score", styles, "--prompt", "Hi", "--completion", "rice", "--json", "--quiet")
+    rows = json.loads(process.stdout)
     assert [(row["completion"], row["attribute"]) for row in rows] == [("rice", "tone"), ("rice", "length")]
-    done = meet("score", styles, "--prompt", "Hi", "--completion", "rice", "--attribute", "length", "--json", "--quiet")
-    assert json.loads(done.stdout) == rows[1:]
+    process = meet(
+        "score", styles, "--prompt", "Hi", "--completion", "rice", "--attribute", "length", "--json", "--quiet"
+    )
+    assert json.loads(process.stdout) == rows[1:]
 
 
 def test_a_pair_of_an_attribute_is_its_highest_and_lowest_reply(styles: Path) -> None:
@@ -218,14 +220,14 @@ def test_meet_score_of_several_attributes(styles: Path, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     schemes = [LevelScheme(attribute).to_dict() for attribute in TWO.attributes]
     (styles / "config.yaml").write_text(yaml.safe_dump({"levels_pinned": schemes}))
-    done = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--json", "--quiet")
-    assert done.exit_code == 0, done.output
-    assert [(result["attribute"], result["num_pairs"]) for result in json.loads(done.stdout)] == [
+    process = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--json", "--quiet")
+    assert process.exit_code == 0, process.output
+    assert [(result["attribute"], result["num_pairs"]) for result in json.loads(process.stdout)] == [
         ("tone", 3),
         ("length", 3),
     ]
-    done = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--quiet")
-    assert "tone: how often the chosen reply of 3 pairs" in done.stdout
+    process = meet("score", styles, "--data.path", file, "--data.source", "feedback", "--quiet")
+    assert "tone: how often the chosen reply of 3 pairs" in process.stdout
     suspects = ["data", "--data.path", file, "--data.source", "feedback", "--suspects", styles]
     assert "choose the one that orders two replies with --attribute" in meet(*suspects).output
     assert " of 3 pairs: the rejected reply" in meet(*suspects, "--attribute", "tone").output
@@ -256,24 +258,24 @@ def test_rows_have_trls_formats() -> None:
 def test_meet_rollout_from_a_run_and_from_a_model(folder: Path, tmp_path: Path) -> None:
     data = ["--data.path", folder / "test.jsonl", "--replies", 3, "--max-new-tokens", 4, "--quiet"]
     out = tmp_path / "rollouts.jsonl"
-    done = meet("rollout", folder / "run", *data, "--out", out)
-    assert done.exit_code == 0, done.output
+    process = meet("rollout", folder / "run", *data, "--out", out)
+    assert process.exit_code == 0, process.output
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     aligned = meetlm.load(folder / "run")
     scores = aligned.score([row["prompt"] for row in rows], [row["completion"] for row in rows])
     assert [row["score"] for row in rows] == pytest.approx([score.total for score in scores], abs=1e-4)
-    done = meet("rollout", folder / "lm", *data, "--scorer", "test_score:length", "--format", "pairs", "--out", out)
-    assert done.exit_code == 0, done.output
+    process = meet("rollout", folder / "lm", *data, "--scorer", "test_score:length", "--format", "pairs", "--out", out)
+    assert process.exit_code == 0, process.output
     for line in out.read_text().splitlines():
         row = json.loads(line)
         assert row["score_chosen"] > row["score_rejected"] and len(row["chosen"]) > len(row["rejected"])
     assert "pass --reward or --scorer" in meet("rollout", folder / "lm", *data, "--out", out).output
     reward = ["--reward", folder_of("deberta", tmp_path / "rm"), "--reward.max_length", 64]
-    done = meet("rollout", folder / "lm", *data, *reward, "--out", out)
-    assert done.exit_code == 0, done.output
+    process = meet("rollout", folder / "lm", *data, *reward, "--out", out)
+    assert process.exit_code == 0, process.output
     assert len(out.read_text().splitlines()) == 3 * 6
     assert list(tmp_path.glob("rollouts*")) == [out], "stored rewards are removed at the end"
-    done = meet("rollout", folder / "lm", *data, "--scorer", "test_score:shortness", "--out", out)
+    process = meet("rollout", folder / "lm", *data, "--scorer", "test_score:shortness", "--out", out)
     assert all(json.loads(line)["score"] <= 0 for line in out.read_text().splitlines()), "lower is better"
     assert "leave out --reward" in meet("rollout", folder / "run", *data, *reward, "--attribute", "a").output
 
@@ -296,9 +298,9 @@ def test_improve_repeats_rollouts_and_training(tmp_path: Path, monkeypatch: pyte
         patch.setattr("meetlm.run.improve.execute", interrupted)
         assert meet(*args).exit_code == 130
     before = (out / "round-0" / "training.jsonl").stat().st_mtime_ns
-    done = meet(*args)
-    assert done.exit_code == 0, done.output
-    results = json.loads(done.stdout)
+    process = meet(*args)
+    assert process.exit_code == 0, process.output
+    results = json.loads(process.stdout)
     assert [result["number"] for result in results] == [0, 1, 2]
     assert results[0]["num_rows"] == 0 < results[1]["num_rows"] < results[2]["num_rows"], "rounds add up"
     assert (out / "round-0" / "training.jsonl").stat().st_mtime_ns == before, "nothing is sampled twice"
@@ -330,11 +332,11 @@ def test_improve_trains_levels_of_scores(tmp_path: Path) -> None:
     args += ["--scorer", "test_score:length", "--max-new-tokens", 5, "--model.device", "cpu", "--quiet", "--rounds", 1]
     args += ["--stages.step1.epochs", 1, "--stages.step2.epochs", 1, "--batch.pairs", 4, "--replies", 6]
     args += ["--data.levels.count", 3, "--data.levels.scheme"]
-    done = meet(*args, "within-prompt")
-    assert done.exit_code == 0, done.output
+    process = meet(*args, "within-prompt")
+    assert process.exit_code == 0, process.output
     aligned = meetlm.load(out / "round-1" / "run")
     assert (tuple(aligned.levels), aligned.default_level) == (("q0", "q1", "q2"), "q2")
-    assert f"round 1, {7 * 6} training replies" in done.stdout
+    assert f"round 1, {7 * 6} training replies" in process.stdout
     rows = [json.loads(line) for line in (out / "round-1" / "training-scores.jsonl").read_text().splitlines()]
     assert len(rows) == 7 * 6 and all(row["score"] == length("", row["completion"].strip()) for row in rows)
     refused = meet(*args, "quantiles")

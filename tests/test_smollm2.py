@@ -65,8 +65,8 @@ def test_packed_is_padded_is_alone(kind: str, loaded: tuple[PreTrainedModel, Pre
             policy(collate(batch, layout)["blocks"], len(batch)).sums().double()  # type: ignore[arg-type]
             for layout in ("packed", "padded")
         ]
-        alone = torch.cat([policy(collate([one], "padded")["blocks"], 1).sums().double() for one in batch])
-    tokens = torch.tensor([one.num_trained for one in batch])
+        alone = torch.cat([policy(collate([encoded], "padded")["blocks"], 1).sums().double() for encoded in batch])
+    tokens = torch.tensor([encoded.num_trained for encoded in batch])
     for together in sums:
         assert float(((together - alone) / tokens).abs().max()) < 1e-4
 
@@ -95,19 +95,19 @@ def test_peft_and_levels(
     requests = [Request((branch,), Sampling(max_new_tokens=12)) for branch in branches]
     together = session.complete(requests)
     alone = [session.complete([request])[0] for request in requests]
-    assert [one.text for one in together] == [one.text for one in alone]
+    assert [completion.text for completion in together] == [completion.text for completion in alone]
     assert together[0].text != together[1].text
-    assert all(one.text for one in together)
+    assert all(completion.text for completion in together)
 
 
 def test_chat_template(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     tokenizer = loaded[1]
     hi = Prompt((Turn("user", "Hi"),))
-    kept, left = pin_format(tokenizer), pin_format(tokenizer, system="none")
+    with_system, left = pin_format(tokenizer), pin_format(tokenizer, system="none")
     plain = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert tokenizer.decode(kept.prompt_ids(hi)) == plain
-    assert kept.spec.preamble and kept.spec.preamble.startswith("<|im_start|>system\n")
+    assert tokenizer.decode(with_system.prompt_ids(hi)) == plain
+    assert with_system.spec.preamble and with_system.spec.preamble.startswith("<|im_start|>system\n")
     assert tokenizer.decode(left.prompt_ids(hi)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(kept.completion_ids(hi, as_reply("Hello."))) == "Hello.<|im_end|>"
+    assert tokenizer.decode(with_system.completion_ids(hi, as_reply("Hello."))) == "Hello.<|im_end|>"

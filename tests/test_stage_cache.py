@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEETLM_CACHE", str(tmp_path / "cache"))
 
 
-def recipe(folder: Path, method: str, *words: str) -> RunConfig:
+def recipe(folder: Path, method: str, *overrides: str) -> RunConfig:
     """Return a method's recipe over a tiny Llama and 12 pairs, all in ``folder``, at one epoch of 3 steps a stage."""
     if not (folder / "lm").exists():
         local_model(folder / "lm", "llama")
@@ -46,9 +46,9 @@ def recipe(folder: Path, method: str, *words: str) -> RunConfig:
     }
     file.write_text(json.dumps(over))
     stages = load_config(None, file).stages
-    changed = {word.partition("=")[0] for word in words}
+    changed = {override.partition("=")[0] for override in overrides}
     one_epoch = [f"stages.{stage.name}.epochs=1" for stage in stages]
-    return load_config(None, file, [*(word for word in one_epoch if word[:-2] not in changed), *words])
+    return load_config(None, file, [*(override for override in one_epoch if override[:-2] not in changed), *overrides])
 
 
 def run(config: RunConfig, folder: Path, cache: StageCache | None = None) -> list[str]:
@@ -66,7 +66,7 @@ class EveryStage(StageCache):
         super().store(key, stage)
 
 
-def taken(messages: list[str]) -> list[str]:
+def reused_stages(messages: list[str]) -> list[str]:
     """Return the stages that a run has not trained itself."""
     return [line.split(":")[0] for line in messages if "reused from another run" in line]
 
@@ -81,8 +81,8 @@ def weights(run: Path) -> dict[str, Tensor]:
     return {f"{file.name} {name}": t for file in files if file.is_file() for name, t in load_file(file).items()}
 
 
-def same(one: Path, two: Path) -> bool:
-    left, right = weights(one), weights(two)
+def same(run_folder: Path, other_folder: Path) -> bool:
+    left, right = weights(run_folder), weights(other_folder)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
@@ -145,12 +145,14 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
     cache = StageCache(tmp_path / "shared")
     cache.keys_to_store = stage_keys([configs[order[1]]], rows)
     messages = [run(configs[method], tmp_path / method, cache) for method in order]
-    assert list(map(taken, messages)) == [[], ["step1"]]
+    assert list(map(reused_stages, messages)) == [[], ["step1"]]
     # Trained once: a second training would have times of its own.
     for name in ("metrics.jsonl", "stage.json"):
         assert (second / "step1" / name).read_bytes() == (first / "step1" / name).read_bytes()
-    one, two = (load_file(folder / "step1" / "checkpoint-3" / "model.safetensors") for folder in (first, second))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first_weights, second_weights = (
+        load_file(folder / "step1" / "checkpoint-3" / "model.safetensors") for folder in (first, second)
+    )
+    assert all(torch.equal(first_weights[name], second_weights[name]) for name in first_weights)
     cache.keys_to_store = {stage_key(configs["meet-lora"], rows, 0)}
     cache.remove_others()
     assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == list(cache.keys_to_store)
@@ -167,7 +169,7 @@ def test_dpo_takes_the_stage_of_sft(tmp_path: Path) -> None:
     cache = StageCache(tmp_path / "shared")
     cache.keys_to_store = {stage_key(configs["dpo"], fingerprint(tmp_path / "alone"), 0)}
     run(configs["sft"], tmp_path / "sft", cache)
-    assert taken(run(configs["dpo"], tmp_path / "dpo", cache)) == ["sft"]
+    assert reused_stages(run(configs["dpo"], tmp_path / "dpo", cache)) == ["sft"]
     assert (tmp_path / "dpo/sft/stage.json").read_bytes() == (tmp_path / "sft/sft/stage.json").read_bytes()
     assert same(tmp_path / "dpo", tmp_path / "alone")
     assert read(tmp_path / "dpo") == read(tmp_path / "alone")
@@ -206,29 +208,33 @@ OTHER = [
 ]
 
 
-@pytest.mark.parametrize(("method", "words"), OTHER, ids=[" ".join((m, *w)) for m, w in OTHER])
-def test_what_decides_a_stage_is_in_its_key(method: str, words: list[str], tmp_path: Path) -> None:
-    one, two = recipe(tmp_path, "meet-lora"), recipe(tmp_path, method, *words)
-    assert stage_key(one, "rows", 0) != stage_key(two, "rows", 0)
-    assert not stage_keys([one], "rows") & stage_keys([two], "rows")
+@pytest.mark.parametrize(("method", "overrides"), OTHER, ids=[" ".join((m, *w)) for m, w in OTHER])
+def test_what_decides_a_stage_is_in_its_key(method: str, overrides: list[str], tmp_path: Path) -> None:
+    first, second = recipe(tmp_path, "meet-lora"), recipe(tmp_path, method, *overrides)
+    assert stage_key(first, "rows", 0) != stage_key(second, "rows", 0)
+    assert not stage_keys([first], "rows") & stage_keys([second], "rows")
 
 
 def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
-    one = recipe(tmp_path, "meet-lora")
-    words = ["batch.micro_pairs=1", "batch.save_steps=7", "stages.step2.lr=7", "stages.step1.name=first"]
-    two = recipe(tmp_path, "meet-lora", *words)
+    config = recipe(tmp_path, "meet-lora")
+    overrides = ["batch.micro_pairs=1", "batch.save_steps=7", "stages.step2.lr=7", "stages.step1.name=first"]
+    other_config = recipe(tmp_path, "meet-lora", *overrides)
     for index in (-1, 0):
-        assert stage_key(one, "rows", index) == stage_key(two, "rows", index) != stage_key(one, "others", index)
-    assert stage_key(one, "rows", 1) != stage_key(two, "rows", 1)
-    assert len({stage_key(one, "rows", index) for index in (-1, 0, 1)}) == 3
+        assert (
+            stage_key(config, "rows", index)
+            == stage_key(other_config, "rows", index)
+            != stage_key(config, "others", index)
+        )
+    assert stage_key(config, "rows", 1) != stage_key(other_config, "rows", 1)
+    assert len({stage_key(config, "rows", index) for index in (-1, 0, 1)}) == 3
 
 
 def test_another_control_is_trained_anew(tmp_path: Path) -> None:
-    method, words = "meet-lora-first-step", ["control.rank=8"]
+    method, overrides = "meet-lora-first-step", ["control.rank=8"]
     cache = EveryStage(tmp_path / "shared")
     run(recipe(tmp_path, method), tmp_path / "one", cache)
-    assert taken(run(recipe(tmp_path, method, *words), tmp_path / "two", cache)) == []
-    run(recipe(tmp_path, method, *words), tmp_path / "alone")
+    assert reused_stages(run(recipe(tmp_path, method, *overrides), tmp_path / "two", cache)) == []
+    run(recipe(tmp_path, method, *overrides), tmp_path / "alone")
     assert same(tmp_path / "two", tmp_path / "alone")
     assert not same(tmp_path / "two", tmp_path / "one")
 
@@ -245,8 +251,8 @@ def test_an_interrupted_keep_is_not_taken(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(Path, "rename", killed)
         run(config, tmp_path / "one", cache)
-    assert taken(run(config, tmp_path / "two", cache)) == []
-    assert taken(run(config, tmp_path / "three", cache)) == ["sft"]
+    assert reused_stages(run(config, tmp_path / "two", cache)) == []
+    assert reused_stages(run(config, tmp_path / "three", cache)) == ["sft"]
     assert same(tmp_path / "two", tmp_path / "three")
 
 
@@ -256,16 +262,16 @@ def test_an_interrupted_dpo_stage_continues_with_its_reference(cached: bool, tmp
     config = recipe(tmp_path, "dpo", "stages.sft.epochs=0.5", "stages.dpo.lr=1e-2", "stages.dpo.epochs=2")
     run(config, tmp_path / "whole")
     references = tmp_path / "cache" / "reference"
-    kept = sorted(references.iterdir())
+    files = sorted(references.iterdir())
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 3)  # sft has two steps
         run(config, tmp_path / "parts")
     assert (tmp_path / "parts" / "dpo" / "checkpoint-3").is_dir()
     if not cached:
-        for file in kept:
+        for file in files:
             file.unlink()
     assert "dpo: continuing after step 3" in run(config, tmp_path / "parts")
-    assert sorted(references.iterdir()) == kept
+    assert sorted(references.iterdir()) == files
     assert same(tmp_path / "whole", tmp_path / "parts")
     names = ("step", "loss", "rewards/chosen", "rewards/margins")
     logs = [(tmp_path / name / "dpo" / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]

@@ -100,7 +100,7 @@ def test_all_nine_verdicts_of_a_judge() -> None:
 # Rates
 
 
-def found(outcomes: list[Outcome | None], prompts: list[int], **more: int) -> Rates:
+def rates_of(outcomes: list[Outcome | None], prompts: list[int], **more: int) -> Rates:
     result = rates(outcomes, Clusters(prompts, **more))
     assert result is not None
     return result
@@ -109,7 +109,7 @@ def found(outcomes: list[Outcome | None], prompts: list[int], **more: int) -> Ra
 def test_rates_by_hand() -> None:
     # Prompt 0: win, lose, tie; prompt 1: win (and one without an outcome); prompt 2: lose, lose, win.
     outcomes: list[Outcome | None] = ["win", "lose", "tie", "win", None, "lose", "lose", "win"]
-    result = found(outcomes, [0, 0, 0, 1, 1, 2, 2, 2])
+    result = rates_of(outcomes, [0, 0, 0, 1, 1, 2, 2, 2])
     assert result.win.value == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert result.lose.value == pytest.approx((1 / 3 + 0 + 2 / 3) / 3)
     assert result.tie.value == pytest.approx((1 / 3) / 3)
@@ -121,14 +121,14 @@ def test_rates_by_hand() -> None:
 def test_the_sign_test_by_hand() -> None:
     """Of 10 decided prompts 9 are won: 2·(1 + 10)/2¹⁰; a prompt with three seeds has one sign."""
     outcomes: list[Outcome | None] = ["win"] * 9 + ["lose", "tie"] + ["win", "lose", "tie"]
-    result = found(outcomes, [*range(11), 11, 11, 11])
+    result = rates_of(outcomes, [*range(11), 11, 11, 11])
     assert result.sign_p == pytest.approx(22 / 1024)
 
 
 def test_a_against_a_is_ties_only() -> None:
     rewards = np.random.default_rng(0).normal(size=50).tolist()
     for outcomes in (by_reward(rewards, rewards), by_value(rewards, rewards)):
-        result = found(outcomes, list(range(50)))
+        result = rates_of(outcomes, list(range(50)))
         assert (result.win.value, result.lose.value, result.delta.value, result.tie.value) == (0, 0, 0, 1)
         upper = binomtest(0, 50).proportion_ci(0.95, method="exact").high
         assert result.win == result.lose
@@ -141,10 +141,10 @@ def test_a_against_a_is_ties_only() -> None:
 @pytest.mark.parametrize(("num_prompts", "seeds", "missing"), [(1, 1, 0.0), (37, 1, 0.1), (101, 5, 0.3), (40, 7, 0.2)])
 def test_swapping_mirrors_every_figure(num_prompts: int, seeds: int, missing: float) -> None:
     outcomes, prompts = some_outcomes(num_prompts, seeds, seed=3, missing=missing)
-    one, other = found(outcomes, prompts), found([MIRRORED[o] for o in outcomes], prompts)
-    assert (one.win, one.lose, one.tie) == (other.lose, other.win, other.tie)
-    assert one.delta == mirror(other.delta)
-    assert one.sign_p == other.sign_p
+    result, other = rates_of(outcomes, prompts), rates_of([MIRRORED[o] for o in outcomes], prompts)
+    assert (result.win, result.lose, result.tie) == (other.lose, other.win, other.tie)
+    assert result.delta == mirror(other.delta)
+    assert result.sign_p == other.sign_p
     second = some_outcomes(num_prompts, seeds, seed=4)[0]
     kappas = [
         agreed(first, [swap[o] for o in second], prompts)
@@ -156,19 +156,19 @@ def test_swapping_mirrors_every_figure(num_prompts: int, seeds: int, missing: fl
 def test_the_order_of_cells_does_not_matter() -> None:
     outcomes, prompts = some_outcomes(60, 3, missing=0.2)
     order = np.random.default_rng(1).permutation(len(prompts))
-    assert found(outcomes, prompts) == found([outcomes[n] for n in order], [prompts[n] for n in order])
+    assert rates_of(outcomes, prompts) == rates_of([outcomes[n] for n in order], [prompts[n] for n in order])
 
 
 def test_deterministic_by_seed() -> None:
     outcomes, prompts = some_outcomes(60, 1)
-    assert found(outcomes, prompts, seed=1) == found(outcomes, prompts, seed=1)
-    assert found(outcomes, prompts, seed=1).win != found(outcomes, prompts, seed=2).win
+    assert rates_of(outcomes, prompts, seed=1) == rates_of(outcomes, prompts, seed=1)
+    assert rates_of(outcomes, prompts, seed=1).win != rates_of(outcomes, prompts, seed=2).win
 
 
 def test_seeds_of_a_prompt_stay_together() -> None:
     """The same prompts seen under ten equal seeds tell nothing new: the interval stays."""
     outcomes, prompts = some_outcomes(50, 1)
-    once, again = found(outcomes, prompts), found(outcomes * 10, prompts * 10)
+    once, again = rates_of(outcomes, prompts), rates_of(outcomes * 10, prompts * 10)
     assert (once.win, once.delta, once.sign_p) == (again.win, again.delta, again.sign_p)
     assert (again.num_prompts, again.num_cells) == (50, 500)
     values = [float(NAMES.index(cast(Outcome, o))) for o in outcomes]
@@ -192,7 +192,7 @@ def test_mean_by_hand() -> None:
 def test_ten_thousand_prompts_take_seconds() -> None:
     outcomes, prompts = some_outcomes(10_000, 1)
     start = time.perf_counter()
-    found(outcomes, prompts)
+    rates_of(outcomes, prompts)
     assert time.perf_counter() - start < 15
 
 
@@ -200,24 +200,24 @@ def test_ten_thousand_prompts_take_seconds() -> None:
 
 
 def test_differences_by_hand() -> None:
-    one = difference([4.0, 6.0, None, 2.0], [1.0, 3.0, 5.0, 2.0], Clusters([0, 1, 2, 3]), ratio=True)
-    assert one and one.mean.value == 2 and one.ratio and one.ratio.value == pytest.approx(2)
-    assert one.sign_p == 0.5  # two of two
+    change = difference([4.0, 6.0, None, 2.0], [1.0, 3.0, 5.0, 2.0], Clusters([0, 1, 2, 3]), ratio=True)
+    assert change and change.mean.value == 2 and change.ratio and change.ratio.value == pytest.approx(2)
+    assert change.sign_p == 0.5  # two of two
     assert difference([None], [1.0], Clusters([0])) is None
 
 
 # Agreement
 
 
-def agreed(one: list[Outcome | None], other: list[Outcome | None], prompts: list[int]) -> Agreement | None:
-    return agreement(one, other, Clusters(prompts), system="a", evaluators=("reward", "judge"))
+def agreed(first: list[Outcome | None], other: list[Outcome | None], prompts: list[int]) -> Agreement | None:
+    return agreement(first, other, Clusters(prompts), system="a", evaluators=("reward", "judge"))
 
 
 def test_kappa_by_hand() -> None:
     """Cohen's own kind of table: 20 both win, 5 + 10 apart, 15 both lose: observed 0.7, by chance 0.5."""
-    one: list[Outcome | None] = ["win"] * 25 + ["lose"] * 25 + [None]
+    outcomes: list[Outcome | None] = ["win"] * 25 + ["lose"] * 25 + [None]
     other: list[Outcome | None] = ["win"] * 20 + ["lose"] * 5 + ["win"] * 10 + ["lose"] * 15 + ["win"]
-    result = agreed(one, other, list(range(51)))
+    result = agreed(outcomes, other, list(range(51)))
     assert result and result.kappa
     assert (result.observed, result.num_cells) == (0.7, 50)
     assert result.kappa.value == pytest.approx(0.4)
@@ -240,9 +240,9 @@ def test_kappa_at_its_ends() -> None:
 
 
 def test_kappa_of_strangers_is_near_zero() -> None:
-    one, prompts = some_outcomes(2000, 1, seed=1)
+    outcomes, prompts = some_outcomes(2000, 1, seed=1)
     other, _ = some_outcomes(2000, 1, seed=2)
     other = [other[n] for n in np.argsort(prompts)]
-    result = agreed(one, other, prompts)
+    result = agreed(outcomes, other, prompts)
     assert result and result.kappa and result.kappa.low < 0 < result.kappa.high
     assert result.kappa.high - result.kappa.low < 0.15

@@ -42,7 +42,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides: a tiny model, 12 pairs, one epoch."""
     folder = tmp_path_factory.mktemp("data")
     files = [write_pairs(folder / f"{name}.jsonl", count) for name, count in (("train", 12), ("test", 6))]
@@ -57,27 +57,27 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def changed(words: list[str], *changes: str) -> list[str]:
+def changed(overrides: list[str], *changes: str) -> list[str]:
     """Return the overrides with other values."""
     keys = {change.partition("=")[0] for change in changes}
-    return [*(word for word in words if word.partition("=")[0] not in keys), *changes]
+    return [*(override for override in overrides if override.partition("=")[0] not in keys), *changes]
 
 
-def run(recipes: tuple[str, ...], folder: Path, words: list[str], seeds: tuple[int, ...] = (0,)) -> list[ArmResult]:
-    results, failed = sweep(arm_configs(recipes, seeds, None, words), folder, THEN)
+def run(recipes: tuple[str, ...], folder: Path, overrides: list[str], seeds: tuple[int, ...] = (0,)) -> list[ArmResult]:
+    results, failed = sweep(arm_configs(recipes, seeds, None, overrides), folder, THEN)
     assert failed == {}
     return results
 
 
-def test_a_sweep_ends_with_a_table_and_drops_weights(tmp_path: Path, words: list[str]) -> None:
-    results = run(RECIPES, tmp_path, words)
-    assert [one.recipe for one in results] == list(RECIPES)
+def test_a_sweep_ends_with_a_table_and_drops_weights(tmp_path: Path, overrides: list[str]) -> None:
+    results = run(RECIPES, tmp_path, overrides)
+    assert [result.recipe for result in results] == list(RECIPES)
     table = (tmp_path / TABLE).read_text()
     assert [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:7]] == list(RECIPES)
     assert "on 6 held-out pairs" in table
-    by_recipe = {one.recipe: one for one in results}
+    by_recipe = {result.recipe: result for result in results}
     assert by_recipe["hh-dpo"].after.by_sum is None and by_recipe["hh-coh-chain"].after.by_sum is not None
-    assert all(one.num_completions == 3 for one in results)
+    assert all(result.num_completions == 3 for result in results)
     for arm in tmp_path.glob("*-seed0"):
         assert not list(arm.rglob("*.safetensors"))
         assert len(list((arm / "completions").glob("*.jsonl"))) == 1
@@ -86,16 +86,16 @@ def test_a_sweep_ends_with_a_table_and_drops_weights(tmp_path: Path, words: list
     assert not (tmp_path / SHARED).exists()
 
 
-def test_what_arms_share_is_trained_once_and_changes_nothing(tmp_path: Path, words: list[str]) -> None:
-    together = run(("hh-meet-lora-first-step", "hh-meet-lora"), tmp_path / "together", words)
-    alone = [run((one.recipe,), tmp_path / one.recipe, words)[0] for one in together]
-    assert [(one.before, one.after) for one in together] == [(one.before, one.after) for one in alone]
-    first, then = (tmp_path / "together" / f"{one.recipe}-seed0" / "step1" / "stage.json" for one in together)
+def test_what_arms_share_is_trained_once_and_changes_nothing(tmp_path: Path, overrides: list[str]) -> None:
+    together = run(("hh-meet-lora-first-step", "hh-meet-lora"), tmp_path / "together", overrides)
+    alone = [run((result.recipe,), tmp_path / result.recipe, overrides)[0] for result in together]
+    assert [(result.before, result.after) for result in together] == [(result.before, result.after) for result in alone]
+    first, then = (tmp_path / "together" / f"{result.recipe}-seed0" / "step1" / "stage.json" for result in together)
     assert first.read_text() == then.read_text()  # the same seconds: step 1 was not trained again
 
 
-def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = arm_configs(("hh-sft", "hh-coh"), (0, 1), None, words)
+def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = arm_configs(("hh-sft", "hh-coh"), (0, 1), None, overrides)
     trained: list[str] = []
     right = meetlm.run.arm.execute
 
@@ -122,51 +122,51 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, words: list[str], monkeypatc
     ]
 
 
-def test_a_done_arm_of_other_settings_is_refused_before_anything_runs(tmp_path: Path, words: list[str]) -> None:
-    run(("hh-sft",), tmp_path, words)
+def test_a_done_arm_of_other_settings_is_refused_before_anything_runs(tmp_path: Path, overrides: list[str]) -> None:
+    run(("hh-sft",), tmp_path, overrides)
     with pytest.raises(RunError, match="stages.sft.lr was 2e-05, is now 0.001"):
-        sweep(arm_configs(("hh-coh", "hh-sft"), (0,), None, [*words, "optim.lr=1e-3"]), tmp_path, THEN)
+        sweep(arm_configs(("hh-coh", "hh-sft"), (0,), None, [*overrides, "optim.lr=1e-3"]), tmp_path, THEN)
     assert not (tmp_path / "hh-coh-seed0").exists()
 
 
 def test_an_arm_that_was_stopped_is_checked_too(
-    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after training, while it generates; and between its record and the dropping of its weights."""
 
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    for what in ("write_completions", "remove_weights"):
+    for function in ("write_completions", "remove_weights"):
         with monkeypatch.context() as patch:
-            patch.setattr(meetlm.run.arm, what, stop)
+            patch.setattr(meetlm.run.arm, function, stop)
             with pytest.raises(KeyboardInterrupt):
-                run(("hh-sft",), tmp_path / what, words)
+                run(("hh-sft",), tmp_path / function, overrides)
         with pytest.raises(RunError, match="stages.sft.lr was"):
-            run(("hh-sft",), tmp_path / what, [*words, "optim.lr=1e-3"])
-        (result,) = run(("hh-sft",), tmp_path / what, words)
+            run(("hh-sft",), tmp_path / function, [*overrides, "optim.lr=1e-3"])
+        (result,) = run(("hh-sft",), tmp_path / function, overrides)
         assert result.num_completions == 3
-        assert not list((tmp_path / what).rglob("*.safetensors"))
+        assert not list((tmp_path / function).rglob("*.safetensors"))
 
 
-def test_completions_of_other_settings_are_not_mixed(tmp_path: Path, words: list[str]) -> None:
-    run(("hh-sft",), tmp_path, words)
+def test_completions_of_other_settings_are_not_mixed(tmp_path: Path, overrides: list[str]) -> None:
+    run(("hh-sft",), tmp_path, overrides)
     then = AfterTraining(Sampling(max_new_tokens=9), prompts=3, keep_weights=False)
     with pytest.raises(RunError, match="is finished with other completions"):
-        sweep(arm_configs(("hh-sft",), (0,), None, words), tmp_path, then)
+        sweep(arm_configs(("hh-sft",), (0,), None, overrides), tmp_path, then)
 
 
-def test_arms_are_pinned_to_one_day(tmp_path: Path, words: list[str]) -> None:
-    run(("hh-meet-lora-first-step",), tmp_path, words)
+def test_arms_are_pinned_to_one_day(tmp_path: Path, overrides: list[str]) -> None:
+    run(("hh-meet-lora-first-step",), tmp_path, overrides)
     spec = json.loads((tmp_path / FORMAT).read_text())
     (tmp_path / FORMAT).write_text(json.dumps({**spec, "date": "2001-02-03"}))
-    run(("hh-coh",), tmp_path, words)
+    run(("hh-coh",), tmp_path, overrides)
     pinned = yaml.safe_load((tmp_path / "hh-coh-seed0" / "config.yaml").read_text())["format_pinned"]
     assert pinned["date"] == "2001-02-03"
 
 
 def test_memory_that_is_not_there_fails_one_arm(
-    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = meetlm.run.arm.execute
 
@@ -176,8 +176,8 @@ def test_memory_that_is_not_there_fails_one_arm(
         right(config, folder, **more)
 
     monkeypatch.setattr(meetlm.run.arm, "execute", execute)
-    results, failed = sweep(arm_configs(("hh-sft", "hh-coh"), (0,), None, words), tmp_path, THEN)
-    assert [one.recipe for one in results] == ["hh-coh"]
+    results, failed = sweep(arm_configs(("hh-sft", "hh-coh"), (0,), None, overrides), tmp_path, THEN)
+    assert [result.recipe for result in results] == ["hh-coh"]
     assert failed == {"hh-sft-seed0": "OutOfMemoryError: none left"}
 
 
@@ -196,9 +196,9 @@ def test_what_is_a_recipes_own_is_refused(text: str, more: list[str], said: str,
         arm_configs(("hh-sft",), (0,), file, more)
 
 
-def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: list[str]) -> None:
-    short = [*words, "data.max_length=1000"]  # a soft prompt of 100 does not fit beside the rows
-    model = Path(words[0].partition("=")[2])
+def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, overrides: list[str]) -> None:
+    short = [*overrides, "data.max_length=1000"]  # a soft prompt of 100 does not fit beside the rows
+    model = Path(overrides[0].partition("=")[2])
     longest = tmp_path / "lm"
     longest.mkdir()
     for file in model.iterdir():
@@ -207,7 +207,7 @@ def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, words: l
     (longest / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 120}))
     arms = arm_configs(("hh-meet-soft-prompt-n100", "hh-sft"), (0,), None, changed(short, f"model.name={longest}"))
     results, failed = sweep(arms, tmp_path / "sweep", THEN)
-    assert [one.recipe for one in results] == ["hh-sft"]
+    assert [result.recipe for result in results] == ["hh-sft"]
     assert "the model has 120 positions" in failed["hh-meet-soft-prompt-n100-seed0"]
     assert "**hh-meet-soft-prompt-n100-seed0 failed**" in (tmp_path / "sweep" / TABLE).read_text()
 
@@ -225,11 +225,11 @@ def test_sweeps_that_make_no_sense_are_refused(recipes: tuple[str, ...], said: s
         arm_configs(recipes, (0,), None, [])
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path, words: list[str]) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, overrides: list[str]) -> None:
     (tmp_path / "thesis.tex").touch()
     for command in ("sweep", "search"):
-        done = CliRunner().invoke(main, [command, "hh-sft", *words, "--out", str(tmp_path)])
-        assert done.exit_code == 1 and f"--out {tmp_path} holds other files (thesis.tex)" in done.output
+        result = CliRunner().invoke(main, [command, "hh-sft", *overrides, "--out", str(tmp_path)])
+        assert result.exit_code == 1 and f"--out {tmp_path} holds other files (thesis.tex)" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -239,8 +239,8 @@ def test_patterns_and_seeds() -> None:
 
 
 def test_stage_keys_tell_all_that_decides() -> None:
-    def key(recipe: str, *words: str, index: int = 0, data: str = "rows") -> str:
-        return stage_key(load_config(recipe, None, words), data, index)
+    def key(recipe: str, *overrides: str, index: int = 0, data: str = "rows") -> str:
+        return stage_key(load_config(recipe, None, overrides), data, index)
 
     first = key("hh-meet-lora")
     same = (
@@ -264,7 +264,7 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
     assert (len(train), len(held)) == (14, 6)
     assert not {e.group for e in train} & {e.group for e in held}
     read = read_prompts(settings).prompts
-    assert [(one.prompt, one.chosen) for one in read] == [(one.prompt, one.best_and_worst[0]) for one in held]
+    assert [(row.prompt, row.chosen) for row in read] == [(row.prompt, row.best_and_worst[0]) for row in held]
     more = read_prompts(settings.model_copy(update={"holdout": 5})).prompts
     assert {e.prompt for e in held} < {e.prompt for e in more}
     with pytest.raises(
@@ -273,29 +273,31 @@ def test_holdout_parts_prompts(tmp_path: Path) -> None:
         read_splits(settings.model_copy(update={"holdout": 10}))
 
 
-def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[str]) -> None:
+def test_search_gives_each_method_the_same_budget(tmp_path: Path, overrides: list[str]) -> None:
     recipes, folder = ("hh-meet-lora", "hh-sft"), tmp_path / "search"
-    trials, failures = search(recipes, None, words, folder, trials=4, holdout=4)
+    trials, failures = search(recipes, None, overrides, folder, trials=4, holdout=4)
     assert failures == {}
-    assert [(one.recipe, one.stage.name) for one in trials] == [("hh-meet-lora", "step1")] * 2 + [
+    assert [(trial.recipe, trial.stage.name) for trial in trials] == [("hh-meet-lora", "step1")] * 2 + [
         ("hh-meet-lora", "step2")
     ] * 2 + [("hh-sft", "sft")] * 4
-    assert [one.stage.lr for one in trials if one.stage.name == "sft"] == pytest.approx(
+    assert [trial.stage.lr for trial in trials if trial.stage.name == "sft"] == pytest.approx(
         [2e-5 / 9, 2e-5 / 3, 2e-5, 6e-5]
     )
-    assert [sum(one.is_best for one in trials if one.stage.name == stage) for stage in ("step1", "step2", "sft")] == [
+    assert [
+        sum(trial.is_best for trial in trials if trial.stage.name == stage) for stage in ("step1", "step2", "sft")
+    ] == [
         1,
         1,
         1,
     ]
-    sft = [one for one in trials if one.stage.name == "sft"]
-    assert min(sft, key=lambda one: one.after.nll).is_best and {one.metric for one in sft} == {"nll"}
-    assert all(one.after.pairs == 4 for one in trials)
-    settled = next(one.stage.lr for one in trials if one.stage.name == "step1" and one.is_best)
+    sft = [trial for trial in trials if trial.stage.name == "sft"]
+    assert min(sft, key=lambda trial: trial.after.nll).is_best and {trial.metric for trial in sft} == {"nll"}
+    assert all(trial.after.pairs == 4 for trial in trials)
+    settled = next(trial.stage.lr for trial in trials if trial.stage.name == "step1" and trial.is_best)
     second = [file.read_text() for file in folder.glob("hh-meet-lora-step2-*/config.yaml")]
     assert len(second) == 2 and all(f"lr: {settled}" in text for text in second)
-    assert search(recipes, None, words, folder, trials=4, holdout=4)[0] == trials
-    other = changed(words, "batch.pairs=2")
+    assert search(recipes, None, overrides, folder, trials=4, holdout=4)[0] == trials
+    other = changed(overrides, "batch.pairs=2")
     with pytest.raises(RunError, match="batch.pairs was 4, is now 2"):
         search(("hh-sft",), None, other, folder, trials=4, holdout=4)
     best = best_rates(trials, ())
@@ -305,7 +307,7 @@ def test_search_gives_each_method_the_same_budget(tmp_path: Path, words: list[st
 
 
 def test_a_rate_at_which_training_diverges_is_no_trial(
-    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = Trainer._get_grad_norm
     most = [3e-5]
@@ -316,21 +318,21 @@ def test_a_rate_at_which_training_diverges_is_no_trial(
     monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
     reporter = RecordingReporter()
     arguments: dict[str, Any] = {"trials": 4, "holdout": 4, "reporter": reporter}
-    trials, _ = search(("hh-sft",), None, words, tmp_path / "search", **arguments)
-    assert [one.stage.lr for one in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
-    assert [one for one in reporter.messages if "diverged" in one] == [
+    trials, _ = search(("hh-sft",), None, overrides, tmp_path / "search", **arguments)
+    assert [trial.stage.lr for trial in trials] == pytest.approx([2e-5 / 9, 2e-5 / 3, 2e-5])
+    assert [message for message in reporter.messages if "diverged" in message] == [
         "hh-sft-sft-6e-05: stage 'sft' has diverged: the gradients of step 1 have norm nan; use a lower learning rate "
         "(it is 6e-05)"
     ]
     assert not list((tmp_path / "search").rglob("*.safetensors"))
     monkeypatch.setattr(StageTrainer, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert search(("hh-sft",), None, words, tmp_path / "search", **arguments)[0] == trials
-    assert len([one for one in reporter.messages if "diverged" in one]) == 2
+    assert search(("hh-sft",), None, overrides, tmp_path / "search", **arguments)[0] == trials
+    assert len([message for message in reporter.messages if "diverged" in message]) == 2
     monkeypatch.undo()
 
 
 def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
-    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = Trainer._get_grad_norm
 
@@ -339,14 +341,15 @@ def test_a_recipe_that_diverges_at_every_rate_fails_and_the_others_go_on(
 
     monkeypatch.setattr(Trainer, "_get_grad_norm", norm)
     out = tmp_path / "search"
-    done = CliRunner().invoke(
-        main, ["search", "hh-sft", "hh-coh", *words, "--trials", "2", "--holdout", "4", "--out", str(out), "--quiet"]
+    result = CliRunner().invoke(
+        main,
+        ["search", "hh-sft", "hh-coh", *overrides, "--trials", "2", "--holdout", "4", "--out", str(out), "--quiet"],
     )
-    assert done.exit_code == 1, done.output
-    assert "hh-sft failed: stage 'sft' diverged at every learning rate" in done.output
-    assert "meet train hh-coh" in done.output and "meet train hh-sft" not in done.output
-    found = json.loads((out / "search.json").read_text())
-    assert [one["recipe"] for one in found] == ["hh-coh"] * 2
+    assert result.exit_code == 1, result.output
+    assert "hh-sft failed: stage 'sft' diverged at every learning rate" in result.output
+    assert "meet train hh-coh" in result.output and "meet train hh-sft" not in result.output
+    records = json.loads((out / "search.json").read_text())
+    assert [record["recipe"] for record in records] == ["hh-coh"] * 2
 
 
 def test_search_refuses_a_budget_that_is_too_small() -> None:
@@ -358,12 +361,12 @@ def test_search_refuses_a_budget_that_is_too_small() -> None:
         search(("hh-dpo",), None, [], Path("out"), trials=4, holdout=4, metric="preference")
 
 
-def test_commands(tmp_path: Path, words: list[str]) -> None:
+def test_commands(tmp_path: Path, overrides: list[str]) -> None:
     out = tmp_path / "sweep"
     options = ["--out", str(out), "--limit", "0", "--quiet"]
-    done = CliRunner().invoke(main, ["sweep", "hh-sft", *words, *options], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert "[1/1] hh-sft-seed0" in done.output and (out / TABLE).is_file()
+    result = CliRunner().invoke(main, ["sweep", "hh-sft", *overrides, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "[1/1] hh-sft-seed0" in result.output and (out / TABLE).is_file()
     for words_, said in (
         (["sweep"], "missing argument RECIPE...: names, or patterns"),
         (["sweep", "hh-sft", "--seeds", "x"], "expected whole numbers"),
@@ -378,14 +381,14 @@ def test_commands(tmp_path: Path, words: list[str]) -> None:
     assert "dpo (beta 0.1)" in shown and ["sft", "lm", "chosen"] in [line.split()[:3] for line in shown.splitlines()]
 
 
-def test_arms_begin_with_one_language_model(tmp_path: Path, words: list[str]) -> None:
+def test_arms_begin_with_one_language_model(tmp_path: Path, overrides: list[str]) -> None:
     place = local_model(tmp_path / "lm", "llama")
-    words = changed(words, f"model.name={place}")
-    run(("hh-sft",), tmp_path / "sweep", words)
+    overrides = changed(overrides, f"model.name={place}")
+    run(("hh-sft",), tmp_path / "sweep", overrides)
     tiny_lm("llama", seed=5, dtype=torch.float32).save_pretrained(place)
-    arms = arm_configs(("hh-sft", "hh-coh"), (0,), None, words)
+    arms = arm_configs(("hh-sft", "hh-coh"), (0,), None, overrides)
     results, failed = sweep(arms, tmp_path / "sweep", THEN)
-    assert [one.recipe for one in results] == ["hh-sft"]
+    assert [result.recipe for result in results] == ["hh-sft"]
     assert "other runs of the sweep started from another language model" in failed["hh-coh-seed0"]
 
 

@@ -115,10 +115,10 @@ def test_accumulation_changes_nothing(architecture: str, kind: str, tmp_path: Pa
     moved = max(float((results[0][name] - results[1][name]).abs().max()) for name in results[0])
     assert moved < 1e-6
     whole, parts = (metrics(tmp_path / str(micro)) for micro in (8, 1))
-    for one, two in zip(whole, parts, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
-        assert one["loss/good"] == pytest.approx(two["loss/good"], abs=1e-5)
-        assert one["input_tokens"] == two["input_tokens"]
+    for first, second in zip(whole, parts, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert first["loss/good"] == pytest.approx(second["loss/good"], abs=1e-5)
+        assert first["input_tokens"] == second["input_tokens"]
 
 
 def test_the_gradient_is_that_of_the_mean_over_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,14 +329,14 @@ def test_diverging_training_stops_before_the_step_and_keeps_the_last_checkpoint(
                 with torch.no_grad():
                     next(policy.control.parameters()).fill_(torch.inf)
 
-    made = trainer(policy, items_of(policy), tmp_path, stage(steps=4), save_steps=1)
-    made.add_callback(Break())
+    trained = trainer(policy, items_of(policy), tmp_path, stage(steps=4), save_steps=1)
+    trained.add_callback(Break())
     with pytest.raises(DivergedError, match="'stage' has diverged: the gradients of step 3 have norm nan"):
-        made.train()
+        trained.train()
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
-    (kept,) = checkpoints(tmp_path)
-    assert kept.name == "checkpoint-2"
-    load_trained(policy, kept)
+    (checkpoint,) = checkpoints(tmp_path)
+    assert checkpoint.name == "checkpoint-2"
+    load_trained(policy, checkpoint)
     assert all(bool(tensor.isfinite().all()) for tensor in tensors(policy).values())
 
 

@@ -37,7 +37,7 @@ def test_runs_that_swing_have_wider_intervals_and_mirror() -> None:
         prompts += list(np.random.default_rng(run).permutation(100))
         runs += [run] * 100
     alone, crossed = rates(outcomes, Clusters(prompts)), rates(outcomes, Clusters(prompts, runs))
-    swapped = rates([MIRRORED[one] for one in outcomes], Clusters(prompts, runs))
+    swapped = rates([MIRRORED[outcome] for outcome in outcomes], Clusters(prompts, runs))
     assert alone and crossed and swapped
     assert crossed.delta.value == alone.delta.value and crossed.sign_p == alone.sign_p
     assert crossed.delta.high - crossed.delta.low > 3 * (alone.delta.high - alone.delta.low)

@@ -38,8 +38,8 @@ def test_from_training_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for command in section("", "").splitlines():
         for text, replacement in changes.items():
             command = command.replace(text, replacement)
-        done = CliRunner().invoke(main, shlex.split(command, comments=True)[1:])
-        assert done.exit_code == 0, done.output
+        result = CliRunner().invoke(main, shlex.split(command, comments=True)[1:])
+        assert result.exit_code == 0, result.output
     expected = meetlm.load("runs/mine").generate([MESSAGES], "good", max_new_tokens=64)
     for heading in ("transformers and PEFT", "A plain model in a pipeline"):
         names: dict[str, Any] = {}

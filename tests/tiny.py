@@ -230,14 +230,14 @@ def slots_encoder(
 def sequences(policy: Policy, lengths: Sequence[tuple[int, int]], levels: Sequence[int] | None = None) -> list[Encoded]:
     """Return random sequences of (prompt, completion) tokens, the slot of their level before them."""
     generator = torch.Generator().manual_seed(7)
-    made = []
+    rows = []
     for index, (prompt, completion) in enumerate(lengths):
         level = levels[index] if levels else index % 2
         ids = torch.randint(4, 300, (prompt + completion,), generator=generator).tolist()
         weights = policy.control.levels.weights([level])
         slot = policy.control.slot(weights)
-        made.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights, policy.control.scope))
-    return made
+        rows.append(Encoded.of_one((*slot, *ids), len(slot) + prompt, weights, policy.control.scope))
+    return rows
 
 
 @torch.no_grad()
@@ -253,13 +253,13 @@ LENGTHS = ((5, 4), (11, 7), (3, 1), (9, 12), (20, 6), (2, 3))
 def pairs(count: int) -> list[Example]:
     """Return ``count`` HH-like pairs of different lengths, with their level weights."""
     nouns = ("rice", "water", "a conversation", "the way", "today")
-    made = []
+    examples = []
     for i in range(count):
         prompt = f"\n\nHuman: What is {nouns[i % 5]}? {'Please. ' * (i % 3)}{i}\n\nAssistant:"
         chosen, rejected = f" It is {'good ' * (1 + i % 4)}{i}.", f" {'bad ' * (1 + (i + 1) % 3)}{i}"
         sides = as_reply(chosen), as_reply(rejected)
-        made.append(Example.of_pair(Prompt(prompt), *sides, prompt, Origin("pairs", i + 1)))
-    return PAIRS.apply(made)
+        examples.append(Example.of_pair(Prompt(prompt), *sides, prompt, Origin("pairs", i + 1)))
+    return PAIRS.apply(examples)
 
 
 def items_of(policy: Policy, count: int = 8) -> list[tuple[Encoded, ...]]:
@@ -295,9 +295,9 @@ def trainer(
 
 def gradients(policy: Policy) -> dict[str, Tensor]:
     """Return a copy of every gradient, and drop them."""
-    found = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    copies = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad(set_to_none=True)
-    return found
+    return copies
 
 
 def gap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

@@ -50,8 +50,8 @@ def tokens_of(example: Example) -> ExampleTokens:
     return ExampleTokens(1, (1, 1), chosen == rejected)
 
 
-def kept(*examples: Example) -> tuple[list[Example], dict[str, int]]:
-    """Filter; return what is kept, and the count of each reason and oddity."""
+def filtered(*examples: Example) -> tuple[list[Example], dict[str, int]]:
+    """Filter; return the remaining examples, and the count of each reason and oddity."""
     left, report = filter_train(Read(list(examples), []), tokens_of, 9)
     return left, {name: tally.count for name, tally in (report.dropped | report.odd).items()}
 
@@ -165,9 +165,9 @@ def test_fields_of_messages_go_to_the_template() -> None:
     sides = [[{"role": "assistant", "content": None, "tool_calls": calls}] for calls in CALLS]
     example = parse(prompt=[USER], chosen=sides[0], rejected=sides[1])
     assert example.replies[0].to_message() == {"role": "assistant", "content": "", "tool_calls": CALLS[0]}
-    assert kept(example) == ([example], {}), "two calls are not the same reply, and a call is not empty"
+    assert filtered(example) == ([example], {}), "two calls are not the same reply, and a call is not empty"
     thought = parse(prompt=[USER], chosen=[{**YES, "reasoning_content": "Rice is food."}], rejected=[YES])
-    assert thought.replies[0].to_message()["reasoning_content"] == "Rice is food." and kept(thought)[0] == [thought]
+    assert thought.replies[0].to_message()["reasoning_content"] == "Rice is food." and filtered(thought)[0] == [thought]
     answer = {"role": "tool", "content": "4", "name": "look", "tool_call_id": "1"}
     assert parse(prompt=[USER, *sides[0], answer], chosen=[YES], rejected=[NO]).prompt.to_json()[2] == answer
     assert parse(prompt=[{**USER, "name": None}], chosen=[YES], rejected=[NO]).prompt == Prompt(ASKED), "Arrow's nulls"
@@ -182,18 +182,22 @@ def test_conversations_that_repeat_the_begun_reply_lose_it() -> None:
 def test_remarks_are_counted() -> None:
     both = parse(prompt="Is rice good?", chosen="Is rice good? Yes.", rejected="Is rice good? No.")
     assert tuple(r.content for r in both.replies) == (" Yes.", " No.")
-    one = parse(prompt="Is rice good?", chosen="Is rice good? Yes.", rejected=" No.")
-    assert one.replies[0].content == "Is rice good? Yes."
+    example = parse(prompt="Is rice good?", chosen="Is rice good? Yes.", rejected=" No.")
+    assert example.replies[0].content == "Is rice good? Yes."
     differs = parse(prompt="Is water?", chosen=[USER, YES], rejected=[USER, NO])
     assert differs.prompt == Prompt(ASKED)
-    assert kept(both, one, differs)[1] == {"repeated_in_both": 1, "repeated_in_one": 1, "prompt_column_ignored": 1}
+    assert filtered(both, example, differs)[1] == {
+        "repeated_in_both": 1,
+        "repeated_in_one": 1,
+        "prompt_column_ignored": 1,
+    }
 
 
 def test_replies_that_are_equal_as_trained_are_dropped() -> None:
     spaces = parse(prompt="Rice?", chosen=" Yes.", rejected="Yes. ")
     tokens = parse(prompt="Water?", chosen="yes", rejected="Yes")
     other = parse(prompt="Tea?", chosen="yes", rejected="no")
-    left, counts = kept(spaces, tokens, other)
+    left, counts = filtered(spaces, tokens, other)
     assert (left, counts) == ([other], {"identical_replies": 2})
     test, report = filter_eval(Read([spaces, tokens, other], []), tokens_of, 9)
     assert test == [other] and report.dropped["identical_replies"].count == 2
@@ -215,7 +219,7 @@ class TestTranscripts:
         start = "\n\nHuman: Hi\n\nAssistant:"
         example = self.parse(f"{start} Yes.\n\nHuman: Thanks", f"{start} No.")
         other = self.parse(f"{start} Yes.", f"{start} No.")
-        assert kept(example, other) == ([other], {"human_turn": 1})
+        assert filtered(example, other) == ([other], {"human_turn": 1})
 
     def test_a_transcript_opens_like_all_others(self) -> None:
         assert self.parse("Human: Hi\n\nAssistant: a", "Human: Hi\n\nAssistant: b").prompt == Prompt(

@@ -43,8 +43,8 @@ ROWS = [
 
 
 def test_train_by_hand() -> None:
-    kept, report = filter_train(Read(ROWS, []), letters, max_length=10)
-    assert [example.origin.line for example in kept] == [1, 7, 8, 9, 10, 11]
+    remaining, report = filter_train(Read(ROWS, []), letters, max_length=10)
+    assert [example.origin.line for example in remaining] == [1, 7, 8, 9, 10, 11]
     assert report.to_dict() == {
         "file": "x.jsonl",
         "total": 11,
@@ -74,14 +74,14 @@ def test_rows_that_state_another_split_are_counted() -> None:
 
 
 def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
-    kept, report = filter_train(Read(ROWS[:1] + ROWS[7:10], []), letters, max_length=9)
-    assert [example.origin.line for example in kept] == [1]
+    remaining, report = filter_train(Read(ROWS[:1] + ROWS[7:10], []), letters, max_length=9)
+    assert [example.origin.line for example in remaining] == [1]
     assert report.dropped["too_long"].lines == [8, 9, 10]
 
 
 def test_eval_by_hand() -> None:
-    kept, report = filter_eval(Read(ROWS, []), letters, max_length=4)
-    assert [example.origin.line for example in kept] == [1, 10, 11]
+    remaining, report = filter_eval(Read(ROWS, []), letters, max_length=4)
+    assert [example.origin.line for example in remaining] == [1, 10, 11]
     counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
     assert counts == {
         "sides_differ": (1, [2]),
@@ -93,10 +93,10 @@ def test_eval_by_hand() -> None:
 
 
 def test_prompts_alone_by_hand() -> None:
-    rows = [HeldOutPrompt(one.prompt, one.replies[0], one.origin) for one in ROWS[1:5] + ROWS[7:]]
+    rows = [HeldOutPrompt(row.prompt, row.replies[0], row.origin) for row in ROWS[1:5] + ROWS[7:]]
 
     def lines(*both: list[HeldOutPrompt]) -> tuple[list[int], ...]:
-        return tuple([row.origin.line for row in found] for found in both)
+        return tuple([row.origin.line for row in rows] for rows in both)
 
     by_id, again = distinct(rows)
     firsts = list(by_id.values())
@@ -118,18 +118,18 @@ def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None
     message = Prompt((Turn("user", "Hi"),))
     rows.append(HeldOutPrompt(message, as_reply("to a message"), Origin("x.jsonl", 6)))
     by_id, again = distinct(rows)
-    assert [(one.prompt, one.chosen, one.origin.line) for one in by_id.values()] == [
+    assert [(row.prompt, row.chosen, row.origin.line) for row in by_id.values()] == [
         (Prompt("Hi"), as_reply("first"), 1),
         (Prompt("Ho"), None, 2),
         (message, as_reply("to a message"), 6),
     ]
-    assert [one.origin.line for one in again] == [3, 4, 5]
-    assert list(by_id) == [one.prompt.id for one in by_id.values()]
+    assert [row.origin.line for row in again] == [3, 4, 5]
+    assert list(by_id) == [row.prompt.id for row in by_id.values()]
 
 
 def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
-    kept, _ = filter_eval(Read(ROWS[2:6], []), letters, max_length=4)
-    assert [example.origin.line for example in kept] == [6]
+    remaining, _ = filter_eval(Read(ROWS[2:6], []), letters, max_length=4)
+    assert [example.origin.line for example in remaining] == [6]
 
 
 def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
@@ -148,14 +148,14 @@ def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
         looked_at.append(example.origin.line)
         return letters(example)
 
-    kept, report = filter_train(Read(ROWS, []), lengths, max_length=10, limit=3)
-    assert [example.origin.line for example in kept] == [1, 7, 8]
+    remaining, report = filter_train(Read(ROWS, []), lengths, max_length=10, limit=3)
+    assert [example.origin.line for example in remaining] == [1, 7, 8]
     assert looked_at == [1, 7, 8], "rows beyond the limit are not tokenised"
     assert report.beyond_limit == 3
     assert report.kept + sum(tally.count for tally in report.dropped.values()) + report.beyond_limit == 11
     assert filter_train(Read(ROWS, []), letters, 10, limit=6)[1].beyond_limit == 0
-    kept, report = filter_eval(Read(ROWS, []), letters, 4, limit=1)
-    assert ([example.origin.line for example in kept], report.beyond_limit) == ([1], 10)
+    remaining, report = filter_eval(Read(ROWS, []), letters, 4, limit=1)
+    assert ([example.origin.line for example in remaining], report.beyond_limit) == ([1], 10)
 
 
 def test_lines_for_a_terminal() -> None:
@@ -177,11 +177,11 @@ def test_conversations_are_compared_by_their_turns() -> None:
     ask, blank = Prompt((Turn("user", "hi"),)), as_reply(" ")
     answer, other = as_reply("yo"), as_reply("no")
     rows = [
-        Example.of_pair(ask, one, two, "g", Origin("x", line))
-        for line, (one, two) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
+        Example.of_pair(ask, first, second, "g", Origin("x", line))
+        for line, (first, second) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
-    kept, report = filter_train(Read(rows, []), lambda _: ExampleTokens(1, (1, 1)), 9)
-    assert kept == rows[:1]
+    remaining, report = filter_train(Read(rows, []), lambda _: ExampleTokens(1, (1, 1)), 9)
+    assert remaining == rows[:1]
     assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
 
 

@@ -76,9 +76,9 @@ def test_errors(fields: dict[str, object], text: str) -> None:
 @pytest.mark.hh
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no HH-RLHF sample at {SAMPLE}")
 @pytest.mark.parametrize(
-    ("split", "total", "differ", "empty", "kept"), [("train", 1600, 3, 4, 1593), ("eval", 400, 1, 0, 399)]
+    ("split", "total", "differ", "empty", "remaining"), [("train", 1600, 3, 4, 1593), ("eval", 400, 1, 0, 399)]
 )
-def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: int, empty: int, kept: int) -> None:
+def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: int, empty: int, remaining: int) -> None:
     read = read_examples(DataSettings(source="hh", path=str(SAMPLE), subset="hh-harmless-base"), split)
     examples = read.rows
     assert len(examples) == total
@@ -89,5 +89,5 @@ def test_the_real_sample(split: Literal["train", "eval"], total: int, differ: in
     report = filter_train(read, lambda _: ExampleTokens(0, (0, 0)), 512)[1]
     counts = {name: tally.count for name, tally in report.dropped.items()}
     assert counts == {name: n for name, n in {"sides_differ": differ, "empty_reply": empty}.items() if n}
-    assert (report.kept, report.groups) == (kept, kept)
+    assert (report.kept, report.groups) == (remaining, remaining)
     assert len({example.prompt for example in examples}) == total

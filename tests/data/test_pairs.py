@@ -61,10 +61,10 @@ def test_explicit_text() -> None:
     ],
 )
 def test_implicit_text(chosen: str, rejected: str, prompt: str) -> None:
-    for one, two in [(chosen, rejected), (rejected, chosen)]:
-        expected = (prompt, one[len(prompt) :], two[len(prompt) :])
-        assert parts(parse(chosen=one, rejected=two)) == expected
-        assert parts(parse(prompt=None, chosen=one, rejected=two)) == expected
+    for first, second in [(chosen, rejected), (rejected, chosen)]:
+        expected = (prompt, first[len(prompt) :], second[len(prompt) :])
+        assert parts(parse(chosen=first, rejected=second)) == expected
+        assert parts(parse(prompt=None, chosen=first, rejected=second)) == expected
 
 
 def test_explicit_conversation() -> None:

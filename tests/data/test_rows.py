@@ -155,8 +155,8 @@ class TestPlaces:
         write(tmp_path / "part" / "train.csv", "prompt,chosen,rejected\np,a,b\n")
         assert self.read(path=str(tmp_path)) == [("Say hi.", 1)]
         assert self.read(path=str(tmp_path), subset="part") == [("p", 2)]
-        found = self.read("eval", path=str(tmp_path), subset="part", eval_split="validation")
-        assert found == [("Say yo.", 1)]
+        rows = self.read("eval", path=str(tmp_path), subset="part", eval_split="validation")
+        assert rows == [("Say yo.", 1)]
 
     @pytest.mark.usefixtures("caches")
     def test_a_subset_that_is_not_there_is_never_the_whole_folder(self, tmp_path: Path) -> None:

@@ -68,15 +68,15 @@ def check(mutation: Mutation) -> tuple[str, str]:
         copy_code(folder)
         apply(mutation, folder / "src" / "meetlm")
         try:
-            done = run_tests(folder, mutation.tests)
+            process = run_tests(folder, mutation.tests)
         except subprocess.TimeoutExpired:
             return "survived", f"no failure within {TIME_LIMIT} s"
-    lines = done.stdout.splitlines() or [done.stderr.strip() or "pytest printed nothing"]
-    if done.returncode == PASSED:
+    lines = process.stdout.splitlines() or [process.stderr.strip() or "pytest printed nothing"]
+    if process.returncode == PASSED:
         return "survived", lines[-1]
     failure = next((line for line in reversed(lines) if line.startswith(("FAILED", "ERROR"))), None)
-    if done.returncode != FAILED or failure is None:
-        raise SystemExit(f"{mutation.name}: the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    if process.returncode != FAILED or failure is None:
+        raise SystemExit(f"{mutation.name}: the tests did not run:\n{process.stdout[-3000:]}{process.stderr[-1000:]}")
     return "killed", failure.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0]
 
 

@@ -11,12 +11,12 @@ SOURCE, TESTS = Path(meetlm.__file__).parent, Path(__file__).parents[1]
 
 
 def test_each_mutation_applies_to_the_code() -> None:
-    counts = {one.name: (SOURCE / one.file).read_text().count(one.old) for one in MUTATIONS}
+    counts = {mutation.name: (SOURCE / mutation.file).read_text().count(mutation.old) for mutation in MUTATIONS}
     assert {name: count for name, count in counts.items() if count != 1} == {}
-    assert [one.name for one in MUTATIONS if one.old == one.new] == []
+    assert [mutation.name for mutation in MUTATIONS if mutation.old == mutation.new] == []
 
 
 def test_each_mutation_has_its_own_name_and_tests() -> None:
-    assert len({one.name for one in MUTATIONS}) == len(MUTATIONS) >= 20
-    missing = [test for one in MUTATIONS for test in one.tests if not (TESTS / test.split("::")[0]).is_file()]
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 20
+    missing = [test for mutation in MUTATIONS for test in mutation.tests if not (TESTS / test.split("::")[0]).is_file()]
     assert missing == []
