@@ -147,7 +147,7 @@ def test_runs_of_older_versions_keep_their_openings_in_the_reply() -> None:
     ids=["in the reply", "in a field"],
 )
 def test_replies_with_reasoning_need_the_setting(reply: Turn) -> None:
-    with pytest.raises(ConfigError, match="set format.reasoning to true"):
+    with pytest.raises(ConfigError, match="set --format.reasoning true"):
         format_of(QWEN3).completion_ids(HI, reply)
     reasons = format_of(QWEN3, reasoning=True)
     assert text_of(reasons, reasons.prompt_ids(HI)).endswith(f"{START}assistant\n")
@@ -206,7 +206,7 @@ def test_text_that_a_template_cuts_is_refused() -> None:
         (MISTRAL, "refuses a conversation of system, user, assistant: Only user and assistant roles"),
         (FAILING, "fails on a conversation of .*TypeError"),
         ("{{ messages[5].content | length }}", "refuses a conversation of"),
-        ({"tool_use": CHATML, "rag": CHATML}, "chat templates rag, tool_use and none named 'default'"),
+        ({"tool_use": CHATML, "rag": CHATML}, "chat templates rag, tool_use, but none named 'default'"),
     ],
     ids=["a role", "an exception", "an undefined name", "no default"],
 )

@@ -45,7 +45,7 @@ def test_scores_train_a_level_each(tmp_path: Path) -> None:
     reporter = RecordingReporter()
     execute(config, tmp_path / "run", reporter=reporter)
     assert any(
-        text.startswith("levels by score, lowest first, parted at 0.5, 1.5: q0 12") for text in reporter.messages
+        text.startswith("levels by score, lowest first, with thresholds 0.5, 1.5: q0 12") for text in reporter.messages
     )
     aligned = meetlm.load(tmp_path / "run")
     assert (tuple(aligned.levels), aligned.default_level) == (("q0", "q1", "q2"), "q2")
@@ -87,7 +87,7 @@ def test_sft_refuses_several_attributes(tmp_path: Path) -> None:
         for n, row in enumerate(scored_rows())
     ]
     with pytest.raises(
-        ConfigError, match="format 'chosen' needs one attribute with ordered levels.*the data have a, b"
+        ConfigError, match="format 'chosen' requires one attribute with ordered levels.*attributes of the data: a, b"
     ):
         execute(config_of(tmp_path, "none", rows, stages=SFT), tmp_path / "run")
 

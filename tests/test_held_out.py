@@ -66,7 +66,7 @@ def test_prompts_alone_are_text_or_messages_that_end_with_the_user(tmp_path: Pat
     read = read_prompts(held(written(tmp_path / "p.jsonl", rows)))
     turns = Prompt((Turn("system", "Be kind."), Turn("user", "Is rice good?")))
     assert [row.prompt for row in read.prompts] == [Prompt("Hi"), turns, turns, Prompt("Hi")]
-    assert {row.chosen for row in read.prompts} == {None} and read.without == []
+    assert {row.chosen for row in read.prompts} == {None} and read.without_prompt == []
     answered = [*ASKED, {"role": "assistant", "content": "Yes."}]
     with pytest.raises(DataError, match=r"p\.jsonl:1: field 'messages': ends with a turn of 'assistant'; expected"):
         read_prompts(held(written(tmp_path / "p.jsonl", [{"messages": answered}])))
@@ -154,10 +154,10 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     config = config_for(tmp_path, "llama", "lora", *data)
     execute(config, run)
     trained = prepare_data(config.data, pinned_format(config, load_tokenizer(config.model.name)))
-    left = "  left out: {}, rows that name another split (lines {})"
+    left = "  left out: {}, rows of another split (lines {})"
     assert [line for line in trained.lines() if "left out" in line] == [left.format(2, "2, 4"), left.format(2, "1, 3")]
     said = meet("generate", run, "--max-new-tokens", 2)
-    assert f"2 x rows that name another split; left out: {file}:1, {file}:3\n" in said.stderr
+    assert f"2 x rows of another split; left out: {file}:1, {file}:3\n" in said.stderr
     assert "2 completions in" in said.stdout
     systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2]
     result = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
@@ -174,7 +174,7 @@ def test_rows_without_a_prompt_are_all_counted(tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", rows)
     read = read_prompts(held(file))
     assert [row.prompt for row in read.prompts] == [Prompt("Hi")]
-    assert [str(origin) for origin in read.without] == [f"{file}:{line}" for line in range(2, 8)]
+    assert [str(origin) for origin in read.without_prompt] == [f"{file}:{line}" for line in range(2, 8)]
     written(file, rows[1:])
     with pytest.raises(DataError, match=r"field 'prompt': is missing or blank in every row; columns: chosen,"):
         read_prompts(held(file))
@@ -343,7 +343,7 @@ def test_options_in_vain_are_refused_by_both(command: list[str], tmp_path: Path)
         assert f"{name} requires --data.path" in said
     for name in ("--data.subset", "--data.eval_split"):
         assert f"{name} has no effect" in meet(*command, "--data.path", file, name, "x").output
-    assert "there is no folder 'harmles-base' in it; did you mean 'harmless-base'?" in meet(
+    assert "contains no folder 'harmles-base'; did you mean 'harmless-base'?" in meet(
         *command, "--data.path", hh_folder(tmp_path), "--data.subset", "harmles-base"
     ).output.replace("\n", " ")
 

@@ -105,7 +105,7 @@ def test_conversations_are_read(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "question": ({"question": "Is rice good?"}, "field 'question': looks like the prompt and would not be used"),
+    "question": ({"question": "Is rice good?"}, "field 'question': looks like the prompt but would not be used"),
     "question: remedy": ({"question": "Is rice good?"}, "--data.columns prompt=question to use it"),
     "instruction and input": ({"instruction": "Translate.", "input": "Reis"}, "prompt=instruction+input"),
     "input beside the prompt": ({"prompt": "Translate.", "input": "Reis"}, "prompt=prompt+input"),
@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "--data.columns prompt=system+question to use",
     ),
     "system and prompt": ({"system": "Be kind.", "prompt": "Rice?"}, "prompt=system+prompt to use it"),
-    "history": ({"prompt": "Hi", "history": [["a", "b"]]}, "--data.columns history= to leave it out"),
+    "history": ({"prompt": "Hi", "history": [["a", "b"]]}, "--data.columns history= to ignore it"),
     "tools": ({"prompt": "Hi", "tools": [{"name": "look"}]}, "field 'tools'"),
     "userQuery": ({"userQuery": "Is rice good?"}, "prompt=userQuery"),
     "unknown role": ({"prompt": [{"role": "narrator", "content": "x"}]}, "field 'prompt[0].role': is 'narrator'"),
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Python's str": ({"prompt": str([USER])}, "field 'prompt': bad JSON"),
     "other system": (
         {"prompt": [{"role": "system", "content": "Be kind."}, USER], "system": "Be cruel."},
-        "field 'system': is not the system message of the conversation",
+        "field 'system': differs from the system message of the conversation",
     ),
     "conversation that is answered": ({"conversations": [USER, YES]}, "field 'conversations': ends with a turn of"),
 }
@@ -230,11 +230,11 @@ class TestTranscripts:
         "text", ["Hi", "Human: Hi", "\n\nHuman: Hi", "Human: Hi\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:"]
     )
     def test_marks_are_put_once(self, text: str) -> None:
-        assert hh.ask(Prompt(text)) == Prompt("\n\nHuman: Hi\n\nAssistant:")
+        assert hh.as_transcript(Prompt(text)) == Prompt("\n\nHuman: Hi\n\nAssistant:")
 
     def test_a_begun_reply_is_continued(self) -> None:
         text = "\n\nHuman: Hi\n\nAssistant: Well,"
-        assert hh.ask(Prompt(text)) == Prompt(text)
+        assert hh.as_transcript(Prompt(text)) == Prompt(text)
 
 
 def write(file: Path, content: str | bytes) -> Path:
@@ -273,13 +273,13 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "UTF-16": ("a.csv", TABLE.encode("utf-16"), "a.csv: is UTF-16 text; expected UTF-8 (iconv"),
     "spreadsheet": ("a.csv", b"PK\x03\x04...", "a.csv: is a zip archive or a spreadsheet"),
     "Git LFS": ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-    "empty JSON": ("a.json", "", "a.json: holds no rows"),
-    "empty CSV": ("a.csv", "", "a.csv: holds no rows"),
+    "empty JSON": ("a.json", "", "a.json: has no rows"),
+    "empty CSV": ("a.csv", "", "a.csv: has no rows"),
     "key twice": ("a.jsonl", f'{LINE}\n{{"chosen": "a", "chosen": "b"}}', "a.jsonl:2: has the key 'chosen' twice"),
     "key twice, nested": ("a.json", '[{"prompt": [{"role": "user", "role": "x"}]}]', "has the key 'role' twice"),
     "column twice": ("a.csv", "prompt,chosen,chosen\na,b,c\n", "a.csv:1: the header has 'chosen' twice"),
-    "huge number": ("a.jsonl", f'{LINE}\n{{"id": {"9" * 5000}}}', "a.jsonl:2: bad JSON: a number of thousands"),
-    "deep nesting": ("a.jsonl", LINE + "\n" + "[" * 99_999, "a.jsonl:2: bad JSON: too many brackets"),
+    "huge number": ("a.jsonl", f'{LINE}\n{{"id": {"9" * 5000}}}', "a.jsonl:2: bad JSON: a number with thousands"),
+    "deep nesting": ("a.jsonl", LINE + "\n" + "[" * 99_999, "a.jsonl:2: bad JSON: too deeply nested"),
     "rows inside an object": ("a.json", json.dumps({"data": [{"prompt": "a"}, {"prompt": "b"}]}), "a list in 'data'"),
 }
 

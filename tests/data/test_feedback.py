@@ -81,11 +81,11 @@ def test_values_are_parsed(fields: dict[str, Any], feedback: dict[str, Any]) -> 
         ({"attributes": {"tone": "a=b"}}, "field 'attributes.tone': is 'a=b'"),
         ({"attributes": {"tone": "inf"}}, "field 'attributes.tone': is 'inf'; expected a finite number"),
         ({"attributes": 3}, "field 'attributes': is an integer"),
-        ({"score": 1, "label": True}, "states several kinds of feedback: label, score"),
-        ({}, "states no feedback on the reply"),
+        ({"score": 1, "label": True}, "has several kinds of feedback: label, score"),
+        ({}, "has no feedback on the reply"),
         ({"chosen": "a", "rejected": "b"}, "holds a pair; expected --data.source pairs"),
         ({"completions": ["a", "b"], "scores": [1]}, "field 'scores': holds 1 values; expected 2"),
-        ({"completions": ["a", "b"], "score": 1}, "field 'score': is beside several replies"),
+        ({"completions": ["a", "b"], "score": 1}, "field 'score': is one value for several replies"),
         ({"completions": []}, "field 'completions': is an empty list"),
         ({"instruction": "Cook!", "score": 1}, "field 'instruction': looks like a part of the prompt"),
     ],
@@ -173,7 +173,7 @@ def test_replies_that_show_no_level_are_counted() -> None:
     merged = merge_prompts(rows)
     fitted = fit_levels(settings_of(scheme="within-prompt"), merged)
     assert num_replies(merged) - num_replies(fitted.apply(merged)) == 4
-    assert without_level_lines("x.jsonl", 4)[0].startswith("x.jsonl: 4 replies show no level and are left out")
+    assert without_level_lines("x.jsonl", 4)[0].startswith("x.jsonl: 4 replies have no level and are left out")
     assert without_level_lines("x.jsonl", 0) == []
 
 
@@ -206,7 +206,7 @@ def test_scores_that_define_no_levels_are_refused(values: list[Any], levels: dic
 
 def test_names_and_numbers_in_one_attribute_are_refused() -> None:
     rows = [example_of(attributes={"tone": value}) for value in ("formal", 3)]
-    with pytest.raises(DataError, match="field 'tone': is 'formal', and the row at x.jsonl:7 has the number 3"):
+    with pytest.raises(DataError, match="field 'tone': is 'formal', but the row at x.jsonl:7 has the number 3"):
         fit_levels(settings_of(), rows)
 
 

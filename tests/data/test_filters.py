@@ -70,7 +70,7 @@ def test_rows_that_state_another_split_are_counted() -> None:
     for account in (filter_train(Read(ROWS, others), letters, 10)[1], filter_eval(Read(ROWS, others), letters, 10)[1]):
         assert account.to_dict()["other_split_rows"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
         assert account.total == len(ROWS)
-        assert "  left out: 7, rows that name another split (lines 20, 21, 22, 23, 24, …)" in account.lines()
+        assert "  left out: 7, rows of another split (lines 20, 21, 22, 23, 24, …)" in account.lines()
 
 
 def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
@@ -189,12 +189,12 @@ def test_no_usable_row() -> None:
     with pytest.raises(DataError) as caught:
         filter_train(Read(ROWS[1:4], []), letters, 10)
     assert str(caught.value) == (
-        "x.jsonl: no usable row among 3 (1 left out: the two sides answer different prompts; "
+        "x.jsonl: none of the 3 rows is usable (1 left out: the two sides answer different prompts; "
         "2 left out: a reply is empty)"
     )
-    with pytest.raises(DataError, match="no usable row among 1 .1 left out: more tokens than --data.max_length"):
+    with pytest.raises(DataError, match="none of the 1 rows is usable .1 left out: more tokens than --data.max_length"):
         filter_eval(Read(ROWS[9:10], []), letters, 3)
-    with pytest.raises(DataError, match="there are none"):
+    with pytest.raises(DataError, match="the file has no rows"):
         filter_train(Read([], []), letters, 10)
 
 

@@ -63,7 +63,7 @@ def test_sides_that_part_earlier_are_each_split_at_their_own_border() -> None:
         ({"chosen": None, "rejected": ""}, "x.jsonl:7: field 'chosen': is null; expected a string"),
         (
             {"chosen": QUESTION + "\ud800", "rejected": ""},
-            "x.jsonl:7: field 'chosen': holds half of a surrogate pair; expected valid Unicode",
+            "x.jsonl:7: field 'chosen': contains half of a surrogate pair; expected valid Unicode",
         ),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
         ),
         (
             {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
-            "field 'rejected': ends with a turn of 'user'; expected an assistant's turn last",
+            "field 'rejected': ends with a turn of 'user'; expected an assistant turn last",
         ),
         (
             {"prompt": [user("a")], "chosen": [user("x"), reply("b")], "rejected": [reply("c")]},

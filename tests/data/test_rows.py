@@ -122,11 +122,11 @@ class TestBadFiles:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
     def test_no_rows(self, tmp_path: Path, name: str) -> None:
         file = write(tmp_path / name, "prompt,chosen\n" if name == "a.csv" else "\n")
-        assert message(file) == f"{file}: holds no rows; expected at least one"
+        assert message(file) == f"{file}: has no rows; expected at least one"
 
     def test_unknown_ending_and_missing_file(self, tmp_path: Path) -> None:
         known = "one of .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet"
-        assert message(tmp_path / "a.txt") == f"{tmp_path}/a.txt: unknown kind of file; expected {known}"
+        assert message(tmp_path / "a.txt") == f"{tmp_path}/a.txt: unknown file type; expected {known}"
         assert f"a.jsonl: no such file (looked for {tmp_path}/a.jsonl)" in message(tmp_path / "a.jsonl")
 
 
@@ -166,10 +166,10 @@ class TestPlaces:
         with pytest.raises(DataError) as caught:
             self.read(path=str(root), subset="harmles-base")
         assert str(caught.value) == (
-            f"{root}: field 'data.subset': there is no folder 'harmles-base' in it; did you mean 'harmless-base'?"
+            f"{root}: field 'data.subset': contains no folder 'harmles-base'; did you mean 'harmless-base'?"
         )
         write(root / "train.jsonl", LINE)
-        with pytest.raises(DataError, match="there is no folder 'x' in it; known: harmless-base, helpful-base"):
+        with pytest.raises(DataError, match="contains no folder 'x'; known: harmless-base, helpful-base"):
             self.read(path=str(root), subset="x")
         with pytest.raises(DataError, match="there is no folder 'x' in it, nor any other"):
             self.read(path=str(root / "helpful-base"), subset="x")
@@ -233,7 +233,7 @@ class TestPlaces:
             read_examples(DataSettings(source="pair", path="x"), "train")
 
     def test_settings_name_a_place(self) -> None:
-        with pytest.raises(ValidationError, match="no data: set path"):
+        with pytest.raises(ValidationError, match="no data: set data.path"):
             DataSettings(source="pairs")
 
     def test_only_hh_has_stop_strings(self) -> None:

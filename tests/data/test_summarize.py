@@ -76,7 +76,7 @@ def test_the_prompt_of_an_article() -> None:
         ({"choice": 2}, "field 'choice': is 2; expected 0 or 1, the index of the better summary"),
         ({"choice": True}, "field 'choice': is true or false; expected an integer"),
         ({"choice": "1"}, "field 'choice': is a string; expected an integer"),
-        ({"summaries": [{"text": "a"}]}, "field 'summaries': holds 1 summaries; expected two"),
+        ({"summaries": [{"text": "a"}]}, "field 'summaries': has 1 summaries; expected two"),
         (
             {"summaries": [{"text": "a"}, {"policy": "b"}]},
             "field 'summaries[1].text': is missing; expected a string; fields of this row: policy",

@@ -1,1 +1,1 @@
-"""Preference data: sources -> examples -> levels -> encoded batches. Knows no model."""
+"""Preference data: sources -> examples -> levels -> encoded batches."""

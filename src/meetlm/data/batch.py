@@ -1,13 +1,13 @@
-"""Encoded sequences to tensors. Knows no model.
+"""Collate encoded sequences into tensors.
 
 A batch is a list of blocks. A *packed* block holds all its sequences in one row without padding: positions restart,
 ``cu_seq_lens`` marks the borders, and there is no attention mask (with one, transformers lets packed sequences see
 each other). A *padded* block holds one sequence per row. Architectures for which packing changes logits get padded
 blocks, grouped by length so that there is little padding.
 
-In a packed block, neighbours with the same prompt at the same level can share it; where the level acts on the response
-only, at any level. The later ones are *branches* of the first: they hold only the tokens from the prompt's last one on.
-Sharing changes no logit.
+In a packed block, adjacent sequences with the same prompt at the same level can share the prompt; if the level acts on
+the response only, the levels may differ. The later sequences are *branches* of the first: they contain only the tokens
+from the last token of the prompt on. Sharing does not change logits.
 
 R rows, T tokens per row, K levels, Q sequences of the block, S completions of the batch (one per sequence, several in
 chains), N trained tokens of the block.

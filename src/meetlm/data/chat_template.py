@@ -1,4 +1,4 @@
-"""A tokenizer's chat template on a pinned day, and what it writes around messages. Knows no token ids."""
+"""A tokenizer's chat template on a pinned day, and the text that it writes around messages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from meetlm.config.errors import ConfigError
 from meetlm.data.example import Message, Turn
 
 MARK = "meetlm-marks-this-message"
-"""Takes the place of a message's text, to find the text that the template writes around it."""
+"""Placeholder for a message's text, which locates the text that the template writes around it."""
 
 _DATE = re.compile(r"""strftime_now\(\s*["']([^"']+)["']\s*\)""")
 """A template's call for the current date."""
-_CALLS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_ESSENTIAL_FIELDS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Fields that hold part of a message, which a template must not leave out."""
 
 
@@ -66,10 +66,12 @@ class ChatTemplate:
         if self.text is None:
             if self._names:
                 raise ConfigError(
-                    f"the tokenizer has the chat templates {', '.join(self._names)} and none named 'default': set its "
+                    f"the tokenizer has the chat templates {', '.join(self._names)}, but none named 'default': set its "
                     "chat_template to one of them and save it"
                 )
-            raise ConfigError("the data are conversations and the tokenizer has no chat template")
+            raise ConfigError(
+                "the data are conversations, but the tokenizer has no chat template; set its chat_template"
+            )
         roles = ", ".join(message["role"] for message in messages)
         try:
             text = self.tokenizer.apply_chat_template(
@@ -125,28 +127,31 @@ class ChatTemplate:
             return ""
 
     def user_opening(self) -> str:
-        """Return the text that opens every user message, taken from the second one of a conversation."""
+        """Return the text before every user message, found at the second user message of a conversation."""
         turns = (Turn("user", "a"), Turn("assistant", MARK))
         closed = self.render(turns).split(MARK)[1]
         after = self.render((*turns, Turn("user", MARK))).split(MARK)[1]
-        for end in (closed, closed.removesuffix(str(self.tokenizer.eos_token))):  # EOS may close the whole, not a reply
+        for end in (
+            closed,
+            closed.removesuffix(str(self.tokenizer.eos_token)),
+        ):  # EOS may end the conversation, not a reply
             if after.startswith(end):
                 return after[len(end) :]
-        raise ConfigError("the chat template changes a reply once a message follows it; it cannot be pinned")
+        raise ConfigError("the chat template changes a reply once a message follows it, so it cannot be pinned")
 
     def opening(self, turns: tuple[Turn, ...]) -> str:
-        """Return the text of a prompt up to where its reply begins.
+        """Return the text of a prompt up to the beginning of its reply.
 
         Text between the generation prompt and the reply, such as an empty block of reasoning, is part of the prompt.
-        Spaces there are not, since they merge with the first word of the reply. A last turn of the assistant is
-        continued, as by transformers' ``continue_final_message``.
+        Trailing spaces are not, since they merge with the first word of the reply. A final assistant turn is continued,
+        as with ``continue_final_message`` in transformers.
         """
         if turns and turns[-1].role == "assistant":
             last = Turn("assistant", turns[-1].content + MARK, turns[-1].extra)
             return self._before_mark((*turns[:-1], last))
         before = self._before_mark((*turns, Turn("assistant", MARK)))
-        asked = self.render(turns, open_reply=True)
-        start = asked if before.startswith(asked) else ""
+        generation_prompt = self.render(turns, open_reply=True)
+        start = generation_prompt if before.startswith(generation_prompt) else ""
         return start + before[len(start) :].rstrip(" ")
 
     def _before_mark(self, turns: tuple[Turn, ...]) -> str:
@@ -156,33 +161,33 @@ class ChatTemplate:
         return before
 
     def check_complete(self, turns: Sequence[Turn], text: str) -> None:
-        """Refuse a conversation of which a part is not in its rendered ``text``.
+        """Refuse a conversation if a part of it is missing from its rendered ``text``.
 
         Raises:
-            ConfigError: Names the message and its role.
+            ConfigError: A part is missing; the message names it and its role.
         """
         omission = self._omission(turns, text)
         if omission:
             raise ConfigError(
-                f"the chat template leaves out {omission}; expected roles and fields that it writes, such as user and "
-                "assistant"
+                f"the chat template leaves out {omission}; use roles and fields that the template supports, such as "
+                "user and assistant"
             )
 
     def _omission(self, turns: Sequence[Turn], text: str) -> str | None:
-        """Return which part of a conversation is not in ``text``; ``None`` if nothing is missing."""
+        """Return the part of a conversation that is missing from ``text``; ``None`` if nothing is missing."""
         letters = "".join(text.split())
         for number, turn in enumerate(turns):
-            place = f"message {number + 1} of the conversation, of role {turn.role!r}"
+            message = f"message {number + 1} of the conversation, of role {turn.role!r}"
             if "".join(turn.content.split()) not in letters:
-                return place
+                return message
             for name in json.loads(turn.extra) if turn.extra else ():
-                if name in _CALLS and not self._writes_field(turns, number, name):
-                    return f"{name!r} of {place}"
+                if name in _ESSENTIAL_FIELDS and not self._writes_field(turns, number, name):
+                    return f"{name!r} of {message}"
         index = self._first_unwritten(tuple((turn.role, bool(turn.content.strip()), turn.extra) for turn in turns))
         return None if index is None else f"message {index + 1} of the conversation, of role {turns[index].role!r}"
 
     def _find_unwritten(self, messages: tuple[tuple[str, bool, str], ...]) -> int | None:
-        """Return which of some messages (role, whether it has text, other fields) the template does not write."""
+        """Return the index of the first omitted message; messages are (role, whether it has text, other fields)."""
         marked = [Turn(role, f"{MARK}-{number}-", extra) for number, (role, _, extra) in enumerate(messages)]
         try:
             rendered = self.render(marked)
@@ -201,7 +206,7 @@ class ChatTemplate:
             return True  # the template requires the field
 
     def exported(self, preamble: str | None, *, opens_reply: bool) -> PreTrainedTokenizerBase:
-        """Return the tokenizer with a template that renders prompts as a run reads them, on any day.
+        """Return the tokenizer with a template that renders prompts as in the run, on any day.
 
         Args:
             preamble: The pinned preamble; ``None`` if there is none.
@@ -222,33 +227,33 @@ class ChatTemplate:
     def _with_opening(self) -> str:
         """Return the template, changed so that its generation prompt ends where :meth:`opening` ends."""
         question = (Turn("user", MARK),)
-        opened, asked = self.opening(question), self.render(question, open_reply=True)
+        opened, generation_prompt = self.opening(question), self.render(question, open_reply=True)
         assert self.text is not None
-        if opened == asked:
+        if opened == generation_prompt:
             return self.text
-        if opened.startswith(asked):
-            text = _literal(opened[len(asked) :])
+        if opened.startswith(generation_prompt):
+            text = _literal(opened[len(generation_prompt) :])
             condition = "add_generation_prompt"
             if self.render(question, open_reply=True, enable_thinking=False) == opened:
                 condition += " and enable_thinking is not defined"  # if it is, the template writes the text itself
             return f"{self.text}{{%- if {condition} %}}{{{{- {text} }}}}{{%- endif %}}"
-        end = len(opened) - len(asked)
+        end = len(opened) - len(generation_prompt)
         template = f"{{%- set rendered %}}{self.text}{{% endset %}}"
         return f"{template}{{{{- rendered[:{end}] if add_generation_prompt else rendered }}}}"
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template of a tokenizer, the one named ``default`` of several; ``None`` without one."""
+    """Return the chat template of a tokenizer, or the template ``default`` of several; ``None`` if there is none."""
     template = tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer with another default chat template; the same tokenizer if it is no other."""
+    """Return a tokenizer with this default chat template; the same object if it already has it."""
     if template == default_template(tokenizer):
         return tokenizer
-    changed, named = copy.copy(tokenizer), tokenizer.chat_template
-    changed.chat_template = {**named, "default": template} if isinstance(named, dict) else template
+    changed, templates = copy.copy(tokenizer), tokenizer.chat_template
+    changed.chat_template = {**templates, "default": template} if isinstance(templates, dict) else template
     return changed
 
 
@@ -257,7 +262,7 @@ def _parts(content: str) -> list[dict[str, str]]:
 
 
 def _literal(text: str) -> str:
-    """Return ``text`` as a literal of a template, which has no escapes for characters beyond the basic plane."""
+    """Return ``text`` as a literal of a template; Jinja has no escapes for characters beyond the basic plane."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""Examples to id sequences with the control slot in its place. Knows no model.
+"""Encode examples as sequences of token ids with a control slot.
 
-The slot stands first ([P, BOS, x, y], as PEFT's prompt tuning has it), or right before the response. Ids of the slot
-may be virtual: at or above the size of the embedding table, resolved by the control.
+The slot is first ([P, BOS, x, y], as in PEFT's prompt tuning), or directly before the response. Its ids may be virtual:
+at or above the size of the embedding table, and resolved by the control.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from meetlm.data.prompt_format import PromptFormat
 Placement = Literal["first", "before_response"]
 
 Scope = Literal["all", "response"]
-"""Tokens that level weights act on: all, or those from the last token of the prompt on, which predicts the response."""
+"""Tokens that level weights act on: all, or from the last token of the prompt (which predicts the response) on."""
 
 Slot = Callable[[Weights], Sequence[int]]
 """Returns the ids of a control's slot for level weights [K]."""
 
 
 def no_slot(weights: Weights) -> tuple[int, ...]:
-    """Return no ids: the slot of a control that has none."""
+    """Return no ids: the slot of a control without a slot."""
     del weights
     return ()
 
@@ -37,9 +37,9 @@ class Span:
 
     Attributes:
         start: Index of its first token; its tokens are trained.
-        end: Index behind its last token.
-        weights: The level weights [K] of its tokens and of those before it, back to the completion before. In training
-            they are 1 for each level that the completion shows; at inference they are any mix.
+        end: Index after its last token.
+        weights: Level weights [K] of its tokens and of the tokens between it and the previous completion. In training
+            they are 1 for each level of the completion; at inference they are any mix.
         controlled_from: Index of the first token with these level weights; those of earlier tokens are zero.
     """
 
@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sequence; its last completion ends it.
+    """One sequence, which ends with a completion.
 
     Attributes:
         ids: Slot, prompt and completion, in the order of the placement; a chain has more slots and completions.
@@ -63,7 +63,7 @@ class Encoded:
 
     @classmethod
     def of_one(cls, ids: Sequence[int], start: int, weights: Weights, scope: Scope = "all") -> Encoded:
-        """Return a sequence whose tokens from ``start`` on are its one completion."""
+        """Return a sequence with one completion, its tokens from ``start`` on."""
         return cls(tuple(ids), (Span(start, len(ids), weights, 0 if scope == "all" else start - 1),))
 
     @property
@@ -79,8 +79,8 @@ class Encoder:
         prompt_format: Turns text into ids.
         levels: The K levels of the control.
         slot: Returns the ids of the control slot for level weights.
-        placement: Where the slot stands.
-        num_embeddings: Number of ids with an embedding in the model, if known; text with other tokens is refused.
+        placement: Position of the slot.
+        num_embeddings: Number of ids with an embedding in the model, if available; text with other tokens is refused.
         scope: Tokens that the level weights act on.
     """
 
@@ -97,7 +97,7 @@ class Encoder:
         self._num_embeddings, self._scope = num_embeddings, scope
 
     def prompt(self, prompt: Prompt, weights: Weights) -> list[int]:
-        """Return slot and prompt ids: what generation under level weights [K] starts from.
+        """Return slot and prompt ids, from which generation at level weights [K] starts.
 
         Raises:
             ConfigError: The model has no embedding for a token. All methods raise this.
@@ -113,9 +113,9 @@ class Encoder:
         return Encoded.of_one((*opened, *completion), len(opened), weights, self._scope)
 
     def chain(self, prompt: Prompt, completions: Sequence[Completion]) -> Encoded:
-        """Return one sequence of a prompt and several completions, each behind the slot of its level.
+        """Return one sequence of a prompt and several completions, each after the slot of its level.
 
-        The slot must stand before the response.
+        The slot must be placed before the response.
         """
         assert self.placement == "before_response", "a chain has a slot before each completion"
         ids, spans = self._require_embeddings(self.format.prompt_ids(prompt)), []
@@ -127,17 +127,17 @@ class Encoder:
         return Encoded(tuple(ids), tuple(spans))
 
     def _require_embeddings(self, ids: list[int]) -> list[int]:
-        """Return ``ids``, if the model has an embedding for each; other ids would be read as virtual tokens of a slot.
+        """Return ``ids`` if the model has an embedding for each; others would be taken for virtual tokens.
 
         Raises:
             ConfigError: Names the token without an embedding.
         """
-        most = max(ids, default=0)
-        if self._num_embeddings is not None and most >= self._num_embeddings:
-            token = self.format.tokenizer.convert_ids_to_tokens(most)
+        largest = max(ids, default=0)
+        if self._num_embeddings is not None and largest >= self._num_embeddings:
+            token = self.format.tokenizer.convert_ids_to_tokens(largest)
             raise ConfigError(
-                f"token {token!r} has id {most}, and the model has embeddings for {self._num_embeddings} ids: use the "
-                "model's own tokenizer, or call resize_token_embeddings and save the model"
+                f"token {token!r} has id {largest}, but the model has embeddings for {self._num_embeddings} ids: use "
+                "the model's own tokenizer, or call resize_token_embeddings and save the model"
             )
         return ids
 
@@ -145,7 +145,7 @@ class Encoder:
 def example_lengths(prompt_format: PromptFormat, example: Example) -> ExampleTokens:
     """Return the numbers of tokens of an example, without any control.
 
-    The filters count with this, so that every method trains on the same rows.
+    The filters use these numbers, so that every method trains on the same rows.
 
     Raises:
         ConfigError: The row cannot be turned into tokens.

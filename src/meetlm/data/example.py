@@ -1,4 +1,4 @@
-"""What every data source is turned into. Knows no tokenizer, no model, no file format."""
+"""Examples: the common form of all data sources, independent of file formats, tokenizers and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 Message = dict[str, Any]
-"""A message of a chat as JSON has it: ``role``, ``content`` and whatever else the message holds."""
+"""A chat message as in JSON: ``role``, ``content`` and any other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class Turn:
     """One message of a conversation, or a reply.
 
     Attributes:
-        role: Who speaks: ``user``, ``assistant``, ``system``, ``tool``, …
+        role: The speaker: ``user``, ``assistant``, ``system``, ``tool``, …
         content: The text of the message.
-        extra: The other fields of the message (``tool_calls``, ``name``, …) as JSON text; empty without any.
+        extra: The other fields of the message (``tool_calls``, ``name``, …) as JSON text; empty if there are none.
     """
 
     role: str
@@ -29,7 +29,7 @@ class Turn:
     extra: str = field(default="", repr=False)
 
     def to_message(self) -> Message:
-        """Return the turn as a chat template reads it."""
+        """Return the turn as a message for a chat template."""
         return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
 
     @classmethod
@@ -46,7 +46,7 @@ class Turn:
 
     @property
     def is_blank(self) -> bool:
-        """Whether the message holds nothing but white space."""
+        """Whether the message contains only white space."""
         return not self.content.strip() and not self.extra
 
 
@@ -54,7 +54,7 @@ _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 
 def as_reply(text: str) -> Turn:
-    """Return ``text`` as an assistant's turn."""
+    """Return ``text`` as an assistant turn."""
     return Turn("assistant", text)
 
 
@@ -63,7 +63,7 @@ class Prompt:
     r"""What a reply answers: plain text, or a conversation.
 
     Attributes:
-        content: Text, which the reply continues as it is (HH: up to the last ``\n\nAssistant:``), or turns, which the
+        content: Text that the reply continues directly (HH: up to the last ``\n\nAssistant:``), or turns, which the
             tokenizer's chat template renders.
     """
 
@@ -76,22 +76,22 @@ class Prompt:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """The conversation; plain text is one message of the user."""
+        """The conversation; plain text is one user message."""
         return (Turn("user", self.content),) if isinstance(self.content, str) else self.content
 
     @property
     def is_blank(self) -> bool:
-        """Whether the prompt holds nothing but white space."""
+        """Whether the prompt contains only white space."""
         return all(turn.is_blank for turn in self.turns)
 
     @property
     def id(self) -> str:
-        """A short hash: the same for the same text or messages, whatever white space is around them."""
+        """A short hash of the text or messages, without the white space around them."""
         return hashlib.sha256(json.dumps(self._names(strip=True), ensure_ascii=False).encode()).hexdigest()[:12]
 
     @property
     def group(self) -> str:
-        """What rows with this prompt have in common."""
+        """The group of rows with this prompt."""
         return self.content if isinstance(self.content, str) else json.dumps(self._names(strip=False))
 
     def text(self) -> str:
@@ -99,7 +99,7 @@ class Prompt:
         return "\n".join(turn.content for turn in self.turns)
 
     def dialogue(self) -> str:
-        """Return the messages as ``Human: …`` and ``Assistant: …`` paragraphs; other roles are named as they are.
+        """Return the messages as ``Human: …`` and ``Assistant: …`` paragraphs; other roles keep their name.
 
         The other fields of a message, such as its tool calls, follow its text as JSON.
         """
@@ -107,11 +107,11 @@ class Prompt:
         return "\n\n".join(f"{_SPEAKERS.get(role, role.title())}: {text}" for role, text in texts)
 
     def messages(self) -> list[Message]:
-        """Return the prompt as chat messages; plain text is one message of the user."""
+        """Return the prompt as chat messages; plain text is one user message."""
         return [turn.to_message() for turn in self.turns]
 
     def to_json(self) -> str | list[Message]:
-        """Return the prompt as files hold it: a string, or a list of messages."""
+        """Return the prompt as in files: a string, or a list of messages."""
         return self.content if isinstance(self.content, str) else self.messages()
 
     @classmethod
@@ -138,9 +138,9 @@ class Origin:
 
 
 Feedback = tuple[tuple[str, str | float], ...]
-"""What the data state about a reply: names of attributes, each with a level's name or a number (more is better).
+"""Feedback on a reply: names of attributes, each with the name of a level or a number (more is better).
 
-The only attribute of data that name none, such as that of pairs, has the name ``""``.
+If the data name no attribute, as in pairs, the only attribute has the name ``""``.
 """
 
 Weights = tuple[float, ...]
@@ -148,18 +148,18 @@ Weights = tuple[float, ...]
 
 
 class Rank(float):
-    """A place in a list from best to worst, as a negative number: it compares replies to one prompt alone."""
+    """A rank in a list from best to worst, as a negative number; comparable only among replies to the same prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A reply, and what the data state about it.
+    """A reply and the feedback on it.
 
     Attributes:
-        reply: The reply alone; as plain text with its leading space.
-        feedback: The statements of the data; an attribute may be missing.
-        origin: Where it was read.
-        weights: Weights of the levels that the feedback stands for; empty until a level scheme is applied.
+        reply: The reply, without the prompt; plain text includes its leading space.
+        feedback: Feedback on the reply; an attribute may be missing.
+        origin: File and line of the reply.
+        weights: Level weights that follow from the feedback; empty until a level scheme is applied.
     """
 
     reply: Turn
@@ -174,15 +174,15 @@ PAIR_FEEDBACK: tuple[Feedback, Feedback] = ((("", "good"),), (("", "bad"),))
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt with one or more replies to it; with two of them it is a pair (x, y_w, y_l) of the paper's section 3.1.
+    """A prompt and its replies; a chosen and a rejected reply are a pair (x, y_w, y_l) as in section 3.1 of the paper.
 
     Attributes:
         prompt: x.
-        completions: The replies; best first where the data order them.
-        group: Its prompt or post: evaluation uses one example per group, bootstraps resample groups.
-        origin: Where it was read.
-        other_prompt: The prompt of the rejected reply where it differs from ``prompt``, else ``None``.
-        remarks: Remarks of the reader: names of :data:`~meetlm.data.filters.REASONS` and
+        completions: The replies, best first if the data order them.
+        group: Identifies the prompt or post: evaluation uses one example per group, bootstraps resample groups.
+        origin: File and line of the example.
+        other_prompt: The prompt of the rejected reply if it differs from ``prompt``, else ``None``.
+        remarks: Findings of the parser: names of :data:`~meetlm.data.filters.REASONS` and
             :data:`~meetlm.data.filters.ODDITIES`.
     """
 
@@ -213,14 +213,14 @@ class Example:
     def best_and_worst(self) -> tuple[Turn, Turn]:
         """The best and the worst reply of a pair, or of replies that a level scheme has ordered.
 
-        It is the same reply twice where there is only one.
+        If there is only one reply, it is both.
         """
         assert self.is_pair or self.completions[0].weights, "only a level scheme orders the replies of other data"
         return self.completions[0].reply, self.completions[-1].reply
 
     @property
     def preferred(self) -> Turn | None:
-        """The chosen reply of a pair, or the reply with the highest score; ``None`` where the row does not tell."""
+        """The chosen reply of a pair, or the reply with the highest score; ``None`` if there is no such reply."""
         if self.is_pair:
             return self.completions[0].reply
         scores = [dict(completion.feedback).get("") for completion in self.completions]
@@ -232,11 +232,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[T]):
-    """A split as read, unfiltered and in the order of the file.
+    """The rows of a split, unfiltered and in the order of the file.
 
     Attributes:
-        rows: What each of its rows was turned into.
-        other_split_rows: Rows in the same file that name another split; they are left out.
+        rows: The parsed rows.
+        other_split_rows: Rows of another split in the same file; they are left out.
     """
 
     rows: list[T]

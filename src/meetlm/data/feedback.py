@@ -1,16 +1,16 @@
 """Replies with feedback: labels, scores, named levels, attributes, or lists from best to worst.
 
-A row holds one reply in ``completion`` or several in ``completions``, and says how good they are:
+A row has one reply in ``completion`` or several in ``completions``, and one kind of feedback on them:
 
 * ``label``: true or false, as in TRL's unpaired format;
 * ``score``: a number, more is better;
 * ``level``: the name of a level;
-* ``attributes``: an object of names with numbers, true or false, or names of levels, which ``data.attributes`` makes of
+* ``attributes``: an object of names with numbers, true or false, or names of levels; ``data.attributes`` builds it from
   columns;
-* without any of them, ``completions`` are in their order, the best first.
+* none of these columns: ``completions`` are ordered from best to worst.
 
-``labels``, ``scores`` and ``levels`` are lists beside ``completions``. A value may be missing (null, or empty text): a
-reply trains the levels that the row does state.
+With ``completions``, the columns are ``labels``, ``scores`` and ``levels``, each with a list. A value may be missing
+(null, or empty text): a reply trains only the levels that it has feedback on.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ COLUMNS = ("label", "score", "level", "attributes")
 """Columns with feedback on one reply."""
 
 LISTS = {"labels": "label", "scores": "score", "levels": "level", "attributes": "attributes"}
-"""Columns with lists of feedback on several replies, and the feedback that an entry is."""
+"""Columns with lists of feedback on several replies, and the column that an entry corresponds to."""
 
 
 def parse(row: Row) -> Example:
     """Turn one row into an example, grouped by its prompt.
 
     Raises:
-        DataError: A field is missing or malformed, the row states no feedback or several kinds of it, or a column that
+        DataError: A field is missing or malformed, the row has no feedback or several kinds of it, or a column that
             looks like a part of the prompt would not be used.
     """
     if {"chosen", "rejected"} <= row.fields.keys():
@@ -57,13 +57,13 @@ def parse(row: Row) -> Example:
     elif not any(name in row.fields for name in (LISTS if several else COLUMNS)):
         names = ", ".join(sorted(map(str, row.fields)))
         expected = f"a column label, score or level, or --data.attributes COLUMN,COLUMN; columns of this row: {names}"
-        raise row.error("states no feedback on the reply", expected=expected)
+        raise row.error("has no feedback on the reply", expected=expected)
     turns = [turn for turn, _ in replies]
     refuse_unused(row, prompt, *turns)
-    asked = "" if prompt.is_chat else prompt.text().rstrip()
-    is_repeated = len(asked.split()) > 1 and any(turn.content.startswith(asked) for turn in turns)
+    question = "" if prompt.is_chat else prompt.text().rstrip()
+    is_repeated = len(question.split()) > 1 and any(turn.content.startswith(question) for turn in turns)
     remarks = ("repeated_in_one",) if is_repeated else ()
-    completions = tuple(Completion(turn, stated, row.origin) for turn, stated in zip(turns, feedback, strict=True))
+    completions = tuple(Completion(turn, values, row.origin) for turn, values in zip(turns, feedback, strict=True))
     return Example(prompt, completions, prompt.group, row.origin, remarks=remarks)
 
 
@@ -76,7 +76,7 @@ def _items(row: Row) -> list[Row]:
     for column, name in LISTS.items():
         if column != name and name in row.fields:
             expected = f"a list, {column!r}, with a value per reply in 'completions'"
-            raise row.error("is beside several replies", field=name, expected=expected)
+            raise row.error("is one value for several replies", field=name, expected=expected)
         if column not in row.fields:
             continue
         values = row.items(column)
@@ -85,7 +85,7 @@ def _items(row: Row) -> list[Row]:
             raise row.error(f"holds {len(values)} values", field=column, expected=expected)
         for item, value in zip(items, values, strict=True):
             item[name] = value
-    return [row.wrap(f"completions[{at}]", item) for at, item in enumerate(items)]
+    return [row.wrap(f"completions[{index}]", item) for index, item in enumerate(items)]
 
 
 def _reply(row: Row, prompt: Prompt) -> tuple[Turn, bool]:
@@ -98,19 +98,19 @@ def _reply(row: Row, prompt: Prompt) -> tuple[Turn, bool]:
 
 
 def _feedback(row: Row) -> Feedback:
-    """Return what a row states about its reply; nothing where all its values are missing."""
-    stated = [name for name in COLUMNS if name in row.fields]
-    if len(stated) > 1:
+    """Return the feedback of a row on its reply; empty if all values are missing."""
+    columns = [name for name in COLUMNS if name in row.fields]
+    if len(columns) > 1:
         expected = (
-            f"one of them; --data.columns {stated[1]}= leaves a column out, --data.attributes names the ones to use"
+            f"one of them; --data.columns {columns[1]}= ignores a column, --data.attributes selects the columns to use"
         )
-        raise row.error(f"states several kinds of feedback: {', '.join(stated)}", expected=expected)
-    if not stated:
+        raise row.error(f"has several kinds of feedback: {', '.join(columns)}", expected=expected)
+    if not columns:
         return ()
-    (name,) = stated
+    (name,) = columns
     if name == "attributes":
-        inside = row.inside(name)
-        values = {str(key): parse_value(inside, str(key)) for key in inside.fields}
+        nested = row.inside(name)
+        values = {str(key): parse_value(nested, str(key)) for key in nested.fields}
     else:
         values = {"": PARSERS[name](row, name) if not _is_missing(row.fields[name]) else None}
     return tuple((attribute, value) for attribute, value in values.items() if value is not None)
@@ -121,7 +121,7 @@ def _is_missing(value: object) -> bool:
 
 
 def parse_label(row: Row, field: str) -> str:
-    """Return the level that true or false stands for: good or bad."""
+    """Return the level of a label: good for true, bad for false."""
     value = row.fields[field]
     text = value.strip().lower() if isinstance(value, str) else str(value).lower() if isinstance(value, int) else ""
     if text not in _LABELS:
@@ -130,7 +130,7 @@ def parse_label(row: Row, field: str) -> str:
 
 
 def parse_score(row: Row, field: str) -> float:
-    """Return a finite number; text that holds one is converted."""
+    """Return a finite number; a number in text is converted."""
     value = row.fields[field]
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -149,7 +149,7 @@ def parse_name(row: Row, field: str) -> str:
         raise row.error(f"is {_shown(value)}", field=field, expected=expected)
     name = value.strip()
     if not set(name).isdisjoint("=,") or _is_number(name):
-        expected = "a name of a level, which is no number and contains neither '=' nor ','"
+        expected = "the name of a level: not a number, and without '=' or ','"
         raise row.error(f"is {name!r}", field=field, expected=expected)
     return name
 

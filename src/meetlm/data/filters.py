@@ -1,7 +1,7 @@
-"""Selects the rows to train and evaluate on; a report accounts for every row that is left out.
+"""Select the rows to train and evaluate on; a report counts every row that is left out, by reason.
 
-Knows no tokenizer: lengths come from a function that is passed in. They do not count the control, so every method
-trains on the same rows. Nothing is repaired here, only dropped and counted.
+The caller passes a function that counts tokens. The counts exclude the control, so that every method trains on the same
+rows. Rows are dropped and counted, never repaired.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class ExampleTokens(NamedTuple):
     Attributes:
         prompt: Number of tokens of the prompt.
         replies: Number of tokens of each reply.
-        has_same_replies: Whether two replies are the same tokens.
-        has_special_text: Whether the data hold the text of a special token, which is encoded as ordinary text.
+        has_same_replies: Whether two replies have the same tokens.
+        has_special_text: Whether the text contains that of a special token, which is encoded as ordinary text.
     """
 
     prompt: int
@@ -32,12 +32,12 @@ class ExampleTokens(NamedTuple):
 
 Lengths = Callable[[Example], ExampleTokens]
 Key = tuple[Prompt, *tuple[Turn, ...]]
-"""What makes two rows duplicates: prompt and replies."""
+"""Prompt and replies; rows with the same key are duplicates."""
 
 REASONS = {
     "sides_differ": "the two sides answer different prompts",
-    "no_feedback": "it states no feedback on a reply",
-    "human_turn": "a human's turn follows the reply",
+    "no_feedback": "no reply has feedback",
+    "human_turn": "a human turn follows the reply",
     "empty_reply": "a reply is empty",
     "identical_replies": "two replies are identical",
     "duplicate": "duplicate of an earlier row",
@@ -61,7 +61,7 @@ SHOWN_LINES = 5
 
 @dataclass
 class Tally:
-    """How many rows, and the first few of their lines."""
+    """A number of rows, and the lines of the first few."""
 
     count: int = 0
     lines: list[int] = field(default_factory=list)
@@ -75,17 +75,17 @@ class Tally:
 
 @dataclass
 class FilterReport:
-    """What became of the rows of a split: ``total = kept + dropped + beyond_limit``.
+    """What happened to the rows of a split: ``total = kept + dropped + beyond_limit``.
 
     Attributes:
         file: Where the rows come from.
         total: Number of rows read.
         kept: Number of rows used.
         groups: Number of distinct groups (prompts, posts) among the rows kept.
-        beyond_limit: Number of rows after the limit was reached.
+        beyond_limit: Number of rows that were not examined because the limit had been reached.
         dropped: Rows dropped, by reason (a key of ``REASONS``).
-        odd: Rows kept, by what is odd about them (a key of ``ODDITIES``).
-        other_split_rows: Rows in the same file that name another split; ``total`` is without them.
+        odd: Rows kept with a warning, by its kind (a key of ``ODDITIES``).
+        other_split_rows: Rows of another split in the same file; ``total`` does not include them.
     """
 
     file: str
@@ -107,7 +107,7 @@ class FilterReport:
         text += [_line("dropped", tally, REASONS[name]) for name, tally in self.dropped.items()]
         text += [_line("kept, but check", tally, ODDITIES[name]) for name, tally in self.odd.items()]
         if self.other_split_rows.count:
-            text.append(_line("left out", self.other_split_rows, "rows that name another split"))
+            text.append(_line("left out", self.other_split_rows, "rows of another split"))
         if self.beyond_limit:
             text.append(f"  not used: {self.beyond_limit}, after the limit was reached")
         return text
@@ -127,14 +127,14 @@ def filter_train(
 ) -> tuple[list[Example], FilterReport]:
     """Keep the rows that can be trained on, in their order.
 
-    Drop rows whose sides answer different prompts, with an empty reply, with two equal replies, exact
-    duplicates, and rows whose prompt and longest reply together exceed ``max_length``.
+    Drop rows whose sides answer different prompts, rows with an empty reply or two equal replies, exact duplicates, and
+    rows whose prompt and longest reply together exceed ``max_length``.
 
     Args:
-        read: What a source read.
-        lengths: Token counts without the control.
-        max_length: Most tokens of prompt and longest reply.
-        limit: Stop once this many rows are kept; later rows are not looked at.
+        read: The rows of a split.
+        lengths: Counts the tokens of an example, without the control.
+        max_length: Maximum number of tokens of prompt and longest reply.
+        limit: Stop once this many rows are kept; later rows are not examined.
 
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
@@ -151,14 +151,14 @@ def filter_eval(
 ) -> tuple[list[Example], FilterReport]:
     """Keep one row per group (prompt or post) whose prompt has at most ``max_length`` tokens, in their order.
 
-    All replies are used (preference accuracy): rows that cannot be trained on are dropped as in training. Of rows with
-    one reply each, all of a prompt are kept.
+    Preference accuracy uses all replies, so rows that cannot be trained on are dropped as in training. If rows have one
+    reply each, all rows of a prompt are kept.
 
     Args:
-        read: What a source read.
-        lengths: Token counts without the control; only the prompt's is used.
-        max_length: Most tokens of the prompt alone, as replies are generated.
-        limit: Stop once this many rows are kept; later rows are not looked at.
+        read: The rows of a split.
+        lengths: Counts the tokens of an example, without the control; only the prompt's count is used.
+        max_length: Maximum number of tokens of the prompt alone, since replies are generated.
+        limit: Stop once this many rows are kept; later rows are not examined.
 
     Raises:
         DataError: No row is left, or a row cannot be turned into tokens.
@@ -167,7 +167,7 @@ def filter_eval(
 
 
 def prompt_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
-    """Return the rows of ``test`` whose group (prompt or post) occurs in ``train`` as well."""
+    """Return the rows of ``test`` whose group (prompt or post) also occurs in ``train``."""
     groups = {example.group for example in train}
     return [example for example in test if example.group in groups]
 
@@ -179,12 +179,12 @@ def _filter(
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))
     for row in read.other_split_rows:
         report.other_split_rows.add(row)
-    kept: list[Example] = []
+    remaining: list[Example] = []
     kept_keys: set[Key] = set()
     seen_keys: set[Key] = set()
     seen_groups: set[str] = set()
     for number, example in enumerate(examples):
-        if limit is not None and len(kept) == limit:
+        if limit is not None and len(remaining) == limit:
             report.beyond_limit = len(examples) - number
             break
         reason = _drop_reason(example)
@@ -212,16 +212,18 @@ def _filter(
         if len(example.completions) == 2 and (example.prompt, *example.replies[::-1]) in kept_keys:
             report.odd.setdefault("contradiction", Tally()).add(example.origin)
         kept_keys.add(_key(example))
-        kept.append(example)
-    if not kept:
+        remaining.append(example)
+    if not remaining:
         counts = "; ".join(f"{tally.count} left out: {REASONS[name]}" for name, tally in report.dropped.items())
-        raise DataError(f"no usable row among {len(examples)} ({counts or 'there are none'})", file=report.file)
-    report.kept, report.groups = len(kept), len({example.group for example in kept})
-    return kept, report
+        raise DataError(
+            f"none of the {len(examples)} rows is usable ({counts or 'the file has no rows'})", file=report.file
+        )
+    report.kept, report.groups = len(remaining), len({example.group for example in remaining})
+    return remaining, report
 
 
 def _drop_reason(example: Example) -> str | None:
-    """Return why a row cannot be trained on, by its text alone."""
+    """Return why the text of a row makes it unusable for training; ``None`` if it is usable."""
     if example.other_prompt is not None:
         return "sides_differ"
     if not any(completion.feedback for completion in example.completions):

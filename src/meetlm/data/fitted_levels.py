@@ -1,4 +1,4 @@
-"""The levels of some data: level schemes of all attributes, fitted on the training rows and the same for all rows."""
+"""The levels of a data set: the level schemes of all attributes, fitted on the training rows and used for all rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from meetlm.config.errors import ConfigError, DataError, nearest
 from meetlm.data.example import Completion, Example, Prompt
 from meetlm.data.levels import PAIR_LEVELS, LevelSpace
-from meetlm.data.schemes import SCHEMES, LevelError, LevelScheme, Stated, Value
+from meetlm.data.schemes import SCHEMES, AttributeFeedback, LevelError, LevelScheme, Value
 from meetlm.data.settings import DataSettings
 
 MIN_ROWS = 10
-"""A level of fewer training rows is an error, as it would not be learnt; pairs have as many rows as there are pairs."""
+"""Minimum number of training rows per level: fewer are not enough to learn it. Pairs have no minimum."""
 
 MAX_REPLIES = 32
-"""Most replies in one example, whose replies are in one optimizer step."""
+"""Maximum number of replies in one example, since all of them are in one optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FittedLevels:
     """The level schemes of all attributes, fitted on the training rows.
 
     Attributes:
-        schemes: One per attribute.
+        schemes: One scheme per attribute.
     """
 
     schemes: tuple[LevelScheme, ...]
@@ -37,7 +37,7 @@ class FittedLevels:
         return LevelSpace(tuple(scheme.attribute for scheme in self.schemes))
 
     def apply(self, examples: Iterable[Example]) -> list[Example]:
-        """Return examples with level weights, the best reply of each first; without replies that show no level.
+        """Return the examples with level weights and the best reply first, without replies that have no level.
 
         Raises:
             DataError: A value has no level.
@@ -82,7 +82,7 @@ def fit_levels(settings: DataSettings, examples: Sequence[Example]) -> FittedLev
 
     Raises:
         ConfigError: A setting does not fit the values.
-        DataError: An attribute is not stated, has names and numbers, or a level has too few rows.
+        DataError: No row has an attribute, an attribute has both names and numbers, or a level has too few rows.
     """
     names = dict.fromkeys(
         [*settings.attributes, *(name for example in examples for c in example.completions for name, _ in c.feedback)]
@@ -127,11 +127,13 @@ def _fit(settings: DataSettings, name: str, examples: Sequence[Example]) -> Leve
     """Return the scheme of one attribute."""
     if not set(name).isdisjoint("=,"):
         raise ConfigError(f"data.attributes: {name!r} cannot name an attribute, as it contains '=' or ','")
-    by_prompt = [values for example in examples if (values := _stated(example.completions, name))]
+    by_prompt = [values for example in examples if (values := _feedback_on(example.completions, name))]
     file = examples[0].origin.file
     if not by_prompt:
         known = sorted({attribute for example in examples for c in example.completions for attribute, _ in c.feedback})
-        raise DataError("is stated in no row", field=name, file=file, expected=f"one of {', '.join(known) or 'none'}")
+        raise DataError(
+            "no row has this attribute", field=name, file=file, expected=f"one of {', '.join(known) or 'none'}"
+        )
     first: dict[bool, Completion] = {}
     for values in by_prompt:
         for completion, value in values:
@@ -139,31 +141,31 @@ def _fit(settings: DataSettings, name: str, examples: Sequence[Example]) -> Leve
     if len(first) == 2:
         text, number = (dict(first[is_text].feedback)[name] for is_text in (True, False))
         raise DataError(
-            f"is {text!r}, and the row at {first[False].origin} has the number {number:g}",
+            f"is {text!r}, but the row at {first[False].origin} has the number {number:g}",
             file=first[True].origin.file,
             line=first[True].origin.line,
             field=name or "level",
             expected="either numbers or names in all rows",
         )
     level_settings = settings.attribute_levels.get(name, settings.levels)
-    stated = Stated(name, [[value for _, value in values] for values in by_prompt])
-    return SCHEMES[level_settings.scheme](level_settings, stated)
+    feedback = AttributeFeedback(name, [[value for _, value in values] for values in by_prompt])
+    return SCHEMES[level_settings.scheme](level_settings, feedback)
 
 
-def _stated(completions: Iterable[Completion], name: str) -> list[tuple[Completion, Value]]:
-    """Return the replies that state an attribute, and its values."""
+def _feedback_on(completions: Iterable[Completion], name: str) -> list[tuple[Completion, Value]]:
+    """Return the replies with feedback on an attribute, and the values."""
     return [(c, value) for c in completions for attribute, value in c.feedback if attribute == name]
 
 
 def _levels_shown(scheme: LevelScheme, completions: Sequence[Completion]) -> list[tuple[int, int]]:
-    """Return the numbers of the replies that show a level of one attribute, and the levels.
+    """Return the indices of the replies that have a level of one attribute, and the levels.
 
     Raises:
         DataError: A value has no level.
     """
     name = scheme.attribute.name
-    numbers = [n for n, completion in enumerate(completions) if _stated([completion], name)]
-    values = [value for _, value in _stated(completions, name)]
+    numbers = [n for n, completion in enumerate(completions) if _feedback_on([completion], name)]
+    values = [value for _, value in _feedback_on(completions, name)]
     try:
         indices = scheme.indices(values)
     except LevelError as error:
@@ -173,14 +175,14 @@ def _levels_shown(scheme: LevelScheme, completions: Sequence[Completion]) -> lis
 
 
 def merge_prompts(examples: Sequence[Example]) -> list[Example]:
-    """Return examples in which rows of one reply each to the same prompt are one example, at the place of the first."""
+    """Return examples in which rows with one reply to the same prompt are merged, at the position of the first row."""
     merged: dict[Prompt, int] = {}
     result: list[Example] = []
     for example in examples:
         is_alone = len(example.completions) == 1
-        at = merged.get(example.prompt) if is_alone else None
-        if at is not None:
-            result[at] = replace(result[at], completions=(*result[at].completions, *example.completions))
+        index = merged.get(example.prompt) if is_alone else None
+        if index is not None:
+            result[index] = replace(result[index], completions=(*result[index].completions, *example.completions))
             continue
         if is_alone:
             merged[example.prompt] = len(result)
@@ -189,10 +191,10 @@ def merge_prompts(examples: Sequence[Example]) -> list[Example]:
 
 
 def without_level_lines(file: str, number: int) -> list[str]:
-    """Return a line on the replies of a file that show no level; none where there is no such reply."""
+    """Return a line about the replies of a file that have no level; none without such replies."""
     if not number:
         return []
-    return [f"{file}: {number} replies show no level and are left out: their scores equal those of the whole prompt"]
+    return [f"{file}: {number} replies have no level and are left out: all replies to their prompt have the same score"]
 
 
 def num_replies(examples: Iterable[Example]) -> int:

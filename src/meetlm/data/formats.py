@@ -1,4 +1,4 @@
-"""Data formats: which sequences a stage trains for one example. Knows no tokenizer and no model.
+"""Data formats: the sequences that a stage trains on for one example.
 
 An *item* is the sequences of one example; all of them are in one optimizer step. A new format is one class here.
 """
@@ -24,11 +24,11 @@ class DataFormat(ABC):
     """How an example becomes sequences.
 
     Attributes:
-        uses_levels: Whether the sequences differ in their levels; without it the control has the best level alone.
+        uses_levels: Whether the sequences have different levels; if not, the control has only the best level.
         is_pairwise: Whether an item is two completions (chosen, rejected) of one prompt at one level, for pairwise
             objectives.
-        chains: Whether a sequence has completions of several levels: they need a slot before each response.
-        required: What an example must have, for messages; examples without it are left out.
+        chains: Whether a sequence has completions of several levels, which requires a slot before each response.
+        required: What an example must have, as text for messages; examples without it are left out.
     """
 
     uses_levels: ClassVar[bool] = False
@@ -38,9 +38,9 @@ class DataFormat(ABC):
 
     @abstractmethod
     def item(self, encoder: Encoder, example: Example) -> Item:
-        """Return the sequences of one example, whose completions have level weights, best first; none to leave it out.
+        """Return the sequences of an example; an empty item leaves it out.
 
-        The levels of a format that does not use levels are those of one ordered attribute.
+        The completions have level weights, best first. Formats that do not use levels require one ordered attribute.
         """
 
 
@@ -48,7 +48,7 @@ FORMATS: Registry[DataFormat] = Registry("data format")
 
 
 class Conditional(DataFormat):
-    """Each completion at its level; of a pair, chosen at good and rejected at bad: the two terms of eqs. 1 and 2."""
+    """Each completion at its level; for a pair, chosen at good and rejected at bad (the two terms of eqs. 1 and 2)."""
 
     uses_levels = True
 
@@ -58,12 +58,12 @@ class Conditional(DataFormat):
 
 
 class Chosen(DataFormat):
-    """The completions at the best level alone: supervised fine-tuning."""
+    """Only the completions at the best level: supervised fine-tuning."""
 
     required = "a reply at the best level"
 
     def item(self, encoder: Encoder, example: Example) -> Item:
-        """Return the completions at the best level; of a pair, (chosen,)."""
+        """Return the completions at the best level; (chosen,) for a pair."""
         best = [completion.reply for completion in example.completions if completion.weights[-1]]
         return tuple(encoder.encode(example.prompt, reply, encoder.levels.best) for reply in best)
 
@@ -83,9 +83,9 @@ class Pairwise(DataFormat):
 
 
 class Chain(DataFormat):
-    """All completions in one sequence, each behind its level's feedback (Chain of Hindsight, Liu et al., 2023).
+    """All completions in one sequence, each after the text of its level (Chain of Hindsight, Liu et al., 2023).
 
-    Both orders, as in its authors' code (``pn`` and ``np``). EOS closes each completion, there as here.
+    Each pair gives both orders, and EOS ends each completion, as in the authors' code (``pn`` and ``np``).
     """
 
     uses_levels = True
@@ -120,10 +120,11 @@ def make_items(
     """
     data_format = FORMATS[name]
     if not data_format.uses_levels and not levels.is_scale:
-        names = ", ".join(attribute.name or "the only one" for attribute in levels.attributes)
+        names = ", ".join(attribute.name or "one without a name" for attribute in levels.attributes)
         raise ConfigError(
-            f"format {name!r} needs one attribute with ordered levels, to know the best reply; the data have {names}: "
-            "choose one with data.attributes and its order with data.levels.names, or use the format conditional"
+            f"format {name!r} requires one attribute with ordered levels, which determine the best reply; attributes "
+            f"of the data: {names}. Choose one with --data.attributes and its order with --data.levels.names, or use the "
+            "format conditional"
         )
     items = [item for example in examples if (item := data_format.item(encoder, example))]
     if not items:

@@ -1,9 +1,8 @@
 r"""Anthropic's HH-RLHF: two transcripts per row, ``\n\nHuman: …\n\nAssistant: …``, whose last replies differ.
 
-Knows the transcripts; knows neither files nor tokenizers. Each side is split at its own last
-``\n\nAssistant:``. In some rows the two sides differ before that: cutting the rejected side by the length of
-the chosen prompt, as is often done, would then tear a word in two. Such rows carry ``other_prompt``; the
-filters drop and count them, and rows in which a human's turn follows the reply.
+Each side is split at its own last ``\n\nAssistant:``. In some rows the two sides differ before that point. Cutting the
+rejected side at the length of the chosen prompt, as is often done, would then cut a word in two. Such rows have
+``other_prompt``; the filters drop and count them, and also rows in which a human turn follows the reply.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from meetlm.data.rows import Row
 ASSISTANT = "\n\nAssistant:"
 HUMAN = "\n\nHuman:"
 STOP = (HUMAN,)
-"""A reply is over where the model starts to write the human's next turn."""
+"""A reply ends where the model starts to write the next human turn."""
 
 _MARKS = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -42,22 +41,22 @@ def parse(row: Row) -> Example:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether text has the marks of a transcript already."""
+    """Whether text already has the form of a transcript."""
     return text.lstrip().startswith(HUMAN.strip()) or HUMAN in text
 
 
-def ask(prompt: Prompt) -> Prompt:
-    r"""Return a prompt as the transcripts have it: ``\n\nHuman: …\n\nAssistant:``.
+def as_transcript(prompt: Prompt) -> Prompt:
+    r"""Return a prompt in the form of the transcripts: ``\n\nHuman: …\n\nAssistant:``.
 
     Args:
-        prompt: Text without marks is what the human says; a transcript is opened and closed where it is not; a
-            conversation is left alone.
+        prompt: Other text becomes a human turn. A transcript gets a missing ``\n\n`` at its start or ``\n\nAssistant:``
+            at its end. A conversation is returned unchanged.
     """
     if not isinstance(prompt.content, str):
         return prompt
     if not is_transcript(prompt.content):
         return Prompt(f"{HUMAN} {prompt.content.strip()}{ASSISTANT}")
-    text = _opened(prompt.content)
+    text = _with_line_breaks(prompt.content)
     return Prompt(text if text.rfind(ASSISTANT) > text.rfind(HUMAN) else text.rstrip() + ASSISTANT)
 
 
@@ -67,24 +66,24 @@ def to_turns(prompt: Prompt) -> tuple[Turn, ...]:
         return prompt.turns
     if not is_transcript(prompt.text()):
         return (Turn("user", prompt.text().strip()),)
-    before, *parts = _MARKS.split(_opened(prompt.text()))
+    before, *parts = _MARKS.split(_with_line_breaks(prompt.text()))
     turns = [Turn("system", before.strip())] if before.strip() else []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
         turns.append(Turn(_ROLES[speaker], text.strip()))
     if turns[-1] == as_reply(""):
-        turns.pop()  # it only opens the reply
+        turns.pop()  # the empty turn only introduces the reply
     return tuple(turns)
 
 
 def _split(row: Row, field: str) -> tuple[str, str]:
-    """Return prompt (its end is ``ASSISTANT``) and completion (its leading space kept) of one transcript."""
-    head, marker, reply = _opened(row.text(field)).rpartition(ASSISTANT)
+    """Return the prompt of a transcript, up to and including ``ASSISTANT``, and its reply with its leading space."""
+    head, marker, reply = _with_line_breaks(row.text(field)).rpartition(ASSISTANT)
     if not marker:
         raise row.error("the transcript has no assistant turn", field=field, expected=f"{ASSISTANT!r} before the reply")
     return head + marker, reply
 
 
-def _opened(transcript: str) -> str:
-    r"""Return a transcript with ``\n\n`` before its first mark."""
+def _with_line_breaks(transcript: str) -> str:
+    r"""Return a transcript with ``\n\n`` before its first ``Human:``."""
     starts = transcript.lstrip().startswith(HUMAN.strip())
     return "\n\n" + transcript.lstrip() if starts else transcript

@@ -15,11 +15,11 @@ from meetlm.data.example import Weights
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One property of replies, such as helpfulness or tone; a reply shows at most one of its levels.
+    """A property of replies, such as helpfulness or tone; a reply has at most one of its levels.
 
     Attributes:
-        name: Its name; empty for the only attribute of data that name none.
-        levels: Names of its levels; worst first where they are ordered.
+        name: Its name; empty if the data do not name their only attribute.
+        levels: Names of its levels, worst first if they are ordered.
         is_ordered: Whether the levels are a scale from worst to best.
     """
 
@@ -30,9 +30,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class LevelSpace(Sequence[str]):
-    """All K levels of a control, those of all attributes one after the other, as a sequence of their names.
+    """The K levels of a control as a sequence of names, attribute by attribute.
 
-    A level of a named attribute is called ``tone=formal``, one of the unnamed attribute ``good``.
+    A level of a named attribute has a name such as ``tone=formal``, a level of the unnamed attribute a name such as
+    ``good``.
 
     Attributes:
         attributes: The attributes.
@@ -78,7 +79,7 @@ class LevelSpace(Sequence[str]):
 
     @property
     def is_scale(self) -> bool:
-        """Whether there is one attribute and its levels have an order, which tells the best of several replies."""
+        """Whether there is one attribute with ordered levels, which determine the best of several replies."""
         return len(self.attributes) == 1 and self.attributes[0].is_ordered
 
     @property
@@ -95,23 +96,23 @@ class LevelSpace(Sequence[str]):
     def best_level(self) -> str | dict[str, float]:
         """Name of the best level, or weights of the best level of each of several attributes.
 
-        Attributes without an order have no part in it.
+        Attributes without an order have no weights.
         """
         names = [name for name, weight in zip(self, self.best, strict=True) if weight]
         return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
 
     @property
     def best_only(self) -> LevelSpace:
-        """The space of the best level alone, for formats that use no levels."""
+        """The space of only the best level, for formats that do not use levels."""
         return LevelSpace.of_names(*(name for name, weight in zip(self, self.best, strict=True) if weight))
 
-    def stated(self, weights: Weights) -> list[Attribute]:
-        """Return the attributes of which a level has a weight."""
+    def active(self, weights: Weights) -> list[Attribute]:
+        """Return the attributes that have a level with nonzero weight."""
         return [attribute for attribute in self.attributes if any(weights[k] for k in self.ranges[attribute.name])]
 
     def heaviest(self, weights: Weights) -> tuple[int, ...]:
-        """Return the index of the level with the largest weight of each attribute that has a weight, in order."""
-        return tuple(max(self.ranges[a.name], key=lambda k: weights[k]) for a in self.stated(weights))
+        """Return the index of the level with the largest weight, for each active attribute in order."""
+        return tuple(max(self.ranges[a.name], key=lambda k: weights[k]) for a in self.active(weights))
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the attributes as JSON values."""

@@ -1,7 +1,7 @@
-"""Reads prompts and replies out of rows: plain text, or messages as OpenAI, ShareGPT and TRL write them.
+"""Prompts and replies in a row: plain text, or messages in the formats of OpenAI, ShareGPT and TRL.
 
-Nothing of a message is dropped: a field that is not ``role`` or ``content`` goes to the chat template with it, and
-what cannot be represented is an error that names line and field.
+No part of a message is dropped: fields beside ``role`` and ``content`` are passed to the chat template, and a message
+that cannot be represented is an error that names line and field.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ ROLES = {
     "observation": "tool",
     "function": "tool",
 }
-"""Roles by the names that data sets give them, in lower case."""
+"""Role by its name in a data set, in lower case."""
 
 EXPECTED = "text, or a list of messages with role and content"
 _JSON = re.compile(r"\s*\[?\s*\{")
 _MESSAGES = re.compile(_JSON.pattern + r"""\s*["'](role|content|from|value)["']\s*:""")
-"""How text begins that is meant as messages in JSON (or, by mistake, written with Python's ``str``)."""
+"""Start of text that is meant as messages in JSON, or was written with Python's ``str`` by mistake."""
 
 
 def read_prompt(row: Row, field: str) -> Prompt:
-    """Return a field that holds text or messages; messages may be written as JSON text.
+    """Return the text or messages in a field; messages may be JSON text.
 
     Raises:
-        DataError: The field is missing or neither, or a message cannot be represented.
+        DataError: The field is missing, is neither text nor messages, or a message cannot be represented.
     """
     value = row.fields.get(field)
     if isinstance(value, str):
@@ -57,11 +57,11 @@ def read_prompt(row: Row, field: str) -> Prompt:
         raise row.error(f"is {kind_of(value)}", field=field, expected=EXPECTED)
     if not value:
         raise row.error("is an empty list", field=field, expected="at least one message")
-    return Prompt(tuple(_turn(row, f"{field}[{at}]", message) for at, message in enumerate(value)))
+    return Prompt(tuple(_turn(row, f"{field}[{index}]", message) for index, message in enumerate(value)))
 
 
 def _json_messages(row: Row, field: str, text: str) -> Any:
-    """Return the messages that ``text`` holds as JSON; ``None`` where it is plain text."""
+    """Return the messages in JSON text; ``None`` for plain text."""
     if not _JSON.match(text):
         return None
     try:
@@ -80,16 +80,18 @@ def _json_messages(row: Row, field: str, text: str) -> Any:
 def _turn(row: Row, name: str, message: object) -> Turn:
     if not isinstance(message, Mapping):
         raise row.error(f"is {kind_of(message)}", field=name, expected="an object with role and content")
-    given = {key: value for key, value in message.items() if value is not None}
-    if "role" not in given and {"from", "value"} <= given.keys():  # ShareGPT
-        given = {"role": given.pop("from"), "content": given.pop("value"), **given}
-    inside = row.wrap(name, given if given.keys() >= {"role", "content"} else message)
-    role = inside.text("role")
+    fields = {key: value for key, value in message.items() if value is not None}
+    if "role" not in fields and {"from", "value"} <= fields.keys():  # ShareGPT
+        fields = {"role": fields.pop("from"), "content": fields.pop("value"), **fields}
+    nested = row.wrap(name, fields if fields.keys() >= {"role", "content"} else message)
+    role = nested.text("role")
     if role.lower() not in ROLES:
         expected = f"one of {', '.join(ROLES)}"
-        raise inside.error(f"is {role!r}", field="role", expected=expected)
-    extra = {key: value for key, value in given.items() if key not in ("role", "content") and value not in ("", [], {})}
-    content = "" if given.get("content") is None and "tool_calls" in extra else _content(inside)
+        raise nested.error(f"is {role!r}", field="role", expected=expected)
+    extra = {
+        key: value for key, value in fields.items() if key not in ("role", "content") and value not in ("", [], {})
+    }
+    content = "" if fields.get("content") is None and "tool_calls" in extra else _content(nested)
     return Turn.from_message({"role": ROLES[role.lower()], "content": content, **extra})
 
 
@@ -99,8 +101,8 @@ def _content(message: Row) -> str:
     if not isinstance(parts, list):
         return message.text("content")
     texts = []
-    for at, part in enumerate(parts):
-        name = f"content[{at}]"
+    for index, part in enumerate(parts):
+        name = f"content[{index}]"
         if not isinstance(part, Mapping) or part.get("type") != "text":
             kind = repr(part["type"]) if isinstance(part, Mapping) and "type" in part else kind_of(part)
             raise message.error(f"is {kind}", field=name, expected="parts of type text: only text can be trained")

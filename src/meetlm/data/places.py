@@ -1,4 +1,4 @@
-"""Finds the rows of a split: in a file, in a folder laid out like a data set on the hub, or on the hub."""
+"""Find the rows of a split: in a file, in a folder laid out like a data set on the hub, or on the hub."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from meetlm.data.rows import READERS, Row, non_empty, read_file
 from meetlm.data.settings import DataSettings
 
 PARQUET_BRANCH = "refs/convert/parquet"
-"""Where the hub keeps plain copies of data sets whose own loading scripts no longer run."""
+"""Branch of the hub with Parquet copies of data sets whose loading scripts are no longer supported."""
 
 
 class SplitRows(NamedTuple):
-    """The rows of a split, what the split is called, and the file or hub name they come from."""
+    """The rows of a split, the name of the split, and the file or hub name."""
 
     rows: Iterator[Row]
     split: str
@@ -25,7 +25,7 @@ class SplitRows(NamedTuple):
 
 
 def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
-    """Return the rows of a split, its columns named as ``settings.columns`` says. Reading starts with the iteration.
+    """Return the rows of a split, with columns renamed by ``settings.columns``; rows are read as they are iterated.
 
     Raises:
         DataError: The data do not exist; the message lists the paths that were tried.
@@ -70,7 +70,7 @@ def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRow
 
 
 def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
-    """Return the rows of ``SPLIT.ENDING`` in the subset's folder, else in ``folder``, else what ``datasets`` finds."""
+    """Return the rows of ``SPLIT.jsonl`` (or another extension) in the folder, else those that ``datasets`` finds."""
     subset_folder = _subset_folder(folder, subset)
     searched = subset_folder or folder
     if (searched / "dataset_dict.json").is_file() or (searched / "dataset_info.json").is_file():
@@ -93,8 +93,8 @@ def _subset_folder(folder: Path, subset: str | None) -> Path | None:
         return None
     if not (folder / subset).is_dir():
         names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        hint = nearest(subset, names) if names else ", nor any other"
-        raise DataError(f"there is no folder {subset!r} in it{hint}", file=str(folder), field="data.subset")
+        hint = nearest(subset, names) if names else ", nor any other folder"
+        raise DataError(f"contains no folder {subset!r}{hint}", file=str(folder), field="data.subset")
     return folder / subset
 
 
@@ -108,7 +108,7 @@ def _through_datasets(path: str, subset: str | None, split: str, note: str) -> S
 
 
 def _from_rows(path: str, subset: str | None, split: str, load: Callable[[], Any]) -> SplitRows:
-    """Return rows of the ``datasets`` library; they have numbers in place of lines."""
+    """Return rows of the ``datasets`` library, with row numbers in place of line numbers."""
     file = f"{path}/{subset} [{split}]" if subset else f"{path} [{split}]"
 
     def rows() -> Iterator[Row]:
@@ -123,7 +123,7 @@ def _from_rows(path: str, subset: str | None, split: str, load: Callable[[], Any
 
 
 def _saved(folder: Path, split: str) -> Any:
-    """Return a split of what ``datasets`` wrote with ``save_to_disk``."""
+    """Return a split of a data set written by ``save_to_disk``."""
     from datasets import DatasetDict, load_from_disk
 
     table = load_from_disk(str(folder))
@@ -141,7 +141,7 @@ def _load(path: str, subset: str | None, split: str, note: str) -> Any:
     is_local = Path(path).expanduser().is_dir()
     is_offline = not is_local and not hub_is_reachable()
     if is_offline:
-        # What is cached is read, and nothing waits for the network.
+        # Read cached data only, without waiting for the network.
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         try:
@@ -150,7 +150,7 @@ def _load(path: str, subset: str | None, split: str, note: str) -> Any:
             if "scripts are no longer supported" not in str(error):
                 raise
             return datasets.load_dataset(path, data_dir=subset, split=split, revision=PARQUET_BRANCH)
-    except Exception as error:  # the hub client, its transport and each file format have error classes of their own
+    except Exception as error:  # the hub client, its transport and each file format raise different error classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if is_offline:
             reason = "no such file or folder on this machine, and the hub cannot be reached"

@@ -1,11 +1,11 @@
-"""Text to token ids, the same way for every method. Knows the tokenizer; knows no level and no model.
+"""Convert text to token ids, in the same way for every method.
 
-Prompt and completion are tokenised apart and joined, so that the border between them never moves with the completion,
-and EOS closes a completion. The text of a special token inside the data is ordinary text: it never becomes that token.
+Prompt and completion are tokenized separately, so that the tokens of a prompt never depend on its completion. EOS ends
+a completion. The text of a special token inside the data is ordinary text: it never becomes that token.
 
 Conversations go through the tokenizer's chat template. Many templates open with an automatic system message, some with
-today's date in it. The date and the text before the first message are pinned when a run starts and saved with it, so
-that a model still reads the prompt it was trained on a year later.
+today's date in it. The date and the text before the first message are pinned when a run starts and saved with the run,
+so that a model gets the same prompt in training and a year later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meetlm.data.chat_template import ChatTemplate
 from meetlm.data.example import Prompt, Turn
 
 _HIDDEN = re.compile("\uf8f0(\\d+)\uf8f1")
-"""A special token's text inside the data, while it is rendered."""
+"""Placeholder for the text of a special token in the data during rendering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class FormatSpec:
     """The settings of a prompt format, which a run saves.
 
     Attributes:
-        preamble: Text that the chat template writes before a first user message if there is no system message;
-            ``None`` without a template. A system message in the data replaces it.
+        preamble: Text that the chat template writes before the first user message if there is no system message;
+            ``None`` without a template. A system message in the data replaces the preamble.
         system: ``auto`` keeps the template's automatic system message, ``none`` leaves it out.
         stop: Strings at which a generated completion ends, besides EOS. They are removed from it.
         date: The date that the chat template reads, ``YYYY-MM-DD``; ``None`` for the real date.
@@ -59,7 +59,7 @@ class FormatSpec:
 
 
 class PromptFormat:
-    """Turns prompts and completions into ids.
+    """Converts prompts and completions to ids.
 
     Args:
         tokenizer: A transformers tokenizer with an EOS token.
@@ -71,7 +71,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: FormatSpec) -> None:
         if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no EOS token, which has to close each completion; set its eos_token")
+            raise ConfigError("the tokenizer has no EOS token, which must end each completion; set its eos_token")
         self.tokenizer, self.spec = tokenizer, spec
         self._template = ChatTemplate(tokenizer, spec.date)
         self._template_preamble = self._template.replaceable_preamble(spec.system)
@@ -96,15 +96,15 @@ class PromptFormat:
             if self._special_text.search(text):
                 ids = [*([bos] if bos is not None and self._adds_bos() else []), *self._ordinary_ids(text)]
             while ids and ids[-1] == eos and eos != bos:
-                ids.pop()  # some tokenizers close every text; the prompt goes on
+                ids.pop()  # some tokenizers append EOS to every text, but a completion follows the prompt
         return ids or [eos if bos is None else bos]
 
     def completion_ids(self, prompt: Prompt, completion: Turn) -> list[int]:
-        """Return the ids of a completion of ``prompt``, closed by EOS.
+        """Return the ids of a completion of ``prompt``, with EOS at its end.
 
         Raises:
-            ConfigError: The chat template leaves out a part of the completion, or does not continue the prompt that it
-                rendered before.
+            ConfigError: The chat template leaves out a part of the completion, or renders the prompt differently once
+                the completion follows it.
         """
         ids = (
             self._reply_ids(prompt.turns, completion) if prompt.is_chat else self._continuation_ids(completion.content)
@@ -118,15 +118,15 @@ class PromptFormat:
             completion = Turn("assistant", turns[-1].content + completion.content, completion.extra)
             turns = turns[:-1]
         turns = (*turns, completion)
-        whole = self._render(turns)
-        self._template.check_complete(self._hide(turns), whole)
-        if not whole.startswith(opened):
+        rendered = self._render(turns)
+        self._template.check_complete(self._hide(turns), rendered)
+        if not rendered.startswith(opened):
             raise ConfigError(
                 "the chat template changes the prompt once this reply follows it: "
-                f"{opened[-60:]!r} became {whole[: len(opened)][-60:]!r}; where replies begin with reasoning, set "
-                "format.reasoning to true"
+                f"{opened[-60:]!r} became {rendered[: len(opened)][-60:]!r}; if replies begin with reasoning, set "
+                "--format.reasoning true"
             )
-        text, eos = whole[len(opened) :], str(self.tokenizer.eos_token)
+        text, eos = rendered[len(opened) :], str(self.tokenizer.eos_token)
         # templates write a line break after EOS, which is not part of the reply
         text = text.rsplit(eos, 1)[0] if eos in text else text.rstrip()
         return self._rendered_ids(text, continues=True)
@@ -140,12 +140,12 @@ class PromptFormat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def special_text(self, turns: Iterable[Turn]) -> str | None:
-        """Return the first special token whose text is in a message, where it is encoded as ordinary text."""
+        """Return the first special token whose text is in a message; ``None`` if there is none."""
         matches = (self._special_text.search(turn.content) for turn in turns)
         return next((match[0] for match in matches if match and match[0]), None)
 
     def exported_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer with a chat template that renders prompts and opens replies as in training."""
+        """Return the tokenizer with a chat template that renders prompts and starts replies as in training."""
         if self._template.text is None:
             return self.tokenizer
         try:
@@ -154,7 +154,7 @@ class PromptFormat:
             return self.tokenizer
 
     def _open_reply(self, turns: tuple[Turn, ...]) -> str:
-        """Return the text of a conversation up to where the reply begins."""
+        """Return the text of a conversation up to the beginning of the reply."""
         continues = bool(turns) and turns[-1].role == "assistant"
         hidden = self._hide(turns)
         if self.spec.opening_in_prompt or continues:
@@ -183,13 +183,13 @@ class PromptFormat:
         return self._special_text.sub(lambda match: f"\uf8f0{self._special.index(match[0])}\uf8f1", text)
 
     def _rendered_ids(self, text: str, *, continues: bool = False) -> list[int]:
-        """Return the ids of rendered text: the template's special tokens are tokens, those hidden in it are not."""
+        """Return the ids of rendered text: special tokens of the template become tokens, those of the data do not."""
         ids: list[int] = []
-        for place, part in enumerate(_HIDDEN.split(text)):
-            if place % 2:
+        for index, part in enumerate(_HIDDEN.split(text)):
+            if index % 2:
                 ids += self._ordinary_ids(self._special[int(part)], continues=True)
             else:
-                ids += self._continued(part, self.tokenize) if continues or place else self.tokenize(part)
+                ids += self._continued(part, self.tokenize) if continues or index else self.tokenize(part)
         return ids
 
     def _continuation_ids(self, text: str) -> list[int]:
@@ -209,7 +209,7 @@ class PromptFormat:
         return list(both[len(before) :] if both[: len(before)] == before else tokenize(text))
 
     def _ordinary_ids(self, text: str, *, continues: bool = False) -> list[int]:
-        """Return the ids of text with special tokens' text in it, none of which becomes such a token.
+        """Return the ids of text that contains the text of special tokens; none becomes a special token.
 
         Raises:
             ConfigError: The tokenizer has no other ids for that text.
@@ -225,15 +225,15 @@ class PromptFormat:
             return ids
         # The token is an ordinary entry of the vocabulary too: its text is encoded in two parts.
         cut = self._special_text.sub(lambda match: f"{match[0][:1]}\uf8f0{match[0][1:]}", text)
-        first, *rest = cut.split("\uf8f0")
+        first, *others = cut.split("\uf8f0")
         ids = self._continued(first, split_special) if continues else split_special(first)
-        ids += [token for part in rest for token in self._continued(part, split_special)]
+        ids += [token for part in others for token in self._continued(part, split_special)]
         unknown = self.tokenizer.unk_token_id
         if forbidden.isdisjoint(ids) or forbidden & set(ids) == {unknown} != {self.tokenizer.eos_token_id}:
             return ids
         token = self.special_text([Turn("", text)])
         raise ConfigError(
-            f"the text holds {token!r}, which the tokenizer can only encode as its special token; remove it"
+            f"the text contains {token!r}, which the tokenizer can only encode as a special token; remove it"
         )
 
     def _adds_bos(self) -> bool:
@@ -249,14 +249,14 @@ def pin_format(
     today: str | None = None,
     reasoning: bool = False,
 ) -> PromptFormat:
-    """Return the format of a new run, its automatic opening and its date pinned.
+    """Return the format of a new run, with its preamble and date pinned.
 
     Args:
         tokenizer: The run's tokenizer.
         system: ``auto`` keeps the template's automatic system message; ``none`` leaves it out (BOS stays).
-        stop: Strings at which generated completions end, besides EOS; they come from the data source.
+        stop: Strings at which generated completions end, besides EOS; the data source defines them.
         today: The date to pin, ``YYYY-MM-DD``; by default the real date.
-        reasoning: Whether replies begin with their own reasoning, which replaces the template's text before a reply.
+        reasoning: Whether replies begin with reasoning, which replaces the template's text before a reply.
 
     Raises:
         ConfigError: ``system`` is neither ``auto`` nor ``none``, or the template cannot be pinned.
@@ -267,9 +267,9 @@ def pin_format(
         raise ConfigError(f"system is {system!r}; expected 'auto' or 'none'")
     preamble = template.replaceable_preamble(system)
     if system == "none" and preamble:
-        bos = tokenizer.bos_token  # stays, unless it opens every message, as in ChatML
-        keeps = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
-        preamble = str(bos) if keeps else ""
+        bos = tokenizer.bos_token  # stays, unless it starts every message, as in ChatML
+        keeps_bos = bos is not None and preamble.startswith(bos) and bos not in template.user_opening()
+        preamble = str(bos) if keeps_bos else ""
     spec = FormatSpec(preamble, system, stop, None if preamble is None else day, not reasoning)
     return PromptFormat(tokenizer, spec)
 

@@ -1,6 +1,6 @@
-"""Reads held-out prompts, for `meet generate` and `meet evaluate` alike.
+"""Held-out prompts, for `meet generate` and `meet evaluate`.
 
-A row is a pair in the format of its source, or a prompt alone: text, or messages that end with a user's message or with
+A row is a pair in the format of its source, or a prompt alone: text, or messages that end with a user message or with
 the beginning of the reply.
 """
 
@@ -19,7 +19,7 @@ from meetlm.data.sources import Source, read_rows, to_chat
 from meetlm.data.splits import read_splits
 
 FIELDS = ("prompt", *CHAT_COLUMNS)
-"""Columns that hold the prompt of a row without replies; the first that is not empty is used."""
+"""Columns with the prompt, in rows without replies; the first column that is not empty is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class HeldOutPrompt:
 
     Attributes:
         prompt: The prompt.
-        chosen: The preferred reply; ``None`` where the row holds a prompt alone.
-        origin: Where it was read.
+        chosen: The preferred reply; ``None`` if the row has only a prompt.
+        origin: File and line of the row.
     """
 
     prompt: Prompt
@@ -39,23 +39,23 @@ class HeldOutPrompt:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRows:
-    """The held-out rows of some data.
+    """The held-out rows of a data set.
 
     Attributes:
-        prompts: One per row with a prompt, in order; several rows may have the same prompt.
-        without: Rows without a prompt; they are left out.
-        other_split_rows: Rows that name another split; they are left out.
+        prompts: One prompt per row, in order; prompts may repeat.
+        without_prompt: Rows without a prompt; they are left out.
+        other_split_rows: Rows of another split, by their own field; they are left out.
     """
 
     prompts: list[HeldOutPrompt]
-    without: list[Origin]
+    without_prompt: list[Origin]
     other_split_rows: list[Origin]
 
 
 def read_prompts(settings: DataSettings) -> HeldOutRows:
     """Return the prompts of the evaluation split; training rows are read only for ``settings.holdout``.
 
-    Without training data beside it every row of ``settings.eval_file`` is used, whatever split the row names.
+    If the settings name no training data, every row of ``settings.eval_file`` is used, whatever its split.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
@@ -68,26 +68,29 @@ def read_prompts(settings: DataSettings) -> HeldOutRows:
         return _read(row, source, settings.as_chat)
 
     if settings.holdout is None:
-        whole = settings.path is None and settings.train_file is None  # nothing is trained on: all rows are held out
-        read = read_rows(settings, "eval", parse, whole=whole)
-        rows, other_split_rows = read.rows, read.other_split_rows
+        every_split = settings.path is None and settings.train_file is None  # no training data: all rows are held out
+        result = read_rows(settings, "eval", parse, every_split=every_split)
+        rows, other_split_rows = result.rows, result.other_split_rows
     else:
-        train, held = read_splits(settings)
-        rows, other_split_rows = [_of_pair(example) for example in held.rows], train.other_split_rows
+        train, held_out = read_splits(settings)
+        rows, other_split_rows = [_of_pair(example) for example in held_out.rows], train.other_split_rows
     prompts = [row for row in rows if not row.prompt.is_blank]
     if not prompts:
         raise DataError(
             f"is missing or blank in every row; columns: {', '.join(sorted(columns))}",
             file=rows[0].origin.file,
             field="prompt",
-            expected=f"text, messages that end with the user's, or pairs of the format {settings.source}; "
-            "--data.columns prompt=COLUMN reads it from another column",
+            expected=f"text, messages that end with a user message, or pairs of the format {settings.source}; "
+            "--data.columns prompt=COLUMN reads the prompt from another column",
         )
     return HeldOutRows(prompts, [row.origin for row in rows if row.prompt.is_blank], other_split_rows)
 
 
 def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt], list[HeldOutPrompt]]:
-    """Return the first row of each prompt by prompt id, with the first chosen reply of its rows; and the other rows."""
+    """Return one row per distinct prompt, by prompt id, and the rows that repeat a prompt.
+
+    The row of a prompt is its first row, with the first chosen reply among the rows of that prompt.
+    """
     firsts: dict[str, HeldOutPrompt] = {}
     repeated: list[HeldOutPrompt] = []
     for row in prompts:
@@ -102,7 +105,7 @@ def distinct(prompts: Sequence[HeldOutPrompt]) -> tuple[dict[str, HeldOutPrompt]
 def within(
     prompts: Sequence[HeldOutPrompt], length: Callable[[Prompt], int], max_length: int, limit: int | None = None
 ) -> tuple[list[HeldOutPrompt], list[HeldOutPrompt]]:
-    """Return the rows whose prompt has at most ``max_length`` tokens, and the rows whose prompt is longer.
+    """Return the rows with prompts of at most ``max_length`` tokens, and the rows with longer prompts.
 
     Args:
         prompts: The rows.
@@ -122,13 +125,13 @@ def within(
             tokens = length(row.prompt)
         (short if tokens <= max_length else longer).append(row)
     if not short:
-        what = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
-        raise DataError(what, file=prompts[0].origin.file, field="data.max_length")
+        problem = f"none of the {len(prompts)} prompts has at most {max_length} tokens"
+        raise DataError(problem, file=prompts[0].origin.file, field="data.max_length")
     return short, longer
 
 
 def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
-    """Return the prompt of a row, blank where the row has none."""
+    """Return the prompt of a row; blank if the row has no prompt."""
     if any(row.fields.get(name) is not None for name in ("chosen", *source.fields)):
         example = source.parse(row)
         return _of_pair(to_chat(example, source) if as_chat else example)
@@ -142,8 +145,8 @@ def _read(row: Row, source: Source, as_chat: bool) -> HeldOutPrompt:
     if as_chat:
         prompt = Prompt(source.to_turns(prompt))
     role = prompt.turns[-1].role
-    if role != "user" and (field != "prompt" or role != "assistant"):  # an assistant's turn in 'prompt' is continued
-        expected = "a user's turn last, which a completion answers"
+    if role != "user" and (field != "prompt" or role != "assistant"):  # a reply continues an assistant turn in 'prompt'
+        expected = "a user turn last"
         raise row.error(f"ends with a turn of {role!r}", field=field, expected=expected)
     return HeldOutPrompt(prompt, None, row.origin)
 

@@ -1,6 +1,6 @@
-"""Reads the rows of one file, each with its line: JSON lines, JSON lists, CSV and Parquet, also gzipped.
+"""Read the rows of a file, with line numbers: JSON lines, JSON lists, CSV and Parquet, also gzipped.
 
-Knows no format of preference data. Nothing in a file is dropped: what cannot be read is an error that names the line.
+The formats of preference data are elsewhere. Nothing in a file is dropped: a line that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object as read, with its file and line.
+    """One object of a file, with its line.
 
     Attributes:
-        fields: Name to value as JSON has it: str, int, float, bool, None, list, dict.
+        fields: JSON values by name: str, int, float, bool, None, list, dict.
         origin: File (or hub name) and 1-based line (JSON list, Parquet, hub: 1-based row).
         prefix: ``info.`` for the object inside the field ``info``, so that messages name ``info.post``.
     """
@@ -36,12 +36,12 @@ class Row:
     prefix: str = ""
 
     def text(self, field: str) -> str:
-        """Return a string field; a missing one or another type is a ``DataError``."""
+        """Return a string field; raise a ``DataError`` if it is missing or has another type."""
         value = self.value(field, "a string", str)
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.error("holds half of a surrogate pair", field=field, expected="valid Unicode") from None
+            raise self.error("contains half of a surrogate pair", field=field, expected="valid Unicode") from None
         return value
 
     def number(self, field: str) -> int:
@@ -53,18 +53,18 @@ class Row:
         return self.value(field, "a list", list)
 
     def inside(self, field: str) -> Row:
-        """Return the object in ``field`` as a row of its own."""
+        """Return the object in ``field`` as a row."""
         return self.wrap(field, self.value(field, "an object", dict))
 
     def wrap(self, field: str, value: Mapping[str, Any]) -> Row:
-        """Return ``value``, found under ``field``, as a row of its own."""
+        """Return ``value``, which is inside ``field``, as a row."""
         return replace(self, fields=value, prefix=f"{self.prefix}{field}.")
 
     def rename(self, columns: Mapping[str, str]) -> Row:
         """Return the row with its columns under other names.
 
         Args:
-            columns: Name to column. ``a+b`` joins the texts of two columns by a blank line; an empty column removes the
+            columns: Column by name. ``a+b`` joins the texts of two columns by a blank line; an empty column removes the
                 name from the row.
         """
         fields = dict(self.fields)
@@ -98,7 +98,7 @@ class Row:
         return replace(self, fields={**fields, "attributes": values})
 
     def value(self, field: str, expected: str, kind: type[T]) -> T:
-        """Return a field of one JSON type."""
+        """Return a field that must have a certain JSON type."""
         if field not in self.fields:
             names = ", ".join(sorted(map(str, self.fields))) or "none"
             expected = f"{expected}; fields of this row: {names}"
@@ -117,20 +117,20 @@ class Row:
 
 
 def kind_of(value: object) -> str:
-    """Name a JSON value's type as a user would: ``a list``, ``null``."""
+    """Return the type of a JSON value in words, such as ``a list`` or ``null``."""
     names = {str: "a string", bool: "true or false", int: "an integer", float: "a number", list: "a list"}
     return "null" if value is None else names.get(type(value), "an object")
 
 
 def read_file(file: Path) -> Iterator[Row]:
-    """Yield the rows of one file. Its ending selects the reader; gzip and Parquet are recognised by their first bytes.
+    """Yield the rows of a file. Its extension selects the reader; gzip and Parquet are recognised by their first bytes.
 
     Raises:
-        DataError: There is no such file, it is of no known kind, or it holds no rows.
+        DataError: The file does not exist, has an unknown type, or has no rows.
     """
     ending = next((ending for ending in READERS if file.name.endswith(ending)), None)
     if ending is None:
-        raise DataError("unknown kind of file", file=str(file), expected=f"one of {', '.join(READERS)}")
+        raise DataError("unknown file type", file=str(file), expected=f"one of {', '.join(READERS)}")
     if not file.is_file():
         raise DataError(f"no such file (looked for {file.absolute()})", file=str(file))
     with _open(file) as stream:
@@ -151,7 +151,7 @@ _OTHER_KINDS = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "the decompressed file"),
     (b"version http", "a Git LFS pointer", "the file itself (git lfs pull)"),
 )
-"""First bytes of files that are not read, what they are, and what to do."""
+"""First bytes of unsupported files, their type, and what to do."""
 
 
 def non_empty(rows: Iterator[Row], file: str) -> Iterator[Row]:
@@ -161,11 +161,11 @@ def non_empty(rows: Iterator[Row], file: str) -> Iterator[Row]:
         is_empty = False
         yield row
     if is_empty:
-        raise DataError("holds no rows", file=file, expected="at least one")
+        raise DataError("has no rows", file=file, expected="at least one")
 
 
 def _open(file: Path) -> Any:
-    """Return a file opened for bytes, decompressed where it is gzip, whatever its name."""
+    """Open a file in binary mode; gzip is decompressed, whatever the name of the file."""
     with file.open("rb") as stream:
         is_gzip = stream.read(2) == b"\x1f\x8b"
     return (gzip.open if is_gzip else open)(file, "rb")
@@ -188,7 +188,7 @@ def _json_lines(file: Path) -> Iterator[Row]:
 
 
 def _json_file(file: Path) -> Iterator[Row]:
-    """Rows of a list of objects, of one object, or of JSON lines, as many files on the hub named ``.json`` hold."""
+    """Yield the rows of a list of objects, of one object, or of JSON lines (as in many ``.json`` files on the hub)."""
     text = _text(file)
     if text.lstrip().startswith("["):
         for number, value in enumerate(_json(text, file, 1), start=1):
@@ -221,9 +221,9 @@ def _json(text: str, file: Path, line: int) -> Any:
     except _DuplicateKey as key:
         raise error(f"has the key {key} twice in one object", "every key once") from None
     except RecursionError:
-        raise error("bad JSON: too many brackets inside each other", "messages and fields of a few levels") from None
+        raise error("bad JSON: too deeply nested", "messages and fields nested a few levels deep") from None
     except ValueError:
-        raise error("bad JSON: a number of thousands of digits", "numbers that fit, or strings") from None
+        raise error("bad JSON: a number with thousands of digits", "shorter numbers, or strings") from None
 
 
 class _DuplicateKey(Exception):
@@ -263,11 +263,11 @@ def _decode(raw: bytes, file: Path, line: int) -> str:
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    """Rows of a CSV with a header; ``line`` is where the record starts, as an editor shows it."""
+    """Yield the rows of a CSV file with a header; ``line`` is the line at which a record starts."""
     csv.field_size_limit(2**31 - 1)  # articles are longer than the 128 KiB allowed by default
     stream = io.StringIO(_text(file), newline="")
     first = stream.readline()
-    declared = first.strip()[4:] if first[:4].lower() == "sep=" else ""  # Excel's own line
+    declared = first.strip()[4:] if first[:4].lower() == "sep=" else ""  # written by Excel
     skipped = 1 if declared else 0
     if not declared:
         stream.seek(0)
@@ -320,4 +320,4 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv.gz": _csv,
     ".parquet": _parquet,
 }
-"""Readers by the ending of a file's name."""
+"""Readers by file extension."""

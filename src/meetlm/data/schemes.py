@@ -1,7 +1,7 @@
-"""Level schemes: how the feedback on one attribute becomes levels.
+"""Level schemes: how the feedback on an attribute becomes levels.
 
-A scheme is one of three maps: names of levels, thresholds of scores, or the place of a score among the replies to its
-prompt. A way to choose one from settings and data is one function with one registration.
+A fitted scheme maps feedback to levels by name, by thresholds of scores, or by the rank of a score among the replies to
+the same prompt. Each registered function fits a scheme to the settings and the values in the training rows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LevelScheme:
 
     Attributes:
         attribute: Its levels.
-        thresholds: Scores between the levels; a score on a threshold is in the upper level.
-        within_prompt: Whether a score's level is its place among the scores of its prompt.
+        thresholds: Scores between the levels; a score equal to a threshold is in the upper level.
+        within_prompt: Whether the level is the rank of a score among the scores of its prompt.
     """
 
     attribute: Attribute
@@ -45,13 +45,13 @@ class LevelScheme:
     within_prompt: bool = False
 
     def indices(self, values: Sequence[Value]) -> list[int | None]:
-        """Return the level of each value of one prompt; ``None`` where the other values do not order it.
+        """Return the level of each value of one prompt; ``None`` for all if ranks are needed and all values are equal.
 
         Raises:
             LevelError: A value has no level.
         """
         if self.within_prompt:
-            return _places([_number(value) for value in values], len(self.attribute.levels))
+            return _ranks([_number(value) for value in values], len(self.attribute.levels))
         if self.thresholds:
             return [bisect_right(self.thresholds, _number(value)) for value in values]
         return [self._named(value) for value in values]
@@ -63,13 +63,14 @@ class LevelScheme:
         return self.attribute.levels.index(str(value))
 
     def describe(self) -> str:
-        """Return how the levels follow from the data, in words."""
+        """Return in words how the levels follow from the data."""
         name = f"of {self.attribute.name} " if self.attribute.name else ""
         if self.within_prompt:
-            return f"{name}by place among the replies to a prompt, worst first"
+            return f"{name}by rank among the replies to a prompt, worst first"
         if self.thresholds:
-            return f"{name}by score, lowest first, parted at {', '.join(f'{score:.4g}' for score in self.thresholds)}"
-        return f"{name}as named{', worst first' if self.attribute.is_ordered else ' (no order)'}"
+            thresholds = ", ".join(f"{score:.4g}" for score in self.thresholds)
+            return f"{name}by score, lowest first, with thresholds {thresholds}"
+        return f"{name}as named in the data{', worst first' if self.attribute.is_ordered else ' (no order)'}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -102,8 +103,8 @@ def _number(value: Value) -> float:
     return value
 
 
-def _places(values: Sequence[float], count: int) -> list[int | None]:
-    """Return the level of each value among all of them; ``None`` where all are equal, as they have no order then."""
+def _ranks(values: Sequence[float], count: int) -> list[int | None]:
+    """Return the level of each value by its rank among the values; ``None`` if all values are equal."""
     if len(set(values)) < 2:
         return [None] * len(values)
     scores = np.array(values)
@@ -111,12 +112,12 @@ def _places(values: Sequence[float], count: int) -> list[int | None]:
     return [int((below[i] + 0.5) / len(values) * count) for i in range(len(values))]
 
 
-class Stated(NamedTuple):
-    """The values of one attribute, by prompt, in the training rows.
+class AttributeFeedback(NamedTuple):
+    """The values of an attribute in the training rows.
 
     Attributes:
         name: Name of the attribute.
-        by_prompt: Values that the replies to each prompt have.
+        by_prompt: The values of the replies to each prompt.
     """
 
     name: str
@@ -131,7 +132,7 @@ class Stated(NamedTuple):
         """Return the values as numbers.
 
         Raises:
-            ConfigError: They are names, or ranks, which compare replies to one prompt alone.
+            ConfigError: The values are names, or ranks, which only compare replies to the same prompt.
         """
         if any(isinstance(value, str) for value in self.values):
             raise ConfigError(f"{_option(self.name)}.scheme: the feedback is named levels, not scores; expected named")
@@ -142,82 +143,84 @@ class Stated(NamedTuple):
         return [_number(value) for value in self.values]
 
 
-Fit = Callable[[LevelSettings, Stated], LevelScheme]
-"""Returns the scheme that settings and values of the training rows make; raises a ``ConfigError``."""
+Fit = Callable[[LevelSettings, AttributeFeedback], LevelScheme]
+"""Fits a scheme to settings and the values in the training rows; raises a ``ConfigError``."""
 
 SCHEMES: Registry[Fit] = Registry("level scheme")
 
 
 @SCHEMES.register("named")
-def fit_named(settings: LevelSettings, stated: Stated) -> LevelScheme:
-    """Return the scheme of named levels: those of the settings, or those in the data."""
-    values = stated.values
+def fit_named(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
+    """Return a scheme with the level names of the settings or, without them, of the data."""
+    values = feedback.values
     if not all(isinstance(value, str) for value in values):
         schemes = "values, quantiles, thresholds or within-prompt"
         raise ConfigError(
-            f"{_option(stated.name)}.scheme: the feedback is scores, not named levels; expected {schemes}"
+            f"{_option(feedback.name)}.scheme: the feedback is scores, not named levels; expected {schemes}"
         )
     known = {*map(str, values)}
     for usual in (("bad", "good"), ("false", "true")):
         if not settings.names and known <= {*usual}:
-            return LevelScheme(Attribute(stated.name, usual, settings.is_ordered is not False))
+            return LevelScheme(Attribute(feedback.name, usual, settings.is_ordered is not False))
     names = settings.names or tuple(sorted(known))
     is_ordered = bool(settings.names) if settings.is_ordered is None else settings.is_ordered
     if is_ordered and not settings.names:
-        raise ConfigError(f"{_option(stated.name)}.is_ordered requires {_option(stated.name)}.names, worst first")
-    return LevelScheme(Attribute(stated.name, names, is_ordered))
+        raise ConfigError(f"{_option(feedback.name)}.is_ordered requires {_option(feedback.name)}.names, worst first")
+    return LevelScheme(Attribute(feedback.name, names, is_ordered))
 
 
 @SCHEMES.register("thresholds")
-def fit_thresholds(settings: LevelSettings, stated: Stated) -> LevelScheme:
-    """Return the scheme of the thresholds in the settings."""
-    stated.numbers()
+def fit_thresholds(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
+    """Return a scheme with the thresholds of the settings."""
+    feedback.numbers()
     if not settings.thresholds:
         raise ConfigError(
-            f"{_option(stated.name)}.scheme thresholds requires {_option(stated.name)}.thresholds, such as 2.5,3.5"
+            f"{_option(feedback.name)}.scheme thresholds requires {_option(feedback.name)}.thresholds, such as 2.5,3.5"
         )
-    return _parted(settings, stated, settings.thresholds)
+    return _threshold_scheme(settings, feedback, settings.thresholds)
 
 
 @SCHEMES.register("values")
-def fit_values(settings: LevelSettings, stated: Stated) -> LevelScheme:
-    """Return the scheme with a level per distinct score."""
-    distinct = sorted(set(stated.numbers()))
-    _refuse_constant(stated, distinct)
-    return _parted(settings, stated, [(low + high) / 2 for low, high in pairwise(distinct)])
+def fit_values(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
+    """Return a scheme with a level per distinct score."""
+    distinct = sorted(set(feedback.numbers()))
+    _refuse_constant(feedback, distinct)
+    return _threshold_scheme(settings, feedback, [(low + high) / 2 for low, high in pairwise(distinct)])
 
 
 @SCHEMES.register("quantiles")
-def fit_quantiles(settings: LevelSettings, stated: Stated) -> LevelScheme:
-    """Return the scheme whose levels have equally many training rows, as far as equal scores allow."""
-    numbers = sorted(stated.numbers())
-    _refuse_constant(stated, numbers)
+def fit_quantiles(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
+    """Return a scheme whose levels have equally many training rows, as far as equal scores allow."""
+    numbers = sorted(feedback.numbers())
+    _refuse_constant(feedback, numbers)
     count = settings.count or len(settings.names) or DEFAULT_COUNT
     thresholds = [float(np.quantile(numbers, k / count, method="linear")) for k in range(1, count)]
     if len(set(thresholds)) < len(thresholds) or thresholds[0] <= numbers[0]:
         raise ConfigError(
-            f"{_option(stated.name)}: equal scores leave some of {count} quantile levels empty; set a smaller count, "
+            f"{_option(feedback.name)}: equal scores leave some of {count} quantile levels empty; set a smaller count, "
             "thresholds, or the scheme values"
         )
-    return _parted(settings, stated, thresholds)
+    return _threshold_scheme(settings, feedback, thresholds)
 
 
 @SCHEMES.register("within-prompt")
-def fit_within_prompt(settings: LevelSettings, stated: Stated) -> LevelScheme:
-    """Return the scheme of places among the replies to a prompt."""
-    sizes = Counter(len(values) for values in stated.by_prompt if len(set(values)) > 1)
+def fit_within_prompt(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
+    """Return a scheme of ranks among the replies to a prompt."""
+    sizes = Counter(len(values) for values in feedback.by_prompt if len(set(values)) > 1)
     if not sizes:
-        raise ConfigError(f"{_option(stated.name)}.scheme within-prompt: no prompt has two replies of different scores")
-    if any(isinstance(value, str) for value in stated.values):
-        raise ConfigError(f"{_option(stated.name)}.scheme: the feedback is named levels, not scores; expected named")
+        raise ConfigError(
+            f"{_option(feedback.name)}.scheme within-prompt: no prompt has two replies of different scores"
+        )
+    if any(isinstance(value, str) for value in feedback.values):
+        raise ConfigError(f"{_option(feedback.name)}.scheme: the feedback is named levels, not scores; expected named")
     count = settings.count or len(settings.names) or min(max(sizes, key=lambda n: (sizes[n], n)), DEFAULT_COUNT)
-    return LevelScheme(Attribute(stated.name, _names(settings, stated, count)), within_prompt=True)
+    return LevelScheme(Attribute(feedback.name, _names(settings, feedback, count)), within_prompt=True)
 
 
 @SCHEMES.register("auto")
-def fit_auto(settings: LevelSettings, stated: Stated) -> LevelScheme:
+def fit_auto(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
     """Return the scheme that fits the values."""
-    values = stated.values
+    values = feedback.values
     if all(isinstance(value, str) for value in values):
         scheme = "named"
     elif any(isinstance(value, Rank) for value in values):
@@ -227,26 +230,26 @@ def fit_auto(settings: LevelSettings, stated: Stated) -> LevelScheme:
     else:
         distinct, count = len(set(values)), settings.count or len(settings.names) or None
         scheme = "values" if distinct <= MAX_VALUES and count in (None, distinct) else "quantiles"
-    return SCHEMES[scheme](settings, stated)
+    return SCHEMES[scheme](settings, feedback)
 
 
-def _parted(settings: LevelSettings, stated: Stated, thresholds: Sequence[float]) -> LevelScheme:
-    names = _names(settings, stated, len(thresholds) + 1)
-    return LevelScheme(Attribute(stated.name, names), thresholds=tuple(thresholds))
+def _threshold_scheme(settings: LevelSettings, feedback: AttributeFeedback, thresholds: Sequence[float]) -> LevelScheme:
+    names = _names(settings, feedback, len(thresholds) + 1)
+    return LevelScheme(Attribute(feedback.name, names), thresholds=tuple(thresholds))
 
 
-def _names(settings: LevelSettings, stated: Stated, count: int) -> tuple[str, ...]:
+def _names(settings: LevelSettings, feedback: AttributeFeedback, count: int) -> tuple[str, ...]:
     """Return the names of ``count`` levels, worst first."""
     if settings.names and len(settings.names) != count:
         raise ConfigError(
-            f"{_option(stated.name)}.names: expected {count} names, one per level, got {len(settings.names)}"
+            f"{_option(feedback.name)}.names: expected {count} names, one per level, got {len(settings.names)}"
         )
     return settings.names or (("bad", "good") if count == 2 else tuple(f"q{k}" for k in range(count)))
 
 
-def _refuse_constant(stated: Stated, numbers: Sequence[float]) -> None:
+def _refuse_constant(feedback: AttributeFeedback, numbers: Sequence[float]) -> None:
     if len(set(numbers)) < 2:
-        raise ConfigError(f"{_option(stated.name)}: all scores are {numbers[0]:g}, so they define no levels")
+        raise ConfigError(f"{_option(feedback.name)}: all scores are {numbers[0]:g}, so they define no levels")
 
 
 def _option(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the data: where they are, which rows are used, and how they are read."""
+"""Settings of the data: their location, the rows to use, and how to read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meetlm.config.settings import Settings
 
 
 def split_list(value: object) -> object:
-    """Return the parts of text such as ``a,b``; other values as they are."""
+    """Return the parts of text such as ``a,b``; return other values unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -25,10 +25,11 @@ class LevelSettings(Settings):
     )
     count: int | None = Field(None, ge=2, description="Number of levels, for quantiles and within-prompt.")
     thresholds: tuple[float, ...] = Field(
-        (), description="Scores that part the levels, such as 2.5,3.5; a score on a threshold is in the upper level."
+        (),
+        description="Scores between the levels, such as 2.5,3.5; a score equal to a threshold is in the upper level.",
     )
     names: tuple[str, ...] = Field(
-        (), description="Names of the levels, worst first, such as bad,fair,good; by default those of the data."
+        (), description="Names of the levels, worst first, such as bad,fair,good; by default the names in the data."
     )
     is_ordered: bool | None = Field(
         None,
@@ -82,16 +83,17 @@ class DataSettings(Settings):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Names of the columns to read, such as prompt=question,chosen=answer_good. "
-        "prompt=instruction+input joins two columns by a blank line; system= leaves a column out.",
+        "prompt=instruction+input joins two columns by a blank line; system= ignores a column.",
     )
     attributes: tuple[str, ...] = Field(
         (),
-        description="Columns with feedback on several attributes, such as helpfulness,verbosity: each gets levels of "
-        "its own.",
+        description="Columns with feedback on several attributes, such as helpfulness,verbosity; each attribute has "
+        "its own levels.",
     )
     levels: LevelSettings = Field(LevelSettings(), description="How feedback becomes levels.")
     attribute_levels: dict[str, LevelSettings] = Field(
-        default_factory=dict, description="The same for single attributes, by name, in place of data.levels."
+        default_factory=dict,
+        description="Level settings of single attributes, by name, instead of those in data.levels.",
     )
     as_chat: bool = Field(
         default=False,
@@ -131,7 +133,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _some_place(self) -> Self:
         if self.path is None and self.train_file is None and self.eval_file is None:
-            raise ValueError("no data: set path (hub name, folder or file), or train_file and eval_file")
+            raise ValueError("no data: set data.path (hub name, folder or file), or data.train_file and data.eval_file")
         if self.holdout is not None and self.eval_file is not None:
-            raise ValueError("holdout and eval_file contradict each other: both say which rows are held out; set one")
+            raise ValueError("holdout and eval_file both select the held-out rows; set only one of them")
         return self

@@ -1,7 +1,7 @@
-"""The formats of preference pairs, by name, and the one function that reads their rows.
+"""The formats of preference data, by name, and the functions that read their rows.
 
-A format is a pure function from a row to an example; files, folders and the hub are read in ``rows`` and ``places``.
-A new format is one new file and one line here.
+A format is a pure function from a row to an example; ``rows`` and ``places`` read files, folders and the hub. A new
+format is one new file and one line here.
 """
 
 from __future__ import annotations
@@ -38,26 +38,28 @@ class Source:
     """A format of preference data.
 
     Attributes:
-        parse: Turns one row into an example, or raises a ``DataError`` that names the place.
-        fields: A row that has one of them is a pair, and one that has none holds a prompt alone.
+        parse: Turns one row into an example, or raises a ``DataError`` that names file and line.
+        fields: Fields of a row with replies; a row without any of them has only a prompt.
         stop: Strings at which a generated completion ends, besides the end-of-text token.
         belongs: Whether a row is part of the named split, for formats whose rows name their split.
-        ask: Formats a prompt that a user types as the prompts of this format are.
+        format_prompt: Formats a prompt that a user types in the same way as the prompts of the data.
         to_turns: Turns a text prompt into a conversation, for ``data.as_chat``.
-        task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` where the format does not say.
+        task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` if it is unknown.
     """
 
     parse: Callable[[Row], Example]
     fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
     belongs: Callable[[Row, str], bool] = _always
-    ask: Callable[[Prompt], Prompt] = _unchanged
+    format_prompt: Callable[[Prompt], Prompt] = _unchanged
     to_turns: Callable[[Prompt], tuple[Turn, ...]] = _turns
     task: Literal["dialogue", "summary"] | None = None
 
 
 SOURCES: Registry[Source] = Registry("--data.source")
-SOURCES.register("hh")(Source(hh.parse, stop=hh.STOP, ask=hh.ask, to_turns=hh.to_turns, task="dialogue"))
+SOURCES.register("hh")(
+    Source(hh.parse, stop=hh.STOP, format_prompt=hh.as_transcript, to_turns=hh.to_turns, task="dialogue")
+)
 SOURCES.register("summarize")(
     Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")
 )
@@ -66,35 +68,43 @@ SOURCES.register("feedback")(Source(feedback.parse))
 
 
 def read_rows(
-    settings: DataSettings, split: Literal["train", "eval"], parse: Callable[[Row, Source], T], *, whole: bool = False
+    settings: DataSettings,
+    split: Literal["train", "eval"],
+    parse: Callable[[Row, Source], T],
+    *,
+    every_split: bool = False,
 ) -> Read[T]:
     """Read every row of a split.
 
     Args:
-        settings: Where the data are, and of which format.
-        split: Which split.
+        settings: Location and format of the data.
+        split: The split to read.
         parse: Reads a row of this format.
-        whole: Read every row, whatever split the row names.
+        every_split: Read every row, whatever its split.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
-        DataError: The data cannot be found or read, ``parse`` raised it, or no row is part of the split.
+        DataError: The data cannot be found or read, ``parse`` raised the error, or no row is part of the split.
     """
     source = SOURCES[settings.source]
     part = find_rows(settings, split)
-    read: Read[T] = Read([], [])
+    result: Read[T] = Read([], [])
     for row in part.rows:
-        if whole or source.belongs(row, part.split):
-            read.rows.append(parse(row, source))
+        if every_split or source.belongs(row, part.split):
+            result.rows.append(parse(row, source))
         else:
-            read.other_split_rows.append(row.origin)
-    if not read.rows:
+            result.other_split_rows.append(row.origin)
+    if not result.rows:
         raise DataError(f"no row is part of the split {part.split!r}", file=part.file)
-    return read
+    return result
 
 
 def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[Example]:
-    """Read every pair of a split; raises what :func:`read_rows` does."""
+    """Read every example of a split.
+
+    Raises:
+        MeetError: As of :func:`read_rows`.
+    """
 
     def parse(row: Row, source: Source) -> Example:
         example = source.parse(row)
@@ -104,7 +114,7 @@ def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Re
 
 
 def to_chat(example: Example, source: Source) -> Example:
-    """Return an example whose text prompt is a conversation and whose replies have no white space around them."""
+    """Return an example with its text prompt as a conversation, and its replies without surrounding white space."""
     if example.prompt.is_chat:
         return example
     other = example.other_prompt

@@ -1,4 +1,4 @@
-"""Returns the rows to train on and the rows held out, before any filter."""
+"""The rows to train on and the held-out rows, before any filter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from meetlm.data.sources import read_examples
 def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
     """Return the rows to train on and the rows to evaluate on.
 
-    With ``settings.holdout`` the rows to evaluate on are all rows of that many prompts of the training split: the
-    prompts with the smallest hashes, so they come from everywhere in the file and no other setting changes them. Rows
-    that name another split are then listed with the training rows only.
+    With ``settings.holdout`` = N, the rows to evaluate on are all rows of N prompts of the training split: those
+    with the smallest hashes, so that they are spread over the file and depend on no other setting. Rows of other splits
+    are then listed with the training rows only.
 
     Raises:
         DataError: Data cannot be read, or nothing would be left to train on.
@@ -32,8 +32,10 @@ def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
             expected=f"a number below the number of distinct prompts ({len(groups)})",
         )
     held_out = set(groups[: settings.holdout])
-    rest = [example for example in rows if example.group not in held_out]
-    return Read(rest, train.other_split_rows), Read([example for example in rows if example.group in held_out], [])
+    training_rows = [example for example in rows if example.group not in held_out]
+    return Read(training_rows, train.other_split_rows), Read(
+        [example for example in rows if example.group in held_out], []
+    )
 
 
 def _hash(group: str) -> str:

@@ -1,16 +1,16 @@
 r"""OpenAI's ``summarize_from_feedback``, part ``comparisons``: two summaries of a post, one preferred.
 
-Reddit rows give the TL;DR prompt that the field (and TRL) uses::
+Reddit rows become the usual TL;DR prompt, as in TRL::
 
     SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:
 
-CNN/DM rows (they have ``info.article``) give ``Article:\n{article}\n\nTL;DR:``. In both,
+CNN/DM rows (with ``info.article``) become ``Article:\n{article}\n\nTL;DR:``. In both,
 ``\n\n`` inside the post or article becomes ``\n``, as in TRL. The summaries begin with a space. One post
 has several rows: the group is ``info.id``.
 
-The hub's split ``validation`` holds both ``valid1`` (by which the data set's authors chose models) and
-``valid2`` (held out), and so does MEET's evaluation. OpenAI's own files mix the splits, so rows that
-name another split are left out and counted.
+The hub's split ``validation`` and MEET's evaluation contain both ``valid1``, on which the authors of the data set chose
+models, and ``valid2``, which they held out. OpenAI's files mix the splits, so rows of other splits are left out and
+counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse(row: Row) -> Example:
     info = row.inside("info")
     summaries = row.items("summaries")
     if len(summaries) != 2:
-        raise row.error(f"holds {len(summaries)} summaries", field="summaries", expected="two")
+        raise row.error(f"has {len(summaries)} summaries", field="summaries", expected="two")
     choice = row.number("choice")
     if choice not in (0, 1):
         raise row.error(f"is {choice}", field="choice", expected="0 or 1, the index of the better summary")
@@ -46,7 +46,7 @@ def parse(row: Row) -> Example:
 
 
 def belongs(row: Row, split: str) -> bool:
-    """Whether the row's own ``split`` (train, valid1, valid2; absent: yes) is part of the split asked for."""
+    """Whether the field ``split`` of a row (train, valid1, valid2) is part of ``split``; true without that field."""
     named = row.fields.get("split")
     return named is None or (named == "train") == split.startswith("train")
 

@@ -285,7 +285,7 @@ class Aligned:
         except DataError as error:
             raise ConfigError(str(error)) from error
         source = SOURCES[self.meet.source]
-        return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.ask(parsed)
+        return Prompt(source.to_turns(parsed)) if self.meet.conversational else source.format_prompt(parsed)
 
     def weights(self, level: Level) -> Weights:
         """Return level weights [K].
@@ -322,7 +322,7 @@ class Aligned:
 
     def _worst_of(self, weights: Weights) -> Level:
         """Return the worst level of each attribute that has a weight."""
-        stated = self.levels.stated(weights)
+        stated = self.levels.active(weights)
         for attribute in stated:
             if not attribute.is_ordered:
                 raise ConfigError(f"the levels of {attribute.name!r} have no worst one: guidance requires against")

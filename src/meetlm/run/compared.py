@@ -107,7 +107,7 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     held_out = read_prompts(settings)
     first_rows, repeated = distinct(held_out.prompts)
     rows_by_problem = {
-        "held-out rows without a prompt; left out": held_out.without,
+        "held-out rows without a prompt; left out": held_out.without_prompt,
         "rows beside the held-out ones that name another split; left out": held_out.other_split_rows,
         "held-out rows that repeat the prompt of an earlier row; the chosen reply of the first row counts": [
             row.origin for row in repeated
