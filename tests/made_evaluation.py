@@ -199,7 +199,7 @@ def made_evaluation(num_prompts: int = 120, seeds: tuple[int, ...] = (0, 1), *, 
         problems=[
             Problem("hh-meet-lora: empty completions, compared like any other", ["runs/hh-meet-lora/good.jsonl:6"]),
             Problem(
-                "hh-dpo: temperature, top_p, max_new_tokens, stop not stated; assumed to be the same as for the other "
+                "hh-dpo: temperature, top_p, max_new_tokens, stop unknown; assumed to be the same as for the other "
                 "systems",
                 ["hh-dpo.jsonl"],
             ),

@@ -142,7 +142,7 @@ def test_chat_changes_levels_and_remembers(chat_run: Path) -> None:
     first = reply("good", "Hi")
     expected = [first, reply("bad", "Hi", first, "Hi"), reply(1.5, "Hi")]
     assert result.stdout.split("\n")[:3] == expected
-    assert "error: unknown level '9'" in result.stderr and "unknown command" in result.stderr
+    assert "error: level '9' is unknown" in result.stderr and "unknown command" in result.stderr
     assert "[good=1.5,bad=-0.5]" in result.stderr or "[bad=-0.5,good=1.5]" in result.stderr
 
 

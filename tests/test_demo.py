@@ -78,7 +78,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
     folder, reporter = tmp_path / "run", RecordingReporter()
     monkeypatch.setattr(demo_run, "score_tone", lambda text: ("formal", "casual")[len(text) % 2])
     monkeypatch.setattr(demo_run, "score_length", lambda text: ("brief", "detailed")[len(text) % 3 > 0])
-    first = run_demo(folder, short, prompts=4, num_grids=4, reporter=reporter)
+    first = run_demo(folder, short, limit=4, num_grids=4, reporter=reporter)
     assert list(first.shares) == SYSTEMS
     for shares in first.shares.values():
         assert list(shares) == ["tone", "length", "both"]
@@ -97,7 +97,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
 
     written = (folder / "meet.json").stat().st_mtime_ns
     reporter.messages.clear()
-    again = run_demo(folder, short, prompts=4, num_grids=4, reporter=reporter)
+    again = run_demo(folder, short, limit=4, num_grids=4, reporter=reporter)
     assert reporter.messages == [
         f"using the finished run in {folder}",
         *(f"{system}: 16 replies to 4 held-out prompts" for system in SYSTEMS),
@@ -108,7 +108,7 @@ def test_run(tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_model_before_training_and_after_each_stage(tmp_path: Path, short: list[str]) -> None:
     folder, config = tmp_path / "run", demo_config(short)
-    run_demo(folder, short, prompts=1)
+    run_demo(folder, short, limit=1)
     finished = load(folder, device="cpu")
     base_hash = sha256_of(load_lm(ModelSettings(name=config.model.name, device="cpu"))[0])
     models = demo_run._systems(finished, config, folder)
@@ -132,7 +132,7 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path, short: list
     overrides = [*short, f"data.train_file={train}"]
 
     def run(*more: str, reporter: RecordingReporter | None = None) -> DemoResult:
-        return run_demo(folder, [*overrides, *more], prompts=1, num_grids=0, reporter=reporter or RecordingReporter())
+        return run_demo(folder, [*overrides, *more], limit=1, num_grids=0, reporter=reporter or RecordingReporter())
 
     run()
     before = (folder / "config.yaml").read_bytes(), (folder / "demo.json").read_bytes()
@@ -158,7 +158,7 @@ def test_the_demo_itself_shortened(tmp_path: Path) -> None:
     """SmolLM2, both steps, forty and ten steps: most replies have the requested levels."""
     folder = tmp_path / "run"
     overrides = ["model.device=cpu", "data.limit_eval=4", "stages.step1.epochs=0.27", "stages.step2.epochs=0.07"]
-    result = run_demo(folder, overrides, prompts=8, num_grids=1)
+    result = run_demo(folder, overrides, limit=8, num_grids=1)
     stages = {name: json.loads((folder / name / "stage.json").read_text()) for name in ("step1", "step2")}
     assert stages["step1"]["lm_sha256"] != stages["step2"]["lm_sha256"]
     for part in ("config.yaml", "preference.json", "meet.json", "control.safetensors", "model/model.safetensors"):

@@ -43,7 +43,7 @@ def test_a_part_without_name_or_value_is_refused(text: str) -> None:
 
 
 def test_a_name_that_is_stated_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'tone' is stated twice"):
+    with pytest.raises(ConfigError, match="'tone' is given twice"):
         parse_level("tone=formal,tone=casual")
 
 
@@ -68,16 +68,16 @@ def test_levels_by_attribute(text: str, weights: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        ({"tone": "formel"}, "unknown level 'formel' of tone; did you mean 'formal'"),
-        ({"tono": "formal"}, "unknown level 'tono'; did you mean 'tone'"),
+        ({"tone": "formel"}, "level 'formel' of tone is unknown; did you mean 'formal'"),
+        ({"tono": "formal"}, "level 'tono' is unknown; did you mean 'tone'"),
         (
             {"tone": 0.5},
-            r"level tone=0.5: expected the name of a level, as the levels of tone \(casual, .* have no order",
+            r"level tone=0.5: expected the name of a level, since the levels of tone \(casual, .* have no order",
         ),
         ({"length": float("nan")}, "level length=nan: expected the name of a level or a finite number"),
         ({"tone=formal": "x"}, "level 'tone=formal' has the weight 'x'; expected a finite number"),
-        (0.7, r"level 0.7: there are 2 attributes \(tone, length\); state each, as in tone=0.7"),
-        ("formal", "unknown level 'formal'; did you mean 'tone=formal'"),
+        (0.7, r"level 0.7: there are 2 attributes \(tone, length\); name one, as in tone=0.7"),
+        ("formal", "level 'formal' is unknown; did you mean 'tone=formal'"),
     ],
 )
 def test_wrong_levels_by_attribute_are_refused(level: Any, message: str) -> None:
@@ -127,9 +127,9 @@ def test_a_number_interpolates_the_two_nearest_of_many_levels() -> None:
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        ("god", "unknown level 'god'; did you mean 'good'"),
-        ({"good": 1, "bat": 1}, "unknown level 'bat'; did you mean 'bad'"),
-        ({}, "no level is stated; expected a name"),
+        ("god", "level 'god' is unknown; did you mean 'good'"),
+        ({"good": 1, "bat": 1}, "level 'bat' is unknown; did you mean 'bad'"),
+        ({}, "level {}: expected a name"),
         ({"good": "1"}, "level 'good' has the weight '1'; expected a finite number"),
         ({"good": True}, "level 'good' has the weight True"),
         (float("inf"), "level inf: expected a name, a finite number"),

@@ -51,7 +51,7 @@ def test_payload_of_a_scale(scale: Path) -> None:
     assert scales(0.25, scale) == [0.5, 0.5, 0]
     assert scales(1.25, scale) == [0, -0.5, 1.5]
     assert scales({"q0": 0.0}, scale) == [0, 0, 0]
-    with pytest.raises(ConfigError, match="unknown level 'q3'"):
+    with pytest.raises(ConfigError, match="level 'q3' is unknown"):
         payload("q3", scale)
 
 

@@ -101,7 +101,7 @@ def test_an_interval_that_touches_0_is_no_finding(evaluation: Evaluation) -> Non
 
 def test_caveats_of_sampling_rows_and_length(evaluation: Evaluation) -> None:
     caveats = " ".join(summary_of(evaluation).caveats)
-    assert "hh-dpo: temperature, top_p, max_new_tokens, stop not stated" in caveats
+    assert "hh-dpo: temperature, top_p, max_new_tokens, stop unknown" in caveats
     assert "2 pairs of all comparisons together had no outcome" in caveats
     assert "the reward model's score is NaN or infinite (1)" in caveats
     assert "judge: responses without a verdict" in caveats
@@ -188,9 +188,9 @@ def test_every_account_has_its_table(evaluation: Evaluation) -> None:
     assert undefined[0].rows[0][2].text == "not defined"
     (problems,) = sections["problems"].tables
     assert [row[1].text for row in problems.rows] == ["1", "1", "1", "1"]
-    assert "not stated" in problems.rows[1][0].text
+    assert "unknown" in problems.rows[1][0].text
     systems = sections["systems"].tables[0].rows
-    assert [cell.text for cell in systems[-1][1:4]] == ["an external file", "not stated", "not stated"]
+    assert [cell.text for cell in systems[-1][1:4]] == ["an external file", "unknown", "unknown"]
     assert "temperature 0.7, top_p 0.95, stop none" in systems[0][3].text
     for table in (table for section in sections.values() for table in section.tables):
         assert {len(row) for row in table.rows} == {len(table.columns)}

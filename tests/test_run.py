@@ -303,7 +303,7 @@ def test_levels(tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "lora"))
     assert aligned.weights("bad") == (1.0, 0.0)
     assert aligned.weights({"good": 1.5, "bad": -0.5}) == (-0.5, 1.5)
-    with pytest.raises(ConfigError, match="unknown level 'god'; did you mean 'good'"):
+    with pytest.raises(ConfigError, match="level 'god' is unknown; did you mean 'good'"):
         aligned.generate(["Hi"], level="god")
     with pytest.raises(ConfigError, match="expected a list"):
         aligned.generate("Hi")
@@ -329,11 +329,11 @@ def test_guidance(kind: str, tmp_path: Path) -> None:
     assert guided != plain
     (text,) = {"".join(aligned.stream(TEXTS[0], "good", Sampling(max_new_tokens=8), guidance=Guidance(4.0)))}
     assert text == guided[0]
-    with pytest.raises(ConfigError, match="guidance against bad, which is the level itself"):
+    with pytest.raises(ConfigError, match="level bad is the level of the replies; choose another"):
         aligned.generate(TEXTS, "bad", guidance=1.0)
     with pytest.raises(ConfigError, match="against requires guidance"):
         aligned.generate(TEXTS, "good", against="bad")
-    with pytest.raises(ConfigError, match="unknown level 'god'"):
+    with pytest.raises(ConfigError, match="level 'god' is unknown"):
         aligned.generate(TEXTS, "good", guidance=1.0, against="god")
 
 

@@ -119,7 +119,7 @@ def test_a_method_from_its_recipe_to_its_run(
         assert 0 < entry["nll"] < 10
     if len(levels) == 1:  # nothing has moved: a tie each, not a coin's throw
         assert entries["before training"]["reward"]["value"] == 0.5
-        with pytest.raises(ConfigError, match="unknown level 'bad'"):
+        with pytest.raises(ConfigError, match="level 'bad' is unknown"):
             aligned.generate(TEXTS, "bad")
     for name in stages:
         lines = [json.loads(line) for line in (tmp_path / "run" / name / "metrics.jsonl").read_text().splitlines()]

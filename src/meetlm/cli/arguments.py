@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 PLACES = ("data.path", "data.train_file", "data.eval_file")
 LEVEL_KEYS = ("data.attributes", "data.levels", "data.attribute_levels")
-"""Settings of data that have no effect on pairs: all commands that list ``data`` but `meet train` read pairs."""
+"""Settings of data that have no effect on pairs; not listed by commands that read pairs only."""
 HELD_OUT_HELP = {
     "data.path": "Held-out prompts or pairs: a file, a folder laid out like a data set on the hub, or a hub name.",
     "data.source": "Format of the rows: hh, summarize, pairs or feedback; by default decided by the first row.",
     "data.eval_split": "Split to read.  [default: test]",
     "data.eval_file": "File of held-out prompts or pairs, relative to --data.path if that is a folder.",
 }
-"""Descriptions for commands that read held-out prompts only, where they differ from those of the settings."""
+"""Descriptions of settings for commands that read only held-out prompts, if they differ from those of training."""
+RECIPE_SETTINGS = (
+    "The settings of the recipe: `meet recipes` lists the recipes, `meet config RECIPE` prints all settings with "
+    "explanations."
+)
 
 
 class HeldOutData(Settings):
@@ -40,13 +44,13 @@ class HeldOutData(Settings):
 class SettingsCommand(click.Command):
     """A command whose arguments are names, such as recipes, and settings.
 
-    The function of the command has the parameters ``names`` and ``overrides``.
+    The command function has the parameters ``names`` and ``overrides``.
 
     Args:
-        names: The names in the usage line: ``RUN`` is exactly one, ``[RECIPE]`` at most one, ``FILE...`` at least one.
-        missing: What a missing name should be, for the message.
-        settings: The class that the keys of settings start from, whose fields the help lists; by default
-            :class:`~meetlm.recipes.config.RunConfig`, which is not listed.
+        names: The names in the usage line: ``RUN`` is one name, ``[RECIPE]`` at most one, ``FILE...`` at least one.
+        missing: Description of the name, for the message if it is missing.
+        settings: The settings class of the command, whose fields the help lists; by default
+            :class:`~meetlm.recipes.config.RunConfig`, whose fields `meet config` lists.
     """
 
     def __init__(
@@ -72,16 +76,17 @@ class SettingsCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, then the settings."""
         super().format_options(ctx, formatter)
-        rows = list(self._setting_rows())
-        if rows:
-            with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):
-                formatter.write_dl(rows)
+        with formatter.section("Settings (--KEY VALUE, --KEY=VALUE or KEY=VALUE)"):
+            if self.settings is None:
+                formatter.write_text(RECIPE_SETTINGS)
+            else:
+                formatter.write_dl(list(self._setting_rows()))
 
     def _split(self, args: Sequence[str]) -> tuple[list[str], list[Override]]:
         """Return the names and the settings.
 
         Raises:
-            NoSuchOption: An option is neither one of the command nor a setting.
+            NoSuchOption: An option is neither an option of the command nor a setting.
         """
         settings = self.settings or _run_settings()
         only_dotted = all(_block(settings, name) for name in settings.model_fields)
@@ -100,8 +105,12 @@ class SettingsCommand(click.Command):
         try:
             names, overrides = split_args(args, only_dotted=only_dotted)
         except ConfigError:
-            if args[-1].startswith("--"):
-                check_known(args[-1].partition("=")[0])
+            option, equals, _ = args[-1].partition("=")
+            if option.startswith("--"):
+                check_known(option)
+                description = None if equals else _description(settings, option.removeprefix("--").split("."))
+                if description:
+                    raise click.UsageError(f"{option} requires a value. {description}") from None
             raise
         for override in overrides:
             check_known(override.option)
@@ -110,11 +119,10 @@ class SettingsCommand(click.Command):
         return names, overrides
 
     def _setting_rows(self) -> Iterator[tuple[str, str]]:
-        """Yield option and description of every setting that the command has a use for."""
+        """Yield option and description of every setting that the command uses."""
         from meetlm.diagnostics.locate import HELD_OUT_KEYS
 
-        if self.settings is None:
-            return
+        assert self.settings is not None
         options = {option for parameter in self.params for option in parameter.opts}
         reads_held_out = issubclass(self.settings, HeldOutData)
         for block, field in self.settings.model_fields.items():
@@ -124,7 +132,7 @@ class SettingsCommand(click.Command):
                 continue
             for name, inner in settings.model_fields.items():
                 key = f"{block}.{name}"
-                is_option = name == "model" and f"--{block}" in options  # --judge MODEL stands for judge.model
+                is_option = name == "model" and f"--{block}" in options  # --judge MODEL sets judge.model
                 if is_option or key in LEVEL_KEYS:
                     continue
                 if not (reads_held_out and block == "data"):
@@ -134,7 +142,7 @@ class SettingsCommand(click.Command):
 
 
 def configure(names: Sequence[str], overrides: Sequence[Override], file: Path | None) -> RunConfig:
-    """Return the configuration that a recipe's name, settings and a file make.
+    """Return the configuration of a recipe, a file, and settings that override both.
 
     Raises:
         UsageError: Neither a recipe nor a file.
@@ -150,9 +158,9 @@ def configure(names: Sequence[str], overrides: Sequence[Override], file: Path | 
 def configure_for_data(
     names: Sequence[str], overrides: Sequence[Override], file: Path | None
 ) -> tuple[RunConfig, str | None]:
-    """Return the configuration as :func:`configure` does, and why the data have their format.
+    """Return the configuration as :func:`configure` does, and how the format of the data was chosen.
 
-    Without a recipe, the first row decides the format, and with it the recipe; the model is SmolLM2. With a recipe or
+    Without a recipe, the first row decides the format and so the recipe, and the model is SmolLM2. With a recipe or
     ``data.source`` the reason is ``None``.
 
     Args:
@@ -173,14 +181,14 @@ def configure_for_data(
         if not any(override.key in PLACES[:2] for override in overrides):
             raise click.UsageError("pass the data (--data.path FILE, FOLDER or HUB_NAME) or name a recipe")
         source, reason = guess_train_source(overrides)
-        SOURCES[source]  # raises where there is no such source
+        SOURCES[source]  # raises an error if there is no such source
         recipe = {"summarize": "tldr"}.get(source, source) + "-meet-lora"
         defaults = {"model.name": "smollm2", "data.source": source, "data.subset": "null", "data.eval_split": "test"}
     return load_config(recipe, file, [*(Override(key, text) for key, text in defaults.items()), *overrides]), reason
 
 
 def held_out_data(overrides: Sequence[Override]) -> DataSettings | None:
-    """Return where held-out prompts are, by the settings of ``data``; ``None`` if there are no such settings.
+    """Return the settings of the held-out prompts; ``None`` without settings of ``data``.
 
     Raises:
         MeetError: As of :func:`~meetlm.diagnostics.locate.held_out_settings`.
@@ -202,7 +210,7 @@ def as_args(overrides: Sequence[Override]) -> list[str]:
 
 
 def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
-    """Return the format of the training data, and by what the first row decided it without ``data.source``."""
+    """Return the format of the training data and, without ``data.source``, what in the first row determines it."""
     from meetlm.config.yaml_files import validate
     from meetlm.data.places import find_rows
     from meetlm.diagnostics.locate import guess_source
@@ -213,6 +221,17 @@ def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     settings = validate(HeldOutData, {"data": {"source": "pairs", **raw["data"]}}, locations, "data").data
     assert settings is not None
     return guess_source(next(iter(find_rows(settings, "train").rows)))
+
+
+def _description(settings: type[Settings], keys: Sequence[str]) -> str | None:
+    """Return the description of a setting; ``None`` if there is none or the class of a block depends on its kind."""
+    name = keys[0].replace("-", "_")
+    if name not in settings.model_fields:
+        return None
+    block = _block(settings, name)
+    if len(keys) == 1:
+        return None if block else field_help(settings.model_fields[name])
+    return _description(block, keys[1:]) if block else None
 
 
 def _block(settings: type[Settings], name: str) -> type[Settings] | None:
@@ -239,7 +258,7 @@ def _recipe(names: Sequence[str]) -> str | None:
 
 
 def _unexpected(name: str) -> str:
-    """Return the message about an argument that a command has no use for."""
+    """Return the message about an unexpected argument."""
     if Path(name).exists():
         return f"unexpected argument {name!r}: pass data as --data.path {shlex.quote(name)}"
     return f"unexpected argument {name!r}: settings are --KEY VALUE or KEY=VALUE, such as --data.path PATH"

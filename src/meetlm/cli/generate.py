@@ -99,7 +99,7 @@ def generate(
       meet generate runs/lora --level good=1.5,bad=-0.5 --data.path prompts.jsonl --temperature 0.7 --top-p 0.95
     """  # noqa: D301  click's mark is a real backspace
     if prompts and (overrides or limit or out):
-        raise click.UsageError("--prompt cannot be combined with settings of data, --limit or --out")
+        raise click.UsageError("--prompt cannot be combined with --data settings, --limit or --out")
     if attribute is not None and best_of == 1:
         raise click.UsageError("--attribute requires --best-of")
     run = Path(names[0])
@@ -185,12 +185,12 @@ def chat(run: Path, level: str | None, guidance: float, against: str | None, sam
 
 
 def _chat(
-    aligned: Aligned, stated: Level | None, guidance: Guidance, stream: Callable[[Any, Level], Iterator[str]]
+    aligned: Aligned, first_level: Level | None, guidance: Guidance, stream: Callable[[Any, Level], Iterator[str]]
 ) -> None:
     from meetlm.run.levels import change_level, level_text, levels_text, parse_level, resolve_level
 
     reporter = ConsoleReporter()
-    level = aligned.meet.resolve(stated, guidance.strength, reporter=reporter)
+    level = aligned.meet.resolve(first_level, guidance.strength, reporter=reporter)
     click.echo(f"levels: {levels_text(aligned.levels)}. {CHAT_HELP}", err=True)
     messages: list[dict[str, str]] = []
     while True:

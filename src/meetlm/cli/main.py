@@ -1,6 +1,6 @@
-"""The command group: errors that the input causes end in one message. Each command's module adds it to ``main``.
+"""The command group ``main``, which prints errors caused by the input as one message. Each command has its own module.
 
-A command imports what it needs when it runs, so that ``--help`` is quick.
+Commands import heavy libraries only when they run, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from meetlm.config.errors import MeetError
+from meetlm.config.errors import LevelChoiceError, MeetError
 
 INTERRUPTED = 130
 EXIT_CODES = (
@@ -29,11 +29,11 @@ RESUMABLE = (
     "rollout",
     "improve",
 )
-"""Commands that continue where an interrupted call ended."""
+"""Commands that continue after an interruption if they are run again."""
 
 
 class _Group(click.Group):
-    """Prints an error that the input caused as one message and exits with code 1."""
+    """A group that prints errors caused by the input as one message and exits with code 1."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -44,6 +44,8 @@ class _Group(click.Group):
             )
             click.echo(f"\ninterrupted{saved if ctx.invoked_subcommand in RESUMABLE else ''}.", err=True)
             sys.exit(INTERRUPTED)
+        except LevelChoiceError as error:
+            message = error.option_message
         except MeetError as error:
             message = str(error)
         except OSError as error:

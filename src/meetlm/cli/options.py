@@ -1,4 +1,4 @@
-"""Options that several commands have. Those that set a field of a settings class are generated from it."""
+"""Options of several commands. Options that set a field of a settings class are generated from that class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Decorator = Callable[[Any], Any]
 
 
 class Count(click.IntRange):
-    """A whole number in a range; click's messages would call it an integer range."""
+    """A whole number in a range, called ``integer`` in messages."""
 
     name = "integer"
 
@@ -57,7 +57,7 @@ class Numbers(click.ParamType[list[float]]):
 
 
 TYPES: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-"""What the help calls the value of an option."""
+"""Name of an option's value in the help."""
 SEED = Count(0, 2**32 - 1)
 """Type of a seed."""
 PATH = click.Path(path_type=Path)
@@ -77,7 +77,7 @@ quiet_option = click.option(
 level_option = click.option(
     "--level",
     help="Level of the replies: a name, a number from 0 (worst level) to 1 (best level), a number outside this "
-    "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, state each, as in "
+    "range to extrapolate, or weights such as good=1.5,bad=-0.5; with several attributes, a level for each, as in "
     "tone=formal,length=0.7.  [default: the best level, or the level that `meet dial` recommends]",
 )
 guidance_option = click.option(
@@ -100,7 +100,7 @@ batch_size_option = click.option(
 
 
 def out_option(default: str | None, help: str, type: click.Path = FOLDER) -> Decorator:  # noqa: A002  click's own names
-    """Return the option of where results are written."""
+    """Return the option ``--out``."""
     return click.option(
         "--out", type=type, default=default and Path(default), show_default=default is not None, help=help
     )
@@ -124,11 +124,10 @@ def settings_options(settings: type[Settings], argument: str, *fields: str) -> D
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def call(**options: Any) -> Any:
-            stated = {name: options.pop(name) for name in names}
-            stated = {name: value for name, value in stated.items() if value is not None}
-            locations: dict[KeyPath, str] = {(name,): _option_name(name) for name in stated}
+            values = {name: value for name in names if (value := options.pop(name)) is not None}
+            locations: dict[KeyPath, str] = {(name,): _option_name(name) for name in values}
             try:
-                options[argument] = validate(settings, stated, locations, argument)
+                options[argument] = validate(settings, values, locations, argument)
             except ConfigError as error:
                 raise click.UsageError(str(error)) from None
             return command(**options)
@@ -163,7 +162,7 @@ def _option_name(field: str) -> str:
 
 
 def _field_option(name: str, field: FieldInfo) -> Decorator:
-    """Return the option of a field. Its values are texts, which the settings class parses."""
+    """Return the option of a field; the settings class parses its text."""
     text = field_help(field)
     if field.annotation is bool:
         return click.option(_option_name(name), is_flag=True, help=text.removesuffix("  [default: false]"))

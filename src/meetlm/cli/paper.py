@@ -1,4 +1,4 @@
-"""``meet paper``: what the paper itself reports, with its errata marked."""
+"""``meet paper``: the results that the paper reports, with errata marked."""
 
 from __future__ import annotations
 

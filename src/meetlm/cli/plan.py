@@ -23,7 +23,6 @@ GIB, MIB = 2**30, 2**20
 @main.command(
     cls=SettingsCommand,
     names="[RECIPE]",
-    epilog="`meet recipes` lists the recipes.",
     short_help="Estimate steps, time, memory and GPUs of a run.",
 )
 @config_option

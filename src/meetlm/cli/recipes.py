@@ -59,7 +59,7 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
     short_help="Print the stages of a recipe.",
 )
 def show(names: list[str], overrides: list[Override]) -> None:
-    """Print the stages of RECIPE with their learning rates and epochs. SETTINGs are those of `meet train`."""
+    """Print the stages of RECIPE with their learning rates and epochs."""
     config = configure(names, overrides, None)
     click.echo(f"{config.recipe}  (preset {config.preset})")
     for file in recipe_files(config.recipe):

@@ -72,7 +72,7 @@ def train(names: list[str], overrides: list[Override], out: Path, reporter: Cons
 @click.option("--out", type=FILE, help="Write the reward of each row to this JSONL file.")
 @quiet_option
 def score(names: list[str], overrides: list[Override], model: str, out: Path | None, reporter: ConsoleReporter) -> None:
-    """Score the completions in FILEs, rows with prompt and completion, and print each file's mean reward.
+    """Score the completions in FILEs (rows with prompt and completion), and print the mean reward of each file.
 
     \b
     Examples:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEMPERATURE = 1.0
 TRAINING_KEYS = ("data.max_length", "data.levels")
-"""Settings of the data of `meet improve` that concern training, not where the prompts are."""
+"""Data settings of `meet improve` for training; its other data settings locate the prompts."""
 
 replies_option = click.option(
     "--replies", type=Count(1), default=4, show_default=True, help="Number of replies to sample per prompt."
@@ -202,13 +202,12 @@ def improve(
 ) -> None:
     """In each round, sample replies to the prompts in --data.path, score them, and train RECIPE on them.
 
-    Pass --reward or --scorer, which scores the replies. SETTINGs are those of `meet train`.
+    Replies are scored by --reward or --scorer; one of them is required.
 
-    A recipe for feedback trains the levels that follow from the scores, by the settings of --data.levels; other recipes
-    train the pair of the best and the worst reply to each prompt. Replies of a round come from the model of the round
-    before. Each round trains from the original model on the replies of all rounds so far. Greedy replies to held-out
-    prompts are scored before the first round and after each. The same command continues an interrupted call; with more
-    --rounds it adds rounds.
+    A recipe feedback-… trains on all replies, at levels that --data.levels derives from the scores; other recipes train
+    on the best and the worst reply to each prompt. A round samples its replies from the model of the previous round,
+    and trains the base model on the replies of all rounds so far. Greedy replies to held-out prompts are scored before
+    the first round and after each. The same command continues an interrupted call; with more --rounds it adds rounds.
 
     \b
     Examples:

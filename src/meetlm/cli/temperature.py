@@ -49,7 +49,7 @@ from meetlm.generation.settings import Sampling
 @sampling_options("top_p", "max_new_tokens")
 @click.option("--limit", type=Count(1), help="Compare the first N held-out prompts only.  [default: all]")
 @seed_option("Seed of sampling.", "--sampling-seed")
-@click.option("--common", is_flag=True, help="Compare only the prompts that all runs have completions of.")
+@click.option("--common", is_flag=True, help="Compare only prompts for which all runs have completions.")
 @batch_size_option
 @evaluator_options
 @out_option("runs/temperature", "Folder of the report and the evaluations.")

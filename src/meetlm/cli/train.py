@@ -12,10 +12,8 @@ from meetlm.cli.main import main
 from meetlm.cli.options import config_option, out_option, quiet_option
 from meetlm.config.overrides import Override
 
-RECIPES = "`meet recipes` lists the recipes, `meet config RECIPE` prints all settings with explanations."
 
-
-@main.command(cls=SettingsCommand, names="[RECIPE]", epilog=RECIPES, short_help="Train a recipe.")
+@main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Train a recipe.")
 @config_option
 @out_option(None, "Folder of the run.  [default: runs/RECIPE]")
 @quiet_option

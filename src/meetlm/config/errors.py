@@ -15,6 +15,24 @@ class ConfigError(MeetError):
     """A recipe, a file of settings or a setting that cannot be used."""
 
 
+class LevelChoiceError(ConfigError):
+    """A level that a run does not have, or that its control cannot use.
+
+    Args:
+        message: Text that begins with ``level``.
+        option: The option that the level comes from on the command line, which replaces ``level`` there.
+    """
+
+    def __init__(self, message: str, option: str = "--level") -> None:
+        super().__init__(message)
+        self.option = option
+
+    @property
+    def option_message(self) -> str:
+        """The message for the command line."""
+        return self.option + str(self).removeprefix("level")
+
+
 class DataError(MeetError):
     """A row or file of data that cannot be used.
 

@@ -1,4 +1,4 @@
-"""Settings on the command line: ``--data.path X``, ``--data.path=X`` and ``data.path=X`` mean the same."""
+"""Settings on the command line; ``--data.path X``, ``--data.path=X`` and ``data.path=X`` are equivalent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Override:
 
     @property
     def option(self) -> str:
-        """The setting as an option, for messages."""
+        """The option, for messages."""
         return f"--{self.key}"
 
 
@@ -43,8 +43,8 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
 
     Args:
         args: Arguments of a command.
-        only_dotted: Without leading dashes, take ``KEY=VALUE`` for a setting only where KEY has a dot: for commands
-            whose other arguments may be ``NAME=PATH``.
+        only_dotted: Treat ``KEY=VALUE`` without leading dashes as a setting only if KEY has a dot, for commands with
+            arguments ``NAME=PATH``.
 
     Raises:
         ConfigError: A setting has no value, or two values.
@@ -72,7 +72,7 @@ def split_args(args: Sequence[str], *, only_dotted: bool = False) -> tuple[list[
 
 
 def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
-    """Return the settings in ``args``, which contain nothing else, in order; parsed overrides are returned unchanged.
+    """Return the settings in ``args`` in order; parsed overrides are returned unchanged.
 
     Raises:
         ConfigError: An argument is not a setting.
@@ -90,14 +90,14 @@ def parse_overrides(args: Sequence[str | Override]) -> list[Override]:
 
 
 def parse_value(override: Override, settings: type[BaseModel]) -> Any:
-    """Return the value of a setting: a number, list, mapping, true, false or null as in YAML, else text as typed.
+    """Return the value of a setting: a number, list, mapping, true, false or null as in YAML, else the text as typed.
 
-    Where the setting is text (a path, a name), everything but ``null`` is text, so that ``2024`` and ``a #1.jsonl``
-    are paths. Quotes around the whole text are removed unless a path has them.
+    If the setting is text (a path, a name), everything except ``null`` is text, so that ``2024`` and ``a #1.jsonl`` are
+    paths. Quotes around the whole text are removed unless they belong to an existing path.
 
     Args:
         override: The setting.
-        settings: The class of settings that its key starts from.
+        settings: The class of settings that contains the key.
 
     Raises:
         ConfigError: A list or mapping is not YAML.
@@ -108,7 +108,7 @@ def parse_value(override: Override, settings: type[BaseModel]) -> Any:
         return text
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter for a date that does not exist
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         if text.lstrip()[:1] in ("[", "{") and not text_expected:
             raise ConfigError(f"{override.option} {text}: the value is not YAML") from None
         return text
@@ -122,7 +122,7 @@ def parse_value(override: Override, settings: type[BaseModel]) -> Any:
 
 
 def takes_text(settings: type[BaseModel], keys: Sequence[str]) -> bool:
-    """Return whether the setting at ``keys`` holds text; ``False`` where its class depends on a ``kind``."""
+    """Return whether the setting at ``keys`` is text; ``False`` if its class depends on a ``kind``."""
     field = settings.model_fields.get(keys[0].replace("-", "_"))
     if field is None:
         return False
@@ -134,15 +134,15 @@ def takes_text(settings: type[BaseModel], keys: Sequence[str]) -> bool:
 
 
 def set_value(config: dict[str, Any], key: str, value: Any) -> KeyPath:
-    """Set a dotted key in place; a stage may be addressed by its name or its number (``stages.step1.lr``).
+    """Set a dotted key in place; a stage is addressed by its name or its number (``stages.step1.lr``).
 
-    A field may be written as an option is, with dashes: ``data.max-length``.
+    A field may be written with dashes: ``data.max-length``.
 
     Returns:
         The keys and indices of the value.
 
     Raises:
-        ConfigError: The key goes through something that is not a mapping, or names an unknown stage.
+        ConfigError: A parent in the key is not a mapping, or the stage is unknown.
     """
     *parents, last = key.split(".")
     node: Any = config
@@ -158,7 +158,7 @@ def set_value(config: dict[str, Any], key: str, value: Any) -> KeyPath:
         else:
             break
     if not isinstance(node, dict):
-        raise ConfigError(f"--{key}: {'.'.join(parents)} has no keys")
+        raise ConfigError(f"--{key}: {'.'.join(parents)} is a single value, without keys")
     last = _field(node, last)
     node[last] = value
     return (*path, last)
@@ -177,7 +177,7 @@ def flatten(settings: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str
 def parse_settings(
     settings: type[BaseModel], overrides: Sequence[Override], defaults: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return ``defaults`` with the overrides in place, and the option that each override comes from, for ``validate``.
+    """Return ``defaults`` with the overrides, and the option of each override, for ``validate``.
 
     Raises:
         ConfigError: As of :func:`set_value`.
@@ -199,5 +199,5 @@ def _index(items: list[Any], name: str, key: str) -> int:
     indices = {str(item.get("name")): index for index, item in enumerate(items) if isinstance(item, dict)}
     item_name = _field(indices, name)
     if item_name not in indices:
-        raise ConfigError(f"--{key}: there is no {name!r}{nearest(name, indices)}")
+        raise ConfigError(f"--{key}: there is no stage {name!r}{nearest(name, indices)}")
     return indices[item_name]

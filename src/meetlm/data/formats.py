@@ -123,8 +123,8 @@ def make_items(
         names = ", ".join(attribute.name or "one without a name" for attribute in levels.attributes)
         raise ConfigError(
             f"format {name!r} requires one attribute with ordered levels, which determine the best reply; attributes "
-            f"of the data: {names}. Choose one with --data.attributes and its order with --data.levels.names, or use the "
-            "format conditional"
+            f"of the data: {names}. Choose one with --data.attributes and its order with --data.levels.names, or use "
+            "the format conditional"
         )
     items = [item for example in examples if (item := data_format.item(encoder, example))]
     if not items:

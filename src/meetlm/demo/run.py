@@ -85,7 +85,7 @@ def run_demo(
     folder: Path,
     overrides: Sequence[str | Override],
     *,
-    prompts: int,
+    limit: int,
     num_grids: int = 3,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
@@ -94,7 +94,7 @@ def run_demo(
     Args:
         folder: Folder of the run.
         overrides: Settings over the demo's configuration.
-        prompts: Largest number of held-out prompts to generate replies to.
+        limit: Maximum number of held-out prompts to generate replies to.
         num_grids: Number of prompts whose replies are in the result.
         reporter: Shows what is being done.
 
@@ -104,7 +104,7 @@ def run_demo(
     """
     start = time.perf_counter()
     config = demo_config(overrides)
-    questions = [example.prompt for example in read_examples(config.data, "eval").rows][:prompts]
+    questions = [example.prompt for example in read_examples(config.data, "eval").rows][:limit]
     is_finished = (folder / MEET).exists()
     if not is_finished:
         execute(config, folder, reporter=reporter)

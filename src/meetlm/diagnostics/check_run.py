@@ -1,6 +1,6 @@
 """The doctor's checks of a run: enough optimizer steps, and a model that fits the data.
 
-Runs no model. Settings of stages and presets arrive as plain numbers.
+The checks need no forward pass. The caller passes the steps and epochs of the stages as plain numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from meetlm.policy.loading import embedding_rows, num_positions
 
 ADVISABLE_STEPS = {
     "paper": (200, "--preset small has smaller batches, and learning rates for few steps."),
-    "small": (100, "Fewer pairs per step (batch.pairs) or more epochs give more."),
+    "small": (100, "Fewer pairs per step (--batch.pairs) or more epochs give more steps."),
 }
-"""Advisable number of steps by preset, and how to get there."""
+"""Advisable number of steps by preset, and how to reach it."""
 
 MANY_EPOCHS = 10
 """Twice the paper's number. With more epochs, a trained language model memorises its pairs."""
@@ -25,7 +25,7 @@ MANY_EPOCHS = 10
 NEW_TOKENS = 128
 """Tokens that generation adds to a prompt."""
 
-AS_CHAT = "--data.as_chat true renders them with the chat template, each prompt as one message of the user."
+AS_CHAT = "--data.as_chat true renders them with the chat template, each prompt as one user message."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ def check_steps(stages: Sequence[StageSteps], preset: str, pairs: int, minimum: 
         stages: Stages of the recipe under the preset.
         preset: Name of the preset.
         pairs: Number of training pairs.
-        minimum: A stage of fewer steps hardly changes a control.
+        minimum: Number of steps below which a stage hardly changes a control.
     """
     checks = []
     advisable, remedy = ADVISABLE_STEPS[preset]
     for stage in stages:
         has_few_steps, has_many_epochs = stage.steps < advisable, stage.epochs > MANY_EPOCHS
-        advice = f"In more than {MANY_EPOCHS} epochs the pairs are memorised: use more data, or fewer steps."
+        advice = f"In more than {MANY_EPOCHS} epochs the model memorises the pairs: use more data, or fewer steps."
         if has_few_steps:
             advice = f"{advisable} are advisable; fewer than {minimum} hardly change a control. {remedy}"
         status = worst_status(warning=has_few_steps or has_many_epochs, problem=stage.steps < minimum)
@@ -81,7 +81,7 @@ def check_model(
         lm: The model.
         tokenizer: The model's tokenizer.
         is_chat: Whether the data are conversations rather than plain text.
-        has_markers: Whether plain text marks its turns, as HH's transcripts do.
+        has_markers: Whether plain text contains markers of turns, as in HH transcripts.
         max_length: Maximum number of tokens of prompt and reply.
         slot: Number of tokens of the control slot.
     """
@@ -97,11 +97,11 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, is_chat: bool, has_marker
     if is_chat and has_template:
         return Check("chat template", "ok", "the data are conversations, and the tokenizer has a template")
     if is_chat:
-        finding = "the data are conversations, and the tokenizer has no chat template to render them with"
-        advice = "Use an instruction-tuned model, set tokenizer.chat_template and save it, or use plain text."
+        finding = "the data are conversations, but the tokenizer has no chat template"
+        advice = "Use an instruction-tuned model, save the tokenizer with a chat_template, or use plain text."
         return Check("chat template", "problem", finding, advice=advice)
     if has_template and not has_markers:
-        finding = "the prompts are plain text, and the model is a chat model: it would be trained without its template"
+        finding = "the prompts are plain text, but the model is a chat model: training would not use its template"
         return Check("chat template", "warning", finding, advice=AS_CHAT)
     return Check("chat template", "ok", "the data are plain text")
 
@@ -122,5 +122,5 @@ def _context(lm: PreTrainedModel, max_length: int, slot: int) -> Check:
         return Check("context", "ok", f"{finding}; the model has no limit")
     finding += f", generation {generate}; the model has {positions}"
     status = worst_status(warning=generate > positions, problem=train > positions)
-    advice = f"Set data.max_length to {positions - slot - NEW_TOKENS} or less."
+    advice = f"Set --data.max_length to {positions - slot - NEW_TOKENS} or less."
     return Check("context", status, finding, positions - generate, advice=advice)

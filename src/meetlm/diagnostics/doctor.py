@@ -1,7 +1,7 @@
-"""The doctor: problems of data and model that would spoil a run. Trains nothing, samples nothing.
+"""The doctor: checks of data and model before a run, without training or sampling.
 
-``check_data`` checks the data: does anything but preference distinguish the replies, and are enough pairs held out?
-``check_run`` checks the run: are there enough steps, and does the model fit the data?
+``check_data`` checks whether something other than preference distinguishes the replies, and whether enough pairs are
+held out. ``check_run`` checks whether there are enough steps and whether the model fits the data.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def diagnose(
 
     Args:
         settings: Location of the data.
-        lm: In eval mode.
+        lm: The language model, in eval mode.
         prompt_format: The run's prompt format.
         steps_for: Returns the steps of each stage for a number of training pairs.
         preset: Name of the recipe's preset.
-        min_steps: A stage of fewer steps hardly changes a control.
+        min_steps: Number of steps below which a stage hardly changes a control.
         slot_for: Returns the tokens of the longest control slot for the levels of the data.
         with_eval: Whether there are held-out rows to read.
         reporter: Receives messages.

@@ -20,7 +20,7 @@ TEST_SPLITS = ("test", "validation")
 
 
 def held_out_settings(data: Mapping[str, Any], locations: Mapping[KeyPath, str]) -> DataSettings:
-    """Return settings whose evaluation split holds prompts; if ``path`` is a file, all its rows are held out.
+    """Return settings whose evaluation split is the held-out prompts; if ``path`` is a file, all its rows are held out.
 
     Without ``source`` the first row determines the format.
 
@@ -72,11 +72,11 @@ def guess_source(row: Row) -> tuple[str, str]:
     replies = [name for name in ("completion", "completions") if name in row.fields]
     if replies and row.fields.get("chosen") is None:
         return "feedback", f"it has the column {replies[0]}"
-    return "pairs", "it has the columns of no other format"
+    return "pairs", "its columns match no other format"
 
 
 def with_test(settings: DataSettings) -> DataSettings | None:
-    """Return ``settings`` with held-out rows, or ``None`` where there are none.
+    """Return ``settings`` with held-out rows, or ``None`` if there are none.
 
     Without ``eval_file`` and ``holdout`` the split ``eval_split`` is used, or else ``test`` or ``validation``.
 

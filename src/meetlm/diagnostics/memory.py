@@ -1,7 +1,7 @@
 """Memory of training: parameters, gradients and optimizer states exactly, activations on GPUs by formula.
 
 On GPUs training runs under bf16 autocast over f32 weights. The constants below were fitted to a dry run of Llama 7B,
-Llama 70B and GPT-Neo 1.3B, operator by operator, at commit 1e2bd1a; docs/plan.md states the error.
+Llama 70B and GPT-Neo 1.3B, operator by operator, at commit 1e2bd1a; docs/plan.md has the errors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def training_states(modules: Iterable[nn.Module], trained: Iterable[nn.Module]) 
 
     Args:
         modules: Language model and control; their parameters may be on the device ``meta``.
-        trained: Those of the modules that the stage trains.
+        trained: The modules that the stage trains.
     """
     all_modules = nn.ModuleList(modules)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in all_modules.buffers())
@@ -122,7 +122,7 @@ class GpuMemory:
         states: Weights, gradients and optimizer states.
         activations: Activations of the largest forward pass.
         copies: bf16 copies of the weights that autocast keeps on a single GPU until backward.
-        gathered: bf16 weights and gradients that each GPU gathers at a time when states are sharded.
+        gathered: bf16 weights and gradients that each GPU holds at a time if the states are sharded.
     """
 
     states: TrainingStates

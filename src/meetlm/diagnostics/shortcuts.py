@@ -1,8 +1,8 @@
 """Rules that find the chosen reply without understanding either reply.
 
-A control learns whatever separates its levels most cheaply. Where length, a stock reply or a turn of phrase separates
-them, "good" comes to mean that. Each rule is scored like preference accuracy: in how many pairs it finds the chosen
-reply, a tie counting half, so the two can be compared. Uses no model and no tokenizer.
+A control learns the easiest difference between its levels. If that is length, a stock reply or a phrase, the level
+"good" comes to mean it. The accuracy of each rule is the share of pairs in which it finds the chosen reply, with ties
+counted as half, so it can be compared with preference accuracy. The rules need neither model nor tokenizer.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from meetlm.diagnostics.intervals import Interval, share_interval, wins
 FOLDS = 5
 MAX_FEATURES = 20_000
 RIDGE = 10.0
-"""Strength of the penalty in units of pairs: the sum of the losses gains RIDGE / 2 · |w|²."""
+"""Strength of the penalty in units of pairs: RIDGE / 2 · |w|² is added to the sum of the losses."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
 Z95 = 1.959964
 
 
 def half_width(num_prompts: int, mean: float) -> float:
-    """Return half the 95% interval of a share near ``mean`` over so many prompts, by the normal approximation."""
+    """Return half the width of the 95% interval of a share near ``mean``, by the normal approximation."""
     return Z95 * math.sqrt(mean * (1 - mean) / num_prompts)
 
 
 def prompts_for(half: float, mean: float) -> int:
-    """Return how many prompts give an interval of ± ``half``: the inverse of :func:`half_width`."""
+    """Return the number of prompts for an interval of ± ``half``: the inverse of :func:`half_width`."""
     return math.ceil(mean * (1 - mean) * (Z95 / half) ** 2)
 
 
@@ -118,12 +118,12 @@ def _fit(table: sparse.csr_matrix) -> NDArray[np.float64]:
 
 
 def _differences(chosen: Sequence[set[str]], rejected: Sequence[set[str]], column: dict[str, int]) -> sparse.csr_matrix:
-    """Return φ(chosen) − φ(rejected), one row per pair; features that both replies have cancel."""
+    """Return φ(chosen) − φ(rejected), one row per pair; features of both replies cancel."""
     entries = [
         (row, index, sign)
         for row, sides in enumerate(zip(chosen, rejected, strict=True))
         for sign, features in ((1.0, sides[0] - sides[1]), (-1.0, sides[1] - sides[0]))
-        # sorted: sums of floats depend on the order, and a set's order on the process
+        # sorted, because sums of floats depend on the order, and the order of a set depends on the process
         for index in sorted(column[feature] for feature in features if feature in column)
     ]
     rows, columns, signs = zip(*entries, strict=True) if entries else ((), (), ())

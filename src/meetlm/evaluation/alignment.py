@@ -1,6 +1,6 @@
-"""Pairs the completions of several systems: the same prompts in the same replicates, or an error.
+"""Pair the completions of several systems: the same prompts in the same replicates, or an error.
 
-Rates over prompts that only some of the systems have would compare prompts, not systems.
+If the systems had different prompts, differences between their rates could come from the prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meetlm.evaluation.completions import SystemCompletion, SystemCompletions
 from meetlm.evaluation.record import Problem, PromptRow, Replicate, System
 
 SETTINGS = ("temperature", "top_p", "max_new_tokens", "stop")
-"""Sampling settings that must be equal. Levels and controls may differ: they are what is compared."""
+"""Sampling settings that must be equal. Levels and controls may differ, since the evaluation compares them."""
 
 Cells = dict[tuple[str, int], SystemCompletion]
 """Completions of a system by prompt id and number of the replicate."""
@@ -44,11 +44,11 @@ class PairedCompletions:
 
     @property
     def clusters(self) -> list[int]:
-        """The index of each cell's prompt: cells of a prompt are resampled together."""
+        """The index of each cell's prompt; cells of a prompt are resampled together."""
         return [prompt for prompt, _ in self.cells]
 
     def runs(self, *systems: str) -> list[int]:
-        """Return a number per cell for the training runs that wrote it, one run of each of ``systems``."""
+        """Return a number per cell that identifies the training runs of ``systems`` that wrote its completions."""
         run_of = {(replicate.system, replicate.number): replicate.run for replicate in self.replicates}
         runs = [tuple(run_of.get((name, number), 0) for name in systems) for _, number in self.cells]
         numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
@@ -58,15 +58,15 @@ class PairedCompletions:
 def align_completions(
     systems: Sequence[SystemCompletions], chosen: Mapping[str, str | None], *, only_common: bool = False
 ) -> PairedCompletions:
-    """Return the cells that several systems have in common.
+    """Return the cells for which all systems have completions.
 
     Replicates are paired in their order. A system with one replicate is compared with every replicate of the others;
-    intervals then do not include the variation of its training, as the report states.
+    intervals then do not include the variation between its training runs, and the report says so.
 
     Args:
-        systems: Their completions; at least one system.
-        chosen: The preferred reply of each held-out prompt by prompt id, in order; ``None`` where there is none.
-        only_common: Compare over the prompts that all systems have; otherwise it is an error if they differ.
+        systems: The completions of at least one system.
+        chosen: The preferred reply of each held-out prompt by prompt id, in order; ``None`` if there is none.
+        only_common: Compare only the prompts that all systems have, instead of refusing different prompts.
 
     Raises:
         ConfigError: The systems were sampled differently or have different prompts, or no prompt is held out.
@@ -74,9 +74,10 @@ def align_completions(
     _check_sampling(systems)
     problems = [problem for completions in systems for problem in completions.problems]
     for system in (completions.system for completions in systems):
-        unstated = [name for name in SETTINGS if name not in (system.sampling or {})]
-        if unstated:
-            text = f"{system.name}: {', '.join(unstated)} not stated; assumed to be the same as for the other systems"
+        unknown_settings = [name for name in SETTINGS if name not in (system.sampling or {})]
+        if unknown_settings:
+            names = ", ".join(unknown_settings)
+            text = f"{system.name}: unknown {names}; assumed to be the same as for the other systems"
             problems.append(Problem(text, system.files))
     by_prompt: dict[str, SystemCompletion] = {}
     for completions in systems:
@@ -132,18 +133,19 @@ def align_completions(
 
 
 def _check_sampling(systems: Sequence[SystemCompletions]) -> None:
-    """Refuse systems whose sampling differs; settings that a system does not state are not compared."""
+    """Refuse systems that were sampled differently; unknown settings are not compared."""
     for name in SETTINGS:
-        stated = [
+        known = [
             (completions.system.name, completions.system.sampling[name])
             for completions in systems
             if completions.system.sampling is not None and name in completions.system.sampling
         ]
-        for (first, value), (second, other_value) in pairwise(stated):
+        for (first, value), (second, other_value) in pairwise(known):
             if value != other_value:
                 raise ConfigError(
                     f"{first} was sampled with {name} {json.dumps(value)} and {second} with {json.dumps(other_value)}: "
-                    "only completions that were sampled alike can be compared; `meet generate` writes them again"
+                    "completions can be compared only if their sampling settings are equal; write them again with "
+                    "`meet generate`"
                 )
 
 
@@ -173,8 +175,8 @@ def _replicates(
 ) -> list[Replicate]:
     """Return the run and sampling seed of each replicate of a system.
 
-    Files in the same folder that state the same run come from one training run; rows that state none come from one run
-    per source.
+    Files in the same folder with the same run name come from one training run; rows without a run name come from one
+    run per source.
     """
     first_completions: dict[int, SystemCompletion] = {}
     for (_, number), completion in zip(cells, completions, strict=True):

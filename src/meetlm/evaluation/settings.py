@@ -50,7 +50,7 @@ class RewardSettings(Settings):
         "auto",
         description="input form: pair (question and answer as two sequences), chat (the tokenizer's chat template), "
         "text (prompt and completion joined by a space unless the prompt ends in white space) or auto (as the "
-        "checkpoint or its tokenizer states). White space around a completion is always removed",
+        "checkpoint or its tokenizer specifies). White space around a completion is always removed",
     )
     eos: bool = Field(False, description="append the EOS token to inputs of the form text")
     max_length: int | None = Field(

@@ -19,7 +19,7 @@ from meetlm.report.conditions import (
 )
 from meetlm.report.wording import NO_VALUE, brackets, clause, count, decimals_of, listed, number, p_value, scaled
 
-NOT_STATED = "not stated"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,5 +238,5 @@ def interval_cell(interval: Interval | None, decimals: int | None = None, note: 
 
 def _settings(values: dict[str, object] | dict[str, float] | None) -> str:
     if not values:
-        return NOT_STATED
+        return UNKNOWN
     return ", ".join(f"{name} {'none' if value in (None, []) else value}" for name, value in values.items())

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from meetlm.config.errors import ConfigError, DataError, RunError, locate_errors
+from meetlm.config.errors import ConfigError, DataError, LevelChoiceError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
@@ -301,7 +301,7 @@ class Aligned:
         weights = tuple(by_name.get(name, 0.0) for name in self.levels)
         reason = self.policy.control.weights_failure_reason(weights)
         if reason:
-            raise ConfigError(f"level {level_text(resolved)}: {reason}")
+            raise LevelChoiceError(f"level {level_text(resolved)}: {reason}")
         return resolved, weights
 
     def _resolve_against(self, weights: Weights, guidance: Guidance) -> tuple[Level | None, Weights | None]:
@@ -315,18 +315,25 @@ class Aligned:
                 )
             return None, None
         level = self._worst_of(weights) if guidance.against is None else guidance.against
-        resolved, against = self._resolve(level)
+        try:
+            resolved, against = self._resolve(level)
+        except LevelChoiceError as error:
+            raise LevelChoiceError(str(error), "--against") from None
         if weights == against:
-            raise ConfigError(f"guidance against {level_text(resolved)}, which is the level itself: choose another one")
+            raise LevelChoiceError(
+                f"level {level_text(resolved)} is the level of the replies; choose another", "--against"
+            )
         return resolved, against
 
     def _worst_of(self, weights: Weights) -> Level:
         """Return the worst level of each attribute that has a weight."""
-        stated = self.levels.active(weights)
-        for attribute in stated:
+        active = self.levels.active(weights)
+        for attribute in active:
             if not attribute.is_ordered:
-                raise ConfigError(f"the levels of {attribute.name!r} have no worst one: guidance requires against")
-        names = [self.levels[self.levels.ranges[attribute.name][0]] for attribute in stated]
+                raise ConfigError(
+                    f"the levels of {attribute.name!r} have no worst level: guidance requires against (--against)"
+                )
+        names = [self.levels[self.levels.ranges[attribute.name][0]] for attribute in active]
         return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
 
 

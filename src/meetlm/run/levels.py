@@ -1,4 +1,4 @@
-"""Levels as a user states them: names, places on the scale from worst to best, or weights; by attribute if several."""
+"""Levels in requests: names, numbers from worst to best, or weights; per attribute if there are several."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from meetlm.config.errors import ConfigError, nearest
+from meetlm.config.errors import ConfigError, LevelChoiceError, nearest
 from meetlm.data.levels import Attribute, LevelSpace
 
 Level = str | float | Mapping[str, str | float]
-"""A level as a user states it.
+"""A level in a request.
 
-* A level's name: ``"good"``.
-* A place on the scale: 0 = worst level, 1 = best level; numbers outside this range extrapolate.
+* The name of a level: ``"good"``.
+* A number on the scale: 0 = worst level, 1 = best level; numbers outside this range extrapolate.
 * Weights of levels: ``{"good": 1.5, "bad": -0.5}``, ``{"tone=formal": 1.3}``.
-* A name or a place by attribute: ``{"tone": "formal", "length": 0.7}``.
+* A name or a number per attribute: ``{"tone": "formal", "length": 0.7}``.
 """
 EXPECTED = "a name, a finite number, weights such as good=1.5,bad=-0.5, or attributes such as tone=formal,length=brief"
 
@@ -28,7 +28,7 @@ class Guidance:
 
     Attributes:
         strength: s; 0 = none.
-        against: The level to move away from; ``None`` = the worst level of each attribute that the level states.
+        against: The level to move away from; ``None`` = the worst level of each attribute in the level.
     """
 
     strength: float = 0.0
@@ -39,11 +39,11 @@ NO_GUIDANCE = Guidance()
 
 
 def parse_level(text: str | None, option: str = "--level") -> Level | None:
-    """Return the level that the text of ``--level`` stands for; ``None`` for no text.
+    """Return the level in the text of ``--level``; ``None`` for empty text.
 
     Args:
         text: The text.
-        option: Where the text was stated, for messages.
+        option: The option with the text, for messages.
 
     Raises:
         ConfigError: A part of it has no name or no value, or two parts have one name.
@@ -59,44 +59,44 @@ def parse_level(text: str | None, option: str = "--level") -> Level | None:
         if not name or not value:
             raise ConfigError(f"{option} {text!r}: expected {EXPECTED}")
         if name in level:
-            raise ConfigError(f"{option} {text!r}: {name!r} is stated twice")
+            raise ConfigError(f"{option} {text!r}: {name!r} is given twice")
         number = _number(value)
         level[name] = value if number is None else number
     return level
 
 
 def resolve_level(levels: LevelSpace | Sequence[str], level: Level) -> str | dict[str, float]:
-    """Return a level's name, or the weights of levels; what numbers and attributes stand for included.
+    """Return the name of a level, or weights of levels for a number, a mix, or levels of attributes.
 
-    A number between 0 and 1 is a place on the scale: the weights of the two nearest levels are interpolated. Beyond,
-    they are extrapolated: with levels bad and good, 1.5 is good=1.5, bad=-0.5.
+    A number from 0 to 1 interpolates the weights of the two nearest levels; numbers outside this range extrapolate:
+    with levels bad and good, 1.5 is good=1.5, bad=-0.5.
 
     Args:
-        levels: All levels; names alone are those of one attribute, worst first.
-        level: As the user states it.
+        levels: All levels; a list of names is one attribute, worst first.
+        level: The level in the request.
 
     Raises:
-        ConfigError: A level or an attribute is unknown, a number is not finite, or a number has no scale: there is a
-            single level, the levels have no order, or there are several attributes.
+        LevelChoiceError: A level or an attribute is unknown, a number is not finite, or a number has no scale: there is
+            a single level, the levels have no order, or there are several attributes.
     """
     space = levels if isinstance(levels, LevelSpace) else LevelSpace.of_names(*levels)
     if isinstance(level, str):
         if level not in space:
-            raise ConfigError(f"unknown level {level!r}{nearest(level, space)}")
+            raise LevelChoiceError(f"level {level!r} is unknown{nearest(level, space)}")
         return level
     if isinstance(level, Mapping):
         if not level:
-            raise ConfigError(f"no level is stated; expected {EXPECTED}")
+            raise LevelChoiceError(f"level {{}}: expected {EXPECTED}")
         weights: dict[str, float] = {}
         for name, value in level.items():
             weights |= _weights(space, name, value)
         return weights
     if not _is_finite(level):
-        raise ConfigError(f"level {level!r}: expected {EXPECTED}")
+        raise LevelChoiceError(f"level {level!r}: expected {EXPECTED}")
     if len(space.attributes) > 1:
         names = [attribute.name for attribute in space.attributes]
-        raise ConfigError(
-            f"level {level:g}: there are {len(names)} attributes ({', '.join(names)}); state each, as in "
+        raise LevelChoiceError(
+            f"level {level:g}: there are {len(names)} attributes ({', '.join(names)}); name one, as in "
             f"{names[0]}={level:g}"
         )
     return _on_scale(space.attributes[0], float(level))
@@ -110,11 +110,11 @@ def weights_by_name(resolved: str | Mapping[str, float]) -> dict[str, float]:
 def change_level(
     levels: LevelSpace, level: str | dict[str, float], change: str | dict[str, float]
 ) -> str | dict[str, float]:
-    """Return ``change`` with the weights that ``level`` has for the attributes that ``change`` does not state."""
+    """Return ``change``, with the weights of ``level`` for attributes that ``change`` does not contain."""
     weights, changed = weights_by_name(level), weights_by_name(change)
-    stated = [names for names in _names(levels).values() if any(name in changed for name in names)]
-    rest = {name: weight for name, weight in weights.items() if not any(name in names for names in stated)}
-    return {**rest, **changed} if rest else change
+    replaced = [names for names in _names(levels).values() if any(name in changed for name in names)]
+    unchanged = {name: weight for name, weight in weights.items() if not any(name in names for names in replaced)}
+    return {**unchanged, **changed} if unchanged else change
 
 
 def levels_text(levels: LevelSpace) -> str:
@@ -128,7 +128,7 @@ def levels_text(levels: LevelSpace) -> str:
 
 
 def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
-    """Return the names of the levels of each attribute that is a scale from worst to best."""
+    """Return the names of the levels of each ordered attribute, worst first."""
     return {
         attribute.name: tuple(levels[index] for index in levels.ranges[attribute.name])
         for attribute in levels.attributes
@@ -137,12 +137,12 @@ def scales_of(levels: LevelSpace) -> dict[str, tuple[str, ...]]:
 
 
 def check_scale(levels: LevelSpace, attribute: str) -> None:
-    """Refuse an attribute that is no scale from worst to best.
+    """Refuse an attribute whose levels have no order.
 
     Raises:
         ConfigError: It is unknown, or its levels have no order.
     """
-    attributes = {stated.name: stated for stated in levels.attributes}
+    attributes = {each.name: each for each in levels.attributes}
     if attribute not in attributes:
         raise ConfigError(f"no attribute {attribute!r}{nearest(attribute, attributes)}")
     if not attributes[attribute].is_ordered:
@@ -150,17 +150,17 @@ def check_scale(levels: LevelSpace, attribute: str) -> None:
 
 
 def _no_order(attribute: Attribute) -> str:
-    """Return that the levels of an attribute are no scale, and how they become one."""
+    """Return the message that the levels of an attribute have no order, and how to order them."""
     of = f" of {attribute.name}" if attribute.name else ""
     setting = f"data.attribute_levels.{attribute.name}.names" if attribute.name else "data.levels.names"
     return (
-        f"the levels{of} ({', '.join(attribute.levels)}) have no order: a scale requires training with --{setting} and "
-        "the names from worst to best"
+        f"the levels{of} ({', '.join(attribute.levels)}) have no order; to order them, train with --{setting} and "
+        "their names from worst to best"
     )
 
 
 def dial_key(attribute: str, by: str) -> str:
-    """Return the name in ``meet.json`` of the dial of an attribute's level, or of guidance at its best level."""
+    """Return the key in ``meet.json`` of the calibration of an attribute's level, or of guidance at its best level."""
     return attribute if by == "level" else f"guidance of {attribute}".removesuffix(" of ")
 
 
@@ -170,7 +170,7 @@ def dial_warning(
     level: str | Mapping[str, float],
     guidance: float = 0.0,
 ) -> str | None:
-    """Return a warning about a setting outside the safe range that `meet dial` has recorded; ``None`` inside it.
+    """Return a warning if a setting is outside the safe range that `meet dial` has recorded, else ``None``.
 
     Args:
         levels: All levels.
@@ -180,10 +180,10 @@ def dial_warning(
     """
     weights = weights_by_name(level)
     for attribute, names in scales_of(levels).items():
-        stated = [weights.get(name, 0.0) for name in names]
-        if len(names) < 2 or not math.isclose(sum(stated), 1, abs_tol=1e-9):
+        level_weights = [weights.get(name, 0.0) for name in names]
+        if len(names) < 2 or not math.isclose(sum(level_weights), 1, abs_tol=1e-9):
             continue
-        setting = sum(weight * place for place, weight in enumerate(stated)) / (len(names) - 1)
+        setting = sum(weight * index for index, weight in enumerate(level_weights)) / (len(names) - 1)
         for by, value in (("level", setting), ("guidance", guidance)):
             key = dial_key(attribute, by)
             limits = dial.get(key)
@@ -198,13 +198,13 @@ def dial_warning(
 
 
 def calibrated_level(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]]) -> str | dict[str, float]:
-    """Return the level of requests that state none: the best one, or what `meet dial` recommends.
+    """Return the default level of requests: the best level, or the level that `meet dial` recommends.
 
     A recommended setting replaces the best level of its attribute if its gain over the best level is significant.
 
     Args:
         levels: All levels.
-        dial: What `meet dial` has recorded for each attribute.
+        dial: The record of `meet dial` for each attribute.
     """
     level = levels.best_level
     for attribute, names in scales_of(levels).items():
@@ -215,7 +215,7 @@ def calibrated_level(levels: LevelSpace, dial: Mapping[str, Mapping[str, Any]]) 
 
 
 def level_text(level: Level) -> str:
-    """Return a level as ``--level`` takes it."""
+    """Return a level in the syntax of ``--level``."""
     if isinstance(level, Mapping):
         return ",".join(
             name if "=" in name and value == 1 else f"{name}={_text(value)}" for name, value in level.items()
@@ -244,32 +244,32 @@ def _names(levels: LevelSpace) -> dict[str, list[str]]:
 
 
 def _weights(levels: LevelSpace, name: str, value: Any) -> dict[str, float]:
-    """Return the weights of levels that a value of a level or of an attribute stands for."""
+    """Return the weights of levels for a weight of a level, or for a level or number of an attribute."""
     attributes = {attribute.name: attribute for attribute in levels.attributes if attribute.name}
     if name in levels:
         if not _is_finite(value):
-            raise ConfigError(f"level {name!r} has the weight {value!r}; expected a finite number")
+            raise LevelChoiceError(f"level {name!r} has the weight {value!r}; expected a finite number")
         return {name: float(value)}
     if name not in attributes:
-        raise ConfigError(f"unknown level {name!r}{nearest(str(name), [*levels, *attributes])}")
+        raise LevelChoiceError(f"level {name!r} is unknown{nearest(str(name), [*levels, *attributes])}")
     if isinstance(value, str):
         if value not in attributes[name].levels:
-            raise ConfigError(f"unknown level {value!r} of {name}{nearest(value, attributes[name].levels)}")
+            raise LevelChoiceError(f"level {value!r} of {name} is unknown{nearest(value, attributes[name].levels)}")
         return {f"{name}={value}": 1.0}
     if not _is_finite(value):
-        raise ConfigError(f"level {name}={value!r}: expected the name of a level or a finite number")
+        raise LevelChoiceError(f"level {name}={value!r}: expected the name of a level or a finite number")
     return weights_by_name(_on_scale(attributes[name], float(value)))
 
 
-def _on_scale(attribute: Attribute, place: float) -> str | dict[str, float]:
-    """Return the level at a place on the scale of an attribute, or weights of two levels."""
+def _on_scale(attribute: Attribute, number: float) -> str | dict[str, float]:
+    """Return the level at a number on the scale of an attribute, or the weights of two levels."""
     names = LevelSpace((attribute,)).names
-    stated = f"{attribute.name}={place:g}" if attribute.name else f"{place:g}"
+    text = f"{attribute.name}={number:g}" if attribute.name else f"{number:g}"
     if len(names) < 2:
-        raise ConfigError(f"level {stated}: there is one level ({names[0]}) and so no scale; pass its name")
+        raise LevelChoiceError(f"level {text}: the only level is {names[0]}, so there is no scale; pass its name")
     if not attribute.is_ordered:
-        raise ConfigError(f"level {stated}: expected the name of a level, as {_no_order(attribute)}")
-    steps = place * (len(names) - 1)
+        raise LevelChoiceError(f"level {text}: expected the name of a level, since {_no_order(attribute)}")
+    steps = number * (len(names) - 1)
     lower = min(max(math.floor(steps), 0), len(names) - 2)
     share = round(steps - lower, 12)
     if share in (0, 1):
