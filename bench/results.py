@@ -173,7 +173,7 @@ class Goal:
 
     @property
     def miss(self) -> str:
-        """By how much the median misses the goal, in words; empty where it is met."""
+        """By how much the median misses the goal, in words; empty if it is met."""
         value = median(self.values)
         if value >= self.bound if self.at_least else value <= self.bound:
             return ""

@@ -151,8 +151,8 @@ def test_every_mistake_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["stages.stp1.lr=1"], "there is no 'stp1'; did you mean 'step1'?"),
-        (["preset.a=1"], "preset has no keys"),
+        (["stages.stp1.lr=1"], "there is no stage 'stp1'; did you mean 'step1'?"),
+        (["preset.a=1"], "preset is a single value, without keys"),
         (["batch.pears=1"], "--batch.pears: unknown key 'pears'; did you mean 'pairs'?"),
         (["preset=papr"], "did you mean 'paper'?"),
         (["--seed"], "--seed requires a value"),
@@ -216,7 +216,7 @@ def test_a_setting_of_every_stage_and_one_of_a_stage_contradict_each_other(
 
 def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
     config_file = file(tmp_path, "recipe: hh-meet-lora\n")
-    with pytest.raises(ConfigError, match="mine.yaml is of recipe 'hh-meet-lora', and the command names 'hh-coh'"):
+    with pytest.raises(ConfigError, match="mine.yaml has recipe 'hh-meet-lora', but the command names 'hh-coh'"):
         load_config("hh-coh", config_file)
     assert load_config("hh-meet-lora", config_file) == load_config("hh-meet-lora", None)
 
@@ -224,7 +224,7 @@ def test_a_file_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     paper = load_config("hh-meet-lora", None)
     whole = file(tmp_path, describe(paper))
-    with pytest.raises(ConfigError, match="--preset small would change nothing: .*mine.yaml is of preset paper"):
+    with pytest.raises(ConfigError, match="--preset small would change nothing: .*mine.yaml has preset paper"):
         load_config(None, whole, ["preset=small"])
     assert load_config(None, whole, ["preset=paper"]) == paper
     some = file(tmp_path, "recipe: hh-meet-lora\npreset: paper\nbatch: {pairs: 3}\n")
@@ -338,5 +338,5 @@ def test_levels_are_no_setting(levels: str) -> None:
 
 
 def test_two_stages_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="two have the same name .and folder. among step1, step1"):
+    with pytest.raises(ConfigError, match="two stages have the same name, and so the same folder: step1, step1"):
         load_config("hh-meet-lora", None, ["stages.step2.name=step1"])

@@ -140,5 +140,5 @@ def test_a_number_interpolates_the_two_nearest_of_many_levels() -> None:
 def test_wrong_levels_are_refused(level: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_level(["bad", "good"], level)
-    with pytest.raises(ConfigError, match="one level .good. and so no scale"):
+    with pytest.raises(ConfigError, match="the only level is good, so there is no scale"):
         resolve_level(["good"], 0.5)

@@ -81,7 +81,7 @@ def test_logps_are_those_of_transformers(architecture: str) -> None:
 def test_an_architecture_that_cannot_pack_has_a_padding_reason() -> None:
     policy = tiny_policy("gptj", "lora")
     assert policy.layout == "padded"
-    assert policy.padding_reason == "GPTJForCausalLM does not go through transformers' AttentionInterface"
+    assert policy.padding_reason == "GPTJForCausalLM does not use transformers' AttentionInterface"
 
 
 def test_gpt_neo_past_its_window() -> None:

@@ -121,11 +121,11 @@ def test_hand_written_words_are_the_papers() -> None:
 
 
 REFUSED = [
-    ("hh-coh-chain", ["control.kind=lora"], "control of kind 'lora' has none"),
-    ("hh-coh-chain", ["control.kind=none"], "control of kind 'none' has none"),
-    ("hh-coh-chain", ["control.placement=first"], "needs control.placement before_response, not first"),
-    ("hh-coh", ["stages.tune.format=chain"], "needs control.placement before_response, not first"),
-    ("hh-meet-lora", ["stages.step2.format=chain"], "stage 'step2': a chain needs a control slot before each reply"),
+    ("hh-coh-chain", ["control.kind=lora"], "control of kind 'lora' has no slot"),
+    ("hh-coh-chain", ["control.kind=none"], "control of kind 'none' has no slot"),
+    ("hh-coh-chain", ["control.placement=first"], "requires control.placement before_response, not first"),
+    ("hh-coh", ["stages.tune.format=chain"], "requires control.placement before_response, not first"),
+    ("hh-meet-lora", ["stages.step2.format=chain"], "stage 'step2': a chain requires a control slot before each reply"),
     (
         "hh-dpo",
         ["stages.dpo.format=chosen"],
@@ -144,7 +144,7 @@ REFUSED = [
         ["stages.tune.train=[control]"],
         "stage 'tune' trains nothing: a control of kind 'text' has no parameters",
     ),
-    ("hh-coh", ["stages.tune.train=[control, lm]"], "stage 'tune' would train the language model alone: a control of"),
+    ("hh-coh", ["stages.tune.train=[control, lm]"], "stage 'tune' would train only the language model: a control of"),
     ("hh-sft", ["stages.sft.train=[control]"], "stage 'sft' trains nothing: a control of kind 'none'"),
     ("hh-meet-lora", ["control.kind=text"], "stage 'step1' trains nothing: a control of kind 'text' has no parameters"),
     ("hh-met-lora", [], "unknown recipe 'hh-met-lora'; did you mean 'hh-meet-lora'?"),

@@ -195,7 +195,7 @@ def test_named_levels_have_the_order_of_the_setting() -> None:
         ([0] * 20 + list(range(20)), {"count": 3}, "equal scores leave some of 3 quantile levels empty"),
         (list(range(40)), {"scheme": "named"}, "the feedback is scores, not named levels"),
         (list(range(40)), {"scheme": "within-prompt"}, "no prompt has two replies of different scores"),
-        (list(range(40)), {"scheme": "quantile"}, "unknown level scheme 'quantile'; did you mean 'quantiles'"),
+        (list(range(40)), {"scheme": "quantile"}, "--data.levels.scheme: unknown scheme 'quantile'; did you mean"),
         (list(range(40)), {"scheme": "thresholds"}, "thresholds requires"),
     ],
 )  # fmt: skip

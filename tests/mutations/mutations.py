@@ -188,8 +188,8 @@ MUTATIONS = (
         "preset-by-control-overridden",
         "A soft prompt is trained at the learning rates of LoRA.",
         "recipes/config.py",
-        '    usual = merge(table[trained], table.get(f"{trained} ({kind})", {}))\n',
-        '    usual = merge(table.get(f"{trained} ({kind})", {}), table[trained])\n',
+        '    base = merge(table[trained], table.get(f"{trained} ({kind})", {}))\n',
+        '    base = merge(table.get(f"{trained} ({kind})", {}), table[trained])\n',
         ("test_recipes.py",),
     ),
     Mutation(

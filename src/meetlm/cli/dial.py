@@ -29,7 +29,7 @@ from meetlm.evaluation.settings import DialSettings
 from meetlm.generation.settings import Sampling
 
 if TYPE_CHECKING:
-    from meetlm.evaluation.dial import Turned
+    from meetlm.evaluation.dial import DialKind
 
 
 class _DialArguments(RewardArguments, HeldOutData):
@@ -81,7 +81,7 @@ def dial(
     overrides: list[Override],
     scorers: tuple[str, ...],
     model: str | None,
-    by: Turned,
+    by: DialKind,
     grid: list[float] | None,
     settings: DialSettings,
     sampling: Sampling,

@@ -49,7 +49,7 @@ def score(
     """Score replies by log p(reply | best level) − log p(reply | worst level), summed and per token, in nats.
 
     Without --prompt, score the held-out pairs of RUN, or the pairs in --data.path, and print how often the chosen reply
-    has the higher score. In a run with several attributes each of them gives a score, and the pair of a prompt is its
+    has the higher score. In a run with several attributes, each attribute has its own score, and a pair is the
     replies at the highest and the lowest level of the attribute.
 
     \b
@@ -62,7 +62,7 @@ def score(
     if (prompt is None) == bool(completions):
         raise click.UsageError("--prompt and --completion require each other")
     if prompt is not None and (overrides or reward):
-        raise click.UsageError("--prompt cannot be combined with settings of data or --reward")
+        raise click.UsageError("--prompt cannot be combined with --data settings or --reward")
     settings = model_settings(RewardArguments, overrides, reward=reward).reward
     quiet_libraries()
     from meetlm.run.aligned import load
@@ -105,7 +105,7 @@ def score(
 
 
 def _attributes(aligned: Aligned, attribute: str | None) -> list[str]:
-    """Return the attributes to score by: the stated one, or all that are ordered."""
+    """Return the attributes to score by: ``attribute``, or all that are ordered."""
     from meetlm.run.levels import scales_of
 
     if attribute is not None:
@@ -126,8 +126,10 @@ def _score_replies(
     rows: list[dict[str, Any]] = []
     for name in _attributes(aligned, attribute):
         scores = aligned.score([prompt] * len(completions), completions, name, reporter=reporter)
-        stated = {"attribute": name} if name else {}
-        rows += [{"completion": text, **stated, **asdict(s)} for text, s in zip(completions, scores, strict=True)]
+        attribute_field = {"attribute": name} if name else {}
+        rows += [
+            {"completion": text, **attribute_field, **asdict(s)} for text, s in zip(completions, scores, strict=True)
+        ]
     if as_json:
         print_json(rows)
         return

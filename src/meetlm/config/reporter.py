@@ -13,10 +13,10 @@ class Progress:
         """Record that ``count`` more units are done."""
 
     def add_total(self, count: int) -> None:
-        """Add ``count`` units to the total, for tasks whose size is known only once they run."""
+        """Add ``count`` units to the total, for tasks of unknown size."""
 
     def show(self, **values: str) -> None:
-        """Show named values, such as the loss, beside the progress."""
+        """Show named values, such as the loss, next to the progress."""
 
 
 class Reporter:

@@ -24,7 +24,7 @@ def git_hash(package: Path = Path(__file__).parents[1]) -> str | None:
         package: Folder of the package; meetlm's by default.
 
     Returns:
-        ``None`` where the package is not ``src/NAME`` of a repository: an installed package may lie inside another
+        ``None`` if the package is not ``src/NAME`` of a repository: an installed package may lie inside another
         repository, whose commit is not its own.
     """
     try:

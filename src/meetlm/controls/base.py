@@ -107,7 +107,7 @@ class Control(nn.Module, ABC):
 
         Args:
             input_ids: Ids [R, T], among them the virtual ids of the control slot where there is one.
-            weights: Level weights [R, T, K]; ``None`` where no id is virtual.
+            weights: Level weights [R, T, K]; ``None`` if no id is virtual.
             embedding: The model's own embedding of plain ids.
         """
         del weights

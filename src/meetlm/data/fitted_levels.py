@@ -149,6 +149,10 @@ def _fit(settings: DataSettings, name: str, examples: Sequence[Example]) -> Leve
         )
     level_settings = settings.attribute_levels.get(name, settings.levels)
     feedback = AttributeFeedback(name, [[value for _, value in values] for values in by_prompt])
+    if level_settings.scheme not in SCHEMES:
+        option = f"--data.attribute_levels.{name}" if name in settings.attribute_levels else "--data.levels"
+        hint = nearest(level_settings.scheme, SCHEMES)
+        raise ConfigError(f"{option}.scheme: unknown scheme {level_settings.scheme!r}{hint}")
     return SCHEMES[level_settings.scheme](level_settings, feedback)
 
 

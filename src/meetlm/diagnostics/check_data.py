@@ -93,7 +93,7 @@ def check_test(train: Sequence[Example], test: Sequence[Example], report: Filter
 
     Args:
         train: Training pairs.
-        test: Held-out pairs, one per prompt; empty where there are none.
+        test: Held-out pairs, one per prompt; empty if there are none.
         report: The filters' report on ``test``.
     """
     if report is None:

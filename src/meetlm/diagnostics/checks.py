@@ -20,10 +20,10 @@ class Check:
 
     Attributes:
         name: What was checked.
-        status: ``ok``; ``warning``: a run works, but its result may mislead; ``problem``: a run would be wasted.
+        status: ``ok``; ``warning``: a run works, but its result may be misleading; ``problem``: a run would be useless.
         finding: The result as a sentence, with its value.
         value: The value.
-        low: Lower end of the 95% interval of the value; ``None`` where it has no interval.
+        low: Lower end of the 95% interval of the value; ``None`` if it has no interval.
         high: Upper end of the interval.
         advice: How to solve the problem; always empty when ok.
         rows: Number of rows that were checked; ``None`` for checks of the model.

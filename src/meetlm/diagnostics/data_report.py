@@ -48,7 +48,7 @@ class DataReport:
     Attributes:
         source: Format of the rows.
         filters: Numbers of training rows that are used and left out.
-        test: The same for held-out rows; ``None`` where there are none.
+        test: The same for held-out rows; ``None`` if there are none.
         overlap: Held-out rows whose prompt (or post) is in the training data too.
         lengths: Quantiles in tokens of prompt, chosen reply, rejected reply, and prompt with the longer reply, over
             ``measured`` pairs, also those longer than ``data.max_length``.

@@ -28,7 +28,7 @@ from scipy import stats
 Array = NDArray[np.float64]
 Labels = Sequence[Any] | NDArray[Any]
 Statistic = Callable[[Array], Array]
-"""Takes means of columns [R, M], one row per resample, and returns the statistic [R]; NaN where it is not defined."""
+"""Takes means of columns [R, M], one row per resample, and returns the statistic [R]; NaN if it is not defined."""
 
 RESAMPLES = 2000
 _DECIMALS = 12
@@ -74,7 +74,7 @@ def mean_interval(
     Args:
         values: Finite numbers [N], at least one.
         prompts: The prompt of each value [N], any hashable name.
-        runs: The training run of each value [N]; ``None`` where all are of one run.
+        runs: The training run of each value [N]; ``None`` if all are of one run.
         bounds: Least and greatest possible value, for shares: the interval stays inside, and has a width where all
             prompts have the same value.
         seed: Seed of the resampling.

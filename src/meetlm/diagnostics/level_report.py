@@ -1,4 +1,4 @@
-"""Reports the levels of some data: how many replies show each, how long those are, and which levels go together."""
+"""Report the levels of a data set: replies per level, their lengths, and correlations between attributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meetlm.data.filters import Lengths
 from meetlm.data.fitted_levels import FittedLevels, level_counts, level_lines
 
 STRONG = 0.7
-"""Attributes that correlate more than this are hard to set apart."""
+"""Attributes with a stronger correlation are hard to control separately."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LevelReport:
         counts: Number of replies by level.
         median_tokens: Median tokens of the replies by level.
         with_length: Spearman's correlation of each ordered attribute with the tokens of the reply, by its name.
-        between: Correlation of each two attributes, by both names: Spearman's, or Cramér's V where one has no order.
+        between: Correlation of each pair of attributes, by both names: Spearman's, or Cramér's V if one has no order.
     """
 
     summary: list[str]
@@ -52,26 +52,26 @@ class LevelReport:
 
 
 def report_levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Lengths) -> LevelReport:
-    """Return the report of examples.
+    """Return the report.
 
     Args:
-        fitted: Their level schemes.
+        fitted: The level schemes of the examples.
         examples: The examples with level weights.
-        lengths: Counts tokens.
+        lengths: Counts the tokens of an example.
     """
     levels = fitted.levels
     weights = np.array([completion.weights for example in examples for completion in example.completions])
     tokens = np.array([count for example in examples for count in lengths(example).replies])
-    shown = {name: _shown(weights[:, r.start : r.stop]) for name, r in levels.ranges.items()}
+    indices = {name: _level_indices(weights[:, r.start : r.stop]) for name, r in levels.ranges.items()}
     ordered = {attribute.name: attribute.is_ordered for attribute in levels.attributes}
     with_length = {
-        name: _spearman(column[column >= 0], tokens[column >= 0]) for name, column in shown.items() if ordered[name]
+        name: _spearman(column[column >= 0], tokens[column >= 0]) for name, column in indices.items() if ordered[name]
     }
     between = {}
-    for left, right in combinations(shown, 2):
-        both = (shown[left] >= 0) & (shown[right] >= 0)
+    for left, right in combinations(indices, 2):
+        both = (indices[left] >= 0) & (indices[right] >= 0)
         correlation = _spearman if ordered[left] and ordered[right] else _cramer
-        between[f"{left} and {right}"] = correlation(shown[left][both], shown[right][both])
+        between[f"{left} and {right}"] = correlation(indices[left][both], indices[right][both])
     return LevelReport(
         summary=level_lines(fitted, examples),
         counts=level_counts(levels, examples),
@@ -81,19 +81,19 @@ def report_levels(fitted: FittedLevels, examples: Sequence[Example], lengths: Le
     )
 
 
-def _shown(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the index of the level that each reply shows, given weights [C, K]; −1 where it shows none."""
+def _level_indices(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the index of each reply's level, given weights [C, K]; −1 if it has none."""
     return np.where(weights.any(axis=1), weights.argmax(axis=1), -1)
 
 
 def _spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Return Spearman's rank correlation; 0 where a column is constant."""
+    """Return Spearman's rank correlation; 0 if a column is constant."""
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return 0.0
     return float(stats.spearmanr(left, right).statistic)
 
 
 def _cramer(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Return Cramér's V; 0 where a column is constant."""
+    """Return Cramér's V; 0 if a column is constant."""
     table = stats.contingency.crosstab(left, right).count
     return float(stats.contingency.association(table)) if min(table.shape) > 1 else 0.0

@@ -41,7 +41,7 @@ class AttributeAccuracy:
     """Preference accuracy of one attribute.
 
     Attributes:
-        accuracy: Preference accuracy, by sums; ``None`` where no held-out replies at different levels are compared.
+        accuracy: Preference accuracy, by sums; ``None`` if no held-out replies at different levels are compared.
         by_levels: The same for each pair of levels, such as ``q0 < q2``, without its interval.
         rank_correlation: Spearman's correlation of log p(y|x,best) − log p(y|x,worst) with the stated level, over all
             replies; ``None`` where levels have no order, or all values are equal.
@@ -71,7 +71,7 @@ class PreferenceAccuracy:
 
     Attributes:
         pairs: Number of pairs of held-out replies.
-        by_sum: Preference accuracy by log-probs summed over a completion's tokens; ``None`` where there is one level.
+        by_sum: Preference accuracy by log-probs summed over a completion's tokens; ``None`` if there is one level.
         by_token: Preference accuracy by log-probs averaged over a completion's tokens.
         reward: Reward accuracy, by summed log-probs.
         shorter: How often the chosen completion is the shorter one, a tie counting half; ``1 − shorter`` is the
@@ -243,7 +243,7 @@ class HeldOutPairs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence; 0 where there is no reply."""
+        """Tokens of the longest sequence; 0 if there is no reply."""
         return max((len(row.ids) for rows in self.by_level.values() for row in rows), default=0)
 
     def drop_longer(self, max_tokens: int) -> int:
@@ -368,7 +368,7 @@ def _of_attribute(
 def spearman(left: Array, right: Array, prompts: Sequence[int | str]) -> Interval | None:
     """Return Spearman's rank correlation of two columns with its 95% interval over prompts.
 
-    Ranks are computed once, over all rows; resamples draw prompts with the ranks of their rows. ``None`` where a column
+    Ranks are computed once, over all rows; resamples draw prompts with the ranks of their rows. ``None`` if a column
     is constant.
     """
     if not left.size or np.ptp(left) == 0 or np.ptp(right) == 0:

@@ -22,8 +22,8 @@ class CallableScorer:
 
     The function has the parameters ``(prompt, completion)`` and returns a number, or ``None`` for no score. A function
     with the attribute ``batch = True`` has the parameters ``(prompts, completions)``, both lists, and returns a list of
-    numbers. A parameter ``chosen`` receives the preferred reply (or a list of replies), ``None`` where the data have
-    none. A prompt is text, or messages with ``role`` and ``content``. The attribute ``higher = False`` states that
+    numbers. A parameter ``chosen`` receives the preferred reply (or a list of replies), ``None`` if the data have
+    none. A prompt is text, or messages with ``role`` and ``content``. The attribute ``higher = False`` means that
     lower is better.
 
     Args:
@@ -61,13 +61,13 @@ class CallableScorer:
             completions: The completions.
             chosen: The preferred reply to each prompt, or ``None``.
             names: Name of each row in problems and errors.
-            reporter: Not used: a function shows its own progress.
+            reporter: Not used, since a function shows its own progress.
 
         Returns:
-            Values, ``None`` where the function returned ``None``, NaN or infinity; and problems that name these rows.
+            Values, ``None`` if the function returned ``None``, NaN or infinity; and problems that name these rows.
 
         Raises:
-            ConfigError: The function raised an exception, or returned anything but a number (or too few of them).
+            ConfigError: The function raised an exception, or did not return (enough) numbers.
         """
         assert len(prompts) == len(completions) == len(chosen), "one prompt and one chosen reply per completion"
         json_prompts = [prompt.to_json() for prompt in prompts]
@@ -110,7 +110,7 @@ class CallableScorer:
 def load_scorer(name: str) -> CallableScorer:
     """Return the scorer named ``module:function``.
 
-    The current folder is searched too, after all others; it stays in ``sys.path`` for later imports of the module.
+    The current folder is searched last; it stays in ``sys.path`` for later imports of the module.
 
     Raises:
         ConfigError: There is no such module or function, the module cannot be imported, or the function cannot be

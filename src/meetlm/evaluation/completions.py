@@ -27,8 +27,8 @@ class SystemCompletion:
         text: The completion; may be empty.
         origin: File and line.
         source: Index of the system's source that the row is from.
-        seed: The sampling seed that the row states; 0 where it states none.
-        run: The run that the row states; ``None`` where it states none.
+        seed: The sampling seed that the row states; 0 if it states none.
+        run: The run that the row states; ``None`` if it states none.
     """
 
     prompt: Prompt
@@ -123,7 +123,7 @@ def _sampling(row: Row) -> dict[str, Any] | None:
 
 
 def _common_value(field: str, rows: Sequence[Row], read: Callable[[Row], Any]) -> Any:
-    """Return the value of a field in all rows; ``None`` where they do not state it."""
+    """Return the value of a field in all rows; ``None`` if they do not state it."""
     first = read(rows[0])
     for row in rows:
         if (value := read(row)) != first:

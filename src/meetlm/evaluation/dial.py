@@ -22,9 +22,9 @@ from meetlm.diagnostics.intervals import Array, Interval, bootstrap, prompt_mean
 from meetlm.evaluation.outcomes import Column
 from meetlm.evaluation.statistics import Clusters, difference, mean
 
-Turned = Literal["level", "guidance"]
+DialKind = Literal["level", "guidance"]
 MIN_PROMPTS = 8
-"""Fewer prompts cannot be divided into some that choose a setting and others that measure it."""
+"""Minimum number of prompts: half of them choose a setting, the other half measure it."""
 ALPHA = 0.05
 NGRAM = 4
 
@@ -35,10 +35,10 @@ class Curve:
 
     Attributes:
         name: Its name.
-        description: What it is, with its unit, in one line.
-        higher_is_better: Whether higher is better; ``None`` where neither is.
-        values: For each setting, one value per cell; ``None`` where it is not defined.
-        means: For each setting, the mean over prompts; ``None`` where no cell has a value.
+        description: The measure and its unit, in one line.
+        higher_is_better: Whether higher is better; ``None`` if neither is.
+        values: For each setting, one value per cell; ``None`` if it is not defined.
+        means: For each setting, the mean over prompts; ``None`` if no cell has a value.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Curve:
     def measured(
         cls, name: str, description: str, higher_is_better: bool | None, values: list[Column], clusters: Clusters
     ) -> Curve:
-        """Return the curve of some values."""
+        """Return the curve with the means of values."""
         return cls(name, description, higher_is_better, values, [mean(column, clusters) for column in values])
 
     @property
@@ -67,9 +67,9 @@ class Trend:
     """Whether a score rises with the setting.
 
     Attributes:
-        p: One-sided p of Page's trend test with prompts as blocks (Page, 1963); 1 where no score varies.
+        p: One-sided p of Page's trend test with prompts as blocks (Page, 1963); 1 if no score varies.
         tau: Mean over prompts of Kendall's τ-b between setting and score, in [-1, 1].
-        falls: Neighbouring settings between which the score falls, by a 95% interval of the paired difference.
+        falls: Adjacent settings between which the score falls, by a 95% interval of the paired difference.
     """
 
     p: float
@@ -84,12 +84,12 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class SideEffect:
-    """How far a measure changes between the ends of the safe range.
+    """The change of a measure between the ends of the safe range.
 
     Attributes:
         name: Name of the measure.
         change: Mean paired difference, upper end minus lower end.
-        relative: Size of the change in standard deviations, divided by that of the score; ``None`` where either does
+        relative: Size of the change in standard deviations, divided by that of the score; ``None`` if either does
             not vary.
     """
 
@@ -104,24 +104,24 @@ class Dial:
 
     Attributes:
         attribute: Name of the attribute; empty for the only one of a run.
-        by: What is turned: the ``level``, or the strength of ``guidance`` at the best level.
+        by: What varies: the ``level``, or the strength of ``guidance`` at the best level.
         settings: The settings, in increasing order.
         reference: The setting that fluency is compared with.
         prompts: The prompt of each cell.
         score: The score that the dial should change.
-        fluency: Measures that break where the dial is turned too far.
+        fluency: Measures of fluency, which break at extreme settings.
         others: Further measures.
         trend: Whether the score rises within the safe range.
         broken: Settings at which fluency breaks, with the reason.
-        safe: Lowest and highest setting around the reference between which fluency holds.
+        safe: Ends of the range around the reference without broken settings.
         recommended: The safe setting with the best score on half of the prompts.
         gain: Score at the recommended setting minus score at the reference, on the other prompts.
         reach: Score at the upper end of the safe range minus score at the lower end.
-        side_effects: How far other measures change with it.
+        side_effects: Changes of the other measures.
     """
 
     attribute: str
-    by: Turned
+    by: DialKind
     settings: list[float]
     reference: float
     prompts: list[int]
@@ -193,25 +193,25 @@ def calibrate(
     fluency: Sequence[tuple[Curve, float]],
     others: Sequence[Curve],
     *,
-    by: Turned = "level",
+    by: DialKind = "level",
 ) -> Dial:
-    """Return how far a dial can be turned.
+    """Return the calibration of a dial.
 
     The reference is the best level without guidance: the setting nearest to 1, or to 0 for guidance. A setting is
-    broken where the mean of a measure of fluency exceeds that at the reference by more than its limit; settings below
+    broken if the mean of a measure of fluency exceeds its mean at the reference by more than the limit; settings below
     the worst level are compared with the worst level. Levels from 0 to 1 are never broken: the run was trained on
     them, and short replies, such as those at a level of brevity, have a higher NLL per token. The safe range ends
-    before the first broken setting in either direction. Half of the prompts choose the recommended
-    setting, the others measure its gain, so that the choice does not flatter it.
+    before the first broken setting in either direction. Half of the prompts choose the recommended setting and the
+    others measure its gain, so that the choice does not bias the gain.
 
     Args:
         attribute: Name of the attribute; empty for the only one of a run.
         settings: The settings, in increasing order, at least two.
         clusters: The prompt of each cell.
         score: The score that the dial should change.
-        fluency: Measures of fluency, each with the largest increase that is allowed.
+        fluency: Measures of fluency, each with its largest safe increase.
         others: Further measures.
-        by: What is turned.
+        by: What varies.
 
     Raises:
         ConfigError: There are too few prompts or settings, or a setting has no score.
@@ -276,15 +276,15 @@ def check_size(settings: Sequence[float], num_prompts: int) -> None:
     """Refuse a dial of fewer than two settings or too few prompts.
 
     Raises:
-        ConfigError: Names both numbers, or a setting that is not finite.
+        ConfigError: There are too few settings or prompts, or a setting is not finite.
     """
     for setting in settings:
         if not math.isfinite(setting):
             raise ConfigError(f"--grid: {setting} is not a finite number")
     if len(settings) < 2 or num_prompts < MIN_PROMPTS:
         raise ConfigError(
-            f"{len(settings)} settings on {num_prompts} prompts: a dial needs at least 2 settings and {MIN_PROMPTS} "
-            "prompts; pass more as --data.path"
+            f"{len(settings)} settings on {num_prompts} prompts: a dial requires at least 2 settings and {MIN_PROMPTS} "
+            "prompts; pass more prompts as --data.path"
         )
 
 
@@ -349,7 +349,7 @@ def find_front(
 
 
 def pareto_front(points: Array) -> list[int]:
-    """Return the indices of the points [N, 2] that no other point exceeds in both coordinates, by the first one."""
+    """Return the indices of the points [N, 2] that no other point exceeds in both coordinates, sorted by the first."""
     order = np.lexsort((-points[:, 1], -points[:, 0]))
     front, best = [], -np.inf
     for index in order:
@@ -360,7 +360,7 @@ def pareto_front(points: Array) -> list[int]:
 
 
 def hypervolume(points: Array, worst: Array) -> float:
-    """Return the area that points [N, 2] dominate above a corner (Zitzler and Thiele, 1998)."""
+    """Return the area that points [N, 2] dominate, from a corner (Zitzler and Thiele, 1998)."""
     area, height = 0.0, float(worst[1])
     for index in reversed(pareto_front(points)):
         x, y = points[index]
@@ -371,7 +371,7 @@ def hypervolume(points: Array, worst: Array) -> float:
 
 
 def _table(columns: Sequence[Column]) -> Array:
-    """Return columns of values as a table [cells, columns]; NaN where there is no value."""
+    """Return columns of values as a table [cells, columns]; NaN if there is no value."""
     return np.array(columns, dtype=np.float64).T
 
 

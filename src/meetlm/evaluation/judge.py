@@ -44,7 +44,7 @@ class Judged(NamedTuple):
     """The result of :func:`judge`.
 
     Attributes:
-        outcomes: The system's outcome for each pair; ``None`` where one of the orders has no verdict.
+        outcomes: The system's outcome for each pair; ``None`` if one of the orders has no verdict.
         margins: The mean of both verdicts for each pair: a win is 1, a tie 0, a loss -1.
         account: What the judge was asked and how it responded.
         problems: Responses and calls that the report must mention.

@@ -73,10 +73,10 @@ class JudgeResponse:
     """A response of an endpoint.
 
     Attributes:
-        text: The raw text; empty where there was none.
-        finish_reason: ``stop``, ``length``, … as the endpoint reports; ``None`` where it does not.
+        text: The raw text; empty if there was none.
+        finish_reason: ``stop``, ``length``, … as the endpoint reports; ``None`` if it does not.
         served_model: The model that answered, as the endpoint reports.
-        prompt_tokens: Number of tokens, as the endpoint reports; ``None`` where it does not.
+        prompt_tokens: Number of tokens, as the endpoint reports; ``None`` if it does not.
         completion_tokens: Likewise.
     """
 

@@ -130,7 +130,7 @@ class JudgePrompt(Settings):
         return [*system, {"role": "user", "content": user}]
 
     def verdict(self, answer: str) -> Verdict | None:
-        """Return the verdict of an answer; ``None`` where it has no verdict, or different verdicts.
+        """Return the verdict of an answer; ``None`` if it has no verdict, or different verdicts.
 
         The thoughts of a reasoning model (``<think>…</think>``) are not part of its answer.
         """
@@ -146,7 +146,7 @@ class JudgePrompt(Settings):
 
 
 def read_verdict(answer: str) -> Verdict | None:
-    """Return the verdict of an answer in any common form; ``None`` where its marks differ, or there is none."""
+    """Return the verdict of an answer in any common form; ``None`` if its marks differ, or there is none."""
     marks = list(_MARK.finditer(answer))
     verdicts = {match["bracketed"] or match["labelled"] or match["alone"] for match in marks}
     is_stated = any(not _CONDITION.match(answer, match.end()) for match in marks)

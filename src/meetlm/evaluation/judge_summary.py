@@ -23,14 +23,14 @@ class Judgement:
 
     Attributes:
         pair: Index of the pair.
-        order: 0 where the system is shown first.
+        order: 0 if the system is shown first.
         system: The system whose reply is compared with the baseline's.
         prompt: Id of the prompt.
         name: Name of the judgement in messages.
         call: The call that requests the judgement.
         responses: All stored responses to the call, oldest first.
         failure: Why there is no response.
-        outcome: The verdict as an outcome for the system; ``None`` where there is none.
+        outcome: The verdict as an outcome for the system; ``None`` if there is none.
     """
 
     pair: int
@@ -45,7 +45,7 @@ class Judgement:
 
     @property
     def response(self) -> JudgeResponse | None:
-        """The response that counts; ``None`` where there is none, or the last call failed."""
+        """The response that counts; ``None`` if there is none, or the last call failed."""
         return self.responses[-1] if self.responses and self.failure is None else None
 
 

@@ -76,7 +76,7 @@ def text_measures(
     Args:
         prompts: The prompt of each completion.
         completions: The completions.
-        chosen: The preferred reply to each prompt; ``None`` where the data have none.
+        chosen: The preferred reply to each prompt; ``None`` if the data have none.
         stemmer: Stem English words for ROUGE (Porter). The paper does not state it; off is the default of the packages
             ``rouge-score`` and ``evaluate``.
     """
@@ -105,7 +105,7 @@ def _measure(prompt: Prompt, completion: str, chosen: str | None, scorer: RougeS
 def _rouge(completion: str, chosen: str | None, scorer: RougeScorer) -> dict[str, float | None]:
     """Return F1 of ROUGE-1, 2 and L and their mean, in [0, 1], against the chosen reply (Lin, 2004).
 
-    ``None`` where there is no chosen reply or it has no word; a completion without a word gets 0. ROUGE-L takes a whole
+    ``None`` if there is no chosen reply or it has no word; a completion without a word gets 0. ROUGE-L takes a whole
     text as one sequence.
     """
     if chosen is None or not tokenize(chosen):

@@ -9,7 +9,7 @@ from typing import Literal
 Outcome = Literal["win", "tie", "lose"]
 """Outcome for a system against the baseline, in one cell."""
 Column = list[float | None]
-"""A value per cell; ``None`` where there is none."""
+"""A value per cell; ``None`` if there is none."""
 POINTS: dict[Outcome, int] = {"win": 1, "tie": 0, "lose": -1}
 PAPER_BAND = (0.45, 0.55)
 _ROUNDING = 1e-12
@@ -26,7 +26,7 @@ def margins(
         higher_is_better: With ``False`` the sign is reversed.
 
     Returns:
-        One margin per cell; ``None`` where either has no value.
+        One margin per cell; ``None`` if either has no value.
 
     Raises:
         ValueError: A value is not finite; callers replace a scorer's NaN by ``None`` and count it.

@@ -1,6 +1,6 @@
-"""The record of an evaluation, ``evaluation.json``: every figure, and the rows that it is computed from.
+"""The record of an evaluation, ``evaluation.json``: every figure, and the rows from which it is computed.
 
-The report reads nothing else.
+The report is made from this record alone.
 
 A *cell* is one prompt in one replicate (a training run and a sampling seed). Every list of completions, values and
 outcomes has one entry per cell, in the order of ``cells``. Intervals are over prompts (paper sections 4.3-4.6).
@@ -30,7 +30,7 @@ class PromptRow:
     Attributes:
         id: A hash of its text.
         prompt: Text, or messages with ``role`` and ``content``.
-        chosen: The preferred reply in the data; ``None`` where the data have none.
+        chosen: The preferred reply in the data; ``None`` if the data have none.
     """
 
     id: str
@@ -46,8 +46,8 @@ class System:
         name: Name in tables.
         files: Files of the completions, one or more per seed.
         run: The run that wrote them; ``None`` for other files.
-        level: Level of the control; ``None`` where it is not stated.
-        sampling: Temperature, top_p, max_new_tokens and stop; ``None`` where they are not stated.
+        level: Level of the control; ``None`` if unknown.
+        sampling: Temperature, top_p, max_new_tokens and stop; ``None`` if unknown.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Replicate:
         system: Name of the system.
         number: Number of the replicate in ``cells``.
         run: Index of the training run that wrote it, among the runs of the system.
-        source: The run that its rows state; the file where they state none.
-        sampling_seed: The seed that its rows state; 0 where they state none.
+        source: The run named in its rows, else the file.
+        sampling_seed: The seed in its rows, else 0.
     """
 
     system: str
@@ -97,11 +97,11 @@ class Measure:
 
     Attributes:
         name: ``rouge-l``, ``reward``, ``words``, …
-        description: What it is, with its unit, in one line.
-        higher: Whether higher is better; ``None`` where neither is.
-        values: For each system, one value per cell; ``None`` where it is not defined.
+        description: The measure and its unit, in one line.
+        higher: Whether higher is better; ``None`` if neither is.
+        values: For each system, one value per cell; ``None`` if it is not defined.
         means: For each system, the mean over prompts.
-        differences: For each system but the baseline, over the cells where both have a value.
+        differences: For each system except the baseline, over the cells in which both have a value.
     """
 
     name: str
@@ -145,13 +145,13 @@ class Comparison:
         system: Name of the system.
         baseline: Name of the baseline.
         evaluator: ``reward``, ``judge``, ``rouge-avg`` or the name of a scorer.
-        outcomes: The outcome of each cell; ``None`` where there is none.
+        outcomes: The outcome of each cell; ``None`` if there is none.
         margins: The margin of each outcome (a difference of rewards; for a judge, the mean of both orders in -1 … 1);
-            ``None`` where there is none.
+            ``None`` if there is none.
         rates: Rates over all cells.
-        controlled_win: The length-controlled win rate; ``None`` where it cannot be estimated.
-        by_replicate: Δ of each replicate alone, where there are several.
-        asked: Whether the evaluator was asked about each cell; ``None`` where it was asked about all. A cell that it
+        controlled_win: The length-controlled win rate; ``None`` if it cannot be estimated.
+        by_replicate: Δ of each replicate, if there are several.
+        asked: Whether the evaluator was asked about each cell; ``None`` if it was asked about all. A cell that it
             was asked about may still have no outcome.
     """
 
@@ -171,18 +171,18 @@ class Comparison:
 
     @property
     def num_left_out(self) -> int:
-        """Number of cells that the evaluator was asked about and that have no outcome."""
+        """Number of cells without an outcome among those that the evaluator was asked about."""
         return (len(self.outcomes) if self.asked is None else sum(self.asked)) - self.rates.num_cells
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two evaluators agree on a system's outcomes.
+    """The agreement of two evaluators on a system's outcomes.
 
     Attributes:
         system: Name of the system.
         evaluators: Names of both.
-        kappa: Cohen's κ over win, tie and lose; ``None`` where it is not defined (both are constant).
+        kappa: Cohen's κ over win, tie and lose; ``None`` if it is not defined (both are constant).
         observed: Share of cells with the same outcome.
         num_cells: Number of cells with an outcome by both.
     """
@@ -196,11 +196,11 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What some responses of a judge cost.
+    """The cost of responses of a judge.
 
     Attributes:
         num_responses: Number of responses, including empty and repeated responses.
-        prompt_tokens: Total, as the endpoint reports; ``None`` where a response has no count.
+        prompt_tokens: Total, as the endpoint reports; ``None`` if a response has no count.
         completion_tokens: Likewise.
         cost: In the currency of the prices; ``None`` without prices or token counts.
     """
@@ -213,7 +213,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How far both orders of a judge agree, over all systems or on one.
+    """The agreement between both orders of a judge, over all systems or for one.
 
     Attributes:
         num_calls: Number of judgements in both orders.
@@ -244,13 +244,13 @@ class JudgeAccount:
         base_url: The endpoint.
         prompt: Name or file of the judge prompt.
         prompt_text: The judge prompt: system message and template.
-        overall: How far both orders agree, over all systems.
+        overall: Agreement between both orders, over all systems.
         num_cached: Number of judgements whose response was stored before.
-        this_run: What the responses of this evaluation cost.
+        this_run: Cost of the responses of this evaluation.
         stored: Cost of all stored responses to its calls, including responses of earlier evaluations.
-        num_identical: Number of pairs with equal replies: a tie without a call, in no other count.
+        num_identical: Number of pairs with equal replies: a tie without a call, not included in other counts.
         prompt_reason: Why the judge has this prompt, in a clause.
-        by_system: How far both orders agree, for each system.
+        by_system: Agreement between both orders, for each system.
     """
 
     model: str
@@ -272,7 +272,7 @@ class Problem:
 
     Attributes:
         description: The problem, with its system or measure, in one line.
-        examples: All examples: file and line, prompt id, or what else the description names.
+        examples: All examples: file and line, prompt id, or whatever the description names.
     """
 
     description: str
@@ -334,7 +334,7 @@ class Evaluation:
         """Return what :meth:`save` wrote.
 
         Raises:
-            ConfigError: The file cannot be read, or another version wrote it in a form that this one does not read.
+            ConfigError: The file cannot be read, or another version wrote it in an incompatible form.
         """
         try:
             record = json.loads(file.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class RewardModel:
     Attributes:
         form: ``pair``, ``chat`` or ``text``.
         form_reason: Why this form was chosen.
-        max_tokens: Maximum number of tokens per row; ``None`` where there is no limit.
+        max_tokens: Maximum number of tokens per row; ``None`` if there is no limit.
         precision: Data type and device of the scores: scores in another precision differ slightly.
 
     Raises:

@@ -31,7 +31,7 @@ class TokenizedRow:
 
     Attributes:
         ids: Token ids.
-        type_ids: Token type ids; ``None`` where the tokenizer has none.
+        type_ids: Token type ids; ``None`` if the tokenizer has none.
         num_removed: Tokens that exceeded the maximum length and were removed.
     """
 
@@ -45,7 +45,7 @@ def choose_form(tokenizer: PreTrainedTokenizerBase, recorded: object, requested:
 
     Args:
         tokenizer: The tokenizer of the reward model.
-        recorded: The value of :data:`FORM_KEY` in its ``config.json``; ``None`` where there is none.
+        recorded: The value of :data:`FORM_KEY` in its ``config.json``; ``None`` if there is none.
         requested: A form, or ``auto``.
 
     Raises:

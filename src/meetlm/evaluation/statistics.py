@@ -25,7 +25,7 @@ class Clusters:
 
     Attributes:
         prompts: The prompt of each cell.
-        runs: A number per cell for the training runs that wrote it; ``None`` where all are the same.
+        runs: A number per cell for the training runs that wrote it; ``None`` if all are the same.
         seed: Seed of the resampling.
         resamples: Number of resamples.
     """
@@ -166,26 +166,26 @@ def agreement(
 
 
 def _points(outcomes: Sequence[Outcome | None]) -> Array:
-    """Return what each outcome contributes to Δ; NaN where there is none."""
+    """Return what each outcome contributes to Δ; NaN if there is none."""
     return np.array([np.nan if outcome is None else POINTS[outcome] for outcome in outcomes], dtype=np.float64)
 
 
 def _sign_test(differences: Array) -> float:
-    """Return the two-sided p of the exact sign test over prompts; 1 where every prompt's difference is 0."""
+    """Return the two-sided p of the exact sign test over prompts; 1 if every prompt's difference is 0."""
     signs = np.sign(np.round(differences, 12))
     num_won, num_lost = int((signs > 0).sum()), int((signs < 0).sum())
     return float(stats.binomtest(num_won, num_won + num_lost).pvalue) if num_won + num_lost else 1.0
 
 
 def _ratio(means: Array) -> Array:
-    """Return the first column divided by the second [R]; NaN where that is 0."""
+    """Return the first column divided by the second [R]; NaN if that is 0."""
     values, baseline = means[:, 0], means[:, 1]
     quotient: Array = np.divide(values, baseline, out=np.full(len(means), np.nan), where=baseline > 0)
     return quotient
 
 
 def _kappa(means: Array) -> Array:
-    """Return Cohen's κ [R] of tables of shares [R, 9]; NaN where it is not defined."""
+    """Return Cohen's κ [R] of tables of shares [R, 9]; NaN if it is not defined."""
     table = means.reshape(-1, len(CODES), len(CODES))
     chance = (table.sum(axis=2) * table.sum(axis=1)).sum(axis=1)
     observed = np.trace(table, axis1=1, axis2=2)

@@ -1,4 +1,4 @@
-"""How the next token is sampled. Each row has its own random stream, so its draws do not depend on its neighbours."""
+"""Sampling of the next token. Each row has its own random stream, so its draws do not depend on other rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from meetlm.generation.settings import Sampling
 
 _NUM_TOP_TOKENS = 256
-"""Nuclei are first searched for among this many tokens: sorting a vocabulary costs as much as a small model."""
+"""Number of top tokens in which the nucleus is searched first, since sorting a whole vocabulary is expensive."""
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
-    """Return the random stream of one prompt: the same whatever else is in its batch."""
+    """Return the random stream of a prompt, which does not depend on its batch."""
     return torch.Generator().manual_seed(seed * 1_000_003 + row)
 
 
@@ -42,7 +42,7 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generators: list[torch.Gen
 def _sample_nucleus(sorted_probabilities: Tensor, draws: Tensor, top_p: float) -> Tensor:
     """Return an index into each row of sorted probabilities, drawn from the fewest whose sum reaches ``top_p``."""
     cumulative = sorted_probabilities.double().cumsum(dim=-1)
-    is_inside = cumulative - sorted_probabilities < top_p  # up to and with the token that reaches top_p
+    is_inside = cumulative - sorted_probabilities < top_p  # up to and including the token that reaches top_p
     return _invert_cumulative((sorted_probabilities * is_inside).double().cumsum(dim=-1), draws)
 
 

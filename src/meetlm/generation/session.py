@@ -410,7 +410,7 @@ def _sample(logits: Tensor, requests: Sequence[_Running]) -> list[int]:
 def _logprobs(
     logits: Tensor, tokens: Sequence[int], requests: Sequence[_Running]
 ) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
-    """Return the log-prob of each token in nats, and of the most likely tokens; ``None`` where it is not requested."""
+    """Return the log-prob of each token in nats, and of the most likely tokens; ``None`` if it is not requested."""
     results: list[tuple[float | None, tuple[tuple[int, float], ...]]] = [(None, ())] * len(requests)
     indices = [index for index, running in enumerate(requests) if running.request.logprobs]
     if not indices:

@@ -1,4 +1,4 @@
-"""Settings of generation. Imports no torch, so that `--help` is quick."""
+"""Settings of generation, in a module without torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from meetlm.config.settings import Settings
 
 
 class Sampling(Settings):
-    """How the tokens of a reply are chosen; stored with every completion."""
+    """Sampling settings; stored with every completion."""
 
     max_new_tokens: int = Field(128, ge=1, description="maximum number of new tokens per completion")
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 = greedy decoding")

@@ -63,7 +63,7 @@ def find_checkpoint(name: str) -> dict[str, Any]:
 
 
 def _hub_has(name: str, folder: Path) -> bool:
-    """Return whether to ask the hub for ``name``; ``False`` where only its cache can be read.
+    """Return whether to ask the hub for ``name``; ``False`` if only its cache can be read.
 
     Raises:
         ConfigError: ``name`` is not a hub name, or the hub cannot be reached and its cache does not have the model.

@@ -30,7 +30,7 @@ class VarlenMetadata:
         cu_seqlens_k: [Q + 1] int32, borders of their keys; shared keys come first.
         max_seqlen_q: Largest number of tokens in a sequence.
         max_seqlen_k: Largest number of keys in a sequence.
-        key_tokens: [keys] int64, the token of each key; ``None`` where nothing is shared.
+        key_tokens: [keys] int64, the token of each key; ``None`` if nothing is shared.
     """
 
     cu_seqlens_q: Tensor
@@ -86,7 +86,7 @@ class PackedLayout:
         return len(self.segments) - len(self.lengths)
 
     def block_mask(self, query: Tensor, tokens: int, keys: int, window: int | None) -> Tensor:
-        """Return the additive mask of a block: 0 where a query sees a key, else -inf, [tokens·G, keys].
+        """Return the additive mask of a block: 0 if a query sees a key, else -inf, [tokens·G, keys].
 
         Args:
             query: [1, H_kv, tokens·G, d], G rows per token.

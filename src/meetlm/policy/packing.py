@@ -1,7 +1,7 @@
-"""Packed sequences in a forward pass of any architecture, and the check that packing changes no logit.
+"""Packed sequences in a forward pass of any architecture, and the check that packing does not change logits.
 
-Not every architecture uses transformers' ``AttentionInterface``, and some have attention windows of their own, so
-:func:`try_packed_attention` compares logits before a model is packed.
+Not every architecture uses transformers' ``AttentionInterface``, and some implement their own attention windows, so
+:func:`try_packed_attention` compares logits before packing is used.
 
 T tokens, Q sequences, V vocabulary size.
 """
@@ -36,13 +36,13 @@ class InterfaceAttention:
 
     @property
     def name(self) -> str:
-        """Transformers' name of the attention in use."""
+        """The name of the current attention in transformers."""
         return str(self._lm.config._attn_implementation)
 
     def failure_reason(self) -> str | None:
-        """Return why it cannot be replaced; ``None`` if it can."""
+        """Return why the attention cannot be replaced; ``None`` if it can."""
         if not getattr(self._lm, "_supports_attention_backend", False):
-            return f"{type(self._lm).__name__} does not go through transformers' AttentionInterface"
+            return f"{type(self._lm).__name__} does not use transformers' AttentionInterface"
         if self.name not in ("sdpa", VARLEN):
             return f"its attention is {self.name!r}; packing requires 'sdpa'"
         return None
@@ -54,7 +54,7 @@ class InterfaceAttention:
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the model's forward pass that carry ``values`` to its layers.
 
-        A 4-D mask, which nothing reads, keeps transformers from building a dense one.
+        An unused 4-D mask prevents transformers from building a dense mask.
         """
         return {**values, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._lm.device)}
 
@@ -64,7 +64,7 @@ def _attention_of(lm: PreTrainedModel) -> InterfaceAttention | GPTNeoAttention:
 
 
 def packed_arguments(lm: PreTrainedModel, layout: PackedLayout, **more: Any) -> dict[str, Any]:
-    """Return the arguments of a packed forward pass of ``lm``, beside ids and positions.
+    """Return the arguments of a packed forward pass of ``lm``, in addition to ids and positions.
 
     Args:
         lm: The model, with packed attention.
@@ -75,7 +75,7 @@ def packed_arguments(lm: PreTrainedModel, layout: PackedLayout, **more: Any) -> 
 
 
 def decoding_arguments(lm: PreTrainedModel, cache: KVCache) -> dict[str, Any]:
-    """Return the arguments of a forward pass over the next token of each row of ``cache``, beside ids and positions."""
+    """Return the arguments of a decoding step with ``cache``, in addition to ids and positions."""
     return _attention_of(lm).arguments({"meet_kv_cache": cache})
 
 
@@ -89,9 +89,9 @@ def try_packed_attention(lm: PreTrainedModel, longest: int = 512, tolerance: flo
     """Switch ``lm`` to packed attention if packed logits equal the logits of sequences computed alone.
 
     Args:
-        lm: A model in eval mode. It has packed attention afterwards if nothing differs, else its original attention.
-        longest: Tokens of the longest sequence to check, so that a shorter attention window is noticed.
-        tolerance: Largest difference of a logit in f32, relative to the largest logit where that is above 1.
+        lm: A model in eval mode. It keeps packed attention if no logit differs, else its original attention.
+        longest: Tokens of the longest sequence to check; attention windows must be shorter to be noticed.
+        tolerance: Largest difference of a logit in f32, relative to the largest logit if that is above 1.
 
     Returns:
         Why ``lm`` cannot be packed; ``None`` if it now has packed attention.
@@ -108,15 +108,15 @@ def try_packed_attention(lm: PreTrainedModel, longest: int = 512, tolerance: flo
     assert isinstance(table, Tensor)
     rows = [torch.randint(0, table.shape[0], (1, n), generator=generator).to(lm.device) for n in lengths]
     half = longest // 2
-    rows[2][:, :half] = rows[1][:, :half]  # half of it can be shared
+    rows[2][:, :half] = rows[1][:, :half]  # the first half can be shared
     shared = [0, 0, half, 0]
     expected = _logits_one_by_one(lm, rows)
     attention.switch(VARLEN)
     reason = _difference(lm, rows, shared, expected, tolerance)
-    if reason is None and lm.device.type == "cuda":  # training there runs under autocast, with a kernel of its own
+    if reason is None and lm.device.type == "cuda":  # on CUDA, training runs under autocast with another kernel
         with torch.autocast("cuda", torch.bfloat16):
             reason = _difference(lm, rows, shared, expected, BF16_TOLERANCE)
-            if reason is not None:  # bf16 alone may change this model as much: compare within bf16
+            if reason is not None:  # the difference may come from bf16 alone: compare within bf16
                 attention.switch(original_attention)
                 expected = _logits_one_by_one(lm, rows)
                 attention.switch(VARLEN)
@@ -134,7 +134,7 @@ def _logits_one_by_one(lm: PreTrainedModel, rows: list[Tensor]) -> list[Tensor]:
 def _difference(
     lm: PreTrainedModel, rows: list[Tensor], shared: list[int], expected: list[Tensor], tolerance: float
 ) -> str | None:
-    """Return how packed logits differ from the expected ones; ``None`` where all are within ``tolerance``."""
+    """Return how packed logits differ from the expected ones; ``None`` if all are within ``tolerance``."""
     try:
         packed = _packed_logits(lm, rows, shared)
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The configuration of a run: resolved from a preset, a recipe, a file and overrides, each over the one before."""
+"""The configuration of a run, from a preset, a recipe, a file and overrides; later values replace earlier ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FormatSettings(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides the result of a run."""
+    """All settings that determine the result of a run."""
 
     recipe: str = Field(description="name of the recipe")
     preset: str = Field("paper", description="learning rates, epochs and batch sizes: paper, or small for little data")
@@ -55,7 +55,7 @@ class RunConfig(Settings):
     def _consistent(self) -> Self:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: two have the same name (and folder) among {', '.join(names)}")
+            raise ValueError(f"stages: two stages have the same name, and so the same folder: {', '.join(names)}")
         for stage in self.stages:
             _check_stage(stage, self.control)
         return self
@@ -66,7 +66,7 @@ class RunConfig(Settings):
         return any(FORMATS[stage.format].uses_levels for stage in self.stages)
 
     def control_levels(self, data_levels: LevelSpace) -> LevelSpace:
-        """Return the levels of the control: those of the data, or the best one alone where no stage uses levels."""
+        """Return the levels of the control: the levels of the data, or only the best one if no stage uses levels."""
         return data_levels if self.uses_levels else data_levels.best_only
 
 
@@ -78,18 +78,18 @@ def _check_stage(stage: StageSettings, control: ControlSettings) -> None:
     """
     kind, form = CONTROLS[control.kind], FORMATS[stage.format]
     if "control" in stage.train and not kind.has_parameters:
-        problem = "trains nothing" if stage.train == ("control",) else "would train the language model alone"
+        problem = "trains nothing" if stage.train == ("control",) else "would train only the language model"
         raise ValueError(
             f"stage {stage.name!r} {problem}: a control of kind {control.kind!r} has no parameters (set train: [lm])"
         )
     if form.chains and not kind.has_slot:
         raise ValueError(
-            f"stage {stage.name!r}: a chain needs a control slot before each reply, and a control of kind "
-            f"{control.kind!r} has none; the kinds text, soft-prompt and special-token have one"
+            f"stage {stage.name!r}: a chain requires a control slot before each reply, but a control of kind "
+            f"{control.kind!r} has no slot; use the kind text, soft-prompt or special-token"
         )
     if form.chains and control.placement != "before_response":
         raise ValueError(
-            f"stage {stage.name!r}: a chain needs control.placement before_response, not {control.placement}"
+            f"stage {stage.name!r}: a chain requires control.placement before_response, not {control.placement}"
         )
 
 
@@ -99,21 +99,22 @@ def load_config(
     """Return the configuration: the preset's values, replaced by the recipe's, the file's and then the overrides.
 
     Args:
-        recipe: Name of a recipe; ``None`` where the file has all settings or names a recipe itself.
-        file: A YAML file of settings. Of a run's ``config.yaml`` the settings are used.
+        recipe: Name of a recipe; ``None`` if the file has all settings or names a recipe itself.
+        file: A YAML file of settings, or the ``config.yaml`` of a run.
         overrides: As on the command line (``--a.b value`` or ``a.b=value``), or a mapping of dotted keys or nested
             mappings to values.
 
     Raises:
-        ConfigError: Names the file, line and key, or the option, at fault; or two settings contradict each other.
+        ConfigError: A setting is wrong (the message names the file, line and key, or the option), or two settings
+            contradict each other.
     """
     in_file, locations = settings_in(file) if file else ({}, {})
     changes = _read_overrides(overrides)
     preset_in_file = in_file.get("preset")
     in_file |= {key: changes[key] for key in ("preset", "recipe") if key in changes}
     if recipe is not None and in_file.get("recipe", recipe) != recipe:
-        other = f"--recipe {in_file['recipe']}" if "recipe" in changes else f"{file} is of recipe {in_file['recipe']!r}"
-        raise ConfigError(f"{other}, and the command names {recipe!r}: name one of them")
+        other = f"--recipe {in_file['recipe']}" if "recipe" in changes else f"{file} has recipe {in_file['recipe']!r}"
+        raise ConfigError(f"{other}, but the command names {recipe!r}: use the same recipe, or name only one")
     recipe = recipe or in_file.get("recipe")
     if recipe in recipe_names():
         of_recipe, recipe_locations = _compose(str(recipe))
@@ -137,7 +138,7 @@ def load_config(
             update={"preset": preset_in_file}
         ):
             raise ConfigError(
-                f"--preset {config.preset} would change nothing: {file} is of preset {preset_in_file} and sets every "
+                f"--preset {config.preset} would change nothing: {file} has preset {preset_in_file} and sets every "
                 "value of a preset itself; remove batch and the stages' lr, epochs and min_steps from it, or start "
                 f"from `meet config {config.recipe} --preset {config.preset}`"
             )
@@ -152,7 +153,7 @@ def _read_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> 
 
 
 def settings_in(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings in a file and the location of each; of a run's ``config.yaml`` the settings of the run.
+    """Return the settings in a file and the location of each; the file may be the ``config.yaml`` of a run.
 
     Raises:
         ConfigError: As of :func:`~meetlm.config.yaml_files.read_yaml`.
@@ -168,17 +169,17 @@ def _refuse_double_rates(optim: Any, changes: Mapping[str, Any]) -> None:
     """Refuse a learning rate or epochs of one stage together with those of every stage, which would override it.
 
     Raises:
-        ConfigError: Names both.
+        ConfigError: Both are set; the message names them.
     """
     for name, stage_fields in (("lr", {"lr"}), ("epochs", {"epochs", "min_steps", "min-steps"})):
         value = optim.get(name) if isinstance(optim, dict) else None
         stage_keys = [key for key in changes if key.startswith("stages.") and key.rpartition(".")[2] in stage_fields]
         if value is not None and stage_keys:
-            raise ConfigError(f"--{stage_keys[0]}: optim.{name}={value} sets it for every stage; give one of the two")
+            raise ConfigError(f"--{stage_keys[0]}: optim.{name}={value} sets it for every stage; set only one of them")
 
 
 def _compose(recipe: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings of a recipe, those of its data set and of its method, and the location of each key."""
+    """Return the settings of a recipe (of its data set and of its method), and the location of each key."""
     raw: dict[str, Any] = {"preset": "paper"}
     locations: dict[KeyPath, str] = {}
     for part in recipe_files(recipe):
@@ -188,7 +189,7 @@ def _compose(recipe: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 
 
 def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
-    """Give a text control that has no prompts the data set's hand-written prompts for its placement."""
+    """Add the data set's hand-written prompts for the placement, if the control is text without prompts."""
     text_prompts = raw.pop("text_prompts", {})
     control = raw.get("control")
     if not isinstance(control, dict) or control.get("kind") != "text" or not isinstance(text_prompts, dict):
@@ -200,7 +201,7 @@ def _with_text_prompts(raw: dict[str, Any]) -> dict[str, Any]:
 def _with_preset(raw: dict[str, Any], locations: Mapping[KeyPath, str], origin: str) -> dict[str, Any]:
     """Add the preset's batch sizes, learning rates, epochs and minimum steps where ``raw`` does not set them.
 
-    A value of a wrong type is left as it is, for validation to report.
+    A value of a wrong type is left unchanged, so that validation reports it.
     """
     name = str(raw.get("preset", "paper"))
     if name not in preset_names():
@@ -231,27 +232,27 @@ def _stage_with_preset(
 
     Args:
         stage: The stage in the recipe or file.
-        table: The preset's values by trained parameters, and by these with a kind of control or objective.
+        table: The preset's values by trained parameters, optionally with a kind of control or objective.
         recipe_values: The recipe's values for this preset, by name of the stage.
         kind: Kind of the control.
-        rates: ``lr`` and ``epochs`` of every stage, where the user sets them.
+        rates: ``lr`` and ``epochs`` of every stage, if the user sets them.
     """
     train, objective = stage.get("train"), stage.get("objective")
     trained = "+".join(sorted(map(str, set(train)))) if isinstance(train, list) else ""
-    if trained not in table:  # validation reports it; a rate keeps it from reporting that there is none
+    if trained not in table:  # validation reports it; the defaults avoid further messages
         return {**table["lm"], **stage}
     objective_kind = objective.get("kind") if isinstance(objective, dict) else None
-    usual = merge(table[trained], table.get(f"{trained} ({kind})", {}))
-    defaults = {**usual, **table.get(f"{trained} ({objective_kind})", {})}
+    base = merge(table[trained], table.get(f"{trained} ({kind})", {}))
+    defaults = {**base, **table.get(f"{trained} ({objective_kind})", {})}
     defaults |= recipe_values.get(str(stage.get("name")), {})
-    stated = {**stage, **rates}
-    if "epochs" in rates:  # a recipe of twice the epochs keeps that ratio
-        stated |= {"epochs": rates["epochs"] * defaults["epochs"] / usual["epochs"], "min_steps": 0}
-    return {**defaults, **stated}
+    values = {**stage, **rates}
+    if "epochs" in rates:  # a recipe with twice the epochs keeps that ratio
+        values |= {"epochs": rates["epochs"] * defaults["epochs"] / base["epochs"], "min_steps": 0}
+    return {**defaults, **values}
 
 
 def _is_positive(value: Any) -> bool:
-    """Return whether a value is a positive number, or text that stands for one: YAML reads ``1e-4`` as text."""
+    """Return whether a value is a positive number, or text with one, since YAML reads ``1e-4`` as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False
     try:

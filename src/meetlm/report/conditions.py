@@ -78,5 +78,5 @@ def comparisons_of(conditions: Conditions, evaluator: str | None = None) -> Iter
 
 
 def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
-    """Return a measure by its name; ``None`` where it was not taken."""
+    """Return a measure by its name; ``None`` if it was not taken."""
     return next((measure for measure in evaluation.measures if measure.name == name), None)

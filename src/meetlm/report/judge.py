@@ -12,7 +12,7 @@ ALL_SYSTEMS = "all systems"
 
 
 def judge_tables(conditions: Conditions) -> list[Table]:
-    """Return the tables of the judge's calls and of its consistency by system; none where no judge was asked."""
+    """Return the tables of the judge's calls and of its consistency by system; none if no judge was asked."""
     judged = [(condition, condition.evaluation.judge) for condition in conditions if condition.evaluation.judge]
     if not judged:
         return []

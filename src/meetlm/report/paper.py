@@ -46,7 +46,7 @@ def paper_tables(dataset: str = "") -> dict[int, Table]:
 
 
 def paper_dataset(data: dict[str, str | None]) -> str | None:
-    """Return the paper's name of the data that were read; ``None`` where the paper has no figures on them.
+    """Return the paper's name of the data that were read; ``None`` if the paper has no figures on them.
 
     Args:
         data: The settings of the data, as an evaluation records them.

@@ -84,7 +84,7 @@ def _opening(conditions: Conditions) -> str:
 
 
 def runs_of(evaluation: Evaluation) -> dict[str, int]:
-    """Return the number of training runs of each system; nothing where the record does not state them."""
+    """Return the number of training runs of each system; nothing if the record does not state them."""
     runs: dict[str, set[int]] = {}
     for replicate in evaluation.replicates:
         runs.setdefault(replicate.system, set()).add(replicate.run)

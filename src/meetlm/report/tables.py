@@ -97,7 +97,7 @@ def outcome_table(conditions: Conditions, evaluator: str) -> Table:
 
 
 def replicate_tables(evaluation: Evaluation) -> list[Table]:
-    """Return Δ per replicate, and the run and seed of each; nothing where there is a single replicate."""
+    """Return Δ per replicate, and the run and seed of each; nothing if there is a single replicate."""
     numbers = sorted({number for _, number in evaluation.cells})
     columns = ["System", *(f"Replicate {number}" for number in numbers)]
     deltas = [
@@ -157,7 +157,7 @@ def _difference_rows(measure: Measure, systems: Sequence[str]) -> list[list[Cell
 
 
 def agreement_tables(evaluation: Evaluation) -> list[Table]:
-    """Return Cohen's κ of every pair of evaluators; nothing where there is no such pair."""
+    """Return Cohen's κ of every pair of evaluators; nothing if there is no such pair."""
     rows = [
         [
             Cell(listed(agreement.evaluators)),
@@ -174,7 +174,7 @@ def agreement_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def problem_tables(conditions: Conditions) -> list[Table]:
-    """Return the problems with their counts and examples; nothing where there is none."""
+    """Return the problems with their counts and examples; nothing if there is none."""
     rows = [
         [Cell(p.description), *condition_cells(condition), Cell(f"{p.count:,}"), Cell(p.shown_examples)]
         for condition in conditions

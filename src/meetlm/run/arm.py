@@ -43,7 +43,7 @@ class ArmResult:
         num_completions: Number of completions.
         mean_tokens: Mean length of a completion, in tokens.
         cut: Share of the completions that were cut off at the maximum number of tokens.
-        completions: Sampling and number of prompts of the completions; ``None`` where there are none.
+        completions: Sampling and number of prompts of the completions; ``None`` if there are none.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ArmResult:
 
     @classmethod
     def read(cls, folder: Path) -> ArmResult | None:
-        """Return the record in an arm's folder, or ``None`` where the arm is not finished.
+        """Return the record in an arm's folder, or ``None`` if the arm is not finished.
 
         Raises:
             RunError: Another version of meetlm has written the record.

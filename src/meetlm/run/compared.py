@@ -39,7 +39,7 @@ def read_systems(
         level: Level of the completions to use of a run; its default level where ``None``.
         sampling: Sampling of the completions to use of a run, and of files that state it.
         held_out: Ids of the prompts to compare.
-        data: The data that these prompts are from, for messages; ``None`` where they are the run's own.
+        data: The data that these prompts are from, for messages; ``None`` if they are the run's own.
 
     Raises:
         ConfigError: Two systems have the same name, a path is neither a run nor a file, or a file states other
@@ -88,7 +88,7 @@ class HeldOutReplies:
     """The held-out data as an evaluation needs them.
 
     Attributes:
-        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` where its rows have none.
+        chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` if its rows have none.
         problems: Rows that were not taken, or that lack something.
         sha256: Hash of these prompts and replies.
     """

@@ -1,4 +1,4 @@
-"""A completion with all that is known of it: one line of ``completions/*.jsonl``."""
+"""The record of a completion: one line of ``completions/*.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class CompletionRecord:
 
     Attributes:
         prompt: Text or messages, as passed.
-        completion: Text up to its end, stripped.
+        completion: Text of the reply, stripped.
         level: Name, or weights by name.
-        sampling: Temperature, top-p, maximum number of new tokens, stop strings; with guidance, its strength, and the
+        sampling: Temperature, top-p, maximum number of new tokens, stop strings; with guidance, its strength and the
             level that it moves away from.
         seed: Seed of sampling.
         run: Id of the run.

@@ -21,7 +21,7 @@ from meetlm.data.prompt_format import PromptFormat
 from meetlm.data.prompts import HeldOutPrompt
 from meetlm.data.settings import DataSettings
 from meetlm.evaluation.callables import CallableScorer, load_scorer
-from meetlm.evaluation.dial import Curve, Dial, Pareto, Turned, calibrate, check_size, find_front, repetition
+from meetlm.evaluation.dial import Curve, Dial, DialKind, Pareto, calibrate, check_size, find_front, repetition
 from meetlm.evaluation.evaluate import Scorer
 from meetlm.evaluation.measures import num_words
 from meetlm.evaluation.outcomes import Column
@@ -101,7 +101,7 @@ def calibrate_run(
     *,
     scorers: Sequence[str] = (),
     reward: RewardSettings | None = None,
-    by: Turned = "level",
+    by: DialKind = "level",
     grid: Sequence[float] | None = None,
     settings: DialSettings | None = None,
     sampling: Sampling | None = None,

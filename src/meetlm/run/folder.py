@@ -53,7 +53,7 @@ class Meet:
         run: Id of the run: name of its folder and start of its configuration's hash.
         kind: Kind of the control.
         levels: The levels, in the order of the stacked parameters.
-        default_level: Level of requests that state none, the best one or what `meet dial` recommends; empty where no
+        default_level: Level of requests that state none, the best one or what `meet dial` recommends; empty if no
             attribute has an order.
         control: Settings of the control.
         lm_sha256: Hash of the language model that the control belongs to.
@@ -191,7 +191,7 @@ def read_lm(folders: Iterable[Path]) -> str | None:
 
 
 def read_pinned(folder: Path) -> dict[str, Any] | None:
-    """Return the spec of the prompt format that a run has pinned; ``None`` where there is none."""
+    """Return the spec of the prompt format that a run has pinned; ``None`` if there is none."""
     pinned: dict[str, Any] | None = (_read_config(folder) or {}).get("format_pinned")
     return pinned
 
@@ -265,7 +265,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_missing(folder: Path) -> None:
     if not folder.is_dir():
-        raise RunError(f"no such folder: {folder}; expected the folder of a run, as `meet train` writes it")
+        raise RunError(f"no such folder: {folder}; expected the folder of a run, written by `meet train`")
 
 
 def _refuse_changes(folder: Path, old: dict[str, Any], config: RunConfig, data_fingerprint: str) -> None:
@@ -361,7 +361,9 @@ def read_meet(folder: Path, *, weights: bool = True) -> Meet:
         raise RunError(f"{path} is damaged (not a JSON object); restore the file or train again") from error
     try:
         meet = Meet.from_dict(fields)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise RunError(f"{path} is damaged or was written by another version of meetlm: {error} is missing") from error
+    except TypeError as error:
         raise RunError(f"{path} is damaged or was written by another version of meetlm: {error}") from error
     parse_control(meet.control, str(path))
     if weights and not (folder / MODEL / "config.json").is_file():

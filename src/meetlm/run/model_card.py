@@ -102,7 +102,7 @@ def _data_text(meet: Meet, name: str, record: dict[str, Any]) -> str:
 
 
 def _settings(config: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
-    """Return what decided the result, by name."""
+    """Return the settings that determine the result, by name."""
     control = {f"control: {key}": _text(value) for key, value in config["control"].items() if value is not None}
     stages = {
         f"stage {stage['name']}": f"trains {' and '.join(stage['train'])} for {stage['epochs']:g} epochs at learning "
@@ -118,7 +118,7 @@ def _text(value: Any) -> str:
 
 
 def _evaluation(run: Path, meet: Meet) -> list[str]:
-    """Return the results that the run holds: preference accuracy and the safe range."""
+    """Return the results of the run: preference accuracy and the safe range."""
     file = run / "preference.json"
     entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lines = [f"{moment}: {PreferenceAccuracy.from_dict(fields)}" for moment, fields in entries.items()]
@@ -141,7 +141,7 @@ def _limits(meet: Meet) -> list[str]:
             "No safe range was measured (`meet dial`): replies beyond the trained levels may repeat themselves."
         )
     if meet.format.stop:
-        limits.append(f"Replies have to be cut at {', '.join(map(repr, meet.format.stop))}.")
+        limits.append(f"Replies must be cut at {', '.join(map(repr, meet.format.stop))}.")
     if meet.control.get("scope") == "response":
         limits.append(
             "The LoRA begins at the last token of the prompt: use `generate`, not a forward pass over prompt and reply."

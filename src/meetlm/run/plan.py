@@ -1,4 +1,4 @@
-"""``meet plan``: an estimate of a run's steps, tokens, time, memory and GPUs. Trains nothing and writes nothing."""
+"""``meet plan``: an estimate of a run's steps, tokens, time, memory and GPUs, without training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from meetlm.run.plan_inputs import PlanInputs, read_inputs, states_of
 from meetlm.run.planned_batches import StageBatches, StageCounts
 
 FEW_LAYERS = (2, 4)
-"""Layers of the models that are measured where the whole model does not fit or is too slow."""
+"""Layers of the models that are measured if the whole model does not fit or is too slow."""
 SLOW = 2e13
-"""Floating-point operations of the largest forward and backward pass from which on fewer layers are measured: 1 to 2
-minutes of a CPU with 2 cores."""
+"""Maximum floating-point operations of a forward and backward pass for which the whole model is measured: 1 to 2
+minutes on a CPU with 2 cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class StagePlan:
         name: Name of the stage.
         train: Trained parts: control, lm or both.
         counts: The amount of work.
-        time: Time of its steps, checkpoints not included; ``None`` where nothing was measured.
-        reference: Time of scoring its pairs under the reference; ``None`` where there is none or nothing was measured.
+        time: Time of its steps, without checkpoints; ``None`` if nothing was measured.
+        reference: Time of scoring its pairs under the reference; ``None`` if there is none or nothing was measured.
         states: Weights, gradients and optimizer states, in bytes.
-        activations: Peak memory of the largest forward and backward pass above these, in bytes.
+        activations: Peak memory of the largest forward and backward pass, in addition to the states, in bytes.
         gpu: Memory of the stage on GPUs.
     """
 
@@ -60,12 +60,12 @@ class Plan:
         config: Configuration of the run.
         device: Type of its device.
         layout: Layout of its batches.
-        depths: Numbers of layers of the models that were measured; empty where nothing was measured, so that the layout
-            is the expected one for the architecture.
+        depths: Numbers of layers of the models that were measured; empty if nothing was measured, and the layout is
+            then the expected layout of the architecture.
         layers: Number of layers of the run's model.
-        stages: In order.
+        stages: The stages, in order.
         measured_pairs: Number of held-out pairs for preference accuracy.
-        evaluating: Time of all these measurements; ``None`` where nothing was measured.
+        evaluating: Time of all preference accuracies; ``None`` if nothing was measured.
         gpus: GPUs for this run, and for other models in the paper's setting.
     """
 
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def time(self) -> TimeEstimate | None:
-        """Time of the whole run without loading and writing; ``None`` where nothing was measured."""
+        """Time of the whole run without loading and writing; ``None`` if nothing was measured."""
         if self.evaluating is None:
             return None
         parts = [time for stage in self.stages for time in (stage.time, stage.reference) if time is not None]
@@ -141,7 +141,7 @@ def make_plan(
 
 
 def _depths(inputs: PlanInputs) -> tuple[int, ...]:
-    """Return the numbers of layers to measure: the whole model's where it fits into memory and is not too slow."""
+    """Return the numbers of layers to measure: all layers if the model fits into memory and is not too slow."""
     layers = inputs.num_layers
     on_gpu = device_of(inputs.config.model).type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
@@ -157,7 +157,7 @@ def _depths(inputs: PlanInputs) -> tuple[int, ...]:
 
 
 def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, costs: RunCost | None) -> StagePlan:
-    """Return the plan of a stage: activations as measured, or by formula where nothing was measured."""
+    """Return the plan of a stage: activations are measured, or estimated by formula if nothing was measured."""
     stage = inputs.config.stages[number]
     states = states_of(inputs.skeleton, inputs.control, stage)
     shape, counts = inputs.largest_pass(stage, batches), batches.counts
@@ -178,7 +178,9 @@ def _stage_plan(inputs: PlanInputs, number: int, batches: StageBatches, costs: R
 
 def _evaluation_time(inputs: PlanInputs, costs: RunCost) -> TimeEstimate:
     """Return the time of preference accuracy: the base model's scores, before training and after each stage."""
-    times = len(inputs.config.stages) + (not costs.starts_as_identity)  # else equal to the base model's
+    times = len(inputs.config.stages) + (
+        not costs.starts_as_identity
+    )  # else the scores before training equal the base model's
     pairs = inputs.encoded.pairs
     rounds = [costs.scoring_time(rows) for rows in pairs.by_level.values()] * times
     return sum(rounds, start=costs.scoring_time(pairs.uncontrolled))

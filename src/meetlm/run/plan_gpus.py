@@ -23,7 +23,7 @@ class GpuPlan:
         model: Name of the model.
         stage: Name of that stage.
         memory: Memory of that stage.
-        gpus: Smallest number of GPUs by GPU memory in GiB; ``None`` where no number suffices.
+        gpus: Smallest number of GPUs by GPU memory in GiB; ``None`` if no number suffices.
     """
 
     model: str

@@ -48,7 +48,7 @@ class PlanInputs:
 
     @property
     def expected_layout(self) -> Layout:
-        """Layout of the batches as far as the architecture shows it; the model with its weights decides."""
+        """Expected layout of the batches for the architecture; the final layout is checked with the model's weights."""
         return "packed" if attention_failure_reason(self.skeleton) is None else "padded"
 
     def batches(self, layout: Layout) -> list[StageBatches]:
@@ -63,7 +63,7 @@ class PlanInputs:
 
 
 def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
-    """Return the inputs of a plan; loads no weights.
+    """Return the inputs of a plan, without loading weights.
 
     Raises:
         MeetError: Data, model or configuration cannot be used.
@@ -81,7 +81,7 @@ def read_inputs(config: RunConfig, reporter: Reporter) -> PlanInputs:
 def skeleton_control(
     config: RunConfig, levels: LevelSpace, lm: PreTrainedModel, tokenize: Callable[[str], list[int]]
 ) -> Control:
-    """Return the control of ``config`` for a model without weights, without weights itself."""
+    """Return the control of ``config``, without weights, for a model without weights."""
     with torch.device("meta"):
         return build_control(config.control, levels, lm, tokenize, config.seed)
 

@@ -1,4 +1,4 @@
-"""The forward passes of a stage, counted without computing them: steps, tokens, padding, the largest pass."""
+"""The steps, tokens, padding and largest forward pass of a stage, without computing the passes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class StageCounts:
     Attributes:
         pairs: Pairs in the training set.
         steps: Optimizer steps.
-        epochs: Epochs that these steps are.
+        epochs: Number of epochs.
         tokens_per_epoch: Tokens in one epoch: control slots, prompts and replies.
-        tokens: Tokens in all steps, as ``metrics.jsonl`` counts them.
-        positions: Positions that the model computes for them: a prompt that replies share once, padding included.
+        tokens: Tokens in all steps, counted as in ``metrics.jsonl``.
+        positions: Positions that the model computes: padding included, and a shared prompt only once.
     """
 
     pairs: int
@@ -50,8 +50,8 @@ class StageBatches:
     """Every forward pass of a stage, in order.
 
     Args:
-        items: Sequences that the stage's format makes of each pair.
-        stage: Its length.
+        items: The sequences of each pair, in the stage's format.
+        stage: Settings of the stage.
         batch: Batch sizes.
         seed: Seed of the data order.
         layout: Layout of the batches; in packed batches neighbouring sequences share their prompt.
@@ -80,6 +80,6 @@ class StageBatches:
         )
 
     def by_positions(self, share: float) -> ForwardPass:
-        """Return the forward pass with more positions than ``share`` of all: 0.5 is the median, 1 the largest."""
+        """Return the forward pass at a quantile of the number of positions: 0.5 is the median, 1 the largest."""
         ordered = sorted(self.passes, key=lambda forward: forward.size.positions)
         return ordered[round(share * (len(ordered) - 1))]

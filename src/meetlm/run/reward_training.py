@@ -327,7 +327,7 @@ def _train(
 
 
 def _lora(settings: RewardTraining) -> Any:
-    """Return PEFT's settings; ``None`` where all weights are trained."""
+    """Return PEFT's settings; ``None`` if all weights are trained."""
     if not settings.lora_rank:
         return None
     require_extra("peft", "reward", "--lora-rank above 0")

@@ -182,7 +182,7 @@ def _check_budget(config: RunConfig, trials: int, metric: str) -> None:
 def _accuracy_after(
     config: RunConfig, search_folder: Path, cache: StageCache, data: PreparedData, reporter: Reporter
 ) -> PreferenceAccuracy | None:
-    """Return the accuracy after the last stage of a trial; ``None`` where it diverged, now or in an earlier call."""
+    """Return the accuracy after the last stage of a trial; ``None`` if it diverged, now or in an earlier call."""
     stage = config.stages[-1]
     folder = search_folder / f"{config.recipe}-{stage.name}-{stage.lr:.3g}"
     diverged_file = folder / DIVERGED

@@ -1,4 +1,4 @@
-"""``meetlm.train``: a recipe and settings to a finished run."""
+"""``meetlm.train``: train a recipe with settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(
     Raises:
         ConfigError: A setting is wrong; the message names it.
         DataError: The data cannot be read; the message names file and line.
-        RunError: The folder holds a finished run, a run of another configuration, or other files.
+        RunError: The folder contains a finished run, a run of another configuration, or other files.
     """
     config = _configuration(recipe_or_config, overrides)
     folder = Path("runs") / config.recipe if out is None else Path(out)
@@ -48,7 +48,9 @@ def _configuration(recipe_or_config: str | Path | RunConfig, overrides: dict[str
     if isinstance(recipe_or_config, RunConfig):
         if not overrides:
             return recipe_or_config
-        raise TypeError("settings are part of a RunConfig: use its model_copy(update=...), or pass a recipe's name")
+        raise TypeError(
+            "overrides cannot be combined with a RunConfig: use model_copy(update=...), or pass the name of a recipe"
+        )
     name = str(recipe_or_config)
     if name not in recipe_names() and Path(name).is_file():
         return load_config(None, Path(name), overrides)

@@ -61,7 +61,7 @@ def logged_seconds(metrics: Path, step: int) -> float:
 
 
 def _entries_until(metrics: Path, step: int) -> list[dict[str, Any]]:
-    """Return the complete lines of the steps up to ``step``; none where there is no file."""
+    """Return the complete lines of the steps up to ``step``; none if there is no file."""
     return [entry for entry in Journal(metrics).entries if entry["step"] <= step]
 
 

@@ -110,7 +110,7 @@ class FusedRouting(LevelRouting):
 
 
 def segments_of(weights: Tensor) -> SegmentedRouting | None:
-    """Return the segments of level weights [M, K]; ``None`` where a token mixes levels or segments are short."""
+    """Return the segments of level weights [M, K]; ``None`` if a token mixes levels or segments are short."""
     if int((weights != 0).sum(dim=1).max()) > 1:
         return None
     levels, lengths = torch.unique_consecutive(weights.abs().argmax(dim=1), return_counts=True)
