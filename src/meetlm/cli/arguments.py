@@ -110,7 +110,7 @@ class SettingsCommand(click.Command):
                 check_known(option)
                 description = None if equals else _description(settings, option.removeprefix("--").split("."))
                 if description:
-                    raise click.UsageError(f"{option} requires a value. {description}") from None
+                    raise ConfigError(f"{option} requires a value: {description[:1].lower()}{description[1:]}") from None
             raise
         for override in overrides:
             check_known(override.option)
