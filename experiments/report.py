@@ -84,7 +84,7 @@ class Cells:
         return interval
 
     def minus(self, other: Cells) -> Interval:
-        """Return the paired difference; of as many runs as both have."""
+        """Return the paired difference over the runs that both have."""
         count = min(len(self.columns), len(other.columns))
         first, second = Cells(self.columns[:count]), Cells(other.columns[:count])
         change = difference(first.values, second.values, first.clusters)
@@ -118,10 +118,14 @@ def measured_row(metrics: Sequence[Measures]) -> list[str]:
 
 
 def verdict(change: Interval, better: str, worse: str) -> str:
-    """Return which of two systems has the higher value, if the interval says so."""
+    """Return which of two systems is significantly better, if either is."""
     if change.low > 0:
         return f"{better} is ahead of {worse}"
-    return f"{worse} is ahead of {better}" if change.high < 0 else f"no significant difference of {better} and {worse}"
+    return (
+        f"{worse} is ahead of {better}"
+        if change.high < 0
+        else f"no significant difference between {better} and {worse}"
+    )
 
 
 def broken(metrics: Sequence[Measures], reference: Sequence[Measures]) -> list[str]:
@@ -231,7 +235,8 @@ def attributes(results: Results) -> list[str]:
     parts.append(f"Seeds: {len(full)}. sd is the standard deviation of the score over all replies.\n")
     parts.append(
         table(
-            ["varied attribute", "change in markers per 10 words", "change in words", "side effect / own effect"], rows
+            ["varied attribute", "change in markers per 10 words", "change in words", "side effect / intended effect"],
+            rows,
         )
     )
     left_out = results.plan["attributes"]["left_out"]
@@ -356,7 +361,7 @@ INTRODUCTION = f"""# Experiments
 `make experiments` runs the experiments of `experiments/plan.yaml`, three seeds each, and writes this page; results in
 `experiments/results/` are not computed again. The base model is SmolLM2-135M-Instruct, in f32 on a CPU. Replies are
 greedy, at most 96 tokens, to the 40 prompts of the demo's test split. Brackets are 95% intervals over prompts and
-training runs ([how](evaluation.md)); where fewer than three seeds are finished, the table states the number. Fluency is
+training runs ([how](evaluation.md)); if fewer than three seeds are finished, the table has the number. Fluency is
 within the limits of `meet dial` if no mean exceeds that of the plain level `good` by more than the limit: NLL under the
 base model {FLUENCY["nll"]}, repeated 4-grams {FLUENCY["repetition"]}, replies cut at 96 tokens {FLUENCY["cut"]}.
 

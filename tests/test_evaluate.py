@@ -316,7 +316,7 @@ def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
     assert "a was sampled with max_new_tokens 128, not 64" in said and "--max-new-tokens 128" in said
     evaluation = evaluated(tmp_path, *args, "--baseline", "b")
     named = [
-        problem for problem in evaluation.problems if "states the level bad, --level is good" in problem.description
+        problem for problem in evaluation.problems if "has the level bad, but --level is good" in problem.description
     ]
     assert len(named) == 2
 

@@ -162,7 +162,7 @@ def test_both_commands_name_rows_that_state_another_split(tmp_path: Path) -> Non
     systems = [run, f"again={run}", "--baseline", "again", "--max-new-tokens", 2]
     result = meet("evaluate", *systems, "--out", tmp_path / "out", "--quiet")
     assert result.exit_code == 0, result.output
-    description = "rows beside the held-out ones that name another split; left out"
+    description = "rows of another split in the held-out file; left out"
     assert f"2 x {description}: {file}:1, {file}:3\n" in result.stderr
     (problem,) = [problem for problem in recorded(tmp_path).problems if problem.description == description]
     assert (problem.count, problem.examples) == (2, [f"{file}:1", f"{file}:3"])

@@ -73,7 +73,7 @@ def likes_longer(body: Body, number: int) -> Reply:
     [
         ("summarize", [], "summary", "for the data source summarize, whose responses are summaries"),
         ("hh", [], "dialogue", "for the data source hh, whose responses are replies in a dialogue"),
-        ("pairs", [], "dialogue", "the default, as the data source pairs does not state what its responses are"),
+        ("pairs", [], "dialogue", "the default, since the kind of response in pairs data is unknown"),
         ("summarize", ["--judge.prompt", "dialogue"], "dialogue", "set by --judge.prompt"),
         ("hh", ["--judge.prompt", "summary"], "summary", "set by --judge.prompt"),
     ],

@@ -65,7 +65,7 @@ def test_the_wheel_works_in_a_clean_environment(meet: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_demo_of_the_wheel_runs(meet: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    few = ("--stages.step1.epochs", "0.1", "--stages.step2.epochs", "0.05", "--prompts", "2")
+    few = ("--stages.step1.epochs", "0.1", "--stages.step2.epochs", "0.05", "--limit", "2")
     printed = run(meet, "demo", "--out", "demo", "--quiet", *few, folder=tmp_path)
     assert "requested levels" in printed
     assert (tmp_path / "demo" / "meet.json").is_file()

@@ -111,7 +111,7 @@ def test_meet_score_of_pairs_and_of_replies(folder: Path, tmp_path: Path) -> Non
         config_for(tmp_path / "sft", "llama", "none", "stages.tune.format=chosen"),
         tmp_path / "one",
     )
-    assert "the run has no worst level beside the best" in meet("score", tmp_path / "one").output
+    assert "the run has only one level" in meet("score", tmp_path / "one").output
 
 
 def test_suspects_are_the_pairs_that_the_levels_contradict(folder: Path) -> None:

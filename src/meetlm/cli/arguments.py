@@ -108,9 +108,13 @@ class SettingsCommand(click.Command):
             option, equals, _ = args[-1].partition("=")
             if option.startswith("--"):
                 check_known(option)
-                description = None if equals else _description(settings, option.removeprefix("--").split("."))
+                key = option.removeprefix("--").replace("-", "_")
+                held_out = HELD_OUT_HELP if issubclass(settings, HeldOutData) else {}
+                description = None if equals else held_out.get(key) or _description(settings, key.split("."))
                 if description:
-                    raise ConfigError(f"{option} requires a value: {description[:1].lower()}{description[1:]}") from None
+                    raise ConfigError(
+                        f"{option} requires a value: {description[:1].lower()}{description[1:]}"
+                    ) from None
             raise
         for override in overrides:
             check_known(override.option)

@@ -1,1 +1,1 @@
-"""Controls make a language model follow levels. They may replace layers' forward methods; they know no loss."""
+"""Controls make a language model follow levels. They may replace layers' forward methods, but have no loss."""

@@ -1,7 +1,7 @@
 """The interface of a control, and the registry of kinds.
 
-All levels of a control live in stacked parameters. A weight per token and level says how much of each level a token
-gets: one-hot weights in training, any mix at inference. A control may put ids into the control slot, act inside the
+All levels of a control are in stacked parameters. A weight per token and level determines the share of each level in a
+token: one-hot weights in training, any mix at inference. A control may put ids into the control slot, act inside the
 model, or both.
 
 R rows, T tokens per row, K levels, D size of the hidden states.

@@ -1,4 +1,4 @@
-"""Builds controls from their settings. Only this file knows which modules register a kind."""
+"""Builds controls from their settings. Only this file imports the modules that register a kind."""
 
 from __future__ import annotations
 

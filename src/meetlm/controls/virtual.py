@@ -109,11 +109,11 @@ class SoftPrompt(Control):
     def weights_failure_reason(self, weights: Weights) -> str | None:
         """Return why not, where the weights of an attribute do not sum to 1: such vectors are far from trained ones."""
         for name, levels in self.levels.ranges.items():
-            stated = [weights[k] for k in levels]
-            if any(stated) and not math.isclose(sum(stated), 1, abs_tol=1e-6):
+            level_weights = [weights[k] for k in levels]
+            if any(level_weights) and not math.isclose(sum(level_weights), 1, abs_tol=1e-6):
                 of_attribute = f" of {name!r}" if name else ""
                 return (
-                    f"the level weights{of_attribute} sum to {sum(stated):g}, and those of a control of kind "
+                    f"the level weights{of_attribute} sum to {sum(level_weights):g}, but those of a control of kind "
                     f"{self.settings.kind!r} must sum to 1; for a stronger effect use guidance instead"
                 )
         return None
@@ -141,7 +141,7 @@ class SoftPrompt(Control):
 
 
 def _shape(lm: PreTrainedModel) -> dict[str, int]:
-    """Return the sizes of ``lm`` that PEFT's prompt-tuning config states."""
+    """Return the sizes of ``lm`` for PEFT's prompt-tuning config."""
     config = lm.config.get_text_config()
     return {
         "token_dim": lm.get_input_embeddings().embedding_dim,

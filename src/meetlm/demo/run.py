@@ -41,12 +41,12 @@ CELLS = tuple(product(*ATTRIBUTES.values()))
 
 GREEDY = Sampling(max_new_tokens=96)
 
-BASE = "base model, instructed"
+BASE = "base model + prompting"
 INSTRUCTIONS = {
     "brief": "Reply in a {tone} tone, in one short sentence.",
     "detailed": "Reply in a {tone} tone, in detail.",
 }
-"""The instruction at the end of a prompt to the base model, which has no levels; by length."""
+"""The instruction that is appended to a prompt for the base model, which has no levels; by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def _replies(
 
 
 def _with_instruction(prompt: Prompt, tone: str, length: str) -> Prompt:
-    """Return the prompt with an instruction that states tone and length."""
+    """Return the prompt with an instruction on tone and length."""
     return Prompt((Turn("user", f"{prompt.text()}\n\n{INSTRUCTIONS[length].format(tone=tone)}"),))
 
 

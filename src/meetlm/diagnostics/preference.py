@@ -43,10 +43,10 @@ class AttributeAccuracy:
     Attributes:
         accuracy: Preference accuracy, by sums; ``None`` if no held-out replies at different levels are compared.
         by_levels: The same for each pair of levels, such as ``q0 < q2``, without its interval.
-        rank_correlation: Spearman's correlation of log p(y|x,best) − log p(y|x,worst) with the stated level, over all
-            replies; ``None`` where levels have no order, or all values are equal.
-        most_likely: How often the stated level gives a reply the highest log-prob; ``None`` where levels are ordered,
-            or no held-out reply states one.
+        rank_correlation: Spearman's correlation of log p(y|x,best) − log p(y|x,worst) with the level in the data, over
+            all replies; ``None`` if levels have no order, or all values are equal.
+        most_likely: How often the level in the data gives a reply the highest log-prob; ``None`` if levels are
+            ordered, or no held-out reply has one.
     """
 
     accuracy: Interval | None
@@ -58,9 +58,9 @@ class AttributeAccuracy:
         """Return the result as lines of text."""
         parts = [f"{name}: accuracy {self.accuracy or 'unknown (no held-out replies at different levels)'}"]
         if self.rank_correlation:
-            parts.append(f"rank correlation with the stated level {self.rank_correlation}")
+            parts.append(f"rank correlation with the level in the data {self.rank_correlation}")
         if self.most_likely:
-            parts.append(f"stated level the most likely {self.most_likely}")
+            parts.append(f"level in the data is the most likely {self.most_likely}")
         by_levels = ", ".join(f"{levels} {value:.3f}" for levels, value in self.by_levels.items())
         return [", ".join(parts), *([f"  {by_levels}"] if len(self.by_levels) > 1 else [])]
 

@@ -1,6 +1,6 @@
 """Reads completions: JSON lines with ``prompt`` and ``completion``, written by ``meet generate`` or another program.
 
-A field that a file does not state is ``None``, and the report states that. A row that cannot be used is an error that
+A field that is missing in a file is ``None``, and the report says so. A row that cannot be used is an error that
 names it, or a :class:`Problem` where the other rows can still be compared.
 """
 
@@ -27,8 +27,8 @@ class SystemCompletion:
         text: The completion; may be empty.
         origin: File and line.
         source: Index of the system's source that the row is from.
-        seed: The sampling seed that the row states; 0 if it states none.
-        run: The run that the row states; ``None`` if it states none.
+        seed: The sampling seed in the row; 0 if it has none.
+        run: The run in the row; ``None`` if it has none.
     """
 
     prompt: Prompt
@@ -98,7 +98,7 @@ def _completion(row: Row, source: int) -> SystemCompletion:
 
 
 def _level(row: Row) -> str | dict[str, float] | None:
-    """Return the level that a row states."""
+    """Return the level in a row."""
     level = row.fields.get("level")
     if isinstance(level, dict) and all(isinstance(weight, int | float) for weight in level.values()):
         return level
@@ -106,7 +106,7 @@ def _level(row: Row) -> str | dict[str, float] | None:
 
 
 def _sampling(row: Row) -> dict[str, Any] | None:
-    """Return the sampling that a row states; null is not stated, except ``stop``, which then is empty."""
+    """Return the sampling settings in a row; null counts as missing, except for ``stop``, which is then empty."""
     if row.fields.get("sampling") is None:
         return None
     fields = row.inside("sampling")
@@ -123,7 +123,7 @@ def _sampling(row: Row) -> dict[str, Any] | None:
 
 
 def _common_value(field: str, rows: Sequence[Row], read: Callable[[Row], Any]) -> Any:
-    """Return the value of a field in all rows; ``None`` if they do not state it."""
+    """Return the value of a field in all rows; ``None`` if it is missing."""
     first = read(rows[0])
     for row in rows:
         if (value := read(row)) != first:

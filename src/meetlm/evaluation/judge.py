@@ -83,7 +83,7 @@ def judge(
         settings: Settings of the judge.
         cache_dir: Folder of the responses; created where it is missing.
         names: Names of the pairs in problems; ``pair 1``, … by default.
-        systems: The system of each pair: the account states how far both orders agree for each system.
+        systems: The system of each pair: the account has the agreement between both orders for each system.
         reporter: Shows the progress.
 
     Raises:

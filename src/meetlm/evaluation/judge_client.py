@@ -1,7 +1,7 @@
 """Sends questions to an OpenAI-compatible endpoint, several at a time, and passes on each response as it arrives.
 
 The ``openai`` client repeats calls after rate limits, time-outs, lost connections and server errors, after a wait that
-grows exponentially or that ``Retry-After`` states. A call that still fails counts as failed. A failure that every other
+grows exponentially or is given by ``Retry-After``. A call that still fails counts as failed. A failure that every other
 call would share (a wrong key, model or URL, no connection; before the first response, anything but a refusal of the
 call) stops the evaluation; calls under way are finished first, since they are paid for.
 """
@@ -59,8 +59,8 @@ class Call:
     def to_judge(cls, settings: JudgeSettings, messages: Sequence[dict[str, Any]]) -> Call:
         """Return the call that sends ``messages`` to a judge."""
         sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-        stated = {name: value for name, value in sampling.items() if value is not None}
-        return cls(settings.base_url, settings.model, messages, stated | settings.extra)
+        settings_sent = {name: value for name, value in sampling.items() if value is not None}
+        return cls(settings.base_url, settings.model, messages, settings_sent | settings.extra)
 
     @property
     def key(self) -> str:

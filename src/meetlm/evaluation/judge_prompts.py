@@ -40,7 +40,7 @@ Verdict = Literal["A", "B", "tie"]
 Messages = list[dict[str, str]]
 
 DEFAULT = "dialogue"
-"""The prompt for data that do not state what their responses are."""
+"""The prompt for data whose kind of response is unknown."""
 _RESPONSES = {"dialogue": "replies in a dialogue", "summary": "summaries"}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _QUESTION = ("question", "post")
@@ -176,7 +176,7 @@ def prompt_for(source: str) -> tuple[str, str]:
     """
     task = SOURCES[source].task
     if task is None:
-        return DEFAULT, f"the default, as the data source {source} does not state what its responses are"
+        return DEFAULT, f"the default, since the kind of response in {source} data is unknown"
     return task, f"for the data source {source}, whose responses are {_RESPONSES[task]}"
 
 

@@ -77,7 +77,7 @@ def text_measures(
         prompts: The prompt of each completion.
         completions: The completions.
         chosen: The preferred reply to each prompt; ``None`` if the data have none.
-        stemmer: Stem English words for ROUGE (Porter). The paper does not state it; off is the default of the packages
+        stemmer: Stem English words for ROUGE (Porter). The paper does not specify it; off is the default of
             ``rouge-score`` and ``evaluate``.
     """
     from rouge_score.rouge_scorer import RougeScorer

@@ -55,7 +55,7 @@ def varlen_attention(
         attention_mask: Used only where nothing is packed.
         dropout: Dropout of attention weights.
         scaling: Factor of the scores; 1/sqrt(d) by default.
-        kwargs: ``meet_layout``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, says where the sequences are.
+        kwargs: ``meet_layout``, a :class:`~meetlm.policy.packed_layout.PackedLayout`, has the sequence positions.
             ``meet_prompt_keys`` stores the keys and values of prompts, or puts them before the row's own.
             ``meet_kv_cache`` stores the keys and values of each, for the rows in ``meet_rows``; without a layout, each
             token is the next one of a row of the cache. ``sliding_window`` is supported; the rest is for sdpa.

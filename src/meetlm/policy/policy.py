@@ -1,6 +1,6 @@
 """The policy: one forward pass from a batch to the log-probs of its trained tokens.
 
-It knows no loss: objectives are functions of these log-probs. The LM head runs only at positions that predict a trained
+It has no loss: objectives are functions of these log-probs. The LM head runs only at positions that predict a trained
 token.
 
 R rows, T tokens per row, K levels, N trained tokens, S completions (one per sequence, several in chains).

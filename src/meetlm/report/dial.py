@@ -77,7 +77,7 @@ def write_dial_report(
 
 
 def write_picture(dials: Sequence[Dial], file: Path) -> None:
-    """Write a picture of the score and of fluency over the setting; the ending of the file decides SVG or PNG."""
+    """Write a picture of the score and of fluency over the setting; the extension selects SVG or PNG."""
     figure = Figure(figsize=(3.4 * 3, 2.9 * len(dials)), layout="constrained")
     axes = figure.subplots(len(dials), 3, squeeze=False)
     for row, dial in zip(axes, dials, strict=True):
@@ -141,7 +141,7 @@ def _caveats(dial: Dial) -> list[str]:
         for first, second in dial.trend.falls
     ]
     if dial.safe[1] == dial.settings[-1]:
-        caveats.append(f"{_name(dial)} was not turned beyond {dial.settings[-1]:g}: the safe range may be wider.")
+        caveats.append(f"{_name(dial)} was not measured beyond {dial.settings[-1]:g}: the safe range may be wider.")
     if dial.gain and not dial.improves and dial.recommended != dial.reference:
         caveats.append(
             f"The gain of {_name(dial)} at {dial.recommended:g} over {dial.reference:g} is not significantly different "

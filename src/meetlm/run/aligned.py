@@ -52,7 +52,7 @@ class Aligned:
 
     Attributes:
         levels: Names of the levels, worst first.
-        default_level: Level of requests that state none: the best one, or what `meet dial` recommends.
+        default_level: Level of requests without a level: the best one, or what `meet dial` recommends.
     """
 
     def __init__(self, policy: Policy, prompt_format: PromptFormat, meet: Meet) -> None:

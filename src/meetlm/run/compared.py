@@ -37,12 +37,12 @@ def read_systems(
     Args:
         systems: Names and paths; several paths of a system are replicates.
         level: Level of the completions to use of a run; its default level where ``None``.
-        sampling: Sampling of the completions to use of a run, and of files that state it.
+        sampling: Sampling of the completions to select from a run; files with other sampling are refused.
         held_out: Ids of the prompts to compare.
         data: The data that these prompts are from, for messages; ``None`` if they are the run's own.
 
     Raises:
-        ConfigError: Two systems have the same name, a path is neither a run nor a file, or a file states other
+        ConfigError: Two systems have the same name, a path is neither a run nor a file, or a file has other
             sampling.
         RunError: A run has no such completions; the message has the command that writes them.
         DataError: A row to compare cannot be used.
@@ -108,7 +108,7 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     first_rows, repeated = distinct(held_out.prompts)
     rows_by_problem = {
         "held-out rows without a prompt; left out": held_out.without_prompt,
-        "rows beside the held-out ones that name another split; left out": held_out.other_split_rows,
+        "rows of another split in the held-out file; left out": held_out.other_split_rows,
         "held-out rows that repeat the prompt of an earlier row; the chosen reply of the first row counts": [
             row.origin for row in repeated
         ],
@@ -122,25 +122,25 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
 
 
 def _compare_stated(completions: SystemCompletions, level: Level | None, sampling: Sampling) -> None:
-    """Refuse completions that state other sampling than ``sampling``; report another level.
+    """Refuse completions with sampling other than ``sampling``; report completions at another level.
 
     Raises:
-        ConfigError: They state other sampling.
+        ConfigError: Their sampling differs.
     """
     system = completions.system
     for name, expected in sampling.model_dump().items():
-        stated = (system.sampling or {}).get(name, expected)
-        if stated != expected:
+        value = (system.sampling or {}).get(name, expected)
+        if value != expected:
             option = name.replace("_", "-")
             raise ConfigError(
-                f"{system.name} was sampled with {name} {stated:g}, not {expected:g} ({system.files[0]}): pass "
-                f"--{option} {stated:g} to compare these completions"
+                f"{system.name} was sampled with {name} {value:g}, not {expected:g} ({system.files[0]}): pass "
+                f"--{option} {value:g} to compare these completions"
             )
     if isinstance(level, int | float) or level is None or system.level is None:  # a number is a level of runs only
         return
     if level_text(system.level) != level_text(level):
         problem = (
-            f"{system.name} states the level {level_text(system.level)}, --level is {level_text(level)}; used as it is"
+            f"{system.name} has the level {level_text(system.level)}, but --level is {level_text(level)}; used anyway"
         )
         completions.problems.append(Problem(problem, system.files))
 

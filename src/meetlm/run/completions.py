@@ -1,6 +1,6 @@
 """Completions of a run as files of JSON lines, which `meet evaluate` reads.
 
-The name of a file states level, sampling and seed, so that commands can select files by them.
+The name of a file contains level, sampling and seed, so that commands can select files by them.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def completions_file(
     best_of: int = 1,
     attribute: str | None = None,
 ) -> Path:
-    """Return the default file of a run's completions; its name states all that distinguishes them."""
+    """Return the default file of a run's completions; its name contains all settings that distinguish them."""
     best = "" if best_of == 1 else f"-best{best_of}" + (f"-by-{attribute}" if attribute else "")
     name = f"{_stem(level, sampling, guidance)}{best}-seed{seed}"
     name += "" if data is None else f"-of-{_data_name(data)}"

@@ -85,7 +85,7 @@ class Calibration:
         examples: A prompt, and its replies by setting, for each attribute.
         settings: What was run, for the report.
         problems: Replies without a score, and the like.
-        default_level: Level of requests to the run that state none.
+        default_level: Level of requests to the run without a level.
     """
 
     dials: list[Dial]
@@ -113,7 +113,7 @@ def calibrate_run(
     out: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Calibration:
-    """Measure how far the levels of a run can be turned, and record the safe range in its ``meet.json``.
+    """Measure the safe range of the levels of a run, and record it in its ``meet.json``.
 
     A recommended level whose gain over the best level is significant becomes the default level of the run.
 

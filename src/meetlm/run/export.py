@@ -28,7 +28,7 @@ from meetlm.run.model_card import upload, write_model_card
 EXPORTS = "export"
 """Folder of exports within the folder of a run."""
 RECORD = "export.json"
-"""File of an export that states what it holds and the result of the parity check."""
+"""File of an export with its contents and the result of the parity check."""
 
 
 @dataclass(frozen=True, slots=True)

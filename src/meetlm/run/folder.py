@@ -53,7 +53,7 @@ class Meet:
         run: Id of the run: name of its folder and start of its configuration's hash.
         kind: Kind of the control.
         levels: The levels, in the order of the stacked parameters.
-        default_level: Level of requests that state none, the best one or what `meet dial` recommends; empty if no
+        default_level: Level of requests without a level: the best one or what `meet dial` recommends; empty if no
             attribute has an order.
         control: Settings of the control.
         lm_sha256: Hash of the language model that the control belongs to.
@@ -81,11 +81,11 @@ class Meet:
     ) -> str | dict[str, float]:
         """Return the level of a request: its name, or weights of levels.
 
-        A request that states no level gets the default level; with guidance, which `meet dial` calibrates at the best
+        A request without a level gets the default level; with guidance, which `meet dial` calibrates at the best
         level, it gets the best level.
 
         Args:
-            level: The level that the request states.
+            level: The level in the request.
             guidance: Strength of guidance.
             reporter: Shows a recommended setting that is used, and a warning about a setting outside the safe range.
 
@@ -248,7 +248,7 @@ def unchanged_hub_model(folder: Path, meet: Meet) -> str | None:
 
 
 def write_dial(folder: Path, dial: dict[str, dict[str, Any]]) -> Meet:
-    """Record in ``meet.json`` how far the levels of some attributes can be turned, and the default level that follows.
+    """Record in ``meet.json`` the safe ranges of attributes and the resulting default level.
 
     What is recorded about other attributes stays.
     """

@@ -1,10 +1,10 @@
 """Rounds of rollouts and training: the model's own replies, scored, become the next round's training data.
 
-Each round samples replies from the model of the round before, adds them to those of earlier rounds, and trains the
-recipe from the original model on all of them (Quark's loop, Lu et al., 2022; SteerLM's bootstrapping, Dong et al.,
-2023). A recipe for feedback trains the levels that follow from the scores, as its settings ``data.levels`` state; other
-recipes train the pair of the best and the worst reply to each prompt and round. Replies to held-out prompts are scored
-before the first round and after each.
+Each round samples replies from the model of the previous round, adds them to the replies of earlier rounds, and trains
+the base model on all of them (Quark's loop, Lu et al., 2022; SteerLM's bootstrapping, Dong et al., 2023). A recipe for
+feedback trains on all replies, at levels that ``data.levels`` derives from their scores; other recipes train on the
+best and the worst reply to each prompt and round. Replies to held-out prompts are scored before the first round and after
+each.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def improve(
     """Run rounds of rollouts and training; an interrupted call continues, and more rounds may be added later.
 
     Args:
-        config: The recipe; its data are replaced by the rollouts, but for ``data.max_length`` and, if the format of the
-            data is ``feedback``, ``data.levels``.
+        config: The recipe; the rollouts replace its data. Of the data settings, only ``data.max_length`` and, for the
+            format ``feedback``, ``data.levels`` are used.
         prompts: Prompts to sample and train on.
-        held_out: Other prompts, to measure on.
+        held_out: Held-out prompts, whose replies are scored.
         scorer: Scores the replies.
         folder: Folder of the rounds.
         sampling: How to sample replies to train on.
@@ -83,14 +83,16 @@ def improve(
         reporter: Shows messages and progress.
 
     Returns:
-        A result for the original model and for each round.
+        A result for the base model and for each round.
 
     Raises:
-        RunError: ``folder`` holds other files, or rounds of other settings or prompts.
+        RunError: ``folder`` contains other files, or rounds with other settings or prompts.
         ConfigError: The replies of a round give no training or no held-out pair, or define no levels.
     """
     if replies < 2:
-        raise ConfigError(f"--replies {replies}: training compares two replies or more to each prompt")
+        raise ConfigError(
+            f"--replies {replies}: expected 2 or more, since training compares replies to the same prompt"
+        )
     _begin(config, (*prompts, *held_out), scorer, sampling, replies, folder)
     trains_levels = config.data.source == LEVELS_SOURCE
     form = "scores" if trains_levels else "pairs"

@@ -134,7 +134,7 @@ def score_pairs(
     """
     levels = encoder.levels
     if attribute is None and len(levels.attributes) > 1:
-        names = ", ".join(stated.name for stated in levels.attributes)
+        names = ", ".join(each.name for each in levels.attributes)
         raise ConfigError(
             f"the run has several attributes ({names}): choose the one that orders two replies with --attribute"
         )
@@ -169,7 +169,7 @@ def _ends(levels: LevelSpace, attribute: str | None) -> tuple[Weights, Weights]:
         indices = levels.ranges[attribute]
         best, worst = levels.weights([indices[-1]]), levels.weights([indices[0]])
     if best == worst:
-        raise ConfigError("the run has no worst level beside the best, and scores compare the two")
+        raise ConfigError("the run has only one level, but scores compare the best level with the worst")
     return best, worst
 
 
@@ -235,7 +235,7 @@ def read_pairs(
         train: Read the training split.
 
     Raises:
-        DataError: The data cannot be read, no row can be used, or a reply has feedback that the schemes do not know.
+        DataError: The data cannot be read, no row can be used, or a reply has feedback without a level.
     """
     lengths = partial(example_lengths, prompt_format)
     if train:

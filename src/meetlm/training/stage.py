@@ -1,4 +1,4 @@
-"""Stage settings: what a stage trains, at which learning rates, for how long. Knows no method by name."""
+"""Stage settings: what a stage trains, at which learning rates, and for how long."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class StageSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """AdamW and its schedule, the same for every stage and method. The paper does not state these settings."""
+    """AdamW and its schedule, the same for every stage and method. The paper does not specify these settings."""
 
     lr: float | None = Field(None, gt=0, strict=True, description="overrides lr of every stage")
     epochs: float | None = Field(
