@@ -35,7 +35,7 @@ class Recorder(Reporter):
 
         class Count(Progress):
             def advance(self, count: int = 1) -> None:
-                recorder.done += count
+                recorder.num_done += count
 
         yield Count()
 
@@ -55,7 +55,7 @@ def test_longer_wins_in_both_orders(tmp_path: Path) -> None:
         account.overall.num_without_verdict,
         account.overall.num_failed,
     ) == (60, 0, 0, 0)
-    assert (reporter.total, reporter.done) == (60, 60) and server.distinct == len(server.received) == 60
+    assert (reporter.total, reporter.num_done) == (60, 60) and server.distinct == len(server.received) == 60
     assert account.this_run == account.stored == Usage(60, 6000, 600, pytest.approx(6000 * 2.5e-6 + 600 * 10e-6))
     assert account.overall.consistency and account.overall.consistency.value == 1.0
     assert account.overall.chance == pytest.approx(2 / 9 + 1 / 9)  # a = b = c = 1/3

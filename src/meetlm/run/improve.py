@@ -3,8 +3,8 @@
 Each round samples replies from the model of the previous round, adds them to the replies of earlier rounds, and trains
 the base model on all of them (Quark's loop, Lu et al., 2022; SteerLM's bootstrapping, Dong et al., 2023). A recipe for
 feedback trains on all replies, at levels that ``data.levels`` derives from their scores; other recipes train on the
-best and the worst reply to each prompt and round. Replies to held-out prompts are scored before the first round and after
-each.
+best and the worst reply to each prompt and round. Replies to held-out prompts are scored before the first
+round and after each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The import arrows of the design, and which room may do what."""
+"""The order of imports between packages, and operations that only one package may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import meetlm
 
 ROOT = Path(meetlm.__file__).parent
-ROOMS = (
+PACKAGES = (
     ("config",),
     ("data",),
     ("controls",),
@@ -30,36 +30,36 @@ ROOMS = (
     ("demo",),
     ("cli",),
 )
-"""A room imports only from itself and from rooms above it; two rooms of one line do not import each other."""
-RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+"""A package imports only from itself and from packages above it; packages of one line do not import each other."""
+RANK = {package: rank for rank, packages in enumerate(PACKAGES) for package in packages}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
 def imported(tree: ast.AST, path: Path) -> Iterator[str]:
-    """Yield the full name of every module of ours that a file imports, wherever the import stands."""
-    package = ("meetlm", *path.relative_to(ROOT).parts[:-1])
+    """Yield the full names of the modules that a file imports, anywhere in it."""
+    parents = ("meetlm", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def arrows(path: Path, text: str) -> Iterator[tuple[str, str]]:
+def imports_between_packages(path: Path, text: str) -> Iterator[tuple[str, str]]:
     for name in imported(ast.parse(text), path):
         parts = name.split(".")
         if parts[0] == "meetlm" and len(parts) > 1 and parts[1] in RANK:
-            yield room_of(path), parts[1]
+            yield package_of(path), parts[1]
 
 
-def allowed(here: str, there: str) -> bool:
-    return here == there or RANK[there] < RANK[here]
+def allowed(importing: str, imported_package: str) -> bool:
+    return importing == imported_package or RANK[imported_package] < RANK[importing]
 
 
 def calls(tree: ast.AST) -> Iterator[str]:
@@ -68,13 +68,13 @@ def calls(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node.func)
 
 
-def test_arrows() -> None:
-    assert {room_of(path) for path in FILES} <= RANK.keys(), "a new room needs its place in ROOMS and in the design"
+def test_packages_import_only_from_packages_above() -> None:
+    assert {package_of(path) for path in FILES} <= RANK.keys(), "add the new package to PACKAGES"
     wrong = [
-        f"{path.relative_to(ROOT)} imports from {there}"
+        f"{path.relative_to(ROOT)} imports from {imported_package}"
         for path in FILES
-        for here, there in arrows(path, path.read_text())
-        if not allowed(here, there)
+        for importing, imported_package in imports_between_packages(path, path.read_text())
+        if not allowed(importing, imported_package)
     ]
     assert wrong == []
 
@@ -93,25 +93,25 @@ def test_arrows() -> None:
         ("run/x.py", "from . import folder", False),
     ],
 )
-def test_the_test_of_arrows(file: str, text: str, wrong: bool) -> None:
-    assert wrong == any(not allowed(*arrow) for arrow in arrows(ROOT / file, text))
+def test_wrong_imports_are_detected(file: str, text: str, wrong: bool) -> None:
+    assert wrong == any(not allowed(*pair) for pair in imports_between_packages(ROOT / file, text))
 
 
 def violations(path: Path, text: str) -> Iterator[str]:
-    """Yield what a file does that is the work of another room."""
-    room, used = room_of(path), set(calls(ast.parse(text)))
-    if room != "cli":
+    """Yield operations in a file that only another package may use."""
+    package, used = package_of(path), set(calls(ast.parse(text)))
+    if package != "cli":
         yield from used & {"print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"}
         yield from ["import click"] if "import click" in text else []
-    if room != "training":
+    if package != "training":
         yield from ["torch.optim"] if "torch.optim" in text else []
-    if room != "generation":
+    if package != "generation":
         yield from (name for name in used if name.endswith(("torch.multinomial", "lm.generate")))
-    if room not in ("policy", "generation"):
+    if package not in ("policy", "generation"):
         yield from (name for name in used if name == "lm" or name.endswith((".lm", "lm.forward")))
 
 
-def test_each_room_keeps_to_its_work() -> None:
+def test_operations_are_used_only_in_their_package() -> None:
     problems = [f"{path.relative_to(ROOT)}: {name}" for path in FILES for name in violations(path, path.read_text())]
     assert problems == []
 
@@ -127,7 +127,7 @@ def test_each_room_keeps_to_its_work() -> None:
         ("training/x.py", "self.lm(ids)", ["self.lm"]),
     ],
 )
-def test_the_test_of_rooms(file: str, text: str, expected: list[str]) -> None:
+def test_wrong_operations_are_detected(file: str, text: str, expected: list[str]) -> None:
     assert list(violations(ROOT / file, text)) == expected
 
 
