@@ -155,7 +155,7 @@ def test_a_run_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert f"--out {tmp_path / 'notes'} holds other files (thesis.tex); choose another folder" in result.stderr
 
 
-def test_an_interrupted_command_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_prints_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config_for(tmp_path, "llama", "lora")
 
     def interrupt(*args: object, **more: object) -> None:
@@ -170,7 +170,7 @@ def test_an_interrupted_command_says_how_to_continue(tmp_path: Path, monkeypatch
     )
 
 
-def test_a_configuration_takes_no_settings_beside_it(tmp_path: Path) -> None:
+def test_overrides_cannot_be_combined_with_a_configuration(tmp_path: Path) -> None:
     config: RunConfig = config_for(tmp_path, "llama", "lora")
     with pytest.raises(TypeError, match="settings are part of a RunConfig"):
         meetlm.train(config, seed=3)

@@ -113,7 +113,7 @@ def test_attention_equals_the_softmax_over_visible_keys(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
-def test_mixed_precision_takes_the_kernel(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_uses_the_kernel(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotary positions are f32 under autocast and would make queries and keys f32."""
     dtypes: list[torch.dtype] = []
 

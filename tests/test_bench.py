@@ -84,7 +84,7 @@ def test_a_ratio_is_taken_in_each_round_but_the_first() -> None:
     assert (memory.values, memory.at_least, memory.miss) == ([1.0], False, "67% over")
 
 
-def test_the_best_setting_of_a_peer_is_the_one_nearest_to_ours() -> None:
+def test_the_fastest_setting_of_a_peer_is_compared() -> None:
     run = run_of(
         "lora-sft",
         measured([1.0, 1.0, 1.0], [5.0, 5.0, 5.0], peer="trl"),
@@ -191,7 +191,7 @@ def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("machine", "ours", "expected"), [(6.0, 4.0, 0.5), (6.0, 6.0, 0.0), (5.9, 6.0, 0.0)])
-def test_others_use_what_is_not_ours(
+def test_memory_of_other_programs(
     machine: float, ours: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reads(*values: float) -> Iterator[float]:
@@ -219,7 +219,7 @@ def test_jobs_are_selected_by_name() -> None:
     assert all(len({peer.key for peer in job.peers}) == len(job.peers) for job in JOBS)
 
 
-def test_the_report_says_what_is_missed_and_by_how_much() -> None:
+def test_the_report_lists_missed_goals() -> None:
     pair = measured([1.0, 2.0, 2.0], [1.0, 4.0, 4.0])
     curve = next(curve for curve in CURVES if curve.name == "levels-lora-4")
     cost = grown(curve, two=(1.0, 0.0), five=(1.1, 0.1), sixteen=(1.5, 0.4))

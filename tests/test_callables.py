@@ -98,7 +98,7 @@ def test_in_batches_and_with_the_chosen_reply(module: str) -> None:
     assert not scorer.higher_is_better
 
 
-def test_what_is_not_finite_is_none_and_counted(module: str) -> None:
+def test_non_finite_rewards_are_none_and_counted(module: str) -> None:
     scorer = load_scorer(f"{module}:odd")
     assert scored(scorer, ["nan", "a", "inf", "none", "nan"]) == (
         [None, 1.0, None, None, None],

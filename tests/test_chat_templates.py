@@ -99,7 +99,7 @@ def tokens_at_line_7(prompt_format: PromptFormat, example: Example) -> None:
 
 
 @pytest.mark.parametrize("name", OPENINGS)
-def test_what_a_template_writes_before_a_reply_is_prompt(name: str) -> None:
+def test_text_of_the_template_before_a_reply_belongs_to_the_prompt(name: str) -> None:
     template, end, said = OPENINGS[name]
     prompt_format = format_of(template)
     prompt, reply = prompt_format.prompt_ids(HI), prompt_format.completion_ids(HI, HELLO)

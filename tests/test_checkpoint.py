@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused_in_one_line(damage: str, model: Path) -> None:
+def test_a_damaged_checkpoint_gives_a_one_line_error(damage: str, model: Path) -> None:
     change, message = DAMAGES[damage]
     change(model)
     with pytest.raises(ConfigError, match=message) as caught:

@@ -78,7 +78,7 @@ def test_duplicates_and_empty_completions_are_counted(tmp_path: Path) -> None:
     assert (empty.count, empty.examples) == (1, [f"{tmp_path / 'a.jsonl'}:2"])
 
 
-def test_every_row_of_a_problem_is_kept_and_five_are_shown(tmp_path: Path) -> None:
+def test_a_problem_stores_every_row_and_shows_five(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{number}", "completion": ""} for number in range(7)]
     (empty,) = read_completions("a", [[written(tmp_path / "a.jsonl", rows)]]).problems
     assert empty.examples == [f"{tmp_path / 'a.jsonl'}:{line}" for line in range(1, 8)] and empty.count == 7
@@ -95,7 +95,7 @@ def test_files_of_one_seed_are_replicates(tmp_path: Path) -> None:
     assert completions.system.run == "r0, r1, r2"
 
 
-def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None:
+def test_replicates_with_several_seeds_are_not_split(tmp_path: Path) -> None:
     places = [
         [
             written(
@@ -111,7 +111,7 @@ def test_replicates_of_several_seeds_each_are_kept_whole(tmp_path: Path) -> None
     assert [completion.text for completion in paired.completions["a"][:4]] == ["0x0", "0x1", "1x0", "1x1"]
 
 
-def test_files_of_one_place_belong_together(tmp_path: Path) -> None:
+def test_files_of_one_replicate_are_merged(tmp_path: Path) -> None:
     """A run has the completions of its first prompts in one file and those of all in another."""
     first, everything, other = (
         written(

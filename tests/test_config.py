@@ -297,7 +297,7 @@ def test_overrides_from_python_are_a_mapping() -> None:
     assert load_config("hh-meet-lora", None, {"control": {"kind": "soft-prompt"}}).control.model_dump()["length"] == 50
 
 
-def test_dashes_belong_to_names_before_they_stand_for_underscores(tmp_path: Path) -> None:
+def test_names_with_dashes_take_precedence_over_underscores(tmp_path: Path) -> None:
     config_file = file(
         tmp_path, MINIMAL.replace("name: step1", "name: first-step").replace("name: step2", "name: second_step")
     )

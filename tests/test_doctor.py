@@ -352,7 +352,7 @@ def test_text_output(tmp_path: Path, model: Path) -> None:
     assert all(len(line) <= 110 for line in text.splitlines())
 
 
-def test_a_folder_brings_its_own_test_split(tmp_path: Path, model: Path) -> None:
+def test_a_folder_with_a_test_split_needs_no_holdout(tmp_path: Path, model: Path) -> None:
     write(tmp_path / "train.jsonl", rows(200))
     write(tmp_path / "validation.jsonl", rows(400, start=1000))
     code, text = call(tmp_path, model, "--preset", "small")

@@ -107,7 +107,7 @@ def test_slot_and_chat_template(placement: Any, at: int | None) -> None:
     assert encoder.prompt(HI, (0.0, 1.0)) == list(encoded.ids[: encoded.spans[0].start])
 
 
-def test_system_none_leaves_the_automatic_message_out() -> None:
+def test_system_none_omits_the_automatic_message() -> None:
     prompt_format = pin_format(tiny_tokenizer(template=CHATML), system="none")
     assert prompt_format.spec.preamble == ""
     assert shown(prompt_format, prompt_format.prompt_ids(HI)) == USER + ASSISTANT

@@ -131,7 +131,7 @@ def test_everything_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(evaluation.agreements) == 2 * 6
 
 
-def test_a_system_beside_itself_only_ties(tmp_path: Path) -> None:
+def test_a_system_compared_with_itself_only_ties(tmp_path: Path) -> None:
     reward = folder_of("llama with a template", tmp_path / "rm")
     evaluation = evaluated(tmp_path, *systems(tmp_path, (2, 2)), "--baseline", "b", "--reward", reward)
     for comparison in evaluation.comparisons:
@@ -167,7 +167,7 @@ def test_swapping_the_systems_mirrors_every_figure(tmp_path: Path) -> None:
     assert any(mine.controlled_win is not None for mine in first.comparisons)
 
 
-def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_evaluation_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reward model dies after some rows: they are not scored again, and the numbers are those of one go."""
     reward = folder_of("deberta", tmp_path / "rm")
     whole, half = tmp_path / "whole", tmp_path / "half"
@@ -209,7 +209,7 @@ def test_killed_half_way_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("report")
-def test_the_record_says_what_made_it(tmp_path: Path) -> None:
+def test_the_record_has_settings_and_versions(tmp_path: Path) -> None:
     """Versions, commit, and hashes of data and reward model, which change with what they are of; in both reports."""
     reward = folder_of("deberta", tmp_path / "rm")
     args = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", reward]
@@ -241,7 +241,7 @@ def test_the_record_says_what_made_it(tmp_path: Path) -> None:
     assert changed["data_sha256"] != settings["data_sha256"]
 
 
-def test_what_a_judge_has_answered_needs_no_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_judge_responses_need_no_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package, answers on disk are compared all the same, and the record names no version of it."""
 
     def hidden(name: str) -> str:
@@ -290,7 +290,7 @@ def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch
         assert lost == by_name(evaluation, "reward", "a").outcomes.count(None) > 0
 
 
-def test_kept_scores_belong_to_a_model(tmp_path: Path) -> None:
+def test_stored_scores_belong_to_a_model(tmp_path: Path) -> None:
     files = set()
     for kind in ("deberta", "bert"):
         model = RewardModel.load(RewardSettings(model=str(folder_of(kind, tmp_path / kind))))
@@ -309,7 +309,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "neither a run's folder nor a file" in meet("evaluate", "nowhere", "--baseline", "nowhere", *data).output
 
 
-def test_files_sampled_otherwise_than_asked_are_refused(tmp_path: Path) -> None:
+def test_files_with_other_sampling_are_refused(tmp_path: Path) -> None:
     args = systems(tmp_path, (0, 1), level="bad")
     rest = ["--baseline", "b", "--data.path", held_out(tmp_path), "--out", tmp_path / "out", "--quiet"]
     said = meet("evaluate", *args, "--max-new-tokens", 64, *rest).output

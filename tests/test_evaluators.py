@@ -33,7 +33,7 @@ def evaluate(folder: Path, *args: object) -> str:
     return result.output
 
 
-def test_how_a_reward_model_reads_can_be_said(tmp_path: Path) -> None:
+def test_the_input_form_of_a_reward_model_can_be_set(tmp_path: Path) -> None:
     folder = folder_of("llama", tmp_path / "rm")
     assert "--reward.input text" in evaluate(tmp_path, "--reward", folder)
     assert "--reward.inptu: unknown key 'inptu'; did you mean 'input'?" in evaluate(
@@ -71,7 +71,7 @@ def test_json_has_the_rates_of_each_evaluator(tmp_path: Path) -> None:
         (["--judge", "j"], "the environment variable OPENAI_API_KEY is not set"),
     ],
 )
-def test_options_in_vain_are_refused_before_anything_is_scored(
+def test_options_without_effect_are_refused_before_scoring(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -80,7 +80,7 @@ def test_options_in_vain_are_refused_before_anything_is_scored(
     assert message in " ".join(evaluate(tmp_path, *args, *reward_too).split())
 
 
-def test_a_judge_whose_answers_are_kept_may_need_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_with_stored_responses_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--judge", "j", "--judge.key_env", "SOME_KEY", "--judge.base_url"]
     with JudgeServer(longer) as server:
         monkeypatch.setenv("SOME_KEY", "secret")

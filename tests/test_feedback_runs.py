@@ -93,7 +93,7 @@ def test_sft_refuses_several_attributes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
-def test_two_attributes_of_which_one_may_be_missing(kind: str, tmp_path: Path) -> None:
+def test_two_attributes_with_missing_values(kind: str, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Rice {n}?", "completion": f" {tone} {score} {n}.", "attributes": {"tone": tone, "score": score}}
         for n in range(18)

@@ -19,7 +19,7 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
 
 
-def test_what_a_name_points_to_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order in which things reach the disk: contents, then the name."""
     events: list[str] = []
     flush, replace = os.fsync, os.replace

@@ -94,7 +94,7 @@ def git(folder: Path, *args: str) -> str:
     return subprocess.run(["git", *who, "-C", str(folder), *args], check=True, capture_output=True, text=True).stdout
 
 
-def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None:
+def test_the_recorded_commit_is_that_of_the_package(tmp_path: Path) -> None:
     package = tmp_path / "src" / "meetlm"
     vendored = tmp_path / "env" / "meetlm"
     for folder in (package, vendored):
@@ -114,7 +114,7 @@ def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None
     assert git_hash(package) == f"{commit}-dirty"
 
 
-def test_a_run_goes_on_from_the_language_model_that_it_began_with(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_initial_language_model(tmp_path: Path) -> None:
     write(tmp_path)
     assert read_lm([tmp_path, tmp_path / "none"]) is None
     with pytest.raises(RunError, match="other runs of the sweep started from another .*abababab…, now 00000000…"):
@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_the_language_model_that_it_began_with(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_damaged_meet_json_is_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_meet_json_gives_a_one_line_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "meet.json").write_text(text)
     with pytest.raises(RunError, match=r"meet\.json is damaged"):
         read_meet(tmp_path)

@@ -108,7 +108,7 @@ def of_splits(file: Path, *splits: str) -> Path:
     return written(file, rows)
 
 
-def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
+def test_every_row_of_a_file_in_data_path_is_held_out(tmp_path: Path) -> None:
     """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
     file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train")
     path = Override("data.path", str(file))
@@ -127,7 +127,7 @@ def test_every_row_of_a_file_given_as_data_is_held_out(tmp_path: Path) -> None:
         assert [origin.line for origin in read.other_split_rows] == other_split_rows
 
 
-def test_a_look_at_the_first_rows_counts_those_of_another_split_among_them(tmp_path: Path) -> None:
+def test_a_limit_counts_rows_of_another_split(tmp_path: Path) -> None:
     file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train", "valid2", "train", "valid1")
     settings = DataSettings(source="summarize", train_file=str(file))
     for limit, lines in ((1, [2]), (2, [2, 4]), (3, [2, 4, 6]), (None, [2, 4, 6])):
@@ -195,7 +195,7 @@ def test_both_commands_name_rows_without_a_prompt(tmp_path: Path) -> None:
     assert f"7 x rows without a prompt; left out: {lines}, …\n" in said.stderr and "2 completions in" in said.stdout
 
 
-def test_generate_names_what_it_leaves_out_of_the_runs_own_prompts(tmp_path: Path) -> None:
+def test_generate_reports_prompts_that_it_leaves_out(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     test_file = tmp_path / "test.jsonl"
     rows = test_file.read_text().splitlines()
@@ -314,9 +314,7 @@ def test_generate_finds_data_as_evaluate_does(tmp_path: Path) -> None:
     assert json.loads(file.read_text().splitlines()[0])["prompt"] == "Is 0 odd?"
 
 
-def test_data_of_one_name_in_two_places_have_files_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_with_equal_names_have_separate_completion_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def file_of(**data: Any) -> str:
         return completions_file(tmp_path, "good", Sampling(), 0, data=DataSettings(**{"source": "pairs", **data})).name
 
@@ -336,7 +334,7 @@ def test_data_of_one_name_in_two_places_have_files_of_their_own(
 
 
 @pytest.mark.parametrize("command", [["evaluate", "a.jsonl", "--baseline", "a"], ["generate", "run"]])
-def test_options_in_vain_are_refused_by_both(command: list[str], tmp_path: Path) -> None:
+def test_options_without_effect_are_refused_by_both_commands(command: list[str], tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", [{"prompt": "Hi"}])
     for name in ("--data.source", "--data.subset", "--data.eval_split"):
         said = " ".join(meet(*command, name, "hh").output.replace("│", " ").split())

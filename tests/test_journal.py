@@ -23,7 +23,7 @@ def test_entries_are_on_disk_at_once_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ['{"key": "b', '{"key": "b"}\n{"ke', "\x00\x00\n", "[1]\n"])
-def test_damaged_lines_are_named_and_appending_goes_on(end: str, tmp_path: Path) -> None:
+def test_damaged_lines_are_reported_and_appending_continues(end: str, tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"key": "a"}\n' + end)
     with Journal(path) as journal:
@@ -35,7 +35,7 @@ def test_damaged_lines_are_named_and_appending_goes_on(end: str, tmp_path: Path)
     assert again.damaged == [f"{path}:{line}"]
 
 
-def test_another_header_starts_anew(tmp_path: Path) -> None:
+def test_a_different_header_starts_a_new_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path, {"of": "one"}) as journal:
         journal.append({"number": 0})

@@ -254,7 +254,7 @@ def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
     assert alone["fair"].by_system == {}
 
 
-def test_costs_of_this_run_and_of_all_that_is_kept(tmp_path: Path) -> None:
+def test_costs_of_this_run_and_of_all_stored_responses(tmp_path: Path) -> None:
     """Three pairs, then nine, then again where nothing was said: each answer is counted in the run that it came in."""
     prices = {"prompt": 1000, "completion": 10000}
 

@@ -15,7 +15,7 @@ from meetlm.evaluation.judge import FILE, judge
 
 @pytest.mark.parametrize("text", [None, "", " \n"], ids=["null", "empty", "blank"])
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
-def test_an_empty_response_is_stored_and_asked_again_on_request(tmp_path: Path, text: str | None, reason: str) -> None:
+def test_an_empty_response_is_stored_and_repeated_on_request(tmp_path: Path, text: str | None, reason: str) -> None:
     with JudgeServer(lambda body, number: chat(text, finish=reason) if number == 0 else longer(body, number)) as server:
         first_settings = settings(server, concurrency=1)
         outcomes, _, account, (problem,) = judge(pairs(2), first_settings, tmp_path)
@@ -83,7 +83,7 @@ def test_two_different_marks_are_no_verdict(tmp_path: Path) -> None:
     assert outcomes == [None] * 4 and account.overall.num_without_verdict == problem.count == 8
 
 
-def test_completion_files_without_a_verdict_are_asked_again_where_that_is_wanted(tmp_path: Path) -> None:
+def test_calls_without_a_verdict_are_repeated_on_request(tmp_path: Path) -> None:
     def mumbles(body: Body, number: int) -> Reply:
         return chat("Hm.") if number == 1 else longer(body, number)
 

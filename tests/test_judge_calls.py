@@ -28,7 +28,7 @@ def test_second_run_asks_nothing_and_needs_no_server_and_no_key(tmp_path: Path) 
     assert second[2].stored == first[2].stored and second[2].this_run.num_responses == 0
 
 
-def test_every_call_is_kept_with_what_was_sent(tmp_path: Path) -> None:
+def test_every_call_is_stored_with_its_request(tmp_path: Path) -> None:
     with JudgeServer(says("raw\n[[A]] ü")) as server:
         judge(pairs(1), settings(server, extra={"seed": 3}), tmp_path)
     entries = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
@@ -123,7 +123,7 @@ def test_failures_after_an_answer_are_counted(tmp_path: Path) -> None:
             judge(pairs(9), settings(server, concurrency=1), tmp_path / "new")
 
 
-def test_torn_line_is_named_and_asked_again(tmp_path: Path) -> None:
+def test_a_truncated_line_is_reported_and_its_call_repeated(tmp_path: Path) -> None:
     with JudgeServer(longer) as server:
         first = judge(pairs(3), settings(server), tmp_path)
         file = tmp_path / FILE
@@ -186,7 +186,7 @@ def test_refusals_of_everything_stop_at_once(tmp_path: Path, reply: Reply, expec
     assert f"judge 'judge' at {server.url}" in str(raised.value)
 
 
-def test_rate_limit_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+def test_a_rate_limit_waits_for_retry_after(tmp_path: Path) -> None:
     def limited(body: Body, number: int) -> Reply:
         return error(429, "slow down", Retry_After="1") if number == 0 else longer(body, number)
 
@@ -245,7 +245,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_what_is_not_a_completion_is_a_failed_call(tmp_path: Path, name: str) -> None:
+def test_a_response_that_is_no_completion_is_a_failed_call(tmp_path: Path, name: str) -> None:
     """The message says what the endpoint sent and which setting to check, not what a JSON parser says of it."""
     expected = "the endpoint answered with no chat completion"
     with JudgeServer(lambda body, number: PAGES[name] if number == 2 else longer(body, number)) as server:

@@ -36,7 +36,7 @@ def rows_of(source: str, number: int) -> list[dict[str, object]]:
 
 @pytest.fixture(autouse=True)
 def no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.function is not test_the_record_says_what_the_judge_was_asked_about:
+    if request.function is not test_the_record_has_the_cells_that_were_judged:
         monkeypatch.setattr("meetlm.run.evaluate.write_report", lambda evaluation, folder: [])
 
 
@@ -78,7 +78,7 @@ def likes_longer(body: Body, number: int) -> Reply:
         ("hh", ["--judge.prompt", "summary"], "summary", "set by --judge.prompt"),
     ],
 )
-def test_the_prompt_is_as_the_data_are_unless_somebody_says(
+def test_the_judge_prompt_follows_the_data_unless_set(
     tmp_path: Path, source: str, args: list[str], prompt: str, reason: str
 ) -> None:
     with JudgeServer(likes_longer) as server:
@@ -90,7 +90,7 @@ def test_the_prompt_is_as_the_data_are_unless_somebody_says(
     assert "Calls and costs of the judge" in said and f"{prompt}, {reason}" in said
 
 
-def test_a_resumed_evaluation_says_what_both_runs_cost(tmp_path: Path) -> None:
+def test_a_resumed_evaluation_reports_the_costs_of_both_runs(tmp_path: Path) -> None:
     prices = ["--judge.prices", "{prompt: 1000, completion: 10000}"]
     with JudgeServer(likes_longer) as server:
         first, _ = evaluated(tmp_path, "hh", server, *prices, number=2)
@@ -132,7 +132,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
     assert f"| dialogue, {reason} |" in text and "**Consistency of the judge across both orders**" in text
 
 
-def test_the_record_says_what_the_judge_was_asked_about(tmp_path: Path) -> None:
+def test_the_record_has_the_cells_that_were_judged(tmp_path: Path) -> None:
     """Three of five prompts, and one of these in vain."""
     first = []
 

@@ -153,7 +153,7 @@ def test_a_judge_sees_tool_calls() -> None:
     assert question.endswith("Tool: yes")
 
 
-def test_braces_in_completions_stay_what_they_are() -> None:
+def test_braces_in_completions_are_not_replaced() -> None:
     prompt = load_prompt("dialogue")
     filled = prompt.messages(Prompt("{answer_b}?"), " {answer_b} {x} \\1", "second")[-1]["content"]
     assert "start]\n{answer_b} {x} \\1\n[Reply" in filled

@@ -102,7 +102,7 @@ def test_real_endpoint(served: tuple[str, str], tmp_path: Path, prompt: str) -> 
     assert second[2].num_cached == 4 and second[2].stored == used and second[2].this_run.num_responses == 0
 
 
-def test_real_endpoint_knows_no_other_model(served: tuple[str, str], tmp_path: Path) -> None:
+def test_a_real_endpoint_refuses_another_model(served: tuple[str, str], tmp_path: Path) -> None:
     url, _ = served
     asked = JudgeSettings(model="gpt-4", base_url=url, key_env=None, prompt="dialogue")
     with pytest.raises(ConfigError, match=f"judge 'gpt-4' at {url}: none of 2 calls was answered.*pinned to"):

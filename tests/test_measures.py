@@ -85,7 +85,7 @@ def test_rouge_by_hand() -> None:
     )
 
 
-def test_rouge_tells_the_papers_systems_apart() -> None:
+def test_rouge_distinguishes_the_papers_systems() -> None:
     """Table 1's order of ROUGE-L on Figure 6, where MEET (LoRA) is close to the reference: LoRA > CoH > DPO."""
     example = EXAMPLES[1]
     names = ["MEET (LoRA)", "CoH", "DPO with temperature 0"]
@@ -237,7 +237,7 @@ def test_names_by_hand() -> None:
     assert absent("Carol came.") == []  # at a sentence's start: not seen
 
 
-def test_what_is_made_up_in_appendix_b() -> None:
+def test_invented_facts_in_appendix_b() -> None:
     """Figure 7, DPO with temperature 1: no Hyundai Azera of 2012 stands in the post."""
     post, outputs = Prompt(EXAMPLES[2]["post"]), EXAMPLES[2]["outputs"]
     made_up = outputs["DPO with temperature 1"]

@@ -92,7 +92,7 @@ def test_each_recipe_is_its_method(method: str, data: str) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
 @pytest.mark.parametrize("data", ["hh", "tldr"])
-def test_dpo_keeps_to_its_own_papers_range(data: str, preset: str) -> None:
+def test_dpo_learning_rates_are_in_the_range_of_its_paper(data: str, preset: str) -> None:
     sft, dpo = load_config(f"{data}-dpo", None, [f"preset={preset}"]).stages
     assert dpo.objective.model_dump() == {"kind": "dpo", "beta": 0.1}
     assert 5e-7 <= dpo.lr <= 5e-6
@@ -194,7 +194,7 @@ def test_pointwise_rows_are_refused_before_the_model_is_loaded(mark: dict[str, A
     assert not (tmp_path / "run").exists()
 
 
-def test_epochs_of_every_stage_keep_what_is_twice() -> None:
+def test_epochs_of_every_stage_keep_the_ratio_of_2x_recipes() -> None:
     """And what is resolved reads back as itself: the passes are in the stages then."""
     for method, epochs in (("coh", [2]), ("coh-2x", [4]), ("meet-lora", [2, 2]), ("dpo", [2, 2])):
         config = load_config(f"hh-{method}", None, ["preset=small", "optim.epochs=2"])

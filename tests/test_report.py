@@ -155,7 +155,7 @@ def test_the_table_of_win_rates(evaluation: Evaluation) -> None:
     assert "1 of hh-dpo" in table.notes[-1]
 
 
-def test_measures_are_printed_with_what_they_lack(evaluation: Evaluation) -> None:
+def test_measures_are_printed_with_missing_values(evaluation: Evaluation) -> None:
     means, differences = measure_tables(evaluation)
     rows = {row[0].text: row for row in means.rows}
     rouge = measure_of(evaluation, "rouge-l")

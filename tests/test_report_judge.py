@@ -116,7 +116,7 @@ def test_a_judge_without_a_verdict_has_a_report(evaluation: Evaluation, tmp_path
     assert "No evaluator gave an outcome for any pair" in text and "## The judge" in text
 
 
-def test_a_report_over_temperatures_says_where_the_judge_is_inconclusive(tmp_path: Path) -> None:
+def test_a_report_over_temperatures_marks_an_inconclusive_judge(tmp_path: Path) -> None:
     """At 0.5 no figure of the judge is bold or filled, and the reason is in the words."""
     good, also = (made_evaluation(60, (0,), temperature=t) for t in (0.0, 0.5))
     good, also = (with_delta(each, "judge", "hh-meet-lora", Interval(0.3, 0.2, 0.4)) for each in (good, also))
@@ -170,7 +170,7 @@ def test_one_inconclusive_system_is_marked_and_named(evaluation: Evaluation) -> 
     assert (rows[poor][0].small, rows["all systems"][0].small) == (INCONCLUSIVE, "")
 
 
-def test_costs_of_this_run_are_beside_those_of_all_cached_answers(evaluation: Evaluation) -> None:
+def test_costs_of_this_run_and_of_all_cached_responses(evaluation: Evaluation) -> None:
     assert evaluation.judge
     account = account_of(evaluation)
     assert account["This run"] == "176 responses, 401,443 prompt and 20,037 completion tokens, cost 0.11"

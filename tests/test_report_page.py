@@ -73,7 +73,7 @@ def test_nothing_comes_from_outside(page: Page) -> None:
     )
 
 
-def test_the_policy_of_the_page_allows_its_own_script_only(page: Page) -> None:
+def test_the_content_security_policy_allows_only_the_script_of_the_page(page: Page) -> None:
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     script = base64.b64encode(hashlib.sha256(page.scripts()[1].encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src data:; ")

@@ -118,7 +118,7 @@ def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
         assert torch.equal(tensor, tensors(continued)[name]), name
 
 
-def test_checkpoints_hold_what_is_trained_and_nothing_pickled_for_weights(tmp_path: Path) -> None:
+def test_checkpoints_have_trained_weights_only_and_no_pickled_weights(tmp_path: Path) -> None:
     policy = fresh("soft-prompt")
     run(policy, tmp_path, ("control",), save_steps=None)
     (saved,) = checkpoints(tmp_path)
@@ -163,7 +163,9 @@ def test_a_line_of_metrics_cut_off_by_a_kill_is_dropped(tmp_path: Path, monkeypa
     assert steps == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_stage_that_goes_on_saves_and_logs_as_this_call_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_uses_the_save_and_log_steps_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 4)
         run(fresh("lora"), tmp_path, ("control",), save_steps=3)
@@ -180,7 +182,7 @@ def test_a_stage_that_goes_on_saves_and_logs_as_this_call_says(tmp_path: Path, m
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 6]
 
 
-def test_the_older_checkpoint_goes_when_the_newer_one_is_on_the_disk(
+def test_the_older_checkpoint_is_removed_after_the_newer_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []

@@ -150,7 +150,7 @@ def test_roberta_counts_positions_from_after_the_padding_id() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_scores_that_are_not_finite_are_none_and_reported(kind: str, tmp_path: Path) -> None:
+def test_non_finite_scores_are_none_and_reported(kind: str, tmp_path: Path) -> None:
     model = load(folder_of(kind, tmp_path), input=KINDS[kind][2])
     words = ["today", "rice", "water", "good"]
     prompts = [Prompt("How are")] * 4
@@ -196,7 +196,7 @@ def test_text_is_joined_by_one_space() -> None:
     ]
 
 
-def test_what_each_form_reads() -> None:
+def test_the_input_of_each_form() -> None:
     text = "\n\nHuman: How are you?\n\nAssistant: Well.\n\nHuman: And rice?\n\nAssistant:"
     hh, turns = Prompt(text), [Turn("user", "How are you?"), as_reply("Well."), Turn("user", "And rice?")]
     chat = Prompt(tuple(turns))

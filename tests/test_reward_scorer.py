@@ -44,7 +44,7 @@ def test_each_row_is_scored_once_and_problems_are_reported_each_time(
 
 
 @pytest.mark.parametrize("change", ["chat template", "form", "eos", "max_length"])
-def test_rows_with_other_token_ids_are_scored_anew(change: str, tmp_path: Path) -> None:
+def test_rows_with_other_token_ids_are_scored_again(change: str, tmp_path: Path) -> None:
     # With a template the EOS token is also the padding token, which is not pooled.
     folder = folder_of("llama" if change == "eos" else "llama with a template", tmp_path / "rm")
     before: dict[str, Any] = {"input": "chat" if change == "chat template" else "text"}

@@ -101,7 +101,7 @@ def _lm(place: Path, template: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama with a template", "bert"])
-def test_scoring_reads_what_training_reads(kind: str, tmp_path: Path) -> None:
+def test_scoring_and_training_have_the_same_inputs(kind: str, tmp_path: Path) -> None:
     """HH's replies begin with a space; completions that `meet generate` writes have lost it."""
     said = [f"\n\nHuman: How are you {number}?\n\nAssistant:" for number in range(4)]
     lines = [{"chosen": f"{text} I am well. ", "rejected": f"{text} A bad way"} for text in said]

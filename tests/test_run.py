@@ -177,7 +177,7 @@ def test_a_model_that_has_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         execute(config, tmp_path / "run")
 
 
-def test_completions_that_are_stopped_go_on_behind_what_is_written(tmp_path: Path) -> None:
+def test_interrupted_completions_resume_after_the_written_rows(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "llama", "lora"), tmp_path / "run")
     sampling = Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9)
 
@@ -236,7 +236,7 @@ def test_completions_on_disk(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[0])["level"] == "good"
 
 
-def test_a_file_of_prompts_is_read_in_its_own_format(tmp_path: Path) -> None:
+def test_a_file_of_prompts_is_read_in_its_format(tmp_path: Path) -> None:
     execute(config_for(tmp_path, "qwen2", "none", chat=True, template=CHATML), tmp_path / "run")
     run, sampling, reporter = tmp_path / "run", Sampling(max_new_tokens=2), RecordingReporter()
 
@@ -286,7 +286,7 @@ def test_a_bare_prompt_is_put_as_the_runs_data_put_prompts(tmp_path: Path) -> No
         ("Hi", {"level": {"good": float("nan")}}, "level 'good' has the weight nan; expected a finite number"),
     ],
 )
-def test_what_generate_cannot_take(prompt: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_arguments_that_generate_refuses(prompt: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "lora", policy=tiny_policy("llama", "lora", dtype=torch.float32)))
     with pytest.raises(ConfigError, match=message):
         aligned.generate(["Hi", prompt], **settings)
@@ -311,7 +311,7 @@ def test_levels(tmp_path: Path) -> None:
     assert same == aligned.generate(TEXTS, "good", max_new_tokens=6)
 
 
-def test_text_takes_no_mix(tmp_path: Path) -> None:
+def test_text_cannot_mix_levels(tmp_path: Path) -> None:
     aligned = meetlm.load(finished(tmp_path, "llama", "text"))
     assert aligned.weights({"good": 1}) == (0.0, 1.0)
     with pytest.raises(ConfigError, match="'text' takes one level at a time"):
@@ -355,7 +355,7 @@ def test_soft_prompts_take_weights_that_sum_to_1(tmp_path: Path) -> None:
         aligned.generate(TEXTS, {"good": 2.0})
 
 
-def test_load_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
+def test_load_refuses_inconsistent_files(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a folder that `meet train` wrote"):
         meetlm.load(tmp_path)
     run = finished(tmp_path, "llama", "lora")

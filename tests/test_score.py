@@ -164,7 +164,7 @@ def styled_examples() -> list[Example]:
     ]
 
 
-def test_a_score_by_one_attribute_leaves_the_others_out(styles: Path) -> None:
+def test_a_score_by_one_attribute_ignores_the_others(styles: Path) -> None:
     aligned = meetlm.load(styles)
     policy, encoder = aligned.policy, aligned.encoder
     prompt, reply = Prompt(PROMPTS[0]), Turn("assistant", " rice")

@@ -163,7 +163,7 @@ def test_meet_and_its_first_step_share_step_one(order: tuple[str, str], tmp_path
     assert not same(first, second)
 
 
-def test_dpo_takes_the_stage_of_sft(tmp_path: Path) -> None:
+def test_dpo_reuses_the_stage_of_sft(tmp_path: Path) -> None:
     configs = {method: recipe(tmp_path, method) for method in ("sft", "dpo")}
     run(configs["dpo"], tmp_path / "alone")
     cache = StageCache(tmp_path / "shared")
@@ -209,13 +209,13 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("method", "overrides"), OTHER, ids=[" ".join((m, *w)) for m, w in OTHER])
-def test_what_decides_a_stage_is_in_its_key(method: str, overrides: list[str], tmp_path: Path) -> None:
+def test_settings_that_affect_a_stage_change_its_key(method: str, overrides: list[str], tmp_path: Path) -> None:
     first, second = recipe(tmp_path, "meet-lora"), recipe(tmp_path, method, *overrides)
     assert stage_key(first, "rows", 0) != stage_key(second, "rows", 0)
     assert not stage_keys([first], "rows") & stage_keys([second], "rows")
 
 
-def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
+def test_settings_without_effect_on_a_stage_do_not_change_its_key(tmp_path: Path) -> None:
     config = recipe(tmp_path, "meet-lora")
     overrides = ["batch.micro_pairs=1", "batch.save_steps=7", "stages.step2.lr=7", "stages.step1.name=first"]
     other_config = recipe(tmp_path, "meet-lora", *overrides)
@@ -229,7 +229,7 @@ def test_what_does_not_decide_a_stage_is_not_in_its_key(tmp_path: Path) -> None:
     assert len({stage_key(config, "rows", index) for index in (-1, 0, 1)}) == 3
 
 
-def test_another_control_is_trained_anew(tmp_path: Path) -> None:
+def test_another_control_is_trained_again(tmp_path: Path) -> None:
     method, overrides = "meet-lora-first-step", ["control.rank=8"]
     cache = EveryStage(tmp_path / "shared")
     run(recipe(tmp_path, method), tmp_path / "one", cache)
@@ -239,7 +239,7 @@ def test_another_control_is_trained_anew(tmp_path: Path) -> None:
     assert not same(tmp_path / "two", tmp_path / "one")
 
 
-def test_an_interrupted_keep_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_store_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, config = EveryStage(tmp_path / "shared"), recipe(tmp_path, "sft")
     rename = Path.rename
 

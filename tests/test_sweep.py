@@ -86,7 +86,7 @@ def test_a_sweep_ends_with_a_table_and_drops_weights(tmp_path: Path, overrides: 
     assert not (tmp_path / SHARED).exists()
 
 
-def test_what_arms_share_is_trained_once_and_changes_nothing(tmp_path: Path, overrides: list[str]) -> None:
+def test_shared_stages_are_trained_once_with_equal_results(tmp_path: Path, overrides: list[str]) -> None:
     together = run(("hh-meet-lora-first-step", "hh-meet-lora"), tmp_path / "together", overrides)
     alone = [run((result.recipe,), tmp_path / result.recipe, overrides)[0] for result in together]
     assert [(result.before, result.after) for result in together] == [(result.before, result.after) for result in alone]
@@ -94,7 +94,7 @@ def test_what_arms_share_is_trained_once_and_changes_nothing(tmp_path: Path, ove
     assert first.read_text() == then.read_text()  # the same seconds: step 1 was not trained again
 
 
-def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_resumes_arm_by_arm(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     arms = arm_configs(("hh-sft", "hh-coh"), (0, 1), None, overrides)
     trained: list[str] = []
     right = meetlm.run.arm.execute
@@ -122,7 +122,7 @@ def test_a_sweep_goes_on_arm_by_arm(tmp_path: Path, overrides: list[str], monkey
     ]
 
 
-def test_a_done_arm_of_other_settings_is_refused_before_anything_runs(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_finished_arm_with_other_settings_is_refused_first(tmp_path: Path, overrides: list[str]) -> None:
     run(("hh-sft",), tmp_path, overrides)
     with pytest.raises(RunError, match="stages.sft.lr was 2e-05, is now 0.001"):
         sweep(arm_configs(("hh-coh", "hh-sft"), (0,), None, [*overrides, "optim.lr=1e-3"]), tmp_path, THEN)
@@ -189,14 +189,14 @@ def test_memory_that_is_not_there_fails_one_arm(
         ("", ["--seed", "3"], "seed=3: pass --seeds"),
     ],
 )
-def test_what_is_a_recipes_own_is_refused(text: str, more: list[str], said: str, tmp_path: Path) -> None:
+def test_settings_that_arms_set_themselves_are_refused(text: str, more: list[str], said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text or "batch: {pairs: 4}")
     with pytest.raises(ConfigError, match=said):
         arm_configs(("hh-sft",), (0,), file, more)
 
 
-def test_an_arm_that_fails_is_said_and_the_others_go_on(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_failed_arm_is_reported_and_the_others_continue(tmp_path: Path, overrides: list[str]) -> None:
     short = [*overrides, "data.max_length=1000"]  # a soft prompt of 100 does not fit beside the rows
     model = Path(overrides[0].partition("=")[2])
     longest = tmp_path / "lm"

@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_lost_is_refused(name: str) -> None:
+def test_messages_that_would_lose_parts_are_refused(name: str) -> None:
     fields, text = REFUSED[name]
     assert text in refusal(**fields, chosen="Yes.", rejected="No.")
 

@@ -109,7 +109,7 @@ def test_prompts_alone_by_hand() -> None:
         within(firsts[:-1], num_letters, max_length=0)
 
 
-def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None:
+def test_equal_prompts_are_merged_with_the_first_chosen_reply() -> None:
     asked = [("Hi", None), ("Ho", None), (" Hi\n", "first"), ("Hi", "second"), ("Ho", None)]
     rows = [
         HeldOutPrompt(Prompt(prompt), chosen and as_reply(chosen), Origin("x.jsonl", line))
@@ -127,12 +127,12 @@ def test_prompts_are_one_by_their_text_and_have_the_first_chosen_reply() -> None
     assert list(by_id) == [row.prompt.id for row in by_id.values()]
 
 
-def test_eval_with_pairs_takes_the_first_proper_row_of_a_prompt() -> None:
+def test_eval_with_pairs_uses_the_first_valid_row_of_a_prompt() -> None:
     remaining, _ = filter_eval(Read(ROWS[2:6], []), letters, max_length=4)
     assert [example.origin.line for example in remaining] == [6]
 
 
-def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
+def test_eval_keeps_one_row_per_group() -> None:
     rows = [
         make(1, "p", "a", "b", group="one"),
         make(2, "P", "a", "b", group="one"),
@@ -141,7 +141,7 @@ def test_eval_keeps_one_row_a_group_not_a_prompt() -> None:
     assert [row.origin.line for row in filter_eval(Read(rows, []), letters, 9)[0]] == [1, 3]
 
 
-def test_the_limit_counts_kept_rows_and_the_rest_is_accounted_for() -> None:
+def test_the_limit_counts_kept_rows_and_reports_the_others() -> None:
     looked_at = []
 
     def lengths(example: Example) -> ExampleTokens:
@@ -198,7 +198,7 @@ def test_no_usable_row() -> None:
         filter_train(Read([], []), letters, 10)
 
 
-def test_overlap_is_told_by_group() -> None:
+def test_overlap_compares_groups() -> None:
     test = [make(20, "p", "x", "y"), make(21, "new", "x", "y"), make(22, "else", "x", "y", group="ppppp")]
     assert [row.origin.line for row in prompt_overlap(ROWS, test)] == [20, 22]
     assert prompt_overlap(ROWS, test[1:2]) == []

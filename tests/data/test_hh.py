@@ -39,7 +39,7 @@ def test_an_empty_reply_stays_empty() -> None:
     assert (example.prompt.content, example.replies[0].content) == (QUESTION, "")
 
 
-def test_sides_that_part_earlier_are_each_split_at_their_own_border() -> None:
+def test_sides_with_different_prompts_are_split_separately() -> None:
     other = "\n\nHuman: a\n\nAssistant: something else\n\nHuman: c\n\nAssistant:"
     example = hh.parse(row(chosen=QUESTION + " yes", rejected=other + " no"))
     assert (example.prompt, example.other_prompt) == (Prompt(QUESTION), Prompt(other))

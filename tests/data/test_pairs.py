@@ -95,7 +95,7 @@ def test_implicit_conversation_that_parts_before_the_last_question() -> None:
     assert example.other_prompt == Prompt(turns(*rejected[:3]))
 
 
-def test_a_text_prompt_beside_conversations_is_a_copy() -> None:
+def test_a_text_prompt_with_conversations_is_a_copy() -> None:
     example = parse(prompt="a", chosen=[user("a"), reply("b")], rejected=[user("a"), reply("c")])
     assert parts(example) == (turns(user("a")), turns(reply("b")), turns(reply("c")))
 

@@ -210,7 +210,7 @@ class TestPlaces:
         ]
 
     @pytest.mark.usefixtures("caches")
-    def test_an_empty_folder_lists_what_was_looked_for(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_lists_the_expected_files(self, tmp_path: Path) -> None:
         (tmp_path / "set").mkdir()
         with pytest.raises(DataError) as caught:
             self.read(path=str(tmp_path / "set"))

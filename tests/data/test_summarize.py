@@ -93,7 +93,7 @@ def test_errors(changes: dict[str, Any], text: str) -> None:
     assert str(caught.value) == f"x.jsonl:7: {text}"
 
 
-def test_splits_by_the_rows_own_word(tmp_path: Path) -> None:
+def test_splits_by_the_field_of_a_row(tmp_path: Path) -> None:
     file = tmp_path / "batch3.json"
     parts = ["train", "valid1", "valid2", "train"]
     file.write_text("".join(json.dumps(fields(split=part)) + "\n" for part in parts))
