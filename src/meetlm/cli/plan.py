@@ -1,4 +1,4 @@
-"""``meet plan``: what a run will take."""
+"""``meet plan``: estimate the time, memory and GPUs of a run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _print_work(plan: Plan) -> None:
         for stage in plan.stages
     ]
     print_table(heads, rows)
-    computed = "includes padding" if plan.layout == "padded" else "counts a prompt that replies share once"
+    computed = "includes padding" if plan.layout == "padded" else "counts a prompt that several replies share once"
     click.echo(f"Tokens: control slots, prompts and replies; computed {computed}.")
     for stage in plan.stages:
         if stage.reference:

@@ -54,8 +54,8 @@ class Control(nn.Module, ABC):
         slots: For each level, the ids of its control slot: K lists, empty for a control without a slot.
         scope: Tokens that the level weights act on: ``all`` of a sequence, or the ``response``, from the last token of
             the prompt on, which predicts its first token.
-        routing: Level weights as the control's layers read them during a forward pass; ``None`` for controls that
-            change no layer. It must be the same when gradient checkpointing computes a layer again in backward.
+        routing: Level weights for the control's layers during a forward pass; ``None`` for controls that change no
+            layer. It must be the same when gradient checkpointing recomputes a layer in backward.
     """
 
     slots: list[list[int]]
@@ -90,7 +90,7 @@ class Control(nn.Module, ABC):
         return Encoder(prompt_format, self.levels, self.slot, placement, num_embeddings, self.scope)
 
     def is_identity(self) -> bool:
-        """Return whether every level gives the base model, such as no control or an untrained LoRA."""
+        """Return whether every level equals the base model, as for no control or an untrained LoRA."""
         return False
 
     def attach(self, lm: PreTrainedModel) -> None:
@@ -106,7 +106,7 @@ class Control(nn.Module, ABC):
         """Return the input embeddings [R, T, D] of a sequence.
 
         Args:
-            input_ids: Ids [R, T], among them the virtual ids of the control slot where there is one.
+            input_ids: Ids [R, T], including the virtual ids of a control slot.
             weights: Level weights [R, T, K]; ``None`` if no id is virtual.
             embedding: The model's own embedding of plain ids.
         """
@@ -116,11 +116,11 @@ class Control(nn.Module, ABC):
 
     @abstractmethod
     def adapter_state(self, weights: Weights) -> dict[str, Tensor]:
-        """Return the tensors of a level or mix, by its weights [K], as PEFT names them; empty without parameters."""
+        """Return the tensors of a level or mix, by its weights [K], with PEFT's names; empty without parameters."""
 
     @abstractmethod
     def peft_config(self, weights: Weights) -> dict[str, Any] | None:
-        """Return the control's part of PEFT's ``adapter_config.json``; ``None`` where PEFT has no such adapter."""
+        """Return the control's part of PEFT's ``adapter_config.json``; ``None`` if PEFT has no such adapter."""
 
 
 Build = Callable[[Any, LevelSpace, PreTrainedModel, Callable[[str], list[int]], torch.Generator], Control]

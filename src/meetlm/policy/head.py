@@ -31,8 +31,8 @@ MIN_CHUNK = 1024
 class LogProbHead:
     """A linear LM head that can return log-probs of target tokens in place of all logits.
 
-    It replaces the forward method of the head, so the language model is always called as a whole. Sharding, which
-    gathers weights around the forward pass, then gathers those of the head as well.
+    It replaces the forward method of the head, so that the language model is always called as a whole. Sharding gathers
+    weights around the forward pass of the model, and so gathers those of the head as well.
 
     Args:
         head: A linear layer with a weight [V, D], and a bias [V] or ``None``.
@@ -86,7 +86,7 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, *, store_proba
 
 @torch.no_grad()
 def is_linear_head(lm: PreTrainedModel, tolerance: float = 1e-4) -> bool:
-    """Return whether the logits of ``lm`` are exactly what its linear head computes; some models cap or scale them.
+    """Return whether the logits of ``lm`` equal the output of its linear head; some models cap or scale them.
 
     Args:
         lm: A model in eval mode.

@@ -1,4 +1,4 @@
-"""Where the sequences of a packed row begin and end, and the masks that follow from it.
+"""Positions of the sequences in a packed row, and the resulting masks.
 
 All attention layers of a forward pass share one layout. The first layer that needs a mask computes it; later
 layers reuse it.
@@ -23,7 +23,7 @@ BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class VarlenMetadata:
-    """Where the queries and keys of each sequence are, as arguments of a variable-length attention kernel.
+    """Positions of the queries and keys of each sequence, as arguments of a variable-length attention kernel.
 
     Attributes:
         cu_seqlens_q: [Q + 1] int32, borders of the sequences.
@@ -47,11 +47,11 @@ class PackedLayout:
 
     Args:
         borders: Q + 1 numbers: where the sequences begin and end.
-        shared: For each sequence, how many first tokens it takes from its root; 0 for all by default.
+        shared: For each sequence, the number of leading tokens that it shares with its root; 0 for all by default.
         prompts: Lengths of prompts that an earlier forward pass has read (:class:`PromptKeys`): their segments come
             before those of the row.
-        roots: With ``prompts``, for each sequence the index of its root among them. Without, the root is the last
-            sequence before it that shares nothing.
+        roots: With ``prompts``, for each sequence the index of its root among them. Otherwise, the root is the last
+            previous sequence that shares nothing.
 
     Attributes:
         lengths: Number of tokens of each sequence in the row.
@@ -123,7 +123,7 @@ class PackedLayout:
         return self._sequence_masks[cache_key]
 
     def metadata(self, device: torch.device) -> VarlenMetadata:
-        """Return where queries and keys are, as tensors on ``device``."""
+        """Return the positions of queries and keys, as tensors on ``device``."""
         if device not in self._metadata:
             num_keys = [length + skip for length, skip in zip(self.lengths, self.shared, strict=True)]
             cu_seqlens_q, cu_seqlens_k = (

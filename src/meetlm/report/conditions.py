@@ -35,7 +35,7 @@ class Condition:
 
     @property
     def suffix(self) -> str:
-        """The label as it continues a sentence."""
+        """The label as the end of a sentence."""
         return f" at {self.label}" if self.label else ""
 
 
@@ -58,7 +58,7 @@ def compared_systems(evaluation: Evaluation) -> list[str]:
 
 
 def evaluators_of(conditions: Conditions) -> list[str]:
-    """Return the evaluators in the order of the report: ROUGE after those that rate the reply itself."""
+    """Return the evaluators in the order of the report: ROUGE after the others."""
     names = dict.fromkeys(comparison.evaluator for _, comparison in comparisons_of(conditions))
     return sorted(names, key=lambda name: name in ROUGES)
 
@@ -78,5 +78,5 @@ def comparisons_of(conditions: Conditions, evaluator: str | None = None) -> Iter
 
 
 def measure_of(evaluation: Evaluation, name: str) -> Measure | None:
-    """Return a measure by its name; ``None`` if it was not taken."""
+    """Return a measure by its name; ``None`` if the evaluation does not have it."""
     return next((measure for measure in evaluation.measures if measure.name == name), None)

@@ -28,8 +28,8 @@ class Cell:
 
     Attributes:
         text: The figure, or words.
-        small: In smaller print after it: an interval, a description.
-        strong: Whether it is bold: it shows a difference.
+        small: Smaller text after it: an interval or a description.
+        strong: Whether it is bold, for a significant difference.
     """
 
     text: str
@@ -45,10 +45,10 @@ class Table:
     """One table; the first cell of a row is its heading.
 
     Attributes:
-        caption: What it shows.
-        columns: Their headings.
-        rows: Each has one cell per column.
-        notes: Printed below it.
+        caption: Caption of the table.
+        columns: Headings of the columns.
+        rows: Rows with one cell per column.
+        notes: Lines below the table.
     """
 
     caption: str
@@ -185,7 +185,7 @@ def problem_tables(conditions: Conditions) -> list[Table]:
 
 
 def system_table(conditions: Conditions) -> Table:
-    """Return where the completions of each system come from."""
+    """Return the sources of the completions of each system."""
     rows = [
         [
             Cell(system.name),

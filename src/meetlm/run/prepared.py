@@ -1,4 +1,4 @@
-"""The rows of a run, read and filtered: the same for every method, as lengths do not count its control."""
+"""The rows of a run, read and filtered; lengths exclude the control, so that every method has the same rows."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class PreparedData:
         fitted: Level schemes of the data.
         train: Examples that passed the filters, with level weights.
         test: Held-out examples, one per prompt.
-        reports: Reports of the filters of both.
-        spec: Prompt format that lengths were counted in.
-        num_without_level: Replies of both splits that show no level and are left out.
+        reports: Filter reports of both splits.
+        spec: Prompt format with which lengths were counted.
+        num_without_level: Number of replies of both splits that have no level and are left out.
     """
 
     fitted: FittedLevels
@@ -84,9 +84,9 @@ class PreparedData:
 def prepare_data(
     settings: DataSettings, prompt_format: PromptFormat, *, pinned_levels: FittedLevels | None = None
 ) -> PreparedData:
-    """Read and filter both splits, and give their replies levels.
+    """Read and filter both splits, and assign levels to their replies.
 
-    Lengths are counted without a control, so that every method has the same rows.
+    Lengths exclude the control, so that every method has the same rows.
 
     Args:
         settings: Location of the data, filters, level schemes.
@@ -97,9 +97,9 @@ def prepare_data(
     def lengths(example: Example) -> ExampleTokens:
         return example_lengths(prompt_format, example)
 
-    read, held = read_splits(settings)
-    train, of_train = filter_train(read, lengths, settings.max_length, settings.limit_train)
-    test, of_test = filter_eval(held, lengths, settings.max_length, limit=settings.limit_eval)
+    training_rows, held_out = read_splits(settings)
+    train, train_report = filter_train(training_rows, lengths, settings.max_length, settings.limit_train)
+    test, test_report = filter_eval(held_out, lengths, settings.max_length, limit=settings.limit_eval)
     train, test = merge_prompts(train), merge_prompts(test)
     fitted = pinned_levels or fit_levels(settings, train)
     levelled = fitted.apply(train), fitted.apply(test)
@@ -108,12 +108,12 @@ def prepare_data(
     )
     if not levelled[1]:
         raise DataError(
-            f"none of the {num_test} held-out replies shows a level",
-            file=of_test.file,
-            expected="replies to a prompt whose scores differ",
+            f"none of the {num_test} held-out replies has a level",
+            file=test_report.file,
+            expected="replies with different scores to the same prompt",
         )
     train, test = map(split_large, levelled)
-    return PreparedData(fitted, train, test, (of_train, of_test), prompt_format.spec, (num_train, num_test))
+    return PreparedData(fitted, train, test, (train_report, test_report), prompt_format.spec, (num_train, num_test))
 
 
 def pinned_format(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
