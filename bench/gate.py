@@ -64,7 +64,7 @@ class Gate:
         print(json.dumps(event), file=self._out, flush=True)
         request = sys.stdin.readline().strip()
         if not request:
-            os._exit(0)  # the driver is done; a worker leaves nothing behind
+            os._exit(0)  # the driver has finished
         self._opened = perf_counter()
         return request
 

@@ -77,7 +77,7 @@ class Worker:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # reading says why
+            pass  # the reader reports the reason
         return self._read()
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ def by_replicate(paired: PairedCompletions, *systems: str) -> list[int]:
 
 
 def test_runs_of_one_system_and_of_two(tmp_path: Path) -> None:
-    """Three runs under two seeds each, a baseline of one run with six seeds, another with a run a pair of seeds."""
+    """Three runs with two seeds each, a baseline of one run with six seeds, another with one run per pair of seeds."""
     several = trained("a", ["r0", "r1", "r2"], [0, 1], tmp_path)
     once = trained("b", ["s"], list(range(6)), tmp_path)
     paired = trained("c", [None, None, None], [0, 1], tmp_path)
@@ -41,7 +41,7 @@ def test_runs_of_one_system_and_of_two(tmp_path: Path) -> None:
     assert len(paired.cells) == 12 and paired.clusters == [0] * 6 + [1] * 6
     assert by_replicate(paired, "a") == [0, 0, 1, 1, 2, 2]
     assert by_replicate(paired, "b") == [0] * 6
-    assert by_replicate(paired, "c") == [0, 0, 1, 1, 2, 2]  # rows that state no run are told apart by their place
+    assert by_replicate(paired, "c") == [0, 0, 1, 1, 2, 2]  # rows without a run are distinguished by their file
     assert by_replicate(paired, "a", "b") == by_replicate(paired, "a", "c") == [0, 0, 1, 1, 2, 2]
     assert by_replicate(paired, "b", "b") == [0] * 6
     sources = [

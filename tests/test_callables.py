@@ -141,7 +141,7 @@ def test_a_scorer_that_cannot_be_had(module: str, name: str, says: str) -> None:
 
 
 def test_a_builtin_scorer() -> None:
-    """``operator.lt`` says its parameters, ``itertools.zip_longest`` does not; what they return counts."""
+    """``operator.lt`` has a signature, ``itertools.zip_longest`` does not; both are judged by what they return."""
     with pytest.raises(ValueError, match="no signature found"):
         inspect.signature(zip_longest)
     scorer = load_scorer("itertools:zip_longest")

@@ -1,4 +1,4 @@
-"""Presets, recipes, files and overrides; and what is said of mistakes."""
+"""Presets, recipes, files and overrides, and the messages about mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's replies: that they are what the data card says, and that the scorers tell them apart."""
+"""The demo's replies: they agree with the data card, and the scorers distinguish them."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_the_date_is_pinned(turns: Any) -> None:
 
 
 def test_a_tokenizer_that_opens_with_a_space_does_not_double_it() -> None:
-    """SentencePiece's old manner: ``▁`` before whatever is tokenised; a reply goes on, it does not open."""
+    """Older SentencePiece tokenizers add ``▁`` before any text; a reply continues the prompt, so it gets none."""
     vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "h": 3, "i": 4, ":": 5, "\n": 6, "▁h": 7, "▁hi": 8, "▁▁": 9, "hi": 10}
     inner = Tokenizer(models.BPE(vocabulary, [("▁", "h"), ("▁h", "i"), ("▁", "▁"), ("h", "i")], unk_token="<unk>"))
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -262,7 +262,7 @@ def test_stored_judge_responses_need_no_openai(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("report")
 def test_common_is_recorded(tmp_path: Path) -> None:
-    """A comparison over what two systems of different prompts share says so, in the report too."""
+    """A comparison over the common prompts of two systems says so, in the report too."""
     args = systems(tmp_path, (0, 1))
     assert evaluated(tmp_path, *args, "--baseline", "b").settings["common"] is False
     file = tmp_path / "a.jsonl"
@@ -282,7 +282,7 @@ def test_nan_rewards_are_named_and_counted_each_time(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(RewardModel, "_forward", spoiled)
     args = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
-    for _ in range(2):  # the second time from what is kept
+    for _ in range(2):  # the second time with stored values
         evaluation = evaluated(tmp_path, *args)
         named = [problem for problem in evaluation.problems if "NaN" in problem.description]
         assert named and all(problem.description.startswith("reward, ") for problem in named)
@@ -379,7 +379,7 @@ def test_places_with_any_sign_in_their_name(tmp_path: Path) -> None:
 
 
 def test_completions_of_other_prompts_of_a_run_stay_apart(tmp_path: Path) -> None:
-    """What `meet generate` wrote for other prompts, or for the first ones, spoils no evaluation."""
+    """Completions of other prompts, or of the first prompts only, do not disturb an evaluation."""
     run = tmp_path / "run"
     execute(config_for(tmp_path, "llama", "lora"), run)
     other = written(tmp_path / "other.jsonl", [{"prompt": f"Is {n} odd?"} for n in range(3)])

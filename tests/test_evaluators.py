@@ -20,7 +20,7 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluate(folder: Path, *args: object) -> str:
-    """Compare two systems as a user would; return what is said."""
+    """Compare two systems on the command line; return the output."""
     for name in "ab":
         line = {"prompt": "Is rice good?", "completion": f"rice {name}"}
         (folder / f"{name}.jsonl").write_text(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""What a run's folder says of how the run was made, and when another start may go on in it."""
+"""The records in a run's folder, and when a run may be resumed in it."""
 
 from __future__ import annotations
 

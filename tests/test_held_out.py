@@ -109,7 +109,7 @@ def of_splits(file: Path, *splits: str) -> Path:
 
 
 def test_every_row_of_a_file_in_data_path_is_held_out(tmp_path: Path) -> None:
-    """Rows of summarize name their split, which parts a run's own file and says nothing of one that is all held out."""
+    """Rows of summarize name their split: it divides the file of a run, and is ignored if all rows are held out."""
     file = of_splits(tmp_path / "p.jsonl", "train", "valid1", "train")
     path = Override("data.path", str(file))
     for overrides in ([path], [path, Override("data.source", "summarize")]):

@@ -1,4 +1,4 @@
-"""The journal: entries survive a kill, damaged lines are named, another header starts anew."""
+"""The journal: entries survive a kill, damaged lines are reported, and a different header starts a new journal."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_completion_files_without_a_verdict_are_counted_and_shown(tmp_path: Path
 
 
 NINE = [
-    # shown first, shown second (as the judge says it: A is what it is shown first), outcome, margin
+    # verdict with both orders (A is the reply shown first), outcome, margin
     ("A", "B", "win", 1.0),
     ("A", "C", "win", 0.5),
     ("A", "A", "tie", 0.0),
@@ -255,7 +255,7 @@ def test_each_system_has_its_own_consistency(tmp_path: Path) -> None:
 
 
 def test_costs_of_this_run_and_of_all_stored_responses(tmp_path: Path) -> None:
-    """Three pairs, then nine, then again where nothing was said: each answer is counted in the run that it came in."""
+    """Three pairs, then nine, then the calls without a verdict again: each response is counted in its own run."""
     prices = {"prompt": 1000, "completion": 10000}
 
     def mumbles(body: Body, number: int) -> Reply:

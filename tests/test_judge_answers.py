@@ -91,7 +91,7 @@ def test_calls_without_a_verdict_are_repeated_on_request(tmp_path: Path) -> None
         asked = settings(server, concurrency=1)
         assert judge(pairs(2), asked, tmp_path).outcomes == [None, "lose"]
         assert judge(pairs(2), asked, tmp_path).outcomes == [None, "lose"]
-        assert len(server.received) == 4  # kept, as every answer with a text
+        assert len(server.received) == 4  # stored, like every response with text
         again = judge(pairs(2), settings(server, concurrency=1, ask_again=True), tmp_path)
         assert again.outcomes == ["win", "lose"] and again.account.num_cached == 3 and again.problems == []
         last = judge(pairs(2), asked, tmp_path)

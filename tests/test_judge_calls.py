@@ -1,4 +1,4 @@
-"""A judge's calls: kept on disk, tried again, counted where they fail, and stopped where all would."""
+"""Calls of a judge: stored on disk, retried, counted if they fail, and stopped if all would fail."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_stopped_evaluation_continues(tmp_path: Path) -> None:
 
 
 def test_a_killed_evaluation_keeps_every_answer(tmp_path: Path) -> None:
-    """The process is killed when it asks for the sixth time: five answers are on disk, the rest is asked anew."""
+    """The process is killed at its sixth call: five responses are on disk, and the other calls are repeated."""
     started: list[subprocess.Popen[bytes]] = []
 
     def kills(body: Body, number: int) -> Reply:
@@ -246,7 +246,7 @@ PAGES = {
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_response_that_is_no_completion_is_a_failed_call(tmp_path: Path, name: str) -> None:
-    """The message says what the endpoint sent and which setting to check, not what a JSON parser says of it."""
+    """The message contains the response of the endpoint and the setting to check, not the error of the JSON parser."""
     expected = "the endpoint answered with no chat completion"
     with JudgeServer(lambda body, number: PAGES[name] if number == 2 else longer(body, number)) as server:
         outcomes, _, account, (problem,) = judge(pairs(2), settings(server, concurrency=1), tmp_path)

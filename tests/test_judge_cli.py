@@ -1,4 +1,4 @@
-"""The judge as ``meet evaluate`` asks it: which prompt, and what is said of it."""
+"""The judge in ``meet evaluate``: its prompt, and the messages about it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lines(file: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def evaluated(folder: Path, source: str, server: JudgeServer, *args: object, number: int = 3) -> tuple[str, Evaluation]:
-    """Compare two systems by a judge; return what is said, and the record."""
+    """Compare two systems by a judge; return the output and the record."""
     prompt = {"summarize": POST, "hh": HH, "pairs": PAIR}[source]
     data = lines(folder / "test.jsonl", rows_of(source, number))
     places = [
@@ -108,7 +108,7 @@ def test_a_resumed_evaluation_reports_the_costs_of_both_runs(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
-    """And says at every temperature what it cost; a second sweep costs nothing."""
+    """The report has the cost at every temperature; a second sweep costs nothing."""
     runs = [tmp_path / f"r{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
         execute(config_for(tmp_path / f"c{seed}", "llama", "lora", f"seed={seed}"), run)
@@ -133,7 +133,7 @@ def test_a_temperature_sweep_asks_as_the_runs_data_are(tmp_path: Path) -> None:
 
 
 def test_the_record_has_the_cells_that_were_judged(tmp_path: Path) -> None:
-    """Three of five prompts, and one of these in vain."""
+    """Three of five prompts are judged, one of them without a verdict."""
     first = []
 
     def once_silent(body: Body, number: int) -> Reply:

@@ -1,4 +1,4 @@
-"""Judge prompts: what is sent, how answers are read, and what is said of a wrong file."""
+"""Judge prompts: the request, how responses are parsed, and the messages about a wrong file."""
 
 from __future__ import annotations
 

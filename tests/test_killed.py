@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on where it was: the whole command, a real endpoint, SIGKILL."""
+"""A killed evaluation resumes: the whole command, a real endpoint, SIGKILL."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_judge_blind_to_length_is_left_alone() -> None:
 
 
 def test_quality_is_found_below_length() -> None:
-    """The raw rate says that the system is the better one; at equal lengths it is not: σ(−0.6) is 0.35."""
+    """By the raw rate the system is better; at equal lengths it is not: σ(−0.6) is 0.35."""
     codes = next(judged("both"))
     assert sum(1 - code / 2 for code in codes) / len(codes) > 0.5
     result = controlled("both")

@@ -180,7 +180,7 @@ def test_fragments_by_hand() -> None:
     assert fragments(article, split("the the the")) == [1, 1, 1]
     # Of two places the longer match: "over the" would end after two.
     assert fragments(split("over the hill and over the lazy dog"), split("over the lazy cat")) == [3]
-    # The published procedure goes on behind a match, so here it misses the longest one.
+    # The published procedure continues after a match, so here it misses the longest one.
     assert fragments(split("a a a b"), split("a a b")) == [2, 1]
 
 

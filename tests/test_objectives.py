@@ -118,7 +118,7 @@ def test_dpo_is_the_same_with_accumulation(architecture: str, tmp_path: Path) ->
     for whole, parts in zip(*lines, strict=True):
         for name in ("loss", "grad_norm", *NAMES):
             assert whole[name] == pytest.approx(parts[name], abs=1e-4), name
-    assert "loss/good" not in lines[0][0]  # chosen and rejected are both at good: their mean says nothing
+    assert "loss/good" not in lines[0][0]  # chosen and rejected are both at good: their mean has no meaning
     assert lines[0][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[0][-1]["rewards/margins"] > 0.01
 

@@ -186,7 +186,7 @@ def assert_same_lines(ours: list[dict[str, float]], log: list[dict[str, float]],
 
 @each_value(method=(("none", "chosen"), ("text", "conditional")), architecture=("llama", "gpt2"), layout=LAYOUTS)
 def test_sft_and_coh_train_as_trls_sft(method: tuple[str, str], architecture: str, layout: str, tmp_path: Path) -> None:
-    """CoH is SFT on both replies, behind a sentence before the prompt."""
+    """CoH is SFT on both replies, with a sentence before the prompt."""
     kind, form = method
     lm = tiny_lm(architecture, dtype=torch.float32)
     policy = tiny_policy(architecture, kind, lm=copy.deepcopy(lm), layout=layout)

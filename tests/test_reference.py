@@ -60,7 +60,7 @@ def test_computed_once_and_cached(tmp_path: Path) -> None:
 
 def test_the_same_weights_and_rows_use_the_file(tmp_path: Path) -> None:
     poisoned(policy_of(), sequences(policy_of(), LENGTHS), tmp_path)
-    other = policy_of()  # made anew, equal in every weight
+    other = policy_of()  # a new object with equal weights
     assert used(other, sequences(other, LENGTHS), tmp_path)
 
 

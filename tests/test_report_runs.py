@@ -36,7 +36,7 @@ def shape(value: object, depth: int = 2) -> object:
 
 
 def test_the_made_evaluation_is_as_meet_evaluate_writes_one(evaluation: Evaluation, tmp_path: Path) -> None:
-    """Otherwise the tests of reports would be about records that nobody has."""
+    """The generated records have the same structure as real ones."""
     args = [*systems(tmp_path, (0, 1)), "--baseline", "b", "--reward", folder_of("deberta", tmp_path / "rm")]
     with JudgeServer(longer) as server:
         args += ["--judge", "j", "--judge.base_url", server.url, "--judge.key_env", "null"]
@@ -135,7 +135,7 @@ def test_swapping_the_systems_mirrors_the_caveat_of_length(evaluation: Evaluatio
     assert f"At equal length hh-dpo is expected to win 49.0% [42.0, 56.0] by reward, {end}" in summary_of(here).caveats
     text = f"At equal length {BASELINE} is expected to win 51.0% [44.0, 58.0] by reward, {end}"
     assert text in summary_of(there).caveats
-    # Neither is said where the rate at equal length says the same.
+    # There is no such sentence if the rate at equal length leads to the same conclusion.
     clear = replace(here, comparisons=[replace(comparison, controlled_win=Interval(0.6, 0.51, 0.7))])
     other = replace(there, comparisons=[replace(swapped, controlled_win=Interval(0.4, 0.3, 0.49))])
     assert not any("At equal length" in caveat for each in (clear, other) for caveat in summary_of(each).caveats)

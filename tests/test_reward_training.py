@@ -31,7 +31,7 @@ from tiny import _WORDS, CHATML, tiny_lm, tiny_tokenizer
 
 
 def _write_pairs(place: Path, count: int, seed: int, *, chat: bool = False) -> Path:
-    """Write pairs whose chosen reply says "good" where the rejected one says "bad", among random words."""
+    """Write pairs whose chosen reply contains "good" and whose rejected reply contains "bad", among random words."""
     shuffle = random.Random(seed)
     words = [word for word in _WORDS.replace(";", "").split() if word not in ("good", "bad")]
     lines = []

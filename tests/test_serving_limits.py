@@ -1,4 +1,4 @@
-"""What the server refuses, in OpenAI's shape and never with 5xx, and how it frees what a client leaves behind."""
+"""Requests that the server refuses, in OpenAI's format and never with 5xx, and cleanup after a disconnected client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and files as people really have them: each is read as it is meant, or refused in one line that says what to do.
+"""Rows and files as they occur in practice: each is read as intended, or refused in one line that says what to do.
 
 No prompt, turn, tool call or reply is dropped, cut or doubled without a word.
 """

@@ -1,4 +1,4 @@
-"""What is dropped, what is kept, and whether the report accounts for every row."""
+"""Rows that are dropped and kept, and whether the report counts every row."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_explicit_text() -> None:
     [
         ("The sky is blue.", "The sky is green.", "The sky is"),  # the space goes with the completions
         ("The sky is blue.", "The sky is black.", "The sky is"),  # no word is torn
-        ("Q: x\nA: yes", "Q: x\nA:\nno", "Q: x\nA:"),  # both go on with white space
+        ("Q: x\nA: yes", "Q: x\nA:\nno", "Q: x\nA:"),  # both continue with white space
         ("It is blue sky", "It is blueish sky", "It is"),  # one word is the start of the other
         ("2+2? 4", "2+2? 4 of course", "2+2?"),  # one side ends: neither completion is empty
         ("a \n\nb", "a \n\nc", "a"),  # a run of white space is not cut

@@ -1,4 +1,4 @@
-"""Files, folders and the hub: what is read, and what is said when it cannot be read."""
+"""Files, folders and the hub: the rows, and the messages if they cannot be read."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ TIME_LIMIT = 600
 MARKERS = "not slow and not integration"
 """Which tests run: those of ``make test``."""
 FAILED, PASSED = 1, 0
-"""Exit statuses of pytest; any other says that the tests did not run."""
+"""Exit statuses of pytest; any other means that the tests did not run."""
 
 
 def copy_code(folder: Path) -> None:

@@ -51,13 +51,13 @@ from meetlm.export.settings import ExportSettings
     "--tolerance",
     type=click.FloatRange(min=0),
     metavar="NATS",
-    help="Largest difference of a log-prob from the run's.  [default: the format's]",
+    help="Largest difference of a log-prob from the run's.  [default: depends on the format]",
 )
 @click.option(
     "--limit", type=Count(1), default=4, show_default=True, help="Compare on the first N held-out prompts only."
 )
 @click.option("--push-to-hub", "repository", metavar="NAME", help="Upload the export to this repository of the hub.")
-@click.option("--private", "is_private", is_flag=True, help="Create the repository of --push-to-hub as a private one.")
+@click.option("--private", "is_private", is_flag=True, help="Make a new repository of --push-to-hub private.")
 @json_option
 @quiet_option
 def export(
