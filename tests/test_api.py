@@ -172,5 +172,5 @@ def test_an_interrupted_command_prints_how_to_continue(tmp_path: Path, monkeypat
 
 def test_overrides_cannot_be_combined_with_a_configuration(tmp_path: Path) -> None:
     config: RunConfig = config_for(tmp_path, "llama", "lora")
-    with pytest.raises(TypeError, match="settings are part of a RunConfig"):
+    with pytest.raises(TypeError, match="overrides cannot be combined with a RunConfig"):
         meetlm.train(config, seed=3)

@@ -198,14 +198,14 @@ def test_levels_without_an_order_have_no_dial(tmp_path: Path) -> None:
     unordered = Attribute("tone", ("casual", "formal"), is_ordered=False)
     both = LevelSpace((unordered, Attribute("length", ("brief", "detailed"))))
     reason = r"the levels of tone \(casual, formal\) have no order; to order them, train with "
-    reason += "--data.attribute_levels.tone.names and the names from worst to best"
+    reason += "--data.attribute_levels.tone.names and their names from worst to best"
     with pytest.raises(ConfigError, match=reason):
         module._assign(["tone=words"], both, None, tmp_path)
     assert list(module._assign(["words"], both, None, tmp_path)[0]) == ["length"]
     alone = LevelSpace((Attribute("", ("red", "blue"), is_ordered=False),))
     with pytest.raises(ConfigError, match=r"the levels \(red, blue\) have no order; .* --data.levels.names"):
         module._assign(["words"], alone, None, tmp_path)
-    with pytest.raises(ConfigError, match=f"level tone=0.7: expected the name of a level, as {reason}"):
+    with pytest.raises(ConfigError, match=f"level tone=0.7: expected the name of a level, since {reason}"):
         resolve_level(both, {"tone": 0.7})
 
 

@@ -41,7 +41,7 @@ def test_a_token_without_an_embedding_is_no_slot() -> None:
     known = len(tokenizer) - 1
     encoder = slots_encoder(pin_format(tokenizer), [[known], [known]], num_embeddings=known)
     assert encoder.prompt(Prompt("Rice?"), (1.0, 0.0))[0] == known
-    with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, and the model has embeddings for {known}"):
+    with pytest.raises(ConfigError, match=f"token '<new>' has id {known}, but the model has embeddings for {known}"):
         encoder.prompt(Prompt("Rice <new>?"), (1.0, 0.0))
 
 

@@ -197,7 +197,7 @@ def distinct_rows(settings: DataSettings, reporter: Reporter = SILENT) -> list[H
     held_out = read_prompts(settings)
     first_rows, repeated = distinct(held_out.prompts)
     _report_left_out("rows without a prompt", held_out.without_prompt, reporter)
-    _report_left_out("rows that name another split", held_out.other_split_rows, reporter)
+    _report_left_out("rows of another split", held_out.other_split_rows, reporter)
     _report_left_out("rows that repeat the prompt of an earlier row", [row.origin for row in repeated], reporter)
     return list(first_rows.values())
 
