@@ -13,13 +13,14 @@ from transformers import TrainerCallback
 
 from combinations import each_value
 from meetlm.config.errors import ConfigError, DivergedError
+from meetlm.config.world import World
 from meetlm.data.batch import Batch, collate
 from meetlm.data.encoding import Encoded
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
 from meetlm.training.loop import Collator, StageTrainer, checkpoints, load_trained
-from meetlm.training.order import optimizer_steps
+from meetlm.training.order import PassSampler, dropout_seed, optimizer_steps
 from meetlm.training.run_stage import run_stage, set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 from tiny import (
@@ -348,3 +349,34 @@ def test_neighbouring_seeds_have_no_order_in_common() -> None:
         orders += [tuple(steps[2 * epoch] + steps[2 * epoch + 1]) for epoch in range(5)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len(set(orders)) == 4 * 5
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+@pytest.mark.parametrize(("count", "pairs"), [(16, 8), (13, 4), (3, 4), (21, 12)])
+def test_every_example_is_in_the_same_step_for_any_number_of_processes(count: int, pairs: int, micro: int) -> None:
+    batch = BatchSettings(pairs=pairs, micro_pairs=micro)
+
+    def steps(size: int) -> list[list[int]]:
+        """Return the sorted examples of each step, over three epochs."""
+        samplers = [PassSampler(count, batch, 5, World(rank, size)) for rank in range(size)]
+        accumulation, result = batch.of_process(World(0, size)).accumulation, []
+        for epoch in range(3):
+            for sampler in samplers:
+                sampler.set_epoch(epoch)
+            passes = list(zip(*map(list, samplers), strict=True))
+            assert len(passes) == len(samplers[0])
+            assert all(len(part) <= micro for forward in passes for part in forward)
+            for start in range(0, len(passes), accumulation):
+                step = passes[start : start + accumulation]
+                result.append(sorted(index for forward in step for part in forward for index in part))
+        return result
+
+    assert steps(1) == steps(2) == steps(4)
+    assert sum(map(len, steps(1))) == 3 * count
+
+
+def test_processes_have_different_dropout() -> None:
+    seeds = [dropout_seed(seed, World(rank, 64)) for seed in range(32) for rank in range(64)]
+    assert len(set(seeds)) == len(seeds)
+    assert dropout_seed(7, World()) == 7
+    assert all(0 <= dropout_seed(2**32 - 1, World(rank, 64)) < 2**32 for rank in range(64))

@@ -6,10 +6,12 @@ Commands import heavy libraries only when they run, so that ``--help`` is quick.
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 
 from meetlm.config.errors import LevelChoiceError, MeetError
+from meetlm.config.world import World, is_lost_connection
 
 INTERRUPTED = 130
 EXIT_CODES = (
@@ -30,12 +32,30 @@ RESUMABLE = (
     "improve",
 )
 """Commands that continue after an interruption if they are run again."""
+DISTRIBUTED = ("train",)
+"""Commands that run in several processes."""
+GRACE = 3.0
+"""Seconds for which a process waits with an error that another process may have had first, for that to be reported."""
 
 
 class _Group(click.Group):
     """A group that prints errors caused by the input as one message and exits with code 1."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Refuse a command that runs in one process only."""
+        name, command, rest = super().resolve_command(ctx, args)
+        size = World.from_environment().size
+        if size > 1 and name not in DISTRIBUTED:
+            raise click.UsageError(
+                f"`meet {name}` runs in one process, but WORLD_SIZE is {size}; commands that run in several: "
+                f"{', '.join(DISTRIBUTED)}"
+            )
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> object:
+        world = World.from_environment()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -52,6 +72,15 @@ class _Group(click.Group):
             if error.filename is None:
                 raise
             message = f"{error.filename}: {error.strerror}"
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            time.sleep(GRACE)
+            message = "another process of the job has ended; run the same command again to continue"
+        if world.size > 1:
+            message = f"{world}: {message}"
+            if not world.is_main:
+                time.sleep(GRACE)
         click.echo(f"error: {message}", err=True)
         sys.exit(1)
 

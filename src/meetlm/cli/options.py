@@ -97,6 +97,13 @@ attribute_option = click.option(
 batch_size_option = click.option(
     "--batch-size", type=Count(1), default=32, show_default=True, help="Number of prompts per batch."
 )
+processes_option = click.option(
+    "--processes",
+    type=Count(1),
+    default=1,
+    show_default=True,
+    help="Number of processes to start on this machine, such as one per GPU.",
+)
 
 
 def out_option(default: str | None, help: str, type: click.Path = FOLDER) -> Decorator:  # noqa: A002  click's own names

@@ -9,16 +9,24 @@ import click
 from meetlm.cli.arguments import SettingsCommand, configure
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import config_option, out_option, quiet_option
+from meetlm.cli.options import config_option, out_option, processes_option, quiet_option
+from meetlm.cli.processes import is_launcher, launch
 from meetlm.config.overrides import Override
+from meetlm.config.world import World
 
 
 @main.command(cls=SettingsCommand, names="[RECIPE]", short_help="Train a recipe.")
 @config_option
 @out_option(None, "Folder of the run.  [default: runs/RECIPE]")
+@processes_option
 @quiet_option
 def train(
-    names: list[str], overrides: list[Override], file: Path | None, out: Path | None, reporter: ConsoleReporter
+    names: list[str],
+    overrides: list[Override],
+    file: Path | None,
+    out: Path | None,
+    processes: int,
+    reporter: ConsoleReporter,
 ) -> None:
     """Train RECIPE or the configuration in --config; each SETTING overrides one of its values.
 
@@ -27,6 +35,8 @@ def train(
       meet train hh-meet-lora --out runs/lora
       meet train pairs-meet-lora --data.path pairs.jsonl --model.name smollm2 --preset small
       meet train --config mine.yaml --stages.step1.lr 3e-3
+      meet train hh-meet-lora --processes 4
+      torchrun --nproc-per-node 4 -m meetlm train hh-meet-lora
 
     A SETTING is --KEY VALUE, --KEY=VALUE or KEY=VALUE. The most common:
 
@@ -42,10 +52,16 @@ def train(
     The same command continues an interrupted run.
     """  # noqa: D301  click's mark is a real backspace
     config = configure(names, overrides, file)
+    if is_launcher(processes):
+        config.batch.of_process(World(0, processes))
+        launch(processes, out or Path("runs") / config.recipe)
+        return
     quiet_libraries()
     from meetlm.run.train import train as train_run
 
-    click.echo(train_run(config, out=out, reporter=reporter))
+    run = train_run(config, out=out, reporter=reporter)
+    if World.from_environment().is_main:
+        click.echo(run)
 
 
 @main.command("config", cls=SettingsCommand, names="[RECIPE]", short_help="Print all settings of a recipe.")

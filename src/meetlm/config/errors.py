@@ -72,6 +72,10 @@ class RunError(MeetError):
     """A run's folder that is missing or incomplete, or lacks a file that is needed."""
 
 
+class OtherProcessError(RunError):
+    """The failure of another process of the job, which reports it itself."""
+
+
 class DivergedError(RunError):
     """Training whose gradients are not finite. The last checkpoint before that remains."""
 

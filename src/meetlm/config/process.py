@@ -1,4 +1,4 @@
-"""Settings of the process that must precede the import of torch: how long threads spin, and freed memory.
+"""Settings of the process that must precede the import of torch: how long threads spin, freed memory, warnings.
 
 LOG.md has measurements of each. A value that the user has set stays.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+
+from meetlm.config.world import World
 
 SPINCOUNT = "2000"
 """How long a thread spins before it sleeps, in iterations of libgomp."""
@@ -27,6 +29,8 @@ def prepare() -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if World.from_environment().size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns where no parameter is unused
     retain_freed_memory()
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.errors import RunError
 from meetlm.config.files import refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World, connect
 from meetlm.controls.build import build_control
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
 from meetlm.diagnostics.preference import PreferenceAccuracy, base_model_accuracy, preference_accuracy
@@ -43,6 +43,9 @@ def execute(
 ) -> None:
     """Run every stage of ``config`` in ``folder``; an interrupted run continues.
 
+    Every process of a job calls this with the same arguments. Each reads the data and the model; the main process
+    writes and reports.
+
     Args:
         config: The configuration.
         folder: Folder of the run; created.
@@ -55,25 +58,32 @@ def execute(
         RunError: The folder holds a finished run, a run of another configuration, or other files.
         MeetError: Data, model or configuration cannot be used.
     """
-    if not (folder / CONFIG).exists():
-        refuse_foreign_files(folder)
-    if (folder / MEET).exists():
-        raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training runs in one process on one device, but WORLD_SIZE is above 1: start one process")
-    device_of(config.model)  # before the data are read, which may take minutes
-    tokenizer = load_tokenizer(config.model.name)
-    prompt_format = _format(folder, config, tokenizer, prepared)
-    if prepared is not None and prepared.spec == prompt_format.spec:
-        data = prepared
-    else:
-        data = prepare_data(config.data, prompt_format, pinned_levels=read_pinned_levels(folder))
-        for line in data.lines():
-            reporter.message(line)
-    write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict(), data.fitted.to_dict())
+    world = World.from_environment()
+    config.batch.of_process(world)  # before the data are read, which may take minutes
+    connect(device_of(config.model))
+    reporter = reporter if world.is_main else SILENT
+    with world.main_first():
+        if world.is_main and not (folder / CONFIG).exists():
+            refuse_foreign_files(folder)
+        if (folder / MEET).exists():
+            raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
+        tokenizer = load_tokenizer(config.model.name)
+        prompt_format = _format(folder, config, tokenizer, prepared)
+        if prepared is not None and prepared.spec == prompt_format.spec:
+            data = prepared
+        else:
+            data = prepare_data(config.data, prompt_format, pinned_levels=read_pinned_levels(folder))
+            for line in data.lines():
+                reporter.message(line)
+    world.require_same("the data", data.fingerprint)
+    world.from_main(
+        lambda: write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict(), data.fitted.to_dict())
+    )
     reporter.message(f"loading {config.model.name}")
-    lm, _ = load_lm(config.model)
-    pin_lm(folder, sha256_of(lm), lm_sha256)
+    with world.main_first():
+        lm, _ = load_lm(config.model)
+    world.require_same(f"model {config.model.name!r}", sha256_of(lm))
+    world.from_main(lambda: pin_lm(folder, sha256_of(lm), lm_sha256))
     levels = config.control_levels(data.levels)
     control = build_control(config.control, levels, lm, prompt_format.tokenize, config.seed)
     inputs = encode_inputs(config, data, prompt_format, lm, control, reporter)
@@ -130,12 +140,13 @@ def execute(
         source=config.data.source,
         schemes=data.fitted.to_dict(),
     )
-    write_result(folder, meet, policy, prompt_format.exported_tokenizer(), _unchanged_hub_model(config))
+    exported_tokenizer = prompt_format.exported_tokenizer()
+    world.from_main(lambda: write_result(folder, meet, policy, exported_tokenizer, _unchanged_hub_model(config)))
     failure_reason = peft_failure_reason(control)
     if failure_reason:
         reporter.message(f"no PEFT folders: {failure_reason}")
     for stage in config.stages:
-        if "lm" in stage.train:  # the checkpoints hold model and optimizer states; the result is in RUN/model
+        if world.is_main and "lm" in stage.train:  # they hold optimizer states too; the result is in RUN/model
             remove_checkpoints(folder / stage.name)
     reporter.message(f"the run is in {folder}")
 
@@ -182,7 +193,8 @@ class _Accuracies:
 
     def __init__(self, path: Path, cache: StageCache | None, reporter: Reporter) -> None:
         self.path, self.cache, self.reporter = path, cache, reporter
-        self.entries = json.loads(path.read_text()) if path.exists() else {}
+        self._world = World.current()
+        self.entries = self._world.from_main(lambda: json.loads(path.read_text()) if path.exists() else {})
 
     def record(self, moment: str, key: str, measure: Callable[[], PreferenceAccuracy]) -> None:
         """Measure the accuracy, unless this run or another run with the same stage ``key`` has measured it.
@@ -200,5 +212,6 @@ class _Accuracies:
                 self.entries[moment] = measure().to_dict()
                 if shared:
                     write_atomic(shared, json.dumps(self.entries[moment]) + "\n")
-            write_atomic(self.path, json.dumps(self.entries, indent=2) + "\n")
+            if self._world.is_main:
+                write_atomic(self.path, json.dumps(self.entries, indent=2) + "\n")
         self.reporter.message(f"{moment}: {PreferenceAccuracy.from_dict(self.entries[moment])}")

@@ -1,9 +1,9 @@
 """The training loop: one thin subclass of ``transformers.Trainer`` for every stage of every method.
 
 The format turns each pair into one item of the training set, so both replies are always in the same optimizer step.
-The loss is the objective's sum over the whole accumulated batch divided by the number of its units: trained tokens, or
-pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states and position. It is written under
-a temporary name and then renamed.
+The loss is the objective's sum over the whole accumulated batch of all processes divided by the number of its units:
+trained tokens, or pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states and position.
+It is written under a temporary name and then renamed, by the main process.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from meetlm.config.errors import DivergedError, RunError
 from meetlm.config.files import sync
+from meetlm.config.world import World
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import UseCurrentIntervals
-from meetlm.training.order import data_seed
+from meetlm.training.order import PassSampler, data_seed, dropout_seed
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 WEIGHTS = "model.safetensors"
@@ -53,18 +54,41 @@ class Collator:
         layout: Layout of the batch.
         is_pairwise: Whether the loss is divided by the number of pairs rather than of trained tokens.
         share: Whether sequences of an item with the same prompt share its computation.
+        stand_in: Item of a forward pass without items, which a process runs when it has fewer items than others.
     """
 
-    def __init__(self, layout: Layout, *, is_pairwise: bool = False, share: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        is_pairwise: bool = False,
+        share: bool = False,
+        stand_in: tuple[Item, Tensor | None] | None = None,
+    ) -> None:
         self.layout, self.is_pairwise, self.share = layout, is_pairwise, share
+        self._stand_in = stand_in
 
     def __call__(self, items: list[tuple[Item, Tensor | None]]) -> Batch:
-        """Return the batch of all sequences of ``items``."""
+        """Return the batch of all sequences of ``items``; without items one of the stand-in, with no labels."""
+        num_items = len(items)
+        if self._stand_in is not None:
+            items = items or [self._stand_in]
         batch = collate([sequence for item, _ in items for sequence in item], self.layout, share=self.share)
         if self.is_pairwise:
             batch["labels"] = torch.zeros(len(items), dtype=torch.int64)
             batch["reference"] = torch.cat([logps for _, logps in items if logps is not None])
+        if num_items == 0:
+            batch["labels"] = batch["labels"][:0]
         return batch
+
+
+class _StepLoader(DataLoader[Any]):
+    """Loads the forward passes of a :class:`PassSampler`; Trainer sets its epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        assert isinstance(self.batch_sampler, PassSampler)
+        self.batch_sampler.set_epoch(epoch)
 
 
 class StageTrainer(Trainer):
@@ -95,21 +119,23 @@ class StageTrainer(Trainer):
         reference: Tensor | None = None,
     ) -> None:
         self.stage, self.optim, self.folder = stage, optim, folder
-        self._policy = policy
+        self._policy, self._world = policy, World.current()
+        self._passes = PassSampler(len(items), batch, seed, self._world)
+        of_process = batch.of_process(self._world)
         kind = OBJECTIVES[stage.objective.kind]
         self._objective, self._is_pairwise = kind.build(stage.objective), kind.is_pairwise
         assert kind.is_pairwise == (reference is not None), "pairwise objectives have a reference, others have none"
         steps = stage.num_steps(len(items), batch.pairs)
         arguments = TrainingArguments(
             output_dir=str(folder),
-            per_device_train_batch_size=batch.micro,
-            gradient_accumulation_steps=batch.accumulation,
+            per_device_train_batch_size=of_process.micro,
+            gradient_accumulation_steps=of_process.accumulation,
             max_steps=steps,
             learning_rate=stage.lr,
             lr_scheduler_type=optim.schedule,
             warmup_steps=round(optim.warmup * steps),
             max_grad_norm=optim.max_grad_norm,
-            seed=seed,
+            seed=dropout_seed(seed, self._world),
             data_seed=data_seed(seed),
             bf16=_supports_bf16(policy.device),  # weights, optimizer and controls stay f32
             use_cpu=policy.device.type == "cpu",
@@ -122,13 +148,17 @@ class StageTrainer(Trainer):
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             optim="adamw_torch",
+            ddp_find_unused_parameters=True,  # such as a soft prompt in a pass whose replies have no slot
         )
         arguments._n_gpu = 1  # otherwise Trainer splits a packed row among all visible GPUs
-        collator = Collator(policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts)
+        self._items = dataset = ItemDataset(items, reference)
+        collator = Collator(
+            policy.layout, is_pairwise=kind.is_pairwise, share=policy.shares_prompts, stand_in=dataset[0]
+        )
         super().__init__(
             model=policy,
             args=arguments,
-            train_dataset=ItemDataset(items, reference),
+            train_dataset=dataset,
             data_collator=collator,  # type: ignore[arg-type]  # a TypedDict is a dict
             callbacks=[UseCurrentIntervals(), *callbacks],
         )
@@ -142,6 +172,10 @@ class StageTrainer(Trainer):
         self._units = 0
         self._input_tokens = 0
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of this process's forward passes."""
+        return _StepLoader(self._items, batch_sampler=self._passes, collate_fn=self.data_collator)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -149,29 +183,43 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the objective's sum over this part of the batch, divided by the number of units of the whole batch."""
+        """Return the objective's sum over this part of the batch, divided by the number of units of the whole batch.
+
+        The gradients of the processes are averaged, so the loss is multiplied by their number.
+        """
         assert not return_outputs and num_items_in_batch is not None
         logps = model(inputs["blocks"], inputs["num_completions"])
         sums = logps.sums()
         loss = self._objective(sums, inputs.get("reference"))
+        is_counted = len(inputs["labels"]) > 0  # otherwise the batch is a stand-in
         with torch.no_grad():
-            weights = inputs["weights"].double()
+            weights = inputs["weights"].double() * is_counted
             self._level_nll += (-sums.double() @ weights).cpu()
             self._level_tokens += (logps.counts().double() @ weights).cpu()
-            self._input_tokens += inputs["num_input_tokens"]
+            self._input_tokens += inputs["num_input_tokens"] * is_counted
             self._units += len(inputs["labels"])
             for name, value in loss.sums.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        return loss.total / num_items_in_batch
+                self._sums[name] = self._sums.get(name, 0.0) + float(value) * is_counted
+        if self._world.size == 1:
+            return loss.total / num_items_in_batch
+        return loss.total * (is_counted * self._world.size) / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss per level (nats per token), the objective's values, and the input tokens since the last log."""
+        """Add the loss per level (nats per token), the objective's values, and the input tokens since the last log.
+
+        All of them are over all processes.
+        """
         if "loss" in logs:
+            names, levels = list(self._sums), len(self._level_nll)
+            counts = torch.tensor([*self._sums.values(), self._units, self._input_tokens], dtype=torch.float64)
+            totals = self._world.sum(torch.cat([self._level_nll, self._level_tokens, counts]))
+            level_nll, level_tokens = totals[:levels], totals[levels : 2 * levels]
+            *sums, units, input_tokens = totals[2 * levels :].tolist()
             for k, name in enumerate(self._policy.control.levels):
-                if self._level_tokens[k] > 0 and not self._is_pairwise:  # both replies of a pair have one level
-                    logs[f"loss/{name}"] = float(self._level_nll[k] / self._level_tokens[k])
-            logs.update({name: value / self._units for name, value in self._sums.items()})
-            logs["input_tokens"] = float(self._input_tokens)
+                if level_tokens[k] > 0 and not self._is_pairwise:  # both replies of a pair have one level
+                    logs[f"loss/{name}"] = float(level_nll[k] / level_tokens[k])
+            logs.update({name: value / units for name, value in zip(names, sums, strict=True)})
+            logs["input_tokens"] = input_tokens
             self._level_nll.zero_()
             self._level_tokens.zero_()
             self._sums, self._units, self._input_tokens = {}, 0, 0
@@ -212,14 +260,25 @@ class StageTrainer(Trainer):
         load_trained(self._policy, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint under a temporary name, rename it, and remove the one before."""
+        """Write the checkpoint under a temporary name, rename it, and remove the one before.
+
+        Each process writes its random states, the main process the rest.
+        """
         partial = self.folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        with self._world.main_first():
+            if self._world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
         self.args.output_dir = str(partial)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(self.folder)
+        self._world.wait()
+        if self._world.is_main:
+            self._finish_checkpoint(partial)
+
+    def _finish_checkpoint(self, partial: Path) -> None:
+        """Move a written checkpoint from the folder ``partial`` to its place, and remove the one before."""
         written = partial / f"checkpoint-{self.state.global_step}"
         target = self.folder / written.name
         sync(written)
@@ -229,6 +288,13 @@ class StageTrainer(Trainer):
         sync(self.folder, deep=False)  # the one before is removed only when this one is on disk
         for old in checkpoints(self.folder)[:-1]:
             shutil.rmtree(old)
+
+
+def release(trainer: StageTrainer) -> None:
+    """Detach a trainer from its policy: hooks of its wrapper would exchange the gradients of the next stage too."""
+    trainer.model_wrapped = trainer._policy
+    trainer.callback_handler.model = None
+    trainer.accelerator.free_memory()
 
 
 def adamw(policy: Policy, stage: StageSettings, optim: OptimSettings) -> torch.optim.Optimizer:

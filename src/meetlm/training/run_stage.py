@@ -13,11 +13,12 @@ from torch import Tensor
 from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World
 from meetlm.data.formats import Item
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter, ShowProgress, logged_seconds
-from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained
+from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained, release
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
@@ -70,6 +71,7 @@ def run_stage(
     Raises:
         ConfigError: The stage would train nothing.
     """
+    world = World.current()
     set_trainable(policy, stage)
     folder.mkdir(parents=True, exist_ok=True)
     saved = checkpoints(folder)
@@ -85,17 +87,20 @@ def run_stage(
         load_trained(policy, last)
     else:
         with reporter.progress(stage.name, total=steps, unit="step", initial=steps_done) as progress:
-            callbacks = [MetricsWriter(folder / "metrics.jsonl"), ShowProgress(progress)]
+            callbacks = [MetricsWriter(folder / "metrics.jsonl"), ShowProgress(progress)] if world.is_main else []
             trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         steps = trainer.state.global_step
+        release(trainer)
     seconds = earlier_seconds + time.perf_counter() - started
     policy.eval()
     lm_after = sha256_of(policy.lm)
     assert lm_before in (None, lm_after), "a stage that trains only the control changed the language model"
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     result = StageResult(steps, round(seconds, 1), trained, lm_after)
-    write_atomic(folder / DONE, json.dumps(asdict(result), indent=2) + "\n")
+    world.wait()  # until all have read the stage's files
+    if world.is_main:
+        write_atomic(folder / DONE, json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 

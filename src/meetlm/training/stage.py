@@ -10,8 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from transformers import SchedulerType
 
 import meetlm.objectives.dpo  # noqa: F401  registers itself
-from meetlm.config.errors import nearest
+from meetlm.config.errors import ConfigError, nearest
 from meetlm.config.settings import Settings
+from meetlm.config.world import World
 from meetlm.data.formats import FORMATS
 from meetlm.objectives.base import OBJECTIVES, AnyObjectiveSettings
 from meetlm.objectives.nll import NLLSettings
@@ -121,13 +122,33 @@ class OptimSettings(Settings):
 class BatchSettings(Settings):
     """Batch sizes, in pairs, so that every method trains on the same pairs in the same order."""
 
-    pairs: int = Field(64, ge=1, description="pairs per optimizer step (64 pairs = 128 sequences, appendix A)")
-    micro_pairs: int = Field(8, ge=1, description="maximum number of pairs per forward pass; same gradient")
+    pairs: int = Field(
+        64, ge=1, description="pairs per optimizer step over all processes (64 pairs = 128 sequences, appendix A)"
+    )
+    micro_pairs: int = Field(
+        8, ge=1, description="maximum number of pairs per forward pass of a process; same gradient"
+    )
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null = one epoch")
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     report_to: tuple[str, ...] = Field(
         (), description="trackers that transformers.Trainer supports: wandb, tensorboard, …"
     )
+
+    def of_process(self, world: World) -> BatchSettings:
+        """Return the batch sizes of one process.
+
+        Raises:
+            ConfigError: The pairs of an optimizer step cannot be divided evenly among the processes.
+        """
+        pairs, rest = divmod(self.pairs, world.size)
+        if rest:
+            below, above = pairs * world.size, (pairs + 1) * world.size
+            choice = f"{below} or {above}" if below else str(above)
+            raise ConfigError(
+                f"batch.pairs is {self.pairs}, the number of pairs per optimizer step over all processes, and "
+                f"{world.size} processes cannot divide it evenly; set it to {choice}, or start fewer processes"
+            )
+        return self if world.size == 1 else self.model_copy(update={"pairs": pairs})
 
     @property
     def accumulation(self) -> int:

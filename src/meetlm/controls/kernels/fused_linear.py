@@ -27,15 +27,13 @@ LINEAR_LAYERS = (nn.Linear, Conv1D)
 def can_fuse(layer: nn.Module, x: Tensor) -> bool:
     """Whether :func:`fused_linear` may replace the forward method of ``layer`` for the input ``x``.
 
-    It needs a plain layer on a CPU with weights in the dtype of ``x``, in a single process (weights may be sharded
-    otherwise) and without autocast.
+    It needs a plain layer on a CPU with weights in the dtype of ``x``, and no autocast.
     """
     return (
         type(layer) in LINEAR_LAYERS
         and x.device.type == "cpu"
         and layer.weight.dtype == x.dtype
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     )
 
 
