@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -272,6 +273,11 @@ def without_bos(folder: Path) -> None:
     file.write_text(file.read_text().replace("{{ bos_token }}", ""))
 
 
+def with_two_bos(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"))
+
+
 def with_other_level(folder: Path) -> None:
     good, bad = (folder / level / "adapter_model.safetensors" for level in ("good", "bad"))
     states = load_file(good), load_file(bad)
@@ -298,9 +304,17 @@ DIFFERENT_IDS, DIFFERENT_LOG_PROBS = (
     [
         ("lora", "peft", with_other_template, DIFFERENT_IDS),
         ("lora", "merged", with_other_template, DIFFERENT_IDS),
+        ("lora", "vllm", with_other_template, DIFFERENT_IDS),
         ("lora", "peft", without_bos, DIFFERENT_IDS),
+        ("lora", "merged", without_bos, DIFFERENT_IDS),
+        ("lora", "vllm", without_bos, DIFFERENT_IDS),
         ("soft_prompt", "merged", without_bos, DIFFERENT_IDS),
+        ("lora", "peft", with_two_bos, DIFFERENT_IDS),
+        ("lora", "merged", with_two_bos, DIFFERENT_IDS),
+        ("lora", "vllm", with_two_bos, DIFFERENT_IDS),
+        ("soft_prompt", "merged", with_two_bos, DIFFERENT_IDS),
         ("lora", "peft", with_other_level, DIFFERENT_LOG_PROBS),
+        ("lora", "vllm", with_other_level, DIFFERENT_LOG_PROBS),
         ("soft_prompt", "peft", with_other_level, DIFFERENT_LOG_PROBS),
         ("activated", "peft", with_other_level, DIFFERENT_LOG_PROBS),
         ("soft_prompt", "merged", with_scaled_vectors, DIFFERENT_LOG_PROBS),
@@ -323,6 +337,20 @@ def test_a_broken_export_fails(
     assert "does not compute what the run computes; do not use this export" in result.stderr
     assert message in result.stderr
     assert json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["passes"] is False
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft_prompt"])
+def test_a_merged_model_of_the_other_level_fails(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_other_level(self: Exporter, export: Export, **more: Any) -> None:
+        other = {level: weights[::-1] for level, weights in export.levels.items()}
+        write(self, dataclasses.replace(export, levels=other), **more)
+
+    write = EXPORTERS["merged"].write
+    monkeypatch.setattr(EXPORTERS["merged"], "write", write_other_level)
+    with pytest.raises(RunError, match=DIFFERENT_LOG_PROBS):
+        meetlm.export_run(request.getfixturevalue(kind), "merged", ["good"], out=tmp_path / "out", limit=1)
 
 
 def test_command(lora: Path, tmp_path: Path) -> None:

@@ -121,9 +121,17 @@ def test_swapped_adapters_fail(gemma: Path, tmp_path: Path, monkeypatch: pytest.
         export(gemma, tmp_path / "gguf")
 
 
-@pytest.mark.parametrize(("text", "wrong"), [("'<|im_start|>' +", "'<|im_start|> ' +"), ("{{ bos_token }}", "")])
+@pytest.mark.parametrize("to", ["gguf", "ollama"])
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("'<|im_start|>' +", "'<|im_start|> ' +"),
+        ("{{ bos_token }}", ""),
+        ("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"),
+    ],
+)
 def test_another_template_fails(
-    text: str, wrong: str, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, wrong: str, to: str, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: Callable[..., Any] = PromptFormat.exported_tokenizer
 
@@ -135,4 +143,4 @@ def test_another_template_fails(
 
     monkeypatch.setattr(PromptFormat, "exported_tokenizer", with_wrong_template)
     with pytest.raises(RunError, match="token ids of the prompt differ"):
-        export(gemma, tmp_path / "gguf")
+        export(gemma, tmp_path / "out", to, ["good"] if to == "ollama" else ())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import meetlm
 from meetlm.config.errors import ConfigError, RunError
+from meetlm.config.overrides import Override
 from meetlm.data.levels import Attribute, LevelSpace
 from meetlm.data.prompt_format import pin_format
 from meetlm.export.base import Export
@@ -29,6 +32,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT's
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),  # PEFT's
 ]
+VLLM_REFUSES = (
+    "modules_to_save",
+    "use_dora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "rank_pattern",
+)
+"""Fields of PEFT's configuration with which vLLM 0.32 loads no LoRA, or another one."""
 TWO = LevelSpace((Attribute("tone", ("casual", "formal")), Attribute("length", ("brief", "detailed"))))
 
 
@@ -146,6 +158,30 @@ def test_vllm(run: Path, tmp_path: Path) -> None:
     assert [module["name"] for module in modules] == ["good", "good=1.5,bad=-0.5"]
     assert all((Path(module["path"]) / "adapter_config.json").is_file() for module in modules)
     assert (Path(options["--tokenizer"]) / "tokenizer.json").is_file()
+    bodies = [json.loads((Path(module["path"]) / "adapter_config.json").read_text()) for module in modules]
+    assert all(body["r"] <= int(options["--max-lora-rank"]) for body in bodies)
+    assert not any(body.get(key) for body in bodies for key in VLLM_REFUSES)
+    assert command[2] == bodies[0]["base_model_name_or_path"] == str((run / "model").resolve())
+
+
+def test_vllm_requires_a_python_that_has_it(run: Path, tmp_path: Path) -> None:
+    for python, reason in ((tmp_path / "none", "No such file"), (Path(sys.executable), "No module named 'vllm'")):
+        with pytest.raises(ConfigError, match=f"--vllm .*{reason}"):
+            meetlm.export_run(run, "vllm", out=tmp_path / "out", settings=ExportSettings(vllm=python))
+
+
+@pytest.mark.own_environment
+@pytest.mark.slow
+@pytest.mark.skipif("MEETLM_VLLM" not in os.environ, reason="MEETLM_VLLM names no Python of an environment with vLLM")
+def test_vllm_itself(tmp_path: Path) -> None:
+    """SmolLM2 at both levels and a mix; swapped levels fail."""
+    config = config_for(tmp_path / "inputs", "llama", "lora", Override("model.name", "smollm2"), chat=True)
+    execute(config, tmp_path / "run")
+    settings = ExportSettings(vllm=Path(os.environ["MEETLM_VLLM"]))
+    levels = ["good", "bad", {"good": 1.5, "bad": -0.5}]
+    result = meetlm.export_run(tmp_path / "run", "vllm", levels, out=tmp_path / "out", limit=1, settings=settings)
+    assert result.parity is not None
+    assert result.parity.tool == "vLLM" and result.parity.num_prompts == 3 and result.parity.largest < 1e-3
 
 
 def test_ollama_template() -> None:

@@ -83,6 +83,11 @@ class Exporter(ABC):
     def read(self, export: Export, cases: Sequence[ParityCase]) -> Iterator[ToolOutput]:
         """Load the files with the tool, as a user does, and yield what the tool computes for each case, in order."""
 
+    def tool_name(self, settings: ExportSettings) -> str:
+        """Return the name of the tool that the parity check runs."""
+        del settings
+        return self.tool
+
     @abstractmethod
     def tolerance(self, settings: ExportSettings) -> float:
         """Return the largest difference of log-probs, in nats, that the parity check accepts."""

@@ -65,19 +65,23 @@ class PeftExporter(Exporter):
         export.format.exported_tokenizer().save_pretrained(export.folder)
 
     def read(self, export: Export, cases: Sequence[ParityCase]) -> Iterator[ToolOutput]:
-        """Load each folder with PEFT onto the base model, and generate."""
+        """Load the base model and all folders with PEFT, and generate."""
         from peft import PeftModel
 
         base = export.base if Path(export.base).is_dir() else export.model  # a hub name is not downloaded
         tokenizer = AutoTokenizer.from_pretrained(export.folder)
-        control, model, level = export.policy.control, None, None
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapters = {level: f"level-{number}" for number, level in enumerate(export.levels)}  # PEFT refuses a dot
+        for level, adapter in adapters.items():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(export.folder / level), adapter)
+            else:
+                model = PeftModel.from_pretrained(model, export.folder / level, adapter).eval()
         for case in cases:
-            if case.level != level:
-                lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-                model, level = PeftModel.from_pretrained(lm, export.folder / case.level).eval(), case.level
+            model.set_adapter(adapters[case.level])
             ids = rendered_ids(tokenizer, case.prompt)
             log_probs = reply_logits(model, ids, case).log_softmax(dim=-1)
-            yield ToolOutput((*control.slot(case.weights), *ids), log_probs.gather(1, case.candidates))
+            yield ToolOutput((*export.policy.control.slot(case.weights), *ids), log_probs.gather(1, case.candidates))
 
     def tolerance(self, settings: ExportSettings) -> float:
         """Return the tolerance of f32 arithmetic in another order."""

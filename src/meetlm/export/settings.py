@@ -19,6 +19,9 @@ class ExportSettings(Settings):
     converter: Path | None = Field(
         None, description="folder of llama.cpp's source, with its converters; required by gguf and ollama (docs/use.md)"
     )
+    vllm: Path | None = Field(
+        None, description="Python of an environment with vLLM, which the check of vllm then runs (docs/use.md)"
+    )
     outtype: Literal["f32", "f16", "q8_0"] = Field("f16", description="type of the weights in GGUF files of models")
     slider: bool = Field(
         False,

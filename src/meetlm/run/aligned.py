@@ -224,9 +224,9 @@ class Aligned:
             raise ConfigError("prompts: expected a list of prompts, got one string")
         prompts = list(prompts)
         resolved, weights = self._resolve(level, guidance)
-        against, _ = self._resolve_against(weights, guidance)
+        against, against_weights = self._resolve_against(weights, guidance)
         requests = [
-            Request(self.branches(prompt, level, guidance, number), sampling, seed, number)
+            Request(self._branches(number, prompt, weights, against_weights, guidance), sampling, seed, number)
             for number, prompt in enumerate(prompts)
             if number not in skip
         ]
@@ -260,15 +260,15 @@ class Aligned:
         request = Request(self.branches(prompt, level, guidance), sampling or Sampling(), seed)
         yield from Session(self.policy, self.format).stream(request)
 
-    def branches(
-        self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE, number: int = 0
-    ) -> tuple[Branch, ...]:
-        """Return the branches of the :class:`Request` for a prompt; arguments and errors as in :meth:`generate`.
-
-        Messages name the prompt by ``number``, its index in its list.
-        """
+    def branches(self, prompt: PromptLike, level: Level | None, guidance: Guidance = NO_GUIDANCE) -> tuple[Branch, ...]:
+        """Return the branches of the :class:`Request` for a prompt; arguments and errors as in :meth:`generate`."""
         _, weights = self._resolve(level, guidance)
-        _, against = self._resolve_against(weights, guidance)
+        return self._branches(0, prompt, weights, self._resolve_against(weights, guidance)[1], guidance)
+
+    def _branches(
+        self, number: int, prompt: PromptLike, weights: Weights, against: Weights | None, guidance: Guidance
+    ) -> tuple[Branch, ...]:
+        """Return the branches of a prompt under resolved weights; messages name the prompt by its index ``number``."""
         parsed = self.parse_prompt(number, prompt)
         with locate_errors("prompts", number + 1):
             branches = [Branch(tuple(self.encoder.prompt(parsed, w)), w) for w in (weights, against) if w is not None]

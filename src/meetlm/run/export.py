@@ -128,11 +128,11 @@ def export_run(
         raise RunError(f"no export to {to}: {reason}")
     _clear(folder)
     exporter.write(export, reporter=reporter)
-    parity = None
+    parity, tool = None, exporter.tool_name(settings)
     if verify:
         cases = record_cases(aligned.policy, aligned.format, export.prompts, exporter.checked_levels(export))
         limit_nats = exporter.tolerance(settings) if tolerance is None else tolerance
-        parity = compare(cases, exporter.read(export, cases), exporter.tool, limit_nats, aligned.format)
+        parity = compare(cases, exporter.read(export, cases), tool, limit_nats, aligned.format)
     _write_record(export, to, meet.run, parity)
     if parity is None:
         reporter.warning(f"the export was not compared with the run (--no-verify): {folder}")
@@ -145,7 +145,7 @@ def export_run(
                 f"the largest difference of a log-prob is {parity.largest:.2g} nats; --tolerance accepts more than "
                 f"{parity.tolerance:g}"
             ]
-            refusal = f"{folder}: {exporter.tool} does not compute what the run computes; do not use this export"
+            refusal = f"{folder}: {tool} does not compute what the run computes; do not use this export"
             raise RunError("\n  ".join([refusal, *problems]))
     usage = exporter.usage(export)
     write_model_card(run, folder, meet, to, export.levels, usage, parity)
