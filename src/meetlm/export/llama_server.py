@@ -65,6 +65,8 @@ class LlamaServer:
     def log_probs(self, ids: Sequence[int], case: ParityCase, lora: list[dict[str, Any]]) -> Tensor:
         """Return the log-probs [N, C] of a case's candidates after ``ids`` and the case's reply so far.
 
+        NaN where the server reports none.
+
         Args:
             ids: Ids of the prompt.
             case: The reply and the candidates.
@@ -81,7 +83,8 @@ class LlamaServer:
                 cache_prompt=True,
                 lora=lora,
             )
-            (token,) = answer["completion_probabilities"]
-            log_probs = {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
+            # the server reports no log-probs where its own token is a part of a character
+            tokens = answer.get("completion_probabilities", [])
+            log_probs = {entry["id"]: entry["logprob"] for token in tokens for entry in token["top_logprobs"]}
             rows.append([log_probs.get(candidate, float("nan")) for candidate in candidates])
         return torch.tensor(rows)
