@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import meetlm
+from gemma import gemma_run
 from meetlm.cli import main
 from meetlm.config.errors import ConfigError, RunError
 from meetlm.config.overrides import Override
@@ -460,3 +461,14 @@ def test_smollm2(kind: str, tmp_path: Path) -> None:
     level = {"good": 1.2, "bad": -0.2}
     assert difference(tmp_path / "run", "peft", [level], tmp_path / "peft") < 1e-3
     assert difference(tmp_path / "run", "merged", [level], tmp_path / "merged") < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.own_environment
+@pytest.mark.parametrize("kind", ["lora", "soft-prompt"])
+def test_gemma3_270m(kind: str, tmp_path: Path) -> None:
+    """A real model with BOS in its template and scaled embeddings."""
+    run = gemma_run(tmp_path, kind)
+    level = {"good": 1.5, "bad": -0.5}
+    assert difference(run, "peft", [level], tmp_path / "peft") < 1e-3
+    assert difference(run, "merged", [level], tmp_path / "merged") < 1e-3

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import meetlm
+from gemma import gemma_run
 from llama_cpp_source import CONVERTER
 from meetlm.config.errors import RunError
 from meetlm.data.prompt_format import PromptFormat
@@ -74,9 +75,9 @@ def test_smollm2(tmp_path: Path) -> None:
     model = config.model.model_copy(update={"name": "smollm2"})
     stage = config.stages[0].model_copy(update={"lr": 2e-3})
     execute(RunConfig.model_validate({**dict(config), "model": model, "stages": (stage,)}), tmp_path / "run")
-    result = export(tmp_path / "run", tmp_path / "gguf")
-    assert result.parity.num_prompts == 4
-    print(result.parity)
+    for outtype in ("f16", "q8_0", "f32"):
+        result = export(tmp_path / "run", tmp_path / "gguf", outtype=outtype)
+        assert result.parity.num_prompts == 4
     served = json.loads((result.folder / "levels.json").read_text())
     files = [result.folder / adapter["file"] for adapter in served["adapters"]]
     server = LlamaServer(result.folder / served["model"], files, 256)
@@ -86,6 +87,13 @@ def test_smollm2(tmp_path: Path) -> None:
         body = {"messages": messages, "max_tokens": 5, "temperature": 0, **payload(level, result.folder)}
         reply = server.post("/v1/chat/completions", **body)["choices"][0]["message"]["content"]
         assert reply.strip() == aligned.generate([messages], level, max_new_tokens=5)[0]
+
+
+@pytest.mark.own_environment
+def test_gemma3_270m(tmp_path: Path) -> None:
+    """A real model with BOS in its template and a tokenizer of SentencePiece."""
+    result = export(gemma_run(tmp_path, "lora"), tmp_path / "gguf", outtype="f16")
+    assert result.parity.num_prompts == 4
 
 
 def test_slider_and_ollama(gemma: Path, tmp_path: Path) -> None:

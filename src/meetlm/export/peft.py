@@ -38,7 +38,7 @@ class PeftExporter(Exporter):
 
     tool = "transformers and PEFT"
     library = "peft"
-    options = ("max_rank",)
+    options: tuple[str, ...] = ("max_rank",)
     names_base = True
 
     def failure_reason(self, export: Export) -> str | None:
