@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -386,8 +388,6 @@ def test_wrong_options(lora: Path, tmp_path: Path) -> None:
 
 
 def test_model_card(lora: Path, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     result = meetlm.export_run(lora, "peft", ["good"], out=tmp_path / "out", limit=1, base="me/base")
     card = ModelCard.load(result.folder / "README.md")
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "text-generation"
@@ -400,6 +400,7 @@ def test_model_card(lora: Path, tmp_path: Path) -> None:
     ):
         assert text in card.text
     assert "No safe range was measured" in card.text
+    assert card.data.to_dict() == yaml.safe_load(card.content.split("---")[1])  # as the hub reads it
     unchecked = meetlm.export_run(lora, "peft", ["good"], out=tmp_path / "out", limit=1, verify=False)
     assert "was not compared with the run" in (unchecked.folder / "README.md").read_text()
 
@@ -434,12 +435,14 @@ def test_push_to_hub(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "uploaded to https://huggingface.co/me/mine" in result.stderr
     assert calls[0] == ("me/mine", True, True)
     assert {"README.md", "export.json", "good", "tokenizer.json"} <= set(calls[1][1])
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ("me/base", "adapter")
+    assert "```\nhf download me/mine --local-dir mine\n```" in card.text and "from_pretrained('mine/good')" in card.text
+    assert str(tmp_path) not in card.content
     assert run([*arguments[:-3], "--private"]).exit_code == 2
 
 
 def test_adapters_of_a_trained_model_do_not_name_the_model_before(lora: Path) -> None:
-    import yaml
-
     file = lora / "config.yaml"
     text = file.read_text()
     record = yaml.safe_load(text)
@@ -450,6 +453,24 @@ def test_adapters_of_a_trained_model_do_not_name_the_model_before(lora: Path) ->
             meetlm.export_run(lora, "peft", base="me/base")
     finally:
         file.write_text(text)
+
+
+def test_model_card_of_the_dial_and_of_smollm2(lora: Path, tmp_path: Path) -> None:
+    """The safe range is in the card, and SmolLM2 has its name on the hub."""
+    config, meet = lora / "config.yaml", lora / "meet.json"
+    texts = config.read_text(), meet.read_text()
+    record, dial = yaml.safe_load(texts[0]), {"": {"low": -0.5, "high": 1.5, "recommended": 1.25}}
+    record["config"]["model"]["name"] = "smollm2"
+    config.write_text(yaml.safe_dump(record))
+    meet.write_text(json.dumps({**json.loads(texts[1]), "dial": dial}))
+    try:
+        result = meetlm.export_run(lora, "merged", ["good"], out=tmp_path / "out", limit=1, verify=False)
+    finally:
+        config.write_text(texts[0])
+        meet.write_text(texts[1])
+    card = ModelCard.load(result.folder / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "safe range: -0.5 to 1.5, recommended 1.25" in card.text and "No safe range" not in card.text
 
 
 @pytest.mark.slow

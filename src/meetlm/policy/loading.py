@@ -27,7 +27,7 @@ from meetlm.config.settings import Settings
 from meetlm.policy.checkpoint import cached_folder, check_causal, check_loading, failure_reason, find_checkpoint
 from meetlm.policy.fingerprint import remember_files
 
-EMBEDDED = "smollm2"
+EMBEDDED, EMBEDDED_HUB_NAME = "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class ModelSettings(Settings):

@@ -148,7 +148,7 @@ def export_run(
             refusal = f"{folder}: {tool} does not compute what the run computes; do not use this export"
             raise RunError("\n  ".join([refusal, *problems]))
     usage = exporter.usage(export)
-    write_model_card(run, folder, meet, to, export.levels, usage, parity)
+    write_model_card(run, export, meet, to, parity, push_to_hub)
     if push_to_hub is not None:
         reporter.message(f"uploaded to {upload(folder, push_to_hub, is_private=is_private)}")
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from meetlm.config.errors import RunError
 from meetlm.config.hub import hub_is_reachable
 from meetlm.diagnostics.preference import PreferenceAccuracy
+from meetlm.export.base import Export
 from meetlm.export.exporters import EXPORTERS
 from meetlm.export.parity import Parity
+from meetlm.policy.loading import EMBEDDED, EMBEDDED_HUB_NAME
 from meetlm.run.folder import Meet, read_record
 from meetlm.run.levels import levels_text
 
@@ -24,29 +25,35 @@ CARD = "README.md"
 
 
 def write_model_card(
-    run: Path, folder: Path, meet: Meet, to: str, levels: Mapping[str, Any], usage: str, parity: Parity | None
+    run: Path, export: Export, meet: Meet, to: str, parity: Parity | None, repository: str | None
 ) -> None:
     """Write ``README.md`` into the folder of an export.
 
     Args:
         run: Folder of the run.
-        folder: Folder of the export.
+        export: The export.
         meet: Contents of the run's ``meet.json``.
         to: Format of the export.
-        levels: Weights [K] by the text of each exported level.
-        usage: How to use the export.
         parity: The result of the parity check; ``None`` without it.
+        repository: Repository on the hub that the export is uploaded to; ``None`` = no upload.
     """
-    record = read_record(run)
-    config = record["config"]
+    record, exporter = read_record(run), EXPORTERS[to]()
+    config, levels, usage = record["config"], export.levels, exporter.usage(export)
+    download = None
+    if repository is not None:
+        local = repository.split("/")[-1]
+        download, usage = f"hf download {repository} --local-dir {local}", usage.replace(str(export.folder), local)
     data = config["data"]
-    name, is_local = config["model"]["name"], Path(config["model"]["name"]).expanduser().exists()
+    name = EMBEDDED_HUB_NAME if config["model"]["name"] == EMBEDDED else config["model"]["name"]
+    is_local = Path(name).expanduser().exists()
+    names_hub_base = exporter.names_base and not Path(export.base).exists()
     data_name = data.get("path") or data.get("train_file") or data["source"]
     is_local_data = Path(data_name).expanduser().exists()
     card_data = ModelCardData(
-        base_model=None if is_local else name,
+        base_model=export.base if names_hub_base else None if is_local else name,
+        base_model_relation="adapter" if names_hub_base else "finetune",
         datasets=None if is_local_data else [data_name],
-        library_name=EXPORTERS[to].library,
+        library_name=exporter.library,
         pipeline_tag="text-generation",
         tags=["meetlm", "controllable-generation", "alignment"],
     )
@@ -57,6 +64,7 @@ def write_model_card(
         base_text="A local model" if is_local else f"[{name}](https://huggingface.co/{name})",
         holds=f"{len(levels)} level{'s' if len(levels) > 1 else ''} in the format {to}",
         levels={level: _weights_text(meet, weights) for level, weights in levels.items()},
+        download=download,
         usage=usage,
         language="python" if "import " in usage else "",
         data_text=_data_text(meet, Path(data_name).name if is_local_data else data_name, record),
@@ -65,7 +73,7 @@ def write_model_card(
         parity=str(parity) if parity else "The export was not compared with the run (`--no-verify`).",
         limits=_limits(meet),
     )
-    card.save(folder / CARD)
+    card.save(export.folder / CARD)
 
 
 def upload(folder: Path, repository: str, *, is_private: bool) -> str:
@@ -134,7 +142,7 @@ def _evaluation(run: Path, meet: Meet) -> list[str]:
 def _limits(meet: Meet) -> list[str]:
     limits = [
         "The levels follow the training data and change other properties of replies too, such as their length.",
-        "Knowledge, safety and languages are those of the base model.",
+        "Knowledge, safety and languages are those of the base model. Its licence and that of the data apply.",
     ]
     if not meet.dial:
         limits.append(
