@@ -25,10 +25,10 @@ from meetlm.generation.session import (
     Request,
     Session,
     TextStream,
-    _ends_in_stop,
     guided,
 )
 from meetlm.generation.settings import Sampling
+from meetlm.generation.text import ends_in_stop
 from meetlm.policy.kv_cache import KVCache
 from meetlm.policy.policy import Policy
 from reporters import RecordingReporter
@@ -472,7 +472,7 @@ def test_pieces_of_random_tokens_are_the_text(tokenizer: PreTrainedTokenizerFast
         while len(ids) < 30:
             ids += random.choice([*characters, [random.randrange(len(tokenizer))]])
         text = prompt_format.decode(ids)
-        cut = next((n for n in range(1, 31) if _ends_in_stop(prompt_format, ids[:n], prompt_format.spec.stop)), 30)
+        cut = next((n for n in range(1, 31) if ends_in_stop(prompt_format, ids[:n], prompt_format.spec.stop)), 30)
         text = prompt_format.decode(ids[:cut])
         for stop in prompt_format.spec.stop:
             text = text.split(stop)[0]

@@ -22,17 +22,17 @@ def read(job: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
 
-    llm = LLM(**job["engine"])
+    engine = LLM(**job["engine"])
     loras: dict[str, LoRARequest] = {}
     results = []
     for case in job["cases"]:
         lora = loras.setdefault(case["lora"], LoRARequest(case["lora"], len(loras) + 1, case["lora"]))
-        ask, prompt = (llm.chat, case["messages"]) if "messages" in case else (llm.generate, case["text"])
+        ask, prompt = (engine.chat, case["messages"]) if "messages" in case else (engine.generate, case["text"])
         (output,) = ask(prompt, SamplingParams(max_tokens=1), lora_request=lora, use_tqdm=False)
         ids = list(output.prompt_token_ids)
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=len(case["candidates"][0]))
         prompt_and_reply = TokensPrompt(prompt_token_ids=[*ids, *case["reply"]])
-        (output,) = llm.generate(prompt_and_reply, sampling, lora_request=lora, use_tqdm=False)
+        (output,) = engine.generate(prompt_and_reply, sampling, lora_request=lora, use_tqdm=False)
         log_probs = [
             [row[token].logprob if token in row else math.nan for token in candidates]
             for row, candidates in zip(output.prompt_logprobs[len(ids) :], case["candidates"], strict=False)

@@ -9,7 +9,6 @@ R rows, Q requests, V vocabulary size.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +24,13 @@ from meetlm.data.prompt_format import PromptFormat
 from meetlm.generation.decoding import Branch, decoder_of
 from meetlm.generation.sampling import row_generator, sample_tokens
 from meetlm.generation.settings import Sampling
+from meetlm.generation.text import IncrementalDecoder, ends_in_stop, num_matching, stop_strings
 from meetlm.policy.loading import check_positions, end_tokens
 from meetlm.policy.policy import Policy
 
 Finish = Literal["eos", "stop", "length"]
 """Why a completion ended: with EOS, with a stop string, or at the largest number of new tokens."""
 
-BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-"""Token of SentencePiece that is a byte of a character outside its vocabulary."""
 BATCH_SIZE = 32
 """Default for the largest number of rows per forward pass."""
 
@@ -290,13 +288,13 @@ class Session:
         """Return why a completion has ended; ``None`` if it goes on."""
         if running.ids[-1] in self._eos:
             return "eos"
-        if _ends_in_stop(self.format, running.ids, _stops(self.format, running.request.stop)):
+        if ends_in_stop(self.format, running.ids, stop_strings(self.format, running.request.stop)):
             return "stop"
         return "length" if len(running.ids) == running.request.sampling.max_new_tokens else None
 
     def _completion(self, running: _Running, finish: Finish) -> GeneratedText:
         text = self.format.decode(running.ids[:-1] if finish == "eos" else running.ids)
-        for stop in _stops(self.format, running.request.stop):
+        for stop in stop_strings(self.format, running.request.stop):
             text = text.split(stop)[0]
         logprobs = tuple(running.logprobs) if running.request.logprobs else None
         return GeneratedText(text.strip(), tuple(running.ids), finish, logprobs)
@@ -332,7 +330,7 @@ class TextStream:
 
     def __init__(self, prompt_format: PromptFormat, stop: tuple[str, ...] = ()) -> None:
         self._decoder = IncrementalDecoder(prompt_format)
-        self._stops = _stops(prompt_format, stop)
+        self._stops = stop_strings(prompt_format, stop)
         self._num_returned = 0
 
     def add(self, event: Event) -> str:
@@ -340,53 +338,11 @@ class TextStream:
         if event.completion is not None:
             return event.completion.text[self._num_returned :]
         text = self._decoder.add(event.token).lstrip()
-        num_held = max((_num_matching(text, stop) for stop in self._stops), default=0)
+        num_held = max((num_matching(text, stop) for stop in self._stops), default=0)
         ready = text[: len(text) - num_held].rstrip()
         piece = ready[self._num_returned :]
         self._num_returned = max(self._num_returned, len(ready))
         return piece
-
-
-class IncrementalDecoder:
-    """Decodes tokens as they come: each token is decoded a few times, however long the text is.
-
-    A window of the last tokens is decoded, and again without the tokens that are new: the difference is the new text.
-    The window moves on when the text so far ends with a whole character. A character may have several tokens: its
-    bytes, or tokens ``<0xE6>`` of SentencePiece, whose text depends on all such tokens in a row.
-
-    Args:
-        prompt_format: Decodes ids.
-    """
-
-    def __init__(self, prompt_format: PromptFormat) -> None:
-        self._format = prompt_format
-        self._text = ""
-        self._ids: list[int] = []
-        self._start = self._end = 0  # of the tokens of the window whose text is in `_text`
-
-    def add(self, token: int) -> str:
-        """Return the text of all tokens so far, without an unfinished character at its end."""
-        self._ids.append(token)
-        before = self._format.decode(self._ids[self._start : self._end])
-        window = self._format.decode(self._ids[self._start :])
-        is_open = window.endswith("\ufffd") or self._is_byte(token)
-        if is_open or not self._format.decode([token]):  # special tokens end no character
-            return self._text
-        if window.startswith(before):
-            self._text += window[len(before) :]
-        else:  # the tokenizer removes white space before a punctuation mark
-            self._text = self._format.decode(self._ids)
-        self._start, self._end = self._end, len(self._ids)
-        return self._text
-
-    def _is_byte(self, token: int) -> bool:
-        name = self._format.tokenizer.convert_ids_to_tokens(token)
-        return isinstance(name, str) and BYTE_TOKEN.fullmatch(name) is not None
-
-
-def _num_matching(text: str, stop: str) -> int:
-    """Return the length of the longest start of ``stop`` that ``text`` ends with."""
-    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _sample(logits: Tensor, requests: Sequence[_Running]) -> list[int]:
@@ -423,14 +379,3 @@ def _logprobs(
     for index, num, logprob, top_tokens, values in rows:
         results[index] = logprob, tuple(zip(top_tokens[:num], values[:num], strict=True))
     return results
-
-
-def _stops(prompt_format: PromptFormat, stop: tuple[str, ...]) -> tuple[str, ...]:
-    return (*prompt_format.spec.stop, *stop)
-
-
-def _ends_in_stop(prompt_format: PromptFormat, ids: Sequence[int], stops: Sequence[str]) -> bool:
-    """Whether a stop string has just appeared; a token is at least one byte, so the tail is enough."""
-    num_bytes = max((len(stop.encode()) for stop in stops), default=0)
-    tail = prompt_format.decode(list(ids[-num_bytes - 4 :])) if stops else ""
-    return any(stop in tail for stop in stops)
