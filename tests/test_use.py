@@ -90,8 +90,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(command: str, port: int) -> Iterator[None]:
-    """Run ``meet serve`` until the context ends."""
-    program = [sys.executable, "-m", "meetlm", *shlex.split(command)[1:], "--port", str(port)]
+    """Run the command of a server at another port until the context ends."""
+    name, *arguments = shlex.split(command)
+    program = [str(Path(sys.executable).with_name(name)), *arguments, "--port", str(port)]
     server = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(600):
@@ -127,6 +128,16 @@ def test_meet_serve(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (program,) = blocks("meet serve")
         exec(program.replace(":8000", f":{port}"), {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_transformers_serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    port = free_port()
+    start, request = blocks("A plain model in a pipeline", "")
+    with serving(start.replace("--port 8001", ""), port):
+        reply = content(curl(request.replace(":8001", f":{port}")))
+    assert [reply.strip()] == meetlm.load("runs/mine").generate([MESSAGES], "good", max_new_tokens=64)
 
 
 @pytest.mark.slow
