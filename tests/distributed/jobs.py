@@ -16,15 +16,26 @@ from transformers import TrainerCallback
 from meetlm.config.errors import MeetError
 from meetlm.config.world import World
 from meetlm.data.encoding import Encoded
+from meetlm.data.example import Prompt
 from meetlm.data.formats import FORMATS, Item
+from meetlm.data.settings import DataSettings
+from meetlm.evaluation.reward import RewardModel
+from meetlm.evaluation.settings import RewardSettings
+from meetlm.generation.settings import Sampling
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.loading import embedding_rows
 from meetlm.policy.policy import Policy
+from meetlm.policy.reference import reference_logps
+from meetlm.run.completions import write_completions
 from meetlm.training.callbacks import MetricsWriter
 from meetlm.training.loop import StageTrainer, release
 from meetlm.training.run_stage import set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
-from tiny import encoder_of, pairs, tiny_policy
+from reporters import RecordingReporter
+from tiny import LENGTHS, encoder_of, pairs, sequences, tiny_policy
+
+NUM_PROMPTS = 19
+"""Number of prompts that :func:`completions` completes."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,64 @@ def train_stages(stages: list[Training], folder: Path) -> list[Trained]:
     """Train one policy in several stages."""
     policy = stages[0].make_policy()
     return [train(stage, folder / str(number), policy=policy) for number, stage in enumerate(stages)]
+
+
+def scores(layout: str) -> tuple[Tensor, int]:
+    """Return the scores of replies of different lengths, and the number of forward passes of this process."""
+    policy = tiny_policy("llama", "lora", layout=layout)
+    passes = _count_passes(policy)
+    values, _ = policy.score(sequences(policy, LENGTHS * 4), max_tokens=40)
+    return values, len(passes)
+
+
+def reference(folder: Path) -> tuple[Tensor, int]:
+    """Return log-probs under the reference, and the number of forward passes of this process."""
+    policy = tiny_policy("llama", "lora")
+    passes = _count_passes(policy)
+    return reference_logps(policy, sequences(policy, LENGTHS * 200), folder), len(passes)
+
+
+def _count_passes(policy: Policy) -> list[None]:
+    passes: list[None] = []
+    policy.register_forward_pre_hook(lambda *_: passes.append(None))
+    return passes
+
+
+class _Stopped(Exception):
+    pass
+
+
+def completions(run: Path, out: Path, stop_after: int | None = None) -> str:
+    """Return what ``meet generate`` writes; nothing if it is interrupted after ``stop_after`` completions."""
+    counts: list[int] = []
+
+    def stop(count: int) -> None:
+        counts.append(count)
+        if sum(counts) == stop_after:
+            raise _Stopped
+
+    prompts = out.with_name("prompts.jsonl")
+    if World.current().is_main:
+        lines = [{"prompt": f"\n\nHuman: What is {'good ' * (n % 5)}{n}?\n\nAssistant:"} for n in range(NUM_PROMPTS)]
+        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    World.current().wait()
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+    data = DataSettings(source="hh", eval_file=str(prompts), train_file=str(prompts))
+    try:
+        path, _ = write_completions(
+            run, data, "good", sampling, best_of=2, batch_size=2, out=out, reporter=RecordingReporter(stop)
+        )
+    except _Stopped:
+        return ""
+    return path.read_text()
+
+
+def rewards(model: str) -> list[float | None]:
+    """Return the rewards of texts of different lengths, one of which cannot be scored."""
+    reward_model = RewardModel.load(RewardSettings(model=model, batch_tokens=60))
+    prompts = [Prompt(f"\n\nHuman: {'rice ' * (n % 7 + 1)}\n\nAssistant:") for n in range(16)]
+    rows = reward_model.tokenize(prompts, [f" It is {'good ' * (n % 4)}{n}." for n in range(16)])
+    return reward_model.score([*rows, "cannot be scored"])
 
 
 def error_of(training: Training, folder: Path) -> str:

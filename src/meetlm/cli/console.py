@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from meetlm.config.reporter import Progress, Reporter
+from meetlm.config.world import World
 
 if TYPE_CHECKING:
     from meetlm.report.tables import Table as ReportTable
@@ -96,21 +97,23 @@ class ConsoleReporter(Reporter):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet, self._is_main = quiet, World.from_environment().is_main
 
     def message(self, text: str) -> None:
         """Write ``text`` as a line."""
-        click.echo(text, err=True)
+        if self._is_main:
+            click.echo(text, err=True)
 
     def warning(self, text: str) -> None:
         """Write ``text`` as a line that begins with ``warning:``."""
-        click.echo(f"warning: {text}", err=True)
+        if self._is_main:
+            click.echo(f"warning: {text}", err=True)
 
     @contextmanager
     def progress(
         self, title: str, *, total: int | None = None, unit: str = "sequence", initial: int = 0
     ) -> Iterator[Progress]:
         """Show a tqdm bar, removed at the end; none if there is nothing to do."""
-        is_hidden = self.quiet or total == 0
+        is_hidden = self.quiet or not self._is_main or total == 0
         with tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, disable=is_hidden, leave=False) as bar:
             yield _Bar(bar)

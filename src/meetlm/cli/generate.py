@@ -26,10 +26,12 @@ from meetlm.cli.options import (
     json_option,
     level_option,
     out_option,
+    processes_option,
     quiet_option,
     sampling_options,
     seed_option,
 )
+from meetlm.cli.processes import is_launcher, join, launch
 from meetlm.config.errors import ConfigError
 from meetlm.config.overrides import Override
 from meetlm.generation.settings import Sampling
@@ -67,6 +69,7 @@ CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conver
 @click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
 @out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]", FILE)
 @json_option
+@processes_option
 @quiet_option
 def generate(
     names: list[str],
@@ -83,6 +86,7 @@ def generate(
     limit: int | None,
     out: Path | None,
     as_json: bool,
+    processes: int,
     reporter: ConsoleReporter,
 ) -> None:
     """Reply to each held-out prompt of RUN, or to each prompt in --data.path, and write the replies to a file.
@@ -103,10 +107,14 @@ def generate(
     if attribute is not None and best_of == 1:
         raise click.UsageError("--attribute requires --best-of")
     run = Path(names[0])
+    if is_launcher(processes):
+        launch(processes)
+        return
     quiet_libraries()
     from meetlm.run.aligned import load
     from meetlm.run.levels import Guidance, parse_level
 
+    join()
     guided = Guidance(guidance, parse_level(against))
     if prompts:
         texts = [sys.stdin.read().strip() if text == "-" else text for text in prompts]

@@ -5,8 +5,10 @@ Commands import heavy libraries only when they run, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import redirect_stdout
 
 import click
 
@@ -32,7 +34,7 @@ RESUMABLE = (
     "improve",
 )
 """Commands that continue after an interruption if they are run again."""
-DISTRIBUTED = ("train",)
+DISTRIBUTED = ("train", "generate", "score", "reward")
 """Commands that run in several processes."""
 GRACE = 3.0
 """Seconds for which a process waits with an error that another process may have had first, for that to be reported."""
@@ -57,7 +59,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         world = World.from_environment()
         try:
-            return super().invoke(ctx)
+            if world.is_main:
+                return super().invoke(ctx)
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the main process prints results
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             saved = (
                 ": finished work is saved, training up to its last checkpoint. Run the same command again to continue"

@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from meetlm.config.errors import RunError
-from meetlm.config.world import World
+from meetlm.config.world import World, connect
 
 
 def is_launcher(processes: int) -> bool:
@@ -24,6 +25,17 @@ def is_launcher(processes: int) -> bool:
     if size > 1 and processes not in (1, size):
         raise click.UsageError(f"--processes is {processes}, but a launcher has started {size}: leave --processes out")
     return size == 1 and processes > 1
+
+
+def join(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
+    """Connect this process with the others of its job, and return it.
+
+    Args:
+        device: Device that it computes on.
+    """
+    from meetlm.policy.loading import ModelSettings, device_of
+
+    return connect(device_of(ModelSettings(device=device)))
 
 
 def launch(processes: int, run: Path | None = None) -> None:

@@ -10,7 +10,8 @@ import click
 from meetlm.cli.arguments import SettingsCommand, guess_train_source
 from meetlm.cli.console import ConsoleReporter, quiet_libraries
 from meetlm.cli.main import main
-from meetlm.cli.options import FILE, FOLDER, quiet_option
+from meetlm.cli.options import FILE, FOLDER, processes_option, quiet_option
+from meetlm.cli.processes import is_launcher, join, launch
 from meetlm.config.overrides import Override, parse_settings
 from meetlm.config.settings import Settings
 from meetlm.config.yaml_files import validate
@@ -70,8 +71,16 @@ def train(names: list[str], overrides: list[Override], out: Path, reporter: Cons
 )
 @click.option("--reward", "model", metavar="MODEL", required=True, help="Reward model: a hub name or a folder.")
 @click.option("--out", type=FILE, help="Write the reward of each row to this JSONL file.")
+@processes_option
 @quiet_option
-def score(names: list[str], overrides: list[Override], model: str, out: Path | None, reporter: ConsoleReporter) -> None:
+def score(
+    names: list[str],
+    overrides: list[Override],
+    model: str,
+    out: Path | None,
+    processes: int,
+    reporter: ConsoleReporter,
+) -> None:
     """Score the completions in FILEs (rows with prompt and completion), and print the mean reward of each file.
 
     \b
@@ -81,6 +90,9 @@ def score(names: list[str], overrides: list[Override], model: str, out: Path | N
     """  # noqa: D301  click's mark is a real backspace
     raw, locations = parse_settings(_ScoreSettings, overrides, {"reward": {"model": model}})
     settings = validate(_ScoreSettings, raw, locations, "reward score").reward
+    if is_launcher(processes):
+        launch(processes)
+        return
     quiet_libraries()
     from meetlm.config.files import write_atomic
     from meetlm.data.messages import read_prompt
@@ -91,6 +103,7 @@ def score(names: list[str], overrides: list[Override], model: str, out: Path | N
     rows = [(file, row) for file in files for row in read_file(file)]
     prompts = [read_prompt(row, "prompt") for _, row in rows]
     completions = [row.text("completion") for _, row in rows]
+    world = join(settings.device)
     reward_model = RewardModel.load(settings)
     reporter.message(f"input form of {model}: {reward_model.form} ({reward_model.form_reason})")
     tokenized = reward_model.tokenize(prompts, completions)
@@ -101,7 +114,7 @@ def score(names: list[str], overrides: list[Override], model: str, out: Path | N
         scored = [score for (path, _), score in zip(rows, rewards, strict=True) if path == file and score is not None]
         mean = f"mean reward {sum(scored) / len(scored):.4f}" if scored else "no reward"
         click.echo(f"{file}: {mean} of {len(scored)} completions")
-    if out is not None:
+    if out is not None and world.is_main:
         lines = [
             {
                 "file": str(file),

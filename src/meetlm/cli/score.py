@@ -12,7 +12,8 @@ from meetlm.cli.arguments import HeldOutData, SettingsCommand, held_out_data
 from meetlm.cli.console import ConsoleReporter, print_json, quiet_libraries
 from meetlm.cli.evaluators import RewardArguments, model_settings
 from meetlm.cli.main import main
-from meetlm.cli.options import attribute_option, json_option, quiet_option
+from meetlm.cli.options import attribute_option, json_option, processes_option, quiet_option
+from meetlm.cli.processes import is_launcher, join, launch
 from meetlm.config.overrides import Override
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class _ScoreArguments(RewardArguments, HeldOutData):
 @attribute_option
 @click.option("--reward", metavar="MODEL", help="Reward model to compare on the same pairs: hub name or folder.")
 @json_option
+@processes_option
 @quiet_option
 def score(
     names: list[str],
@@ -44,6 +46,7 @@ def score(
     attribute: str | None,
     reward: str | None,
     as_json: bool,
+    processes: int,
     reporter: ConsoleReporter,
 ) -> None:
     """Score replies by log p(reply | best level) − log p(reply | worst level), summed and per token, in nats.
@@ -64,11 +67,15 @@ def score(
     if prompt is not None and (overrides or reward):
         raise click.UsageError("--prompt cannot be combined with --data settings or --reward")
     settings = model_settings(RewardArguments, overrides, reward=reward).reward
+    if is_launcher(processes):
+        launch(processes)
+        return
     quiet_libraries()
     from meetlm.run.aligned import load
     from meetlm.run.folder import read_data_settings, read_pinned_levels
     from meetlm.run.score import accuracy, read_pairs, reward_accuracy, score_pairs
 
+    join()
     run = Path(names[0])
     if prompt is not None:
         _score_replies(load(run), prompt, completions, attribute, as_json=as_json, reporter=reporter)

@@ -59,9 +59,7 @@ def train(
     quiet_libraries()
     from meetlm.run.train import train as train_run
 
-    run = train_run(config, out=out, reporter=reporter)
-    if World.from_environment().is_main:
-        click.echo(run)
+    click.echo(train_run(config, out=out, reporter=reporter))
 
 
 @main.command("config", cls=SettingsCommand, names="[RECIPE]", short_help="Print all settings of a recipe.")

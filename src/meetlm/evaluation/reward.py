@@ -105,13 +105,17 @@ class RewardModel:
             Rewards; ``None`` for a row that is a reason, or whose score is NaN or infinite.
         """
         rewards: Column = [None] * len(rows)
+        world = World.current()
         usable = [(number, row) for number, row in enumerate(rows) if isinstance(row, TokenizedRow)]
         with reporter.progress("reward model", total=len(usable), unit="row") as progress:
-            for batch in batches_by_length([row for _, row in usable], self.settings.batch_tokens):
-                scores = self._forward([usable[index][1] for index in batch])
-                for index, score in zip(batch, scores.tolist(), strict=True):
-                    rewards[usable[index][0]] = score if math.isfinite(score) else None
-                progress.advance(len(batch))
+            batches = list(batches_by_length([row for _, row in usable], self.settings.batch_tokens))
+            scores: dict[int, list[float]] = {}
+            for number, batch in world.share(batches).items():
+                scores[number] = self._forward([usable[index][1] for index in batch]).tolist()
+                progress.advance(sum(map(len, batches[number : number + world.size])))
+        for batch, batch_scores in zip(batches, world.merge(scores), strict=True):
+            for index, score in zip(batch, batch_scores, strict=True):
+                rewards[usable[index][0]] = score if math.isfinite(score) else None
         return rewards
 
     def problems(

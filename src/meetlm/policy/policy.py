@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World
 from meetlm.controls.base import Control
 from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
@@ -198,15 +199,17 @@ class Policy(nn.Module):
         assert all(len(sequence.spans) == 1 for sequence in sequences), "chains are not scored"
         was_training = self.training
         self.eval()
-        sums = torch.zeros(len(sequences), dtype=torch.float64)
-        with reporter.progress("score", total=len(sequences)) as progress:
-            for indices in budget(sequences, max_tokens, share=self.shares_prompts):
+        sums, world = torch.zeros(len(sequences), dtype=torch.float64), World.current()
+        groups = world.share(list(budget(sequences, max_tokens, share=self.shares_prompts))).values()
+        with reporter.progress("score", total=sum(map(len, groups))) as progress:
+            for indices in groups:
                 batch = collate([sequences[i] for i in indices], self.layout, share=self.shares_prompts)
                 with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
                     logps = self(to_device(batch["blocks"], self.device), len(indices))
                 sums[indices] = logps.sums().double().cpu()
                 progress.advance(len(indices))
         self.train(was_training)
+        sums = world.sum(sums)  # each process has computed some and left the others at zero
         return sums, torch.tensor([sequence.num_trained for sequence in sequences])
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World
 from meetlm.data.encoding import Encoded
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import cache_dir
@@ -37,13 +38,16 @@ def reference_logps(
         reporter: Shows the progress.
     """
     file = (folder or cache_dir() / "reference") / f"{_key(policy, sequences)}.safetensors"
-    if file.is_file():
-        return load_file(file)["logps"]
+    world = World.current()
+    stored = world.from_main(lambda: load_file(file)["logps"] if file.is_file() else None)
+    if stored is not None:
+        return stored
     logps, _ = policy.score(sequences, reporter=reporter)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    save_file({"logps": logps}, partial)
-    partial.replace(file)
+    if world.is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        save_file({"logps": logps}, partial)
+        partial.replace(file)
     return logps
 
 

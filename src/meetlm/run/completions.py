@@ -9,12 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from meetlm.config.files import write_atomic
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World
 from meetlm.data.example import Origin, Prompt
 from meetlm.data.prompts import HeldOutPrompt, distinct, read_prompts, within
 from meetlm.data.settings import DataSettings
@@ -103,8 +105,10 @@ def write_completions(
     for index, score in aligned.pick_best(completions, best_of, attribute, reporter=reporter):
         chosen = completions[index].to_dict()
         lines.append(chosen if score is None else {**chosen, "best_of": best_of, "score": score})
-    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    unfinished.unlink(missing_ok=True)
+    if World.current().is_main:
+        write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        unfinished.unlink(missing_ok=True)
+    World.current().wait()
     return path, len(lines)
 
 
@@ -139,8 +143,10 @@ def complete_resumably(
     inputs = [meet.run, meet.lm_sha256, control, meet.format.to_dict(), level, sampling.model_dump(), seed, texts]
     inputs += [asdict(guidance)] if guidance.strength else []
     header = {"of": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}
-    with Journal(unfinished, header) as journal:
-        completions = {entry["number"]: CompletionRecord(**entry["line"]) for entry in journal.entries}
+    world = World.current()
+    with Journal(unfinished, header) if world.is_main else nullcontext() as journal:
+        entries = world.from_main(lambda: journal.entries if journal else [])
+        completions = {entry["number"]: CompletionRecord(**entry["line"]) for entry in entries}
         if completions:
             reporter.message(f"resuming after {len(completions)} completions written by an interrupted call")
         results = aligned.iter_completions(
@@ -155,7 +161,8 @@ def complete_resumably(
         )
         for number, completion in results:
             completions[number] = completion
-            journal.append({"number": number, "line": completion.to_dict()})
+            if journal:
+                journal.append({"number": number, "line": completion.to_dict()})
     return [completions[number] for number in range(len(prompts))]
 
 

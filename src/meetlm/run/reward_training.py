@@ -26,6 +26,7 @@ from meetlm.config.extras import require_extra
 from meetlm.config.files import refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import versions
+from meetlm.config.world import World
 from meetlm.data.example import Example, fingerprint
 from meetlm.data.filters import ExampleTokens, FilterReport, filter_eval, filter_train, prompt_overlap
 from meetlm.data.settings import DataSettings
@@ -87,6 +88,8 @@ def train_reward(settings: RewardTraining, out: Path, *, reporter: Reporter = SI
         DataError: The data cannot be read.
         RunError: ``out`` holds another training, or training has diverged.
     """
+    if World.from_environment().size > 1:
+        raise ConfigError("a reward model is trained in one process; start `meet reward train` without a launcher")
     require_extra("trl", "reward", "training a reward model")
     source = str(embedded_lm()) if settings.model == EMBEDDED else settings.model
     tokenizer = load_tokenizer(source)
