@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.reporter import SILENT, Reporter
+from meetlm.config.world import World
 from meetlm.controls.kernels.fused_linear import use_fast_products
 from meetlm.data.example import Prompt
 from meetlm.evaluation.outcomes import Column

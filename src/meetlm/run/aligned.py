@@ -344,7 +344,7 @@ class Aligned:
 def _in_processes(
     session: Session, requests: Sequence[Request], batch_size: int, reporter: Reporter
 ) -> Iterator[tuple[int, GeneratedText]]:
-    """Yield the index of each request and its completion: as they end, or where several processes share them, in rounds.
+    """Yield the index of each request and its completion, as they end; where several processes share them, in rounds.
 
     A round has several batches per process; all processes then yield all completions of the round.
     """
