@@ -33,6 +33,9 @@ def join(device: Literal["auto", "cpu", "cuda"] = "auto") -> World:
     Args:
         device: Device that it computes on.
     """
+    world = World.from_environment()
+    if world.size == 1:
+        return world
     from meetlm.policy.loading import ModelSettings, device_of
 
     return connect(device_of(ModelSettings(device=device)))
