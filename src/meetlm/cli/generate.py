@@ -66,7 +66,7 @@ CHAT_HELP = "/level LEVEL: change the level, as --level does; /reset: new conver
     help="Sample N replies per prompt and use the one that the levels score highest (see `meet score`).",
 )
 @attribute_option
-@click.option("--limit", type=Count(1), help="Complete the first N prompts only.  [default: all]")
+@click.option("--limit", type=Count(1), help="Reply to the first N prompts only.  [default: all]")
 @out_option(None, "File of the completions.  [default: RUN/completions/LEVEL-….jsonl]", FILE)
 @json_option
 @processes_option

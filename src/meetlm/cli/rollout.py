@@ -204,7 +204,7 @@ def improve(
 
     Replies are scored by --reward or --scorer; one of them is required.
 
-    A recipe feedback-… trains on all replies, at levels that --data.levels derives from the scores; other recipes train
+    A feedback-… recipe trains on all replies, at levels that --data.levels derives from the scores; other recipes train
     on the best and the worst reply to each prompt. A round samples its replies from the model of the previous round,
     and trains the base model on the replies of all rounds so far. Greedy replies to held-out prompts are scored before
     the first round and after each. The same command continues an interrupted call; with more --rounds it adds rounds.
@@ -217,7 +217,7 @@ def improve(
           --data.path prompts.jsonl --preset small --model.name smollm2 --scorer my_scorers:brevity
     """  # noqa: D301  click's mark is a real backspace
     if (reward is None) == (scorer is None):
-        raise click.UsageError("pass either --reward or --scorer, which scores the replies")
+        raise click.UsageError("pass either --reward or --scorer to score the replies")
     located = [override for override in overrides if not override.key.replace("-", "_").startswith(TRAINING_KEYS)]
     data = held_out_data(located)
     if data is None:
@@ -275,7 +275,7 @@ def _at_temperature(sampling: Sampling, temperature: float) -> Sampling:
 def _split(prompts: Sequence[Prompt], holdout: int) -> tuple[list[Prompt], list[Prompt]]:
     """Return the prompts to train on, and ``holdout`` prompts to measure on: those with the smallest hashes."""
     if holdout >= len(prompts):
-        raise ConfigError(f"--holdout {holdout}: there are {len(prompts)} prompts, so none would be left to train on")
+        raise ConfigError(f"--holdout {holdout}: none would be left to train on; number of prompts: {len(prompts)}")
     held_out = set(sorted((prompt.id for prompt in prompts), key=lambda id: sha256(id.encode()).digest())[:holdout])
     return (
         [prompt for prompt in prompts if prompt.id not in held_out],

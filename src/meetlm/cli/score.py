@@ -52,7 +52,7 @@ def score(
     """Score replies by log p(reply | best level) − log p(reply | worst level), summed and per token, in nats.
 
     Without --prompt, score the held-out pairs of RUN, or the pairs in --data.path, and print how often the chosen reply
-    has the higher score. In a run with several attributes, each attribute has its own score, and a pair is the
+    has the higher score. In a run with several attributes, each attribute has its own score, and a pair consists of the
     replies at the highest and the lowest level of the attribute.
 
     \b

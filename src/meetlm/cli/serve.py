@@ -43,7 +43,7 @@ SINGLE_VALUED = tuple(name for name in ServingSettings.model_fields if name not 
     "under each reply; repeatable.",
 )
 def serve(run: Path, settings: ServingSettings, **repeatable: tuple[str, ...]) -> None:
-    """Serve RUN with an OpenAI-compatible API. Each request chooses its level; all are generated in one batch.
+    """Serve RUN with an OpenAI-compatible API. Each request chooses its level; all requests share one batch.
 
     The level is part of the model name (RUN:good, RUN:tone=formal,length=brief) or the field "level" of the body.
 

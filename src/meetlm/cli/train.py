@@ -41,7 +41,7 @@ def train(
     A SETTING is --KEY VALUE, --KEY=VALUE or KEY=VALUE. The most common:
 
     \b
-    --preset small            learning rates, epochs and batch sizes for little data [default: paper]
+    --preset small            learning rates, epochs and batch sizes for small data sets [default: paper]
     --model.name smollm2      a hub name, a folder, or smollm2
     --data.path ../hh-rlhf    a file, a folder laid out like a data set on the hub, or a hub name
     --data.limit_train 2000   train on the first 2000 usable pairs

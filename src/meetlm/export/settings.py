@@ -20,7 +20,7 @@ class ExportSettings(Settings):
         None, description="folder of llama.cpp's source, with its converters; required by gguf and ollama (docs/use.md)"
     )
     vllm: Path | None = Field(
-        None, description="Python of an environment with vLLM, which the check of vllm then runs (docs/use.md)"
+        None, description="Python of an environment with vLLM, in which --to vllm runs its check (docs/use.md)"
     )
     outtype: Literal["f32", "f16", "q8_0"] = Field("f16", description="type of the weights in GGUF files of models")
     slider: bool = Field(
