@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +116,6 @@ def measured_row(metrics: Sequence[Measures]) -> list[str]:
     ]
 
 
-def verdict(change: Interval, better: str, worse: str) -> str:
-    """Return which of two systems is significantly better, if either is."""
-    if change.low > 0:
-        return f"{better} is ahead of {worse}"
-    return (
-        f"{worse} is ahead of {better}"
-        if change.high < 0
-        else f"no significant difference between {better} and {worse}"
-    )
-
-
 def broken(metrics: Sequence[Measures], reference: Sequence[Measures]) -> list[str]:
     """Return the measures of fluency that exceed their limit."""
     changes = {name: cells(metrics, name).minus(cells(reference, name)).value for name in FLUENCY}
@@ -153,10 +141,16 @@ def headline(results: Results, task: str) -> list[str]:
     heads = ["method", "seeds", *MEASURES.values()]
     rows = [[name, str(len(metrics)), *measured_row(metrics)] for name, metrics in systems.items()]
     text = [table(heads, rows)]
-    for better, worse in product(("MEET, level chosen on validation", "MEET"), systems):
-        if better in systems and not worse.startswith("MEET"):
-            change = cells(systems[better], "reward").minus(cells(systems[worse], "reward"))
-            text.append(f"- {better} − {worse}: {shown(change)}; {verdict(change, better, worse)}.")
+    text.append("Difference in reward from the methods without a dial; bold if significant:\n")
+    ours = [name for name in systems if name.startswith("MEET")]
+    rows = []
+    for baseline in (name for name in systems if name not in ours):
+        changes = [cells(systems[name], "reward").minus(cells(systems[baseline], "reward")) for name in ours]
+        is_significant = [change.low > 0 or change.high < 0 for change in changes]
+        rows.append(
+            [baseline, *(f"**{shown(c)}**" if s else shown(c) for c, s in zip(changes, is_significant, strict=True))]
+        )
+    text.append(table(["minus", *ours], rows) + "\n")
     for by in ("level", "guidance"):
         if dials:
             settings = ", ".join(f"{dial['recommended'][by]['recommended']:g}" for dial in dials)
