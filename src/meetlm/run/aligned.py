@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from meetlm.config.errors import ConfigError, DataError, LevelChoiceError, RunError, locate_errors
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.config.world import World
 from meetlm.config.yaml_files import validate
 from meetlm.controls.build import build_control, parse_control
 from meetlm.data.example import Origin, Prompt, Turn, Weights, as_reply
@@ -23,7 +22,8 @@ from meetlm.data.rows import Row
 from meetlm.data.sources import SOURCES
 from meetlm.export.peft import update_base_paths
 from meetlm.generation.decoding import Branch
-from meetlm.generation.session import GeneratedText, Request, Session, guided
+from meetlm.generation.in_processes import iter_in_processes
+from meetlm.generation.session import Request, Session, guided
 from meetlm.generation.settings import Sampling
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, embedding_rows, load_lm
@@ -46,9 +46,6 @@ r"""A prompt as callers write it: text, messages with role and content, or a :cl
 Text is formatted as the prompts of the run's data: as one user message for conversations; for HH's transcripts, text
 without ``\n\nHuman:`` becomes ``\n\nHuman: TEXT\n\nAssistant:``. Otherwise it is continued as it is.
 """
-
-BATCHES_PER_ROUND = 4
-"""Batches that each of several processes generates before all exchange their completions."""
 
 
 class Aligned:
@@ -237,7 +234,7 @@ class Aligned:
         settings = {**sampling.model_dump(), "stop": list(self.format.spec.stop)}
         settings |= {"guidance": guidance.strength, "against": against} if guidance.strength else {}
         session = Session(self.policy, self.format, batch_size)
-        for index, result in _in_processes(session, requests, batch_size, reporter):
+        for index, result in iter_in_processes(session, requests, batch_size, reporter):
             number = requests[index].stream
             completion = CompletionRecord(
                 prompt=_as_json(prompts[number]),
@@ -339,26 +336,6 @@ class Aligned:
                 )
         names = [self.levels[self.levels.ranges[attribute.name][0]] for attribute in active]
         return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
-
-
-def _in_processes(
-    session: Session, requests: Sequence[Request], batch_size: int, reporter: Reporter
-) -> Iterator[tuple[int, GeneratedText]]:
-    """Yield the index of each request and its completion, as they end; where several processes share them, in rounds.
-
-    A round has several batches per process; all processes then yield all completions of the round.
-    """
-    world = World.current()
-    if world.size == 1:
-        yield from session.iter_completions(requests, reporter=reporter)
-        return
-    size = BATCHES_PER_ROUND * batch_size * world.size
-    with reporter.progress("generate", total=len(requests), unit="completion") as progress:
-        for start in range(0, len(requests), size):
-            share = world.share(requests[start : start + size])
-            completions = world.merge(dict(zip(share, session.complete(list(share.values())), strict=True)))
-            progress.advance(len(completions))
-            yield from enumerate(completions, start)
 
 
 def joined_reply(prompt: Prompt, text: str) -> Turn:
