@@ -8,18 +8,18 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Two workers, one thread each; the tests of a file stay on one worker, so that it shares its fixtures.
 PYTEST := $(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-integrations test-distributed mutations check bench experiments clean
+.PHONY: demo test test-all test-integrations test-distributed test-faults mutations check bench experiments clean
 
 demo: $(READY)
 	$(BIN)/meet demo --out runs/demo
 
 # What to run before each commit: up to 8 minutes on 2 cores.
 test: $(READY)
-	$(PYTEST) -m "not slow and not integration and not distributed"
+	$(PYTEST) -m "not slow and not integration and not distributed and not faults"
 
 # What make test leaves out: the real SmolLM2, all architectures, killed processes, coverage of intervals. Up to 20 minutes.
 test-all: $(READY)
-	$(PYTEST) -m "slow and not integration and not distributed"
+	$(PYTEST) -m "slow and not integration and not distributed and not faults"
 
 # Browsers and servers. Up to 12 minutes.
 test-integrations: $(READY) $(VENV)/llama.cpp
@@ -28,6 +28,10 @@ test-integrations: $(READY) $(VENV)/llama.cpp
 # Training in groups of 2 and 4 processes, compared with one process. Up to 6 minutes.
 test-distributed: $(READY)
 	$(ONE_THREAD) $(BIN)/pytest -m distributed tests/distributed
+
+# Killed processes, full disks, damaged files. Up to 12 minutes; MEETLM_KILLS=20 for the record in docs/reliability.md.
+test-faults: $(READY)
+	$(PYTEST) -m faults tests/faults
 
 # Whether the tests notice deliberate breaks of the code.
 mutations: $(READY)

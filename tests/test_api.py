@@ -47,7 +47,7 @@ def test_train_takes_a_file_and_settings(tmp_path: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())["config"]
     assert (config["seed"], config["stages"][0]["epochs"]) == (3, 2)
     assert any(message.startswith("step1: 6 steps") for message in reporter.messages)
-    with pytest.raises(RunError, match="holds a finished run"):
+    with pytest.raises(RunError, match="a run of another configuration"):
         meetlm.train(tmp_path / "config.yaml", out=folder)
     with pytest.raises(ConfigError, match="did you mean 'hh-meet-lora'"):
         meetlm.train("hh-met-lora")

@@ -42,7 +42,10 @@ def test_train_and_generate(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "1 completion in" in result.output, result.output
     again = meet("train", *config, "--out", str(run), "--quiet")
     assert again.exit_code == 1
-    assert "holds a finished run" in again.output
+    assert "seed was 3, is now 0" in again.output
+    again = meet("train", *config, "--out", str(run), "--quiet", "--stages.step1.epochs", "2", "seed=3")
+    assert again.exit_code == 0, "a command that is repeated until it succeeds ends"
+    assert f"{run} contains this run already, finished" in again.output
 
 
 @pytest.mark.parametrize(

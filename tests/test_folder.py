@@ -34,6 +34,17 @@ def test_every_key_that_differs_is_named_with_both_values(tmp_path: Path) -> Non
         write(tmp_path, "control={kind: soft-prompt}")
     with pytest.raises(RunError, match="a run of other data"):
         write(tmp_path, sha="1" * 64)
+    objective = ("stages.step1.objective={kind: dpo}", "stages.step1.format=pairwise")
+    with pytest.raises(RunError) as raised:
+        write(tmp_path, "data.levels={scheme: quantiles, count: 3}", *objective, sha="1" * 64)
+    assert sorted(str(raised.value).splitlines()[1:]) == [
+        "  data.levels.count was null, is now 3",
+        '  data.levels.scheme was "auto", is now "quantiles"',
+        '  stages.step1.format was "conditional", is now "pairwise"',
+        "  stages.step1.objective.beta was absent, is now 0.1",
+        '  stages.step1.objective.kind was "nll", is now "dpo"',
+        "  the rows used have changed: data_sha256 was 00000000…, is now 11111111…",
+    ]
 
 
 def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:

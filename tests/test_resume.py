@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 from combinations import each_value
 from meetlm.config.errors import RunError
 from meetlm.policy.policy import Policy
-from meetlm.training.loop import StageTrainer, checkpoints, load_trained
+from meetlm.training.checkpoints import checkpoints, load_trained
+from meetlm.training.loop import StageTrainer
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import BatchSettings, OptimSettings
 from test_training import items_of, metrics, tensors

@@ -93,8 +93,10 @@ def test_execute(architecture: str, kind: str, tmp_path: Path) -> None:
     assert results[-1] == aligned.meet.lm_sha256
     if kind == "lora":
         assert accuracy["before training"]["by_sum"]["value"] == 0.5
-    with pytest.raises(RunError, match="holds a finished run"):
-        execute(config, run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    execute(config, run, reporter=reporter)
+    assert reporter.messages[-1] == f"{run} contains this run already, finished"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_execute_on_conversations(tmp_path: Path) -> None:

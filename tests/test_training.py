@@ -19,7 +19,8 @@ from meetlm.data.encoding import Encoded
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.loading import ModelSettings, load_lm
 from meetlm.policy.policy import Policy
-from meetlm.training.loop import Collator, StageTrainer, checkpoints, load_trained
+from meetlm.training.checkpoints import checkpoints, load_trained
+from meetlm.training.loop import Collator, StageTrainer
 from meetlm.training.order import PassSampler, dropout_seed, optimizer_steps
 from meetlm.training.run_stage import run_stage, set_trainable
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings

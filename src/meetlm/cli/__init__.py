@@ -22,6 +22,7 @@ from meetlm.cli import (  # noqa: E402, F401  each module adds its commands to `
     sweep,
     temperature,
     train,
+    verify_resume,
 )
 from meetlm.cli.main import main  # noqa: E402
 

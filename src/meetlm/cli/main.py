@@ -6,19 +6,22 @@ Commands import heavy libraries only when they run, so that ``--help`` is quick.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
+from types import FrameType
 
 import click
 
 from meetlm.config.errors import LevelChoiceError, MeetError
 from meetlm.config.world import World, is_lost_connection
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 EXIT_CODES = (
     "Exit codes: 0 success; 1 an error in data, settings or files, or a problem found by `meet doctor`; 2 wrong usage; "
-    "130 interrupted. Results are printed on stdout, messages and progress on stderr."
+    "130 interrupted (Ctrl-C); 143 terminated (SIGTERM). Results go to stdout, messages and progress to stderr."
 )
 RESUMABLE = (
     "train",
@@ -40,6 +43,14 @@ GRACE = 3.0
 """Seconds for which a process waits with an error that another process may have had first, for that to be reported."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 class _Group(click.Group):
     """A group that prints errors caused by the input as one message and exits with code 1."""
 
@@ -58,17 +69,21 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         world = World.from_environment()
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
         try:
             if world.is_main:
                 return super().invoke(ctx)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the main process prints results
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             saved = (
                 ": finished work is saved, training up to its last checkpoint. Run the same command again to continue"
             )
-            click.echo(f"\ninterrupted{saved if ctx.invoked_subcommand in RESUMABLE else ''}.", err=True)
-            sys.exit(INTERRUPTED)
+            is_terminated = isinstance(error, _Terminated)
+            text = "terminated" if is_terminated else "interrupted"
+            click.echo(f"\n{text}{saved if ctx.invoked_subcommand in RESUMABLE else ''}.", err=True)
+            sys.exit(TERMINATED if is_terminated else INTERRUPTED)
         except LevelChoiceError as error:
             message = error.option_message
         except MeetError as error:
@@ -82,6 +97,9 @@ class _Group(click.Group):
                 raise
             time.sleep(GRACE)
             message = "another process of the job has ended; run the same command again to continue"
+        finally:
+            if is_main:
+                signal.signal(signal.SIGTERM, before)
         if world.size > 1:
             message = f"{world}: {message}"
             if not world.is_main:

@@ -93,7 +93,7 @@ def launch(processes: int, run: Path | None = None) -> None:
 
 def _how_to_continue(run: Path | None) -> str:
     """Return what is saved of an interrupted run, and how to continue it."""
-    from meetlm.training.loop import checkpoint_step
+    from meetlm.training.checkpoints import checkpoint_step
 
     if run is None:
         return "run the same command again"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from meetlm.config.files import write_atomic
+from meetlm.config.errors import RunError
+from meetlm.config.files import explain_write_errors, lock, write_atomic
 
 T = TypeVar("T")
 
@@ -31,15 +33,19 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         self.damaged: list[str] = []
         self._header = header
-        self._stream: IO[str] | None = None
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        self._stream: FileIO | None = None
+        contents = path.read_bytes() if path.is_file() else b""
+        self._num_bytes = len(contents)
+        text = contents.decode("utf-8", errors="replace")
         self._ends_in_line = not text or text.endswith("\n")
         for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
             entry = _json_object(line)
             if number == 1 and header is not None:
                 if entry != header:
-                    write_atomic(path, "")
-                    self._ends_in_line = True
+                    with path.open("ab") as stream:
+                        lock(stream.fileno(), path)
+                        write_atomic(path, "")
+                    self._num_bytes, self._ends_in_line = 0, True
                     break
                 self._header = None  # it is in the file
             elif entry is None:
@@ -54,21 +60,39 @@ class Journal:
         self.close()
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write ``entry`` as the last line; it outlives a kill of this process once this returns."""
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("a", encoding="utf-8")
-            if not self._ends_in_line:
-                self._stream.write("\n")  # a line that was cut off stays a line by itself
-            if self._header is not None:
-                self._stream.write(json.dumps(self._header, ensure_ascii=False) + "\n")
-        self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        """Write ``entry`` as the last line; it outlives a kill of this process once this returns.
+
+        Raises:
+            RunError: Another process writes to the file, or the disk is full.
+        """
+        with explain_write_errors(self.path):
+            if self._stream is None:
+                self._open()
+            self._write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.entries.append(entry)
+
+    def _open(self) -> None:
+        """Open the file for this process alone, and complete its beginning."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("ab", buffering=0)  # nothing is left to write when the disk is full
+        lock(self._stream.fileno(), self.path)
+        if self._stream.tell() != self._num_bytes:
+            raise RunError(f"another process has written to {self.path}: run the same command again to continue")
+        if not self._ends_in_line:
+            self._write("\n")  # a line that was cut off stays a line by itself
+        if self._header is not None:
+            self._write(json.dumps(self._header, ensure_ascii=False) + "\n")
+
+    def _write(self, text: str) -> None:
+        assert self._stream is not None
+        rest = memoryview(text.encode())
+        while rest:
+            rest = rest[self._stream.write(rest) :]
 
     def close(self) -> None:
         """Close the file; a later :meth:`append` opens it again."""
         if self._stream is not None:
+            self._num_bytes = self._stream.tell()
             self._stream.close()
             self._stream, self._header, self._ends_in_line = None, None, True
 

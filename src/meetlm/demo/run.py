@@ -33,7 +33,7 @@ from meetlm.run.aligned import Aligned, load
 from meetlm.run.execute import execute
 from meetlm.run.folder import CONFIG, MEET, write_config
 from meetlm.run.prepared import prepare_data
-from meetlm.training.loop import checkpoints, load_trained
+from meetlm.training.checkpoints import checkpoints, load_trained
 from meetlm.training.run_stage import set_trainable
 
 CELLS = tuple(product(*ATTRIBUTES.values()))

@@ -22,7 +22,7 @@ from meetlm.run.execute import execute
 from meetlm.run.folder import CONFIG, CONTROL, LEVELS, MEET, MODEL, write_config
 from meetlm.run.prepared import PreparedData
 from meetlm.run.stage_cache import StageCache
-from meetlm.training.loop import remove_checkpoints
+from meetlm.training.checkpoints import remove_checkpoints
 from meetlm.training.run_stage import DONE
 
 RECORD = "arm.json"
@@ -125,9 +125,8 @@ def run_arm(
     stages = [stage.name for stage in config.stages]
     result = ArmResult.read(folder)
     if result is None:
-        if not (folder / MEET).exists():
-            clear_device_cache(garbage_collection=True)  # memory of the arm before, whose layers refer to each other
-            execute(config, folder, cache=cache, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
+        clear_device_cache(garbage_collection=True)  # memory of the arm before, whose layers refer to each other
+        execute(config, folder, cache=cache, prepared=data, lm_sha256=lm_sha256, reporter=reporter)
         rows: list[dict[str, Any]] = []
         if after.sampling is not None:
             reporter.message("writing completions of the held-out prompts")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from meetlm.config.errors import RunError
-from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.files import explain_write_errors, locked, refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.world import World, connect
 from meetlm.controls.build import build_control
@@ -23,11 +23,21 @@ from meetlm.policy.loading import EMBEDDED, device_of, load_lm, load_tokenizer
 from meetlm.policy.policy import Policy
 from meetlm.policy.reference import reference_logps
 from meetlm.recipes.config import RunConfig
-from meetlm.run.folder import CONFIG, MEET, Meet, pin_lm, read_pinned, read_pinned_levels, write_config, write_result
+from meetlm.run.folder import (
+    CONFIG,
+    MEET,
+    MODEL,
+    Meet,
+    pin_lm,
+    read_pinned,
+    read_pinned_levels,
+    write_config,
+    write_result,
+)
 from meetlm.run.inputs import encode_inputs
 from meetlm.run.prepared import PreparedData, pinned_format, prepare_data
 from meetlm.run.stage_cache import StageCache, stage_key
-from meetlm.training.loop import checkpoint_step, checkpoints, remove_checkpoints
+from meetlm.training.checkpoints import checkpoint_step, checkpoints, remove_checkpoints
 from meetlm.training.run_stage import DONE, run_stage
 from meetlm.training.stage import StageSettings
 
@@ -41,7 +51,7 @@ def execute(
     lm_sha256: str | None = None,
     reporter: Reporter = SILENT,
 ) -> None:
-    """Run every stage of ``config`` in ``folder``; an interrupted run continues.
+    """Run every stage of ``config`` in ``folder``; an interrupted run continues, and a finished one stays as it is.
 
     Every process of a job calls this with the same arguments. Each reads the data and the model; the main process
     writes and reports.
@@ -55,18 +65,32 @@ def execute(
         reporter: Shows messages, progress and accuracies.
 
     Raises:
-        RunError: The folder holds a finished run, a run of another configuration, or other files.
+        RunError: The folder holds a run of another configuration or data, or other files, or is in use by another
+            process.
         MeetError: Data, model or configuration cannot be used.
     """
     world = World.from_environment()
     config.batch.of_process(world)  # before the data are read, which may take minutes
     connect(device_of(config.model))
-    reporter = reporter if world.is_main else SILENT
+    with ExitStack() as stack:
+        with world.main_first():
+            if world.is_main:
+                if not (folder / CONFIG).exists():
+                    refuse_foreign_files(folder)
+                stack.enter_context(locked(folder))
+        _execute(config, folder, world, cache, prepared, lm_sha256, reporter if world.is_main else SILENT)
+
+
+def _execute(
+    config: RunConfig,
+    folder: Path,
+    world: World,
+    cache: StageCache | None,
+    prepared: PreparedData | None,
+    lm_sha256: str | None,
+    reporter: Reporter,
+) -> None:
     with world.main_first():
-        if world.is_main and not (folder / CONFIG).exists():
-            refuse_foreign_files(folder)
-        if (folder / MEET).exists():
-            raise RunError(f"{folder} holds a finished run; choose another folder or remove it")
         tokenizer = load_tokenizer(config.model.name)
         prompt_format = _format(folder, config, tokenizer, prepared)
         if prepared is not None and prepared.spec == prompt_format.spec:
@@ -79,6 +103,10 @@ def execute(
     world.from_main(
         lambda: write_config(folder, config, data.fingerprint, prompt_format.spec.to_dict(), data.fitted.to_dict())
     )
+    if world.from_main((folder / MEET).exists):
+        world.from_main(lambda: _remove_checkpoints(config, folder))  # an interrupted call may have left some
+        reporter.message(f"{folder} contains this run already, finished")
+        return
     reporter.message(f"loading {config.model.name}")
     with world.main_first():
         lm, _ = load_lm(config.model)
@@ -141,14 +169,24 @@ def execute(
         schemes=data.fitted.to_dict(),
     )
     exported_tokenizer = prompt_format.exported_tokenizer()
-    world.from_main(lambda: write_result(folder, meet, policy, exported_tokenizer, _unchanged_hub_model(config)))
+
+    def write() -> None:
+        with explain_write_errors(folder / MODEL, "make room; the same command writes the trained model again"):
+            write_result(folder, meet, policy, exported_tokenizer, _unchanged_hub_model(config))
+
+    world.from_main(write)
     failure_reason = peft_failure_reason(control)
     if failure_reason:
         reporter.message(f"no PEFT folders: {failure_reason}")
-    for stage in config.stages:
-        if world.is_main and "lm" in stage.train:  # they hold optimizer states too; the result is in RUN/model
-            remove_checkpoints(folder / stage.name)
+    world.from_main(lambda: _remove_checkpoints(config, folder))
     reporter.message(f"the run is in {folder}")
+
+
+def _remove_checkpoints(config: RunConfig, folder: Path) -> None:
+    """Remove those that hold model and optimizer states; the result is in RUN/model."""
+    for stage in config.stages:
+        if "lm" in stage.train and not config.batch.keep_checkpoints:
+            remove_checkpoints(folder / stage.name)
 
 
 def _unchanged_hub_model(config: RunConfig) -> str | None:

@@ -37,6 +37,7 @@ MEET, CONFIG, MODEL, CONTROL, LEVELS = "meet.json", "config.yaml", "model", "con
 EXECUTION_ONLY = (
     "batch.micro_pairs",
     "batch.save_steps",
+    "batch.keep_checkpoints",
     "batch.log_steps",
     "batch.report_to",
     "model.device",
@@ -288,9 +289,11 @@ def _refuse_changes(folder: Path, old: dict[str, Any], config: RunConfig, data_f
         for key in dict.fromkeys((*before, *now))
         if key not in EXECUTION_ONLY and before.get(key) != now.get(key)
     ]
-    kind = "another configuration"
-    if not changes and old["data_sha256"] != data_fingerprint:
-        kind, changes = "other data", [f"the rows used have changed: data_sha256 was {old['data_sha256'][:8]}…"]
+    kind = "another configuration" if changes else "other data"
+    if old["data_sha256"] != data_fingerprint:
+        changes.append(
+            f"the rows used have changed: data_sha256 was {old['data_sha256'][:8]}…, is now {data_fingerprint[:8]}…"
+        )
     if changes:
         raise RunError("\n  ".join([f"{folder} holds a run of {kind}; choose another folder or remove it", *changes]))
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from meetlm.config.errors import ConfigError, RunError
-from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.files import locked, refuse_foreign_files, write_atomic
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt, fingerprint
 from meetlm.data.settings import DataSettings
@@ -31,7 +31,6 @@ from meetlm.recipes.config import RunConfig
 from meetlm.run.aligned import Aligned, load, load_base
 from meetlm.run.completions import UNFINISHED
 from meetlm.run.execute import execute
-from meetlm.run.folder import MEET
 from meetlm.run.rollout import Rollout, is_transcript, rows_of, sample_rollouts
 
 RECORD = "improve.json"
@@ -93,46 +92,48 @@ def improve(
         raise ConfigError(
             f"--replies {replies}: expected 2 or more, since training compares replies to the same prompt"
         )
-    _begin(config, (*prompts, *held_out), scorer, sampling, replies, folder)
-    trains_levels = config.data.source == LEVELS_SOURCE
-    form = "scores" if trains_levels else "pairs"
-    source = LEVELS_SOURCE if trains_levels else "hh" if all(map(is_transcript, prompts)) else "pairs"
-    aligned = load_base(
-        config.model,
-        source,
-        conversational=prompts[0].is_chat,
-        system=config.format.system,
-        reasoning=config.format.reasoning,
-    )
-    greedy = sampling.model_copy(update={"temperature": 0.0})
-    pool: dict[str, list[dict[str, Any]]] = {"training": [], "held-out": []}
-    results: list[RoundResult] = []
-    for number in range(rounds + 1):
-        round_folder = folder / f"round-{number}"
-        round_folder.mkdir(exist_ok=True)
-        if number:
-            run = round_folder / "run"
-            data = _write_pool(pool, round_folder, source, form, config.data)
-            if not (run / MEET).is_file():
-                execute(config.model_copy(update={"data": data}), run, reporter=reporter)
-            aligned = load(run, device=config.model.device)
-        sample = partial(
-            _rollouts,
-            aligned,
-            scorer,
-            round_folder,
-            seed=config.seed + number,
-            batch_size=batch_size,
-            reporter=reporter,
+    with locked(folder):
+        _begin(config, (*prompts, *held_out), scorer, sampling, replies, folder)
+        trains_levels = config.data.source == LEVELS_SOURCE
+        form = "scores" if trains_levels else "pairs"
+        source = LEVELS_SOURCE if trains_levels else "hh" if all(map(is_transcript, prompts)) else "pairs"
+        aligned = load_base(
+            config.model,
+            source,
+            conversational=prompts[0].is_chat,
+            system=config.format.system,
+            reasoning=config.format.reasoning,
         )
-        scores = [rollout.scores[0] for rollout in sample(held_out, greedy, "measured", replies=1)]
-        results.append(RoundResult(number, len(pool["training"]), mean_interval(np.array(scores), range(len(scores)))))
-        reporter.message(f"round {number}: mean score of held-out replies {results[-1].score}")
-        write_atomic(folder / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
-        if number < rounds:
-            for kind, asked in (("training", prompts), ("held-out", held_out)):
-                pool[kind] += rows_of(sample(asked, sampling, kind, replies=replies), form)
-    return results
+        greedy = sampling.model_copy(update={"temperature": 0.0})
+        pool: dict[str, list[dict[str, Any]]] = {"training": [], "held-out": []}
+        results: list[RoundResult] = []
+        for number in range(rounds + 1):
+            round_folder = folder / f"round-{number}"
+            round_folder.mkdir(exist_ok=True)
+            if number:
+                run = round_folder / "run"
+                data = _write_pool(pool, round_folder, source, form, config.data)
+                execute(config.model_copy(update={"data": data}), run, reporter=reporter)
+                aligned = load(run, device=config.model.device)
+            sample = partial(
+                _rollouts,
+                aligned,
+                scorer,
+                round_folder,
+                seed=config.seed + number,
+                batch_size=batch_size,
+                reporter=reporter,
+            )
+            scores = [rollout.scores[0] for rollout in sample(held_out, greedy, "measured", replies=1)]
+            results.append(
+                RoundResult(number, len(pool["training"]), mean_interval(np.array(scores), range(len(scores))))
+            )
+            reporter.message(f"round {number}: mean score of held-out replies {results[-1].score}")
+            write_atomic(folder / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+            if number < rounds:
+                for kind, asked in (("training", prompts), ("held-out", held_out)):
+                    pool[kind] += rows_of(sample(asked, sampling, kind, replies=replies), form)
+        return results
 
 
 def _rollouts(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError, DivergedError
-from meetlm.config.files import write_atomic
+from meetlm.config.files import locked, write_atomic
 from meetlm.config.overrides import Override, parse_overrides
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.formats import FORMATS
@@ -26,7 +26,7 @@ from meetlm.run.folder import read_lm
 from meetlm.run.prepared import PreparedData
 from meetlm.run.stage_cache import StageCache, stage_key
 from meetlm.run.sweep import SHARED, arm_configs, shared_data
-from meetlm.training.loop import remove_checkpoints
+from meetlm.training.checkpoints import remove_checkpoints
 from meetlm.training.stage import StageSettings
 
 FACTOR = 3.0
@@ -130,37 +130,40 @@ def search(
     configs = list(arm_configs(recipes, (seed,), file, [*overrides, *held_out]).values())
     for config in configs:
         _check_budget(config, trials, metric)
-    data = shared_data(configs[0], folder, reporter)
-    cache = StageCache(folder / SHARED)
-    results: list[Trial] = []
-    failures: dict[str, str] = {}
-    for config in configs:
-        chosen: tuple[StageSettings, ...] = ()
-        for index, stage in enumerate(config.stages):
-            is_last = index == len(config.stages) - 1
-            candidates = [_at_rate(stage, rate) for rate in _rates(stage.lr, trials, len(config.stages), index)]
-            arms = [config.model_copy(update={"stages": (*chosen, candidate)}) for candidate in candidates]
-            keys = [stage_key(arm, data.key, index) for arm in arms]
-            cache.keys_to_store = set() if is_last else set(keys)  # the next stage starts from one of these
-            accuracies = [_accuracy_after(arm, folder, cache, data, reporter) for arm in arms]
-            stage_metric = _metric_for(stage) if metric == "auto" else metric
-            scores = {n: (METRICS[stage_metric](after), -after.nll) for n, after in enumerate(accuracies) if after}
-            if not scores:
-                failures[config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
-                break
-            best = max(scores, key=lambda n: scores[n])
-            results += [
-                Trial(config.recipe, candidate, stage_metric, after, n == best, n in (0, len(candidates) - 1))
-                for n, (candidate, after) in enumerate(zip(candidates, accuracies, strict=True))
-                if after
-            ]
-            chosen = (*chosen, candidates[best])
-            cache.keys_to_store &= {keys[best]}
+    with locked(folder):
+        data = shared_data(configs[0], folder, reporter)
+        cache = StageCache(folder / SHARED)
+        results: list[Trial] = []
+        failures: dict[str, str] = {}
+        for config in configs:
+            chosen: tuple[StageSettings, ...] = ()
+            for index, stage in enumerate(config.stages):
+                is_last = index == len(config.stages) - 1
+                candidates = [_at_rate(stage, rate) for rate in _rates(stage.lr, trials, len(config.stages), index)]
+                arms = [config.model_copy(update={"stages": (*chosen, candidate)}) for candidate in candidates]
+                keys = [stage_key(arm, data.key, index) for arm in arms]
+                cache.keys_to_store = set() if is_last else set(keys)  # the next stage starts from one of these
+                accuracies = [_accuracy_after(arm, folder, cache, data, reporter) for arm in arms]
+                stage_metric = _metric_for(stage) if metric == "auto" else metric
+                scores = {n: (METRICS[stage_metric](after), -after.nll) for n, after in enumerate(accuracies) if after}
+                if not scores:
+                    failures[config.recipe] = f"stage {stage.name!r} diverged at every learning rate"
+                    break
+                best = max(scores, key=lambda n: scores[n])
+                results += [
+                    Trial(config.recipe, candidate, stage_metric, after, n == best, n in (0, len(candidates) - 1))
+                    for n, (candidate, after) in enumerate(zip(candidates, accuracies, strict=True))
+                    if after
+                ]
+                chosen = (*chosen, candidates[best])
+                cache.keys_to_store &= {keys[best]}
+                cache.remove_others()
+                write_atomic(
+                    folder / "search.json", json.dumps([trial.to_dict() for trial in results], indent=2) + "\n"
+                )
+            cache.keys_to_store = set()
             cache.remove_others()
-            write_atomic(folder / "search.json", json.dumps([trial.to_dict() for trial in results], indent=2) + "\n")
-        cache.keys_to_store = set()
-        cache.remove_others()
-    return results, failures
+        return results, failures
 
 
 def _check_budget(config: RunConfig, trials: int, metric: str) -> None:

@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from meetlm.config.files import sync
+from meetlm.config.files import MANIFEST, sync
 from meetlm.recipes.config import RunConfig
-from meetlm.training.loop import WEIGHTS, checkpoints
+from meetlm.training.checkpoints import WEIGHTS, checkpoints
 from meetlm.training.order import data_seed
 from meetlm.training.run_stage import DONE
 
@@ -88,7 +88,8 @@ class StageCache:
         partial = self.folder / f"{key}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         (partial / last.name).mkdir(parents=True)
-        _link(str(last / WEIGHTS), str(partial / last.name / WEIGHTS))
+        for name in (WEIGHTS, MANIFEST):
+            _link(str(last / name), str(partial / last.name / name))
         for name in ("metrics.jsonl", DONE):
             shutil.copy2(stage / name, partial / name)
         sync(partial)

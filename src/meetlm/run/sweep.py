@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from meetlm.config.errors import ConfigError, MeetError, nearest
-from meetlm.config.files import refuse_foreign_files, write_atomic
+from meetlm.config.files import locked, refuse_foreign_files, write_atomic
 from meetlm.config.overrides import Override, parse_overrides
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.prompt_format import FormatSpec, PromptFormat
@@ -81,30 +81,34 @@ def sweep(
         The results in the order of ``configs``, and the reasons of failures by name of the arm.
 
     Raises:
-        RunError: ``folder`` holds other files, or the folder of an arm holds another configuration or other data.
+        RunError: ``folder`` holds other files or is in use by another process, or the folder of an arm holds another
+            configuration or other data.
         MeetError: The data cannot be used.
     """
-    data = shared_data(next(iter(configs.values())), folder, reporter)
-    cache = StageCache(folder / SHARED)
-    results: list[ArmResult] = []
-    failures: dict[str, str] = {}
-    for name, config in configs.items():  # before any arm is trained for hours
-        refuse_other_arm(config, folder / name, after, data)
-    for number, (name, config) in enumerate(configs.items(), 1):
-        arm = folder / name
-        reporter.message(f"[{number}/{len(configs)}] {name}" + (": already finished" if ArmResult.read(arm) else ""))
-        lm_sha256 = read_lm([folder / arm_name for arm_name in configs])
-        cache.keys_to_store = stage_keys(list(configs.values())[number:], data.key)
-        try:
-            results.append(run_arm(config, arm, after, cache, data, lm_sha256=lm_sha256, reporter=reporter))
-        except (MeetError, RuntimeError) as error:  # torch raises RuntimeError, such as when memory runs out
-            failures[name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
-            reporter.warning(f"{name} failed: {failures[name]}")
-        write_atomic(folder / TABLE, markdown(results, failures))
-        cache.remove_others()
-    if not failures:
-        shutil.rmtree(folder / SHARED, ignore_errors=True)
-    return results, failures
+    with locked(folder):
+        data = shared_data(next(iter(configs.values())), folder, reporter)
+        cache = StageCache(folder / SHARED)
+        results: list[ArmResult] = []
+        failures: dict[str, str] = {}
+        for name, config in configs.items():  # before any arm is trained for hours
+            refuse_other_arm(config, folder / name, after, data)
+        for number, (name, config) in enumerate(configs.items(), 1):
+            arm = folder / name
+            reporter.message(
+                f"[{number}/{len(configs)}] {name}" + (": already finished" if ArmResult.read(arm) else "")
+            )
+            lm_sha256 = read_lm([folder / arm_name for arm_name in configs])
+            cache.keys_to_store = stage_keys(list(configs.values())[number:], data.key)
+            try:
+                results.append(run_arm(config, arm, after, cache, data, lm_sha256=lm_sha256, reporter=reporter))
+            except (MeetError, RuntimeError) as error:  # torch raises RuntimeError, such as when memory runs out
+                failures[name] = str(error) if isinstance(error, MeetError) else f"{type(error).__name__}: {error}"
+                reporter.warning(f"{name} failed: {failures[name]}")
+            write_atomic(folder / TABLE, markdown(results, failures))
+            cache.remove_others()
+        if not failures:
+            shutil.rmtree(folder / SHARED, ignore_errors=True)
+        return results, failures
 
 
 def shared_data(config: RunConfig, folder: Path, reporter: Reporter) -> PreparedData:

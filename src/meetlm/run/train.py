@@ -20,7 +20,7 @@ def train(
 ) -> Path:
     """Train a recipe and return the folder of the run, for :func:`meetlm.load`.
 
-    An interrupted run in the folder continues.
+    An interrupted run in the folder continues, and a finished one stays as it is.
 
     Example::
 
@@ -36,7 +36,8 @@ def train(
     Raises:
         ConfigError: A setting is wrong; the message names it.
         DataError: The data cannot be read; the message names file and line.
-        RunError: The folder contains a finished run, a run of another configuration, or other files.
+        RunError: The folder contains a run of another configuration or data, or other files, or is in use by another
+            process.
     """
     config = _configuration(recipe_or_config, overrides)
     folder = Path("runs") / config.recipe if out is None else Path(out)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from meetlm.config.files import explain_write_errors, write_atomic
 from meetlm.config.journal import Journal
 from meetlm.config.reporter import Progress
 
@@ -35,7 +36,7 @@ class MetricsWriter(TrainerCallback):
         """Start the clock; remove lines after the step that training resumes from."""
         self._since = time.perf_counter()
         entries = _entries_until(self.path, state.global_step)
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def on_log(
         self,
@@ -51,7 +52,7 @@ class MetricsWriter(TrainerCallback):
         now = time.perf_counter()
         logs["tokens_per_second"] = logs["input_tokens"] / (now - self._since)
         self._since = now
-        with self.path.open("a") as file:
+        with explain_write_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

@@ -2,12 +2,14 @@
 
 The format turns each pair into one item of the training set, so both replies are always in the same optimizer step.
 The loss is the objective's sum over the whole accumulated batch of all processes divided by the number of its units:
-trained tokens, or pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states and position.
-It is written under a temporary name and then renamed, by the main process.
+trained tokens, or pairs. A checkpoint holds the trained parameters, optimizer, scheduler, random states, position, and
+the sums for the next line of metrics. The main process writes it under a temporary name, with the hashes of its files,
+and then renames it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -15,23 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from meetlm.config.errors import DivergedError, RunError
-from meetlm.config.files import sync
+from meetlm.config.errors import DivergedError
+from meetlm.config.files import explain_write_errors, sync, write_manifest
 from meetlm.config.world import World
 from meetlm.data.batch import Batch, Layout, collate
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import UseCurrentIntervals
+from meetlm.training.checkpoints import (
+    PARTIAL_FOLDER,
+    WEIGHTS,
+    check_checkpoint,
+    checkpoints,
+    load_trained,
+    remove_leftovers,
+)
 from meetlm.training.order import PassSampler, data_seed, dropout_seed
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
-WEIGHTS = "model.safetensors"
+OPEN_LOG = "open_log.json"
+"""Sums since the last line of metrics: with ``log_steps`` above 1 a checkpoint may lie between two lines."""
 
 
 class ItemDataset(Dataset[tuple[Item, Tensor | None]]):
@@ -122,6 +134,7 @@ class StageTrainer(Trainer):
         self._policy, self._world = policy, World.current()
         self._passes = PassSampler(len(items), batch, seed, self._world)
         of_process = batch.of_process(self._world)
+        self._resumed: Path | None = None
         kind = OBJECTIVES[stage.objective.kind]
         self._objective, self._is_pairwise = kind.build(stage.objective), kind.is_pairwise
         assert kind.is_pairwise == (reference is not None), "pairwise objectives have a reference, others have none"
@@ -171,6 +184,7 @@ class StageTrainer(Trainer):
         self._sums: dict[str, float] = {}
         self._units = 0
         self._input_tokens = 0
+        self.add_callback(_ContinueLog(self))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of this process's forward passes."""
@@ -257,37 +271,90 @@ class StageTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load what :meth:`_save` wrote; every trained parameter must be there."""
         del model
-        load_trained(self._policy, Path(resume_from_checkpoint))
+        self._resumed = Path(resume_from_checkpoint)
+        check_checkpoint(self._resumed)
+        load_trained(self._policy, self._resumed)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint under a temporary name, rename it, and remove the one before.
 
         Each process writes its random states, the main process the rest.
+
+        Raises:
+            RunError: The disk is full, for example. The checkpoint before is intact.
         """
-        partial = self.folder / "partial"
+        partial = self.folder / PARTIAL_FOLDER
         with self._world.main_first():
             if self._world.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
         self.args.output_dir = str(partial)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(self.folder)
-        self._world.wait()
-        if self._world.is_main:
-            self._finish_checkpoint(partial)
-
-    def _finish_checkpoint(self, partial: Path) -> None:
-        """Move a written checkpoint from the folder ``partial`` to its place, and remove the one before."""
         written = partial / f"checkpoint-{self.state.global_step}"
         target = self.folder / written.name
-        sync(written)
+        last = checkpoints(self.folder)
+        remedy = f"the same command continues from {last[-1].name if last else 'the beginning of the stage'}"
+        try:
+            with explain_write_errors(target, f"make room or choose another disk; {remedy}"):
+                super()._save_checkpoint(model, trial)
+                open_log = self._open_log()
+                self._world.wait()
+                if self._world.is_main:
+                    (written / OPEN_LOG).write_text(json.dumps(open_log) + "\n")
+                    write_manifest(written)
+                    sync(written)
+        except BaseException:
+            if self._world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            self.args.output_dir = str(self.folder)
+        if self._world.is_main:
+            self._finish_checkpoint(written, target)
+
+    def _finish_checkpoint(self, written: Path, target: Path) -> None:
+        """Move a written checkpoint to its place, and remove the one before."""
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
-        partial.rmdir()
         sync(self.folder, deep=False)  # the one before is removed only when this one is on disk
-        for old in checkpoints(self.folder)[:-1]:
-            shutil.rmtree(old)
+        remove_leftovers(self.folder)
+
+    def _open_log(self) -> dict[str, Any]:
+        """Return the sums since the last line of metrics, over all processes."""
+        log = {
+            "loss": float(self._tr_loss) / self._world.size,
+            "level_nll": self._level_nll.tolist(),
+            "level_tokens": self._level_tokens.tolist(),
+            "sums": self._sums,
+            "units": self._units,
+            "input_tokens": float(self._input_tokens),
+        }
+        flat, names = tree_flatten(log)
+        totals = self._world.sum(torch.tensor(flat, dtype=torch.float64)).tolist()
+        return {"last_logged": self._globalstep_last_logged, **tree_unflatten(totals, names)}
+
+    def continue_log(self) -> None:
+        """Set the sums to those of the checkpoint that training resumes from, if any."""
+        if self._resumed is None:
+            return
+        log = json.loads((self._resumed / OPEN_LOG).read_text())
+        self._globalstep_last_logged = log["last_logged"]
+        self._tr_loss += log["loss"]  # the mean over processes is logged, and the sum of what follows
+        if self._world.is_main:
+            self._level_nll += torch.tensor(log["level_nll"], dtype=torch.float64)
+            self._level_tokens += torch.tensor(log["level_tokens"], dtype=torch.float64)
+            self._sums, self._units, self._input_tokens = log["sums"], int(log["units"]), log["input_tokens"]
+        else:
+            self._sums = dict.fromkeys(log["sums"], 0.0)
+
+
+class _ContinueLog(TrainerCallback):
+    """Restores the sums of a checkpoint after ``Trainer`` has set its own to zero."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Restore them."""
+        self._trainer.continue_log()
 
 
 def release(trainer: StageTrainer) -> None:
@@ -307,39 +374,6 @@ def adamw(policy: Policy, stage: StageSettings, optim: OptimSettings) -> torch.o
         if trained:
             groups.append({"params": trained, "lr": lr, "weight_decay": weight_decay})
     return torch.optim.AdamW(groups, fused=True)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a stage, oldest first."""
-    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=checkpoint_step)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a stage; its metrics and its record stay."""
-    for checkpoint in checkpoints(folder):
-        shutil.rmtree(checkpoint)
-
-
-def load_trained(policy: Policy, checkpoint: Path) -> None:
-    """Load the trained parameters of a checkpoint into ``policy``, whose ``requires_grad`` selects them.
-
-    Raises:
-        RunError: The checkpoint holds other tensors.
-    """
-    state = load_file(checkpoint / WEIGHTS)
-    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    differing = sorted(trained.symmetric_difference(state))
-    if differing:
-        raise RunError(
-            f"{checkpoint}: the checkpoint belongs to another stage: {len(differing)} tensors are missing or unknown, "
-            f"such as {differing[0]}"
-        )
-    policy.load_state_dict(state, strict=False)
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Return the optimizer step at which a checkpoint was written."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def _supports_bf16(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
+from transformers import TrainerCallback
 
 from meetlm.config.errors import ConfigError
 from meetlm.config.files import write_atomic
@@ -18,7 +19,9 @@ from meetlm.data.formats import Item
 from meetlm.policy.fingerprint import sha256_of
 from meetlm.policy.policy import Policy
 from meetlm.training.callbacks import MetricsWriter, ShowProgress, logged_seconds
-from meetlm.training.loop import StageTrainer, checkpoint_step, checkpoints, load_trained, release
+from meetlm.training.checkpoints import checkpoint_step, checkpoints, load_trained, remove_leftovers
+from meetlm.training.interrupt import SaveWhenSignalled
+from meetlm.training.loop import StageTrainer, release
 from meetlm.training.stage import BatchSettings, OptimSettings, StageSettings
 
 DONE = "stage.json"
@@ -86,8 +89,13 @@ def run_stage(
     if last and steps_done >= steps:  # interrupted between the last checkpoint and the stage's record
         load_trained(policy, last)
     else:
-        with reporter.progress(stage.name, total=steps, unit="step", initial=steps_done) as progress:
-            callbacks = [MetricsWriter(folder / "metrics.jsonl"), ShowProgress(progress)] if world.is_main else []
+        with (
+            reporter.progress(stage.name, total=steps, unit="step", initial=steps_done) as progress,
+            SaveWhenSignalled(world, reporter) as save_when_signalled,
+        ):
+            callbacks: list[TrainerCallback] = [save_when_signalled]
+            if world.is_main:
+                callbacks += [MetricsWriter(folder / "metrics.jsonl"), ShowProgress(progress)]
             trainer = StageTrainer(policy, items, stage, optim, batch, folder, seed, callbacks, reference)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         steps = trainer.state.global_step
@@ -100,6 +108,7 @@ def run_stage(
     result = StageResult(steps, round(seconds, 1), trained, lm_after)
     world.wait()  # until all have read the stage's files
     if world.is_main:
+        remove_leftovers(folder)  # of a process that was killed
         write_atomic(folder / DONE, json.dumps(asdict(result), indent=2) + "\n")
     return result
 

@@ -129,6 +129,11 @@ class BatchSettings(Settings):
         8, ge=1, description="maximum number of pairs per forward pass of a process; same gradient"
     )
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null = one epoch")
+    keep_checkpoints: bool = Field(
+        False,
+        description="keep the last checkpoint of every stage; false = a finished run has none of the stages that train "
+        "the language model, whose optimizer takes twice the model's size",
+    )
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     report_to: tuple[str, ...] = Field(
         (), description="trackers that transformers.Trainer supports: wandb, tensorboard, …"
