@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,7 @@ def markdown(run: Run) -> str:
         "A ratio is taken in each round; shown are the median and [the lowest, the highest] of all counted rounds. "
         "A goal is met by the median. Memory is a peak over all rounds.",
         "",
-        *_table(("job", "measure", "goal", "measured", "met"), map(_goal, goals(run))),
+        *table(("job", "measure", "goal", "measured", "met"), map(_goal, goals(run))),
         "## Speed and memory",
         "",
         "Real tokens per second: prompt, completion and EOS ids; no padding, no virtual tokens; for generation, new "
@@ -53,7 +54,7 @@ def markdown(run: Run) -> str:
         "step (weights copied out of their file, data, libraries; a reference model too) and less 12 bytes per trained "
         f"parameter: gradient and Adam's two moments. The goal is at most {MEMORY_GOAL} of the peer's.",
         "",
-        *_table(("job", *COLUMNS), ((row.job.title, *row.cells, row.work) for row in rows if not row.job.model)),
+        *table(("job", *COLUMNS), ((row.job.title, *row.cells, row.work) for row in rows if not row.job.model)),
         *_references(run),
         "## Over model size",
         "",
@@ -74,17 +75,26 @@ def markdown(run: Run) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _machine(run: Run) -> list[str]:
+def machine(packages: Iterable[str], *, commit: str | None = None, gpu: str = "") -> list[str]:
+    """Return a line about the machine, and a line with the versions of packages."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    highest = max((share for _, rounds in _other_loads(run) for share in rounds), default=0.0)
-    source = "HH-RLHF harmless-base" if run.scale.get("data") or HH.is_dir() else "the demo's data"
+    if commit is None:
+        git = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip() or "no commit"
     return [
         f"- Machine: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
         f"{int(memory) / 2**20:.0f} GiB, {platform.system()} {platform.release()}; Python {platform.python_version()}"
-        f"{f'; {run.gpu}' if run.gpu else ''}.",
-        f"- Versions: {versions} at {run.commit}.",
+        f"{f'; {gpu}' if gpu else ''}.",
+        f"- Versions: {', '.join(f'{name} {version(name)}' for name in packages)} at {commit}.",
+    ]
+
+
+def _machine(run: Run) -> list[str]:
+    highest = max((share for _, rounds in _other_loads(run) for share in rounds), default=0.0)
+    source = "HH-RLHF harmless-base" if run.scale.get("data") or HH.is_dir() else "the demo's data"
+    return [
+        *machine(PACKAGES, commit=run.commit, gpu=run.gpu),
         f"- {SETTING[run.device].format(threads=run.threads, spin=SPINCOUNT)}; AdamW, the same learning rate at each "
         f"step, gradient norm clipped at 1, no weight decay, no dropout. On a CPU 8 rows per step, other models as "
         f"their table says (half as many pairs where a job takes both replies), at most "
@@ -100,7 +110,7 @@ def _goal(goal: Goal) -> tuple[str, ...]:
     return goal.job, goal.measure, f"{'≥' if goal.at_least else '≤'} {goal.bound:g}", measured, met
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return a table and an empty line."""
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     heads = list(heads)
@@ -159,7 +169,7 @@ def _models(run: Run, rows: list[Comparison]) -> Iterator[str]:
             for row in rows
             if row.job.work == work
         )
-        yield from _table(("model", "rows per step", *COLUMNS), cells)
+        yield from table(("model", "rows per step", *COLUMNS), cells)
 
 
 def _growth(run: Run) -> Iterator[str]:
@@ -188,7 +198,7 @@ def _growth(run: Run) -> Iterator[str]:
             cost = median(1e3 * step["seconds"] / step["tokens"] for step in steps)
             optimizer = 1e3 * median(step["optimizer"] for step in steps)
             rows.append((point.name, f"{cost:.2f}", spread(ratios[point.name]), f"{optimizer:,.0f}"))
-        yield from _table(("setting", "ms per token", "ratio", "of which optimizer, ms per step"), rows)
+        yield from table(("setting", "ms per token", "ratio", "of which optimizer, ms per step"), rows)
 
 
 def _losses(run: Run) -> list[str]:
@@ -199,7 +209,7 @@ def _losses(run: Run) -> list[str]:
             if "loss" in steps[0]:
                 losses = (f"{steps[n]['loss']:.6f} ({steps[n]['tokens']} tokens)" for n in shown)
                 rows.setdefault((job.name, program), (job.name, program, *losses))
-    return _table(("job", "program", *(f"step {n + 1}" for n in shown)), rows.values())
+    return table(("job", "program", *(f"step {n + 1}" for n in shown)), rows.values())
 
 
 def _settings(run: Run) -> list[str]:

@@ -57,6 +57,20 @@ def test_200_concurrent_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_the_soak_loses_no_request(tmp_path: Path) -> None:
+    """bench/soak.py for half a minute; its growth of memory counts over half an hour only."""
+    config = config_for(tmp_path, "qwen2", "lora", chat=True, template=CHATML)
+    run = meetlm.train(config, out=tmp_path / "run")
+    script = Path(__file__).parents[1] / "bench" / "soak.py"
+    command = [sys.executable, script, "--minutes", "0.5", "--run", run, "--limit", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    totals = next(line for line in done.stdout.splitlines() if line.startswith("| all |"))
+    answered, refused, left, lost = (int(cell.replace(",", "")) for cell in totals.split("|")[2:6])
+    assert answered > 5 and refused > 5 and left > 0 and lost == 0
+
+
+@pytest.mark.integration
 def test_sigterm_lets_requests_end(tmp_path: Path) -> None:
     run = finished(tmp_path, "llama", "lora")
     command = [str(Path(sys.executable).with_name("meet")), "serve", str(run), "--port", "0", "--max-tokens", "900"]

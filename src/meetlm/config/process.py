@@ -12,8 +12,8 @@ from meetlm.config.world import World
 
 SPINCOUNT = "2000"
 """How long a thread spins before it sleeps, in iterations of libgomp."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Numbers of two parameters of glibc's ``mallopt``."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Numbers of parameters of glibc's ``mallopt``."""
 _PARAMETERS = {
     _TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", 2**31 - 1),
     _MMAP_THRESHOLD: ("MALLOC_MMAP_THRESHOLD_", 2**30),
@@ -40,3 +40,20 @@ def retain_freed_memory() -> None:
     for number, (variable, value) in _PARAMETERS.items():
         if mallopt is not None and variable not in os.environ:
             mallopt(number, value)
+
+
+def use_one_arena() -> None:
+    """Set glibc to serve all threads from one arena, unless the user has set ``MALLOC_ARENA_MAX``.
+
+    A thread's own arena grows in parts of 64 MB, each of which stays as long as anything in it is in use.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_ARENA_MAX, 1)
+
+
+def release_freed_memory() -> None:
+    """Return the pages of freed memory to the system; in milliseconds, and only with glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -17,6 +17,7 @@ from threading import Thread
 from typing import TypeVar
 
 from meetlm.config.errors import MeetError
+from meetlm.config.process import release_freed_memory
 from meetlm.generation.session import Event, GeneratedText, Request, Session, TextStream
 from meetlm.run.aligned import Aligned
 from meetlm.serving.metrics import Metrics
@@ -26,6 +27,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SMOOTHING = 0.1
 """Share of the newest completion in the running mean of the seconds per completion."""
+RELEASE_SECONDS = 10.0
+"""Seconds of work after which freed memory returns to the system: requests of all sizes leave gaps that add up."""
 
 
 class OverloadedError(Exception):
@@ -202,7 +205,11 @@ class Engine:
 
     def _work(self) -> None:
         """Carry out commands, and step while there are completions to generate."""
+        released = time.monotonic()
         while True:
+            if time.monotonic() - released > RELEASE_SECONDS:
+                release_freed_memory()
+                released = time.monotonic()
             try:
                 command = self._commands.get(block=not self._running)
             except Empty:
@@ -240,7 +247,11 @@ class Engine:
             error = GenerationError("generation failed; the log of the server has the reason")
             self._loop.call_soon_threadsafe(_deliver, [(job, error) for job in jobs.values()])
             return
-        self._metrics.step_seconds.observe(time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._metrics.step_seconds.observe(seconds)
+        for event in events:
+            if event.completion is not None:
+                self._seconds += SMOOTHING * (event.completion.num_tokens * seconds - self._seconds)
         self._metrics.generated_tokens.inc(len(events))
         self._metrics.running.set(sum(event.completion is None for event in events))
         self._loop.call_soon_threadsafe(_deliver, [self._piece(event) for event in events])

@@ -221,29 +221,22 @@ class Column {
     this.part(".warning").hidden = false;
   }
 
-  /** Show log p(reply | best level) - log p(reply | worst level) per token, by attribute. */
+  /** Show the scores by attribute, log p(reply | best level) - log p(reply | worst level) per token, and by scorer. */
   async score(signal) {
     const { messages, text } = this.reply;
     const body = JSON.stringify({ messages, completion: text });
-    const { scores } = await (await send("v1/score", { method: "POST", body, signal })).json();
-    const items = scores.map((score) => {
-      const item = document.createElement("li");
-      const [label, bar, value] = ["span", "span", "span"].map((name) => document.createElement(name));
-      label.textContent = `${score.worst} – ${score.best}`;
-      bar.className = "bar";
-      bar.setAttribute("aria-hidden", "true");
-      const fill = document.createElement("i");
-      const share = Math.max(-1, Math.min(1, score.per_token)) * 50;
-      fill.style.left = `${50 + Math.min(share, 0)}%`;
-      fill.style.width = `${Math.abs(share)}%`;
-      bar.append(fill);
-      value.textContent = `${score.per_token >= 0 ? "+" : "−"}${Math.abs(score.per_token).toFixed(2)}`;
-      item.title = `log p(reply | ${score.best}) − log p(reply | ${score.worst}): ${score.total.toFixed(2)} nats, ${score.per_token.toFixed(2)} per token`;
-      item.append(label, bar, value);
-      return item;
+    const { scores, scorers } = await (await send("v1/score", { method: "POST", body, signal })).json();
+    const byAttribute = scores.map((score) => {
+      const title = `log p(reply | ${score.best}) − log p(reply | ${score.worst}): ${score.total.toFixed(2)} nats, ${score.per_token.toFixed(2)} per token`;
+      return scoreItem(`${score.worst} – ${score.best}`, signed(score.per_token), title, score.per_token);
     });
-    this.part(".scores").replaceChildren(...items);
-    this.part(".scores").hidden = !items.length;
+    const byScorer = scorers.map((score, index) => {
+      const { description, higher_is_better: isHigherBetter } = info.scorers[index];
+      const title = score.problem ?? `${description}; ${isHigherBetter ? "higher" : "lower"} is better`;
+      return scoreItem(score.name.split(":").at(-1), score.value === null ? "no score" : String(rounded(score.value)), title);
+    });
+    this.part(".scores").replaceChildren(...byAttribute, ...byScorer);
+    this.part(".scores").hidden = !byAttribute.length && !byScorer.length;
   }
 
   setRating(rating) {
@@ -276,6 +269,28 @@ class Column {
       showAlert(error.message);
     }
   }
+}
+
+const signed = (number) => `${number >= 0 ? "+" : "−"}${Math.abs(number).toFixed(2)}`;
+
+/** Return a line with a score; with `share` from -1 to 1, it has a bar from the middle. */
+function scoreItem(name, text, title, share = null) {
+  const item = document.createElement("li");
+  const [label, bar, value] = ["span", "span", "span"].map((tag) => document.createElement(tag));
+  label.textContent = name;
+  value.textContent = text;
+  item.title = title;
+  bar.setAttribute("aria-hidden", "true");
+  if (share !== null) {
+    bar.className = "bar";
+    const fill = document.createElement("i");
+    const width = Math.max(-1, Math.min(1, share)) * 50;
+    fill.style.left = `${50 + Math.min(width, 0)}%`;
+    fill.style.width = `${Math.abs(width)}%`;
+    bar.append(fill);
+  }
+  item.append(label, bar, value);
+  return item;
 }
 
 /** Yield the objects of a stream of server-sent events. */
