@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import meetlm
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data.encoding import example_lengths
-from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
+from meetlm.data.example import Example, Origin, Prompt, Turn, UnfilteredRows, as_reply
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.prompt_format import FormatSpec, PromptFormat, pin_format
 from meetlm.evaluation.reward_input import RewardInput
@@ -95,7 +95,7 @@ def pair(prompt: Prompt, chosen: str, rejected: str, line: int = 7) -> Example:
 
 
 def tokens_at_line_7(prompt_format: PromptFormat, example: Example) -> None:
-    filter_train(Read([example], []), lambda each: example_lengths(prompt_format, each), 999)
+    filter_train(UnfilteredRows([example], []), lambda each: example_lengths(prompt_format, each), 999)
 
 
 @pytest.mark.parametrize("name", OPENINGS)
@@ -281,7 +281,7 @@ def test_a_special_token_in_the_vocabulary_itself_is_cut_or_refused() -> None:
 
 def test_replies_that_are_the_same_tokens_are_left_out() -> None:
     prompt_format = format_of(LLAMA3)
-    rows = Read([pair(HI, "Yes.", "Yes. ", 1), pair(HI, "Yes.", "No. <s>", 2)], [])
+    rows = UnfilteredRows([pair(HI, "Yes.", "Yes. ", 1), pair(HI, "Yes.", "No. <s>", 2)], [])
 
     def lengths(example: Example) -> Any:
         return example_lengths(prompt_format, example)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from combinations import each_value
-from meetlm.data.batch import IGNORE, budget, collate
+from meetlm.data.batch import IGNORE, collate, split_by_tokens
 from meetlm.data.encoding import Encoded
 from meetlm.data.levels import PAIR_LEVELS
 from meetlm.policy import gpt_neo
@@ -222,7 +222,7 @@ def test_padded_blocks_waste_little() -> None:
 
 def test_budget() -> None:
     batch = [Encoded.of_one(tuple(range(n)), 1, (1.0,)) for n in (3, 50, 7, 7, 2)]
-    groups = list(budget(batch, 16))
+    groups = list(split_by_tokens(batch, 16))
     assert groups == [[1], [2, 3], [0, 4]]
 
 
@@ -291,9 +291,9 @@ def test_budget_keeps_completions_of_one_prompt_together() -> None:
     rows = family(policy)
     lengths = [len(row.ids) for row in rows]
     assert lengths == [23, 28, 20, 9, 23, 13]
-    assert list(budget(rows, 200, share=True)) == [[0, 1, 2, 4, 5, 3]]
-    assert list(budget(rows, 52, share=True)) == [[0, 1], [4, 5], [2, 3]]  # a third one has no room with the first two
-    assert list(budget(rows, 52)) == [[1, 0], [4, 2], [5, 3]]
+    assert list(split_by_tokens(rows, 200, share=True)) == [[0, 1, 2, 4, 5, 3]]
+    assert list(split_by_tokens(rows, 52, share=True)) == [[0, 1], [4, 5], [2, 3]]  # a third has no room
+    assert list(split_by_tokens(rows, 52)) == [[1, 0], [4, 2], [5, 3]]
     together, counts = policy.score(rows, max_tokens=30)
     alone = torch.cat([policy.score([row])[0] for row in rows])
     assert float((together - alone).abs().max()) < 1e-5

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from meetlm.config.errors import ConfigError, DataError
 from meetlm.data import hh, pairs
-from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
+from meetlm.data.example import Example, Origin, Prompt, Turn, UnfilteredRows, as_reply
 from meetlm.data.filters import ExampleTokens, filter_eval, filter_train
 from meetlm.data.prompts import read_prompts
 from meetlm.data.rows import Row, read_file
@@ -52,7 +52,7 @@ def tokens_of(example: Example) -> ExampleTokens:
 
 def filtered(*examples: Example) -> tuple[list[Example], dict[str, int]]:
     """Filter; return the remaining examples, and the count of each reason and oddity."""
-    left, report = filter_train(Read(list(examples), []), tokens_of, 9)
+    left, report = filter_train(UnfilteredRows(list(examples), []), tokens_of, 9)
     return left, {name: tally.count for name, tally in (report.dropped | report.odd).items()}
 
 
@@ -199,7 +199,7 @@ def test_replies_that_are_equal_as_trained_are_dropped() -> None:
     other = parse(prompt="Tea?", chosen="yes", rejected="no")
     left, counts = filtered(spaces, tokens, other)
     assert (left, counts) == ([other], {"identical_replies": 2})
-    test, report = filter_eval(Read([spaces, tokens, other], []), tokens_of, 9)
+    test, report = filter_eval(UnfilteredRows([spaces, tokens, other], []), tokens_of, 9)
     assert test == [other] and report.dropped["identical_replies"].count == 2
 
 
@@ -208,7 +208,7 @@ def test_an_error_of_the_prompt_format_names_the_row() -> None:
         raise ConfigError("the chat template refuses a conversation")
 
     with pytest.raises(DataError, match=r"^x\.jsonl:7: the chat template refuses"):
-        filter_train(Read([parse(prompt="Rice?", chosen="yes", rejected="no")], []), refuse, 9)
+        filter_train(UnfilteredRows([parse(prompt="Rice?", chosen="yes", rejected="no")], []), refuse, 9)
 
 
 class TestTranscripts:
@@ -370,7 +370,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_folder_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meetlm.data.places.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("meetlm.data.locations.hub_is_reachable", lambda: False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="no such file or folder on this machine, and the hub cannot be reached"):

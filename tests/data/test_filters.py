@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Example, Origin, Prompt, Read, Turn, as_reply
+from meetlm.data.example import Example, Origin, Prompt, Turn, UnfilteredRows, as_reply
 from meetlm.data.filters import ExampleTokens, filter_eval, filter_train, prompt_overlap
 from meetlm.data.prompts import HeldOutPrompt, distinct, within
 
@@ -43,7 +43,7 @@ ROWS = [
 
 
 def test_train_by_hand() -> None:
-    remaining, report = filter_train(Read(ROWS, []), letters, max_length=10)
+    remaining, report = filter_train(UnfilteredRows(ROWS, []), letters, max_length=10)
     assert [example.origin.line for example in remaining] == [1, 7, 8, 9, 10, 11]
     assert report.to_dict() == {
         "file": "x.jsonl",
@@ -67,20 +67,23 @@ def test_train_by_hand() -> None:
 
 def test_rows_that_state_another_split_are_counted() -> None:
     others = [Origin("x.jsonl", line) for line in range(20, 27)]
-    for account in (filter_train(Read(ROWS, others), letters, 10)[1], filter_eval(Read(ROWS, others), letters, 10)[1]):
+    for account in (
+        filter_train(UnfilteredRows(ROWS, others), letters, 10)[1],
+        filter_eval(UnfilteredRows(ROWS, others), letters, 10)[1],
+    ):
         assert account.to_dict()["other_split_rows"] == {"count": 7, "lines": [20, 21, 22, 23, 24]}
         assert account.total == len(ROWS)
         assert "  left out: 7, rows of another split (lines 20, 21, 22, 23, 24, …)" in account.lines()
 
 
 def test_train_length_is_of_the_prompt_and_the_longer_reply() -> None:
-    remaining, report = filter_train(Read(ROWS[:1] + ROWS[7:10], []), letters, max_length=9)
+    remaining, report = filter_train(UnfilteredRows(ROWS[:1] + ROWS[7:10], []), letters, max_length=9)
     assert [example.origin.line for example in remaining] == [1]
     assert report.dropped["too_long"].lines == [8, 9, 10]
 
 
 def test_eval_by_hand() -> None:
-    remaining, report = filter_eval(Read(ROWS, []), letters, max_length=4)
+    remaining, report = filter_eval(UnfilteredRows(ROWS, []), letters, max_length=4)
     assert [example.origin.line for example in remaining] == [1, 10, 11]
     counts = {name: (tally.count, tally.lines) for name, tally in report.dropped.items()}
     assert counts == {
@@ -128,7 +131,7 @@ def test_equal_prompts_are_merged_with_the_first_chosen_reply() -> None:
 
 
 def test_eval_with_pairs_uses_the_first_valid_row_of_a_prompt() -> None:
-    remaining, _ = filter_eval(Read(ROWS[2:6], []), letters, max_length=4)
+    remaining, _ = filter_eval(UnfilteredRows(ROWS[2:6], []), letters, max_length=4)
     assert [example.origin.line for example in remaining] == [6]
 
 
@@ -138,7 +141,7 @@ def test_eval_keeps_one_row_per_group() -> None:
         make(2, "P", "a", "b", group="one"),
         make(3, "p", "a", "b", group="two"),
     ]
-    assert [row.origin.line for row in filter_eval(Read(rows, []), letters, 9)[0]] == [1, 3]
+    assert [row.origin.line for row in filter_eval(UnfilteredRows(rows, []), letters, 9)[0]] == [1, 3]
 
 
 def test_the_limit_counts_kept_rows_and_reports_the_others() -> None:
@@ -148,13 +151,13 @@ def test_the_limit_counts_kept_rows_and_reports_the_others() -> None:
         looked_at.append(example.origin.line)
         return letters(example)
 
-    remaining, report = filter_train(Read(ROWS, []), lengths, max_length=10, limit=3)
+    remaining, report = filter_train(UnfilteredRows(ROWS, []), lengths, max_length=10, limit=3)
     assert [example.origin.line for example in remaining] == [1, 7, 8]
     assert looked_at == [1, 7, 8], "rows beyond the limit are not tokenised"
     assert report.beyond_limit == 3
     assert report.kept + sum(tally.count for tally in report.dropped.values()) + report.beyond_limit == 11
-    assert filter_train(Read(ROWS, []), letters, 10, limit=6)[1].beyond_limit == 0
-    remaining, report = filter_eval(Read(ROWS, []), letters, 4, limit=1)
+    assert filter_train(UnfilteredRows(ROWS, []), letters, 10, limit=6)[1].beyond_limit == 0
+    remaining, report = filter_eval(UnfilteredRows(ROWS, []), letters, 4, limit=1)
     assert ([example.origin.line for example in remaining], report.beyond_limit) == ([1], 10)
 
 
@@ -164,7 +167,7 @@ def test_lines_for_a_terminal() -> None:
         *(make(n, "p", "", " b") for n in range(2, 9)),
         make(9, "p", " b", " a"),
     ]
-    report = filter_train(Read([*rows, make(10, "q", " a", " b")], []), letters, 10, limit=2)[1]
+    report = filter_train(UnfilteredRows([*rows, make(10, "q", " a", " b")], []), letters, 10, limit=2)[1]
     assert report.lines() == [
         "x.jsonl: 2 of 10 rows kept, 1 distinct prompts",
         "  dropped: 7, a reply is empty (lines 2, 3, 4, 5, 6, …)",
@@ -180,22 +183,22 @@ def test_conversations_are_compared_by_their_turns() -> None:
         Example.of_pair(ask, first, second, "g", Origin("x", line))
         for line, (first, second) in enumerate([(answer, other), (answer, other), (answer, answer), (blank, other)], 1)
     ]
-    remaining, report = filter_train(Read(rows, []), lambda _: ExampleTokens(1, (1, 1)), 9)
+    remaining, report = filter_train(UnfilteredRows(rows, []), lambda _: ExampleTokens(1, (1, 1)), 9)
     assert remaining == rows[:1]
     assert list(report.dropped) == ["duplicate", "identical_replies", "empty_reply"]
 
 
 def test_no_usable_row() -> None:
     with pytest.raises(DataError) as caught:
-        filter_train(Read(ROWS[1:4], []), letters, 10)
+        filter_train(UnfilteredRows(ROWS[1:4], []), letters, 10)
     assert str(caught.value) == (
         "x.jsonl: none of the 3 rows is usable (1 left out: the two sides answer different prompts; "
         "2 left out: a reply is empty)"
     )
     with pytest.raises(DataError, match="none of the 1 rows is usable .1 left out: more tokens than --data.max_length"):
-        filter_eval(Read(ROWS[9:10], []), letters, 3)
+        filter_eval(UnfilteredRows(ROWS[9:10], []), letters, 3)
     with pytest.raises(DataError, match="the file has no rows"):
-        filter_train(Read([], []), letters, 10)
+        filter_train(UnfilteredRows([], []), letters, 10)
 
 
 def test_overlap_compares_groups() -> None:

@@ -216,7 +216,7 @@ def as_args(overrides: Sequence[Override]) -> list[str]:
 def guess_train_source(overrides: Sequence[Override]) -> tuple[str, str | None]:
     """Return the format of the training data and, without ``data.source``, what in the first row determines it."""
     from meetlm.config.yaml_files import validate
-    from meetlm.data.places import find_rows
+    from meetlm.data.locations import find_rows
     from meetlm.diagnostics.locate import guess_source
 
     raw, locations = parse_settings(HeldOutData, data_overrides(overrides))

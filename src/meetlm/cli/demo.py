@@ -17,9 +17,8 @@ from meetlm.config.overrides import Override
 if TYPE_CHECKING:
     from meetlm.demo.run import DemoResult
 
-
 PICTURE_WIDTH = 110
-"""Columns of the picture."""
+"""Width of the SVG picture in characters."""
 
 
 @main.command(cls=SettingsCommand, short_help="Train tone and length of a small model, and print replies.")
@@ -49,10 +48,10 @@ def demo(
     reporter.message("MEET on SmolLM2-135M: tone (formal or casual) and length (brief or detailed) in one LoRA.")
     result = run_demo(out, overrides, limit=limit, reporter=reporter)
     reporter.message(f"finished in {result.seconds:.0f} s")
-    _show(result, out, picture)
+    _print_result(result, out, picture)
 
 
-def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
+def _print_result(result: DemoResult, out: Path, picture: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -76,9 +75,9 @@ def _show(result: DemoResult, out: Path, picture: Path | None) -> None:
         table.add_row(system, *map(str, shares.values()), f"{result.repetition[system]:.3f}")
     console.print(table)
     console.print("Replies that ignore the levels reach 0.5, 0.5 and 0.25. Repetition: share of repeated 4-grams.")
-    verdict = ", not significantly different from 0" if result.gain.low <= 0 <= result.gain.high else ""
-    console.print(f"Step 2 minus step 1, both: {result.gain}{verdict}.")
+    remark = ", not significantly different from 0" if result.gain.low <= 0 <= result.gain.high else ""
+    console.print(f"Step 2 minus step 1, both: {result.gain}{remark}.")
     console.print(f"Chat with the model: meet chat {out} --level tone=casual,length=brief")
     if picture is not None:
         svg = console.export_svg(title="make demo")
-        picture.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")  # no web fonts
+        picture.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")  # drop web fonts

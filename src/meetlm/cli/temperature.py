@@ -79,9 +79,9 @@ def sweep_temperature(
     from meetlm.evaluation.evaluate import Evaluators
     from meetlm.report.conditions import Condition
     from meetlm.report.write import write_temperature_report
-    from meetlm.run.compared import named_paths
     from meetlm.run.folder import read_data_settings
     from meetlm.run.levels import parse_level
+    from meetlm.run.systems import named_paths
     from meetlm.run.temperature import sweep_temperature as sweep
 
     folders: dict[str, Path] = {}

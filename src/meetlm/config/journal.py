@@ -97,7 +97,7 @@ class Journal:
             self._stream, self._header, self._ends_in_line = None, None, True
 
 
-def stored_results(
+def stored_or_computed(
     journal: Journal, rows: Mapping[str, T], compute: Callable[[list[T]], Sequence[Any]], chunk: int
 ) -> dict[str, Any]:
     """Return a result for each row: those in the journal; others are computed and appended, a chunk at a time.

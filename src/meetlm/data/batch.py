@@ -36,15 +36,13 @@ class Block(TypedDict):
     position_ids: Tensor  # [R, T] int64
     level_weights: Tensor  # [R, T, K] f32
     targets: Tensor  # [R, T] int64: the trained token that the position predicts, or IGNORE
-    completion: Tensor  # [N] int64: index in the whole batch of each trained token's completion, in row order
+    completion: Tensor  # [N] int64: for each trained token in row order, the number of its completion in the batch
     attention_mask: NotRequired[Tensor]  # [R, T] bool, padded blocks only
     cu_seq_lens: NotRequired[Tensor]  # [Q + 1] int32, packed blocks only
-    shared: NotRequired[
-        list[int]
-    ]  # Q numbers: first tokens that a branch shares with the last sequence before it that is no branch
-    uncontrolled: NotRequired[
-        list[int]
-    ]  # Q numbers: first tokens of the sequence in this row that have no level weights
+    # Q numbers: how many tokens at its start a branch shares with the last sequence before it that is not a branch
+    shared: NotRequired[list[int]]
+    # Q numbers: how many tokens at the start of each sequence, as it is in this row, have no level weights
+    uncontrolled: NotRequired[list[int]]
 
 
 class Batch(TypedDict):
@@ -54,7 +52,8 @@ class Batch(TypedDict):
     num_completions: int
     num_input_tokens: int  # tokens of slots, prompts and completions, without padding
     weights: Tensor  # [S, K] f32, the level weights of each completion
-    labels: Tensor  # their number divides the loss: all trained ids [N], or one per pair for pairwise objectives
+    # All trained ids of the batch, or one per pair for pairwise objectives; the loss is divided by their number.
+    labels: Tensor
     reference: NotRequired[Tensor]  # [S] f64: log-probs of the completions under the reference, for pairwise objectives
 
 
@@ -68,8 +67,8 @@ def collate(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 
         share: Whether neighbours with the same prompt share it in a packed block.
     """
     assert sequences, "an empty batch"
-    numbers = accumulate((len(s.spans) for s in sequences), initial=0)
-    numbered = list(zip(numbers, sequences, strict=False))
+    first_completions = accumulate((len(s.spans) for s in sequences), initial=0)
+    numbered = list(zip(first_completions, sequences, strict=False))
     blocks = (
         [_pack(numbered, share=share)]
         if layout == "packed"
@@ -105,15 +104,15 @@ def size_of(sequences: Sequence[Encoded], layout: Layout, *, max_waste: float = 
     """Return the size of the batch that :func:`collate` returns for the same arguments."""
     lengths = [len(sequence.ids) for sequence in sequences]
     if layout == "packed":
-        positions = sum(lengths) - (sum(_shared(sequences)) if share else 0)
+        positions = sum(lengths) - (sum(_shared_counts(sequences)) if share else 0)
     else:
         groups = _by_length([(0, sequence) for sequence in sequences], max_waste)
         positions = sum(len(group) * len(group[0][1].ids) for group in groups)
     return BatchSize(positions, sum(lengths), sum(sequence.num_trained for sequence in sequences))
 
 
-def budget(sequences: Sequence[Encoded], max_tokens: int, *, share: bool = False) -> Iterable[list[int]]:
-    """Yield index lists, longest sequences first, of at most ``max_tokens`` tokens each (or one sequence).
+def split_by_tokens(sequences: Sequence[Encoded], max_tokens: int, *, share: bool = False) -> Iterable[list[int]]:
+    """Yield groups of indices, longest sequences first: of at most ``max_tokens`` tokens, or of one longer sequence.
 
     Args:
         sequences: In any order.
@@ -149,15 +148,15 @@ Numbered = tuple[int, Encoded]
 def _by_length(sequences: Sequence[Numbered], max_waste: float) -> list[list[Numbered]]:
     """Return groups of similar length, in which at most ``max_waste`` of the positions is padding."""
     groups: list[list[Numbered]] = []
-    real = 0
+    tokens = 0
     for index, sequence in sorted(sequences, key=lambda item: -len(item[1].ids)):
         longest = len(groups[-1][0][1].ids) if groups else 0
-        if groups and 1 - (real + len(sequence.ids)) / (longest * (len(groups[-1]) + 1)) <= max_waste:
+        if groups and 1 - (tokens + len(sequence.ids)) / (longest * (len(groups[-1]) + 1)) <= max_waste:
             groups[-1].append((index, sequence))
-            real += len(sequence.ids)
+            tokens += len(sequence.ids)
         else:
             groups.append([(index, sequence)])
-            real = len(sequence.ids)
+            tokens = len(sequence.ids)
     return groups
 
 
@@ -191,36 +190,36 @@ def _completion(group: list[Numbered]) -> Tensor:
 
 def _pack(group: list[Numbered], *, share: bool) -> Block:
     members = [sequence for _, sequence in group]
-    shared = _shared(members) if share else [0] * len(members)
-    cut = list(zip(members, shared, strict=True))
-    lengths = torch.tensor([0, *(len(s.ids) - skip for s, skip in cut)])
+    shared = _shared_counts(members) if share else [0] * len(members)
+    trimmed = list(zip(members, shared, strict=True))
+    lengths = [len(s.ids) - skip for s, skip in trimmed]
     block = Block(
-        input_ids=torch.tensor([[i for s, skip in cut for i in s.ids[skip:]]]),
-        position_ids=torch.cat([torch.arange(skip, len(s.ids)) for s, skip in cut])[None],
-        level_weights=torch.cat([_weights([s])[skip:] for s, skip in cut])[None],
-        targets=torch.tensor([[t for s, skip in cut for t in _targets(s)[skip:]]]),
+        input_ids=torch.tensor([[i for s, skip in trimmed for i in s.ids[skip:]]]),
+        position_ids=torch.cat([torch.arange(skip, len(s.ids)) for s, skip in trimmed])[None],
+        level_weights=torch.cat([_weights([s])[skip:] for s, skip in trimmed])[None],
+        targets=torch.tensor([[t for s, skip in trimmed for t in _targets(s)[skip:]]]),
         completion=_completion(group),
-        cu_seq_lens=lengths.cumsum(0).to(torch.int32),
+        cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
     )
     if any(shared):
         block["shared"] = shared
-    uncontrolled = [max(0, s.spans[0].controlled_from - skip) for s, skip in cut]
+    uncontrolled = [max(0, s.spans[0].controlled_from - skip) for s, skip in trimmed]
     if any(uncontrolled):
         block["uncontrolled"] = uncontrolled
     return block
 
 
-def _shared(sequences: Sequence[Encoded]) -> list[int]:
-    """Return how many tokens each sequence shares with the last one before it that is no branch.
+def _shared_counts(sequences: Sequence[Encoded]) -> list[int]:
+    """Return how many tokens each sequence shares with the last one before it that is not a branch.
 
     The prompt's last token is not shared: it predicts the first token of each completion.
     """
     counts: list[int] = []
     root: Encoded | None = None
     for sequence in sequences:
-        branch = root is not None and same_prompt(root, sequence)
-        counts.append(sequence.spans[0].start - 1 if branch else 0)
-        root = root if branch else sequence
+        is_branch = root is not None and same_prompt(root, sequence)
+        counts.append(sequence.spans[0].start - 1 if is_branch else 0)
+        root = root if is_branch else sequence
     return counts
 
 

@@ -231,7 +231,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Generic[T]):
+class UnfilteredRows(Generic[T]):
     """The rows of a split, unfiltered and in the order of the file.
 
     Attributes:

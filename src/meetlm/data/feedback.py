@@ -27,8 +27,8 @@ from meetlm.data.rows import Row, kind_of
 COLUMNS = ("label", "score", "level", "attributes")
 """Columns with feedback on one reply."""
 
-LISTS = {"labels": "label", "scores": "score", "levels": "level", "attributes": "attributes"}
-"""Columns with lists of feedback on several replies, and the column that an entry corresponds to."""
+LIST_COLUMNS = {"labels": "label", "scores": "score", "levels": "level", "attributes": "attributes"}
+"""Columns with lists of feedback on several replies, and the column for one reply that each corresponds to."""
 
 
 def parse(row: Row) -> Example:
@@ -43,37 +43,37 @@ def parse(row: Row) -> Example:
     several = "completions" in row.fields
     prompt = read_prompt(row, "prompt") if row.fields.get("prompt") is not None else read_conversation(row)
     if prompt is None:
-        row.value("prompt", "text, or messages; --data.columns prompt=NAME uses another column", object)
+        row.value("prompt", "text, or messages; --data.columns prompt=NAME uses another column", object)  # if missing
         raise row.error("is null", field="prompt", expected="text, or messages")
     if prompt.is_chat:
         prompt = Prompt(with_system(row, prompt.turns))
-    rows = _items(row) if several else [row]
+    rows = _split_replies(row) if several else [row]
     replies = [_reply(item, prompt) for item in rows]
     if any(prompt.is_chat != is_chat for _, is_chat in replies):
         prompt = Prompt(prompt.turns)
     feedback = [_feedback(item) for item in rows]
-    if several and not LISTS.keys() & row.fields.keys():
-        feedback = [(("", Rank(-index)),) for index in range(len(rows))]
-    elif not any(name in row.fields for name in (LISTS if several else COLUMNS)):
+    if several and not LIST_COLUMNS.keys() & row.fields.keys():
+        feedback = [(("", Rank(-index)),) for index in range(len(rows))]  # the first reply is the best
+    elif not any(name in row.fields for name in (LIST_COLUMNS if several else COLUMNS)):
         names = ", ".join(sorted(map(str, row.fields)))
         expected = f"a column label, score or level, or --data.attributes COLUMN,COLUMN; columns of this row: {names}"
         raise row.error("has no feedback on the reply", expected=expected)
     turns = [turn for turn, _ in replies]
     refuse_unused(row, prompt, *turns)
-    question = "" if prompt.is_chat else prompt.text().rstrip()
-    is_repeated = len(question.split()) > 1 and any(turn.content.startswith(question) for turn in turns)
-    remarks = ("repeated_in_one",) if is_repeated else ()
+    prompt_text = "" if prompt.is_chat else prompt.text().rstrip()
+    repeats_prompt = len(prompt_text.split()) > 1 and any(turn.content.startswith(prompt_text) for turn in turns)
+    remarks = ("repeated_in_one",) if repeats_prompt else ()
     completions = tuple(Completion(turn, values, row.origin) for turn, values in zip(turns, feedback, strict=True))
     return Example(prompt, completions, prompt.group, row.origin, remarks=remarks)
 
 
-def _items(row: Row) -> list[Row]:
-    """Return a row for each of several replies, with the feedback on it."""
+def _split_replies(row: Row) -> list[Row]:
+    """Return one row for each reply in ``completions``, with the feedback on it."""
     replies = row.items("completions")
     if not replies:
         raise row.error("is an empty list", field="completions", expected="at least one reply")
     items: list[dict[str, Any]] = [{"completion": reply} for reply in replies]
-    for column, name in LISTS.items():
+    for column, name in LIST_COLUMNS.items():
         if column != name and name in row.fields:
             expected = f"a list, {column!r}, with a value per reply in 'completions'"
             raise row.error("is one value for several replies", field=name, expected=expected)
@@ -125,7 +125,7 @@ def parse_label(row: Row, field: str) -> str:
     value = row.fields[field]
     text = value.strip().lower() if isinstance(value, str) else str(value).lower() if isinstance(value, int) else ""
     if text not in _LABELS:
-        raise row.error(f"is {_shown(value)}", field=field, expected="true or false (or 1 or 0)")
+        raise row.error(f"is {_describe(value)}", field=field, expected="true or false (or 1 or 0)")
     return _LABELS[text]
 
 
@@ -137,16 +137,16 @@ def parse_score(row: Row, field: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise row.error(f"is {_shown(value)}", field=field, expected="a finite number")
+        raise row.error(f"is {_describe(value)}", field=field, expected="a finite number")
     return number
 
 
-def parse_name(row: Row, field: str) -> str:
+def parse_level_name(row: Row, field: str) -> str:
     """Return the name of a level."""
     value = row.fields[field]
     if not isinstance(value, str):
         expected = "the name of a level; --data.columns score=NAME reads a column of numbers"
-        raise row.error(f"is {_shown(value)}", field=field, expected=expected)
+        raise row.error(f"is {_describe(value)}", field=field, expected=expected)
     name = value.strip()
     if not set(name).isdisjoint("=,") or _is_number(name):
         expected = "the name of a level: not a number, and without '=' or ','"
@@ -162,14 +162,14 @@ def parse_value(row: Row, field: str) -> str | float | None:
     if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
         return str(value).strip().lower()
     if isinstance(value, str) and not _is_number(value):
-        return parse_name(row, field)
+        return parse_level_name(row, field)
     return parse_score(row, field)
 
 
 PARSERS: Mapping[str, Callable[[Row, str], str | float]] = {
     "label": parse_label,
     "score": parse_score,
-    "level": parse_name,
+    "level": parse_level_name,
 }
 _LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
 
@@ -183,5 +183,5 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     return repr(value) if isinstance(value, str | int | float) else kind_of(value)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from meetlm.config.errors import DataError, locate_errors
-from meetlm.data.example import Example, Origin, Prompt, Read, Turn
+from meetlm.data.example import Example, Origin, Prompt, Turn, UnfilteredRows
 
 
 class ExampleTokens(NamedTuple):
@@ -120,7 +120,7 @@ def _line(outcome: str, tally: Tally, reason: str) -> str:
 
 
 def filter_train(
-    read: Read[Example],
+    read: UnfilteredRows[Example],
     lengths: Lengths,
     max_length: int,
     limit: int | None = None,
@@ -143,7 +143,7 @@ def filter_train(
 
 
 def filter_eval(
-    read: Read[Example],
+    read: UnfilteredRows[Example],
     lengths: Lengths,
     max_length: int,
     *,
@@ -173,7 +173,7 @@ def prompt_overlap(train: Iterable[Example], test: Iterable[Example]) -> list[Ex
 
 
 def _filter(
-    read: Read[Example], lengths: Lengths, max_length: int, limit: int | None, *, is_training: bool
+    read: UnfilteredRows[Example], lengths: Lengths, max_length: int, limit: int | None, *, is_training: bool
 ) -> tuple[list[Example], FilterReport]:
     examples = read.rows
     report = FilterReport(file=examples[0].origin.file if examples else "data", total=len(examples))

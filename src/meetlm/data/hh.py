@@ -25,7 +25,7 @@ def parse(row: Row) -> Example:
     r"""Turn a row with the fields ``chosen`` and ``rejected`` into an example, grouped by its prompt.
 
     Raises:
-        DataError: A field is missing, is not a string, or holds no ``\n\nAssistant:``.
+        DataError: A field is missing, is not a string, or contains no ``\n\nAssistant:``.
     """
     prompt, chosen = _split(row, "chosen")
     other_prompt, rejected = _split(row, "rejected")
@@ -48,15 +48,14 @@ def is_transcript(text: str) -> bool:
 def as_transcript(prompt: Prompt) -> Prompt:
     r"""Return a prompt in the form of the transcripts: ``\n\nHuman: …\n\nAssistant:``.
 
-    Args:
-        prompt: Other text becomes a human turn. A transcript gets a missing ``\n\n`` at its start or ``\n\nAssistant:``
-            at its end. A conversation is returned unchanged.
+    A transcript gets a missing ``\n\n`` at its start or ``\n\nAssistant:`` at its end; other text becomes a human turn;
+    a conversation is returned unchanged.
     """
     if not isinstance(prompt.content, str):
         return prompt
     if not is_transcript(prompt.content):
         return Prompt(f"{HUMAN} {prompt.content.strip()}{ASSISTANT}")
-    text = _with_line_breaks(prompt.content)
+    text = _with_leading_newlines(prompt.content)
     return Prompt(text if text.rfind(ASSISTANT) > text.rfind(HUMAN) else text.rstrip() + ASSISTANT)
 
 
@@ -66,7 +65,7 @@ def to_turns(prompt: Prompt) -> tuple[Turn, ...]:
         return prompt.turns
     if not is_transcript(prompt.text()):
         return (Turn("user", prompt.text().strip()),)
-    before, *parts = _MARKS.split(_with_line_breaks(prompt.text()))
+    before, *parts = _MARKS.split(_with_leading_newlines(prompt.text()))
     turns = [Turn("system", before.strip())] if before.strip() else []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
         turns.append(Turn(_ROLES[speaker], text.strip()))
@@ -77,13 +76,13 @@ def to_turns(prompt: Prompt) -> tuple[Turn, ...]:
 
 def _split(row: Row, field: str) -> tuple[str, str]:
     """Return the prompt of a transcript, up to and including ``ASSISTANT``, and its reply with its leading space."""
-    head, marker, reply = _with_line_breaks(row.text(field)).rpartition(ASSISTANT)
+    head, marker, reply = _with_leading_newlines(row.text(field)).rpartition(ASSISTANT)
     if not marker:
         raise row.error("the transcript has no assistant turn", field=field, expected=f"{ASSISTANT!r} before the reply")
     return head + marker, reply
 
 
-def _with_line_breaks(transcript: str) -> str:
-    r"""Return a transcript with ``\n\n`` before its first ``Human:``."""
-    starts = transcript.lstrip().startswith(HUMAN.strip())
-    return "\n\n" + transcript.lstrip() if starts else transcript
+def _with_leading_newlines(transcript: str) -> str:
+    r"""Return a transcript that starts with ``Human:`` with ``\n\n`` before it, and any other text unchanged."""
+    stripped = transcript.lstrip()
+    return "\n\n" + stripped if stripped.startswith(HUMAN.strip()) else transcript

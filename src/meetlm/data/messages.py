@@ -29,12 +29,12 @@ ROLES = {
     "observation": "tool",
     "function": "tool",
 }
-"""Role by its name in a data set, in lower case."""
+"""Role by the name, in lower case, that a data set uses for it."""
 
 EXPECTED = "text, or a list of messages with role and content"
-_JSON = re.compile(r"\s*\[?\s*\{")
-_MESSAGES = re.compile(_JSON.pattern + r"""\s*["'](role|content|from|value)["']\s*:""")
-"""Start of text that is meant as messages in JSON, or was written with Python's ``str`` by mistake."""
+_JSON_START = re.compile(r"\s*\[?\s*\{")
+_MESSAGES_START = re.compile(_JSON_START.pattern + r"""\s*["'](role|content|from|value)["']\s*:""")
+"""Start of text that is meant as JSON messages, even if it was written with Python's ``str`` by mistake."""
 
 
 def read_prompt(row: Row, field: str) -> Prompt:
@@ -49,11 +49,11 @@ def read_prompt(row: Row, field: str) -> Prompt:
         value = _json_messages(row, field, text)
         if value is None:
             return Prompt(text)
-    if isinstance(value, Mapping) and not {"role", "from"}.isdisjoint(value):
+    if _is_message(value):
         value = [value]
     if not isinstance(value, list):
         if field not in row.fields:
-            row.value(field, EXPECTED, object)
+            row.value(field, EXPECTED, object)  # raises the error for a missing field
         raise row.error(f"is {kind_of(value)}", field=field, expected=EXPECTED)
     if not value:
         raise row.error("is an empty list", field=field, expected="at least one message")
@@ -62,19 +62,23 @@ def read_prompt(row: Row, field: str) -> Prompt:
 
 def _json_messages(row: Row, field: str, text: str) -> Any:
     """Return the messages in JSON text; ``None`` for plain text."""
-    if not _JSON.match(text):
+    if not _JSON_START.match(text):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if not _MESSAGES.match(text):
+        if not _MESSAGES_START.match(text):
             return None
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        hint = "messages as JSON text (json.dumps, not Python's str)"
-        raise row.error(f"bad JSON: {reason}", field=field, expected=hint) from None
+        expected = "messages as JSON text (json.dumps, not Python's str)"
+        raise row.error(f"bad JSON: {reason}", field=field, expected=expected) from None
     messages = value if isinstance(value, list) else [value]
-    is_chat = all(isinstance(message, dict) and not {"role", "from"}.isdisjoint(message) for message in messages)
-    return value if is_chat else None
+    return value if all(map(_is_message, messages)) else None
+
+
+def _is_message(value: object) -> bool:
+    """Whether a value is an object with a role, in the format of OpenAI or of ShareGPT."""
+    return isinstance(value, Mapping) and not {"role", "from"}.isdisjoint(value)
 
 
 def _turn(row: Row, name: str, message: object) -> Turn:
@@ -83,6 +87,7 @@ def _turn(row: Row, name: str, message: object) -> Turn:
     fields = {key: value for key, value in message.items() if value is not None}
     if "role" not in fields and {"from", "value"} <= fields.keys():  # ShareGPT
         fields = {"role": fields.pop("from"), "content": fields.pop("value"), **fields}
+    # A message that lacks a field is wrapped as it is, so that the error lists the fields that it has.
     nested = row.wrap(name, fields if fields.keys() >= {"role", "content"} else message)
     role = nested.text("role")
     if role.lower() not in ROLES:

@@ -35,7 +35,7 @@ class LevelScheme:
     """The fitted scheme of one attribute.
 
     Attributes:
-        attribute: Its levels.
+        attribute: The attribute and its levels.
         thresholds: Scores between the levels; a score equal to a threshold is in the upper level.
         within_prompt: Whether the level is the rank of a score among the scores of its prompt.
     """
@@ -45,13 +45,13 @@ class LevelScheme:
     within_prompt: bool = False
 
     def indices(self, values: Sequence[Value]) -> list[int | None]:
-        """Return the level of each value of one prompt; ``None`` for all if ranks are needed and all values are equal.
+        """Return the level index of each value of one prompt; ``None`` if levels are ranks and all values are equal.
 
         Raises:
             LevelError: A value has no level.
         """
         if self.within_prompt:
-            return _ranks([_number(value) for value in values], len(self.attribute.levels))
+            return _levels_by_rank([_number(value) for value in values], len(self.attribute.levels))
         if self.thresholds:
             return [bisect_right(self.thresholds, _number(value)) for value in values]
         return [self._named(value) for value in values]
@@ -78,10 +78,10 @@ class LevelScheme:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> LevelScheme:
-        """Return what :meth:`to_dict` wrote."""
-        attribute = fields["attribute"]
-        levels = Attribute(attribute["name"], tuple(attribute["levels"]), attribute["is_ordered"])
-        return cls(levels, tuple(fields["thresholds"]), fields["within_prompt"])
+        """Return the scheme from the result of :meth:`to_dict`."""
+        stored = fields["attribute"]
+        attribute = Attribute(stored["name"], tuple(stored["levels"]), stored["is_ordered"])
+        return cls(attribute, tuple(fields["thresholds"]), fields["within_prompt"])
 
 
 class LevelError(ValueError):
@@ -103,13 +103,16 @@ def _number(value: Value) -> float:
     return value
 
 
-def _ranks(values: Sequence[float], count: int) -> list[int | None]:
-    """Return the level of each value by its rank among the values; ``None`` if all values are equal."""
+def _levels_by_rank(values: Sequence[float], count: int) -> list[int | None]:
+    """Return the level of each value by its rank among the values, equal values sharing their mean rank.
+
+    The ranks are divided into ``count`` levels; all are ``None`` if all values are equal.
+    """
     if len(set(values)) < 2:
         return [None] * len(values)
     scores = np.array(values)
-    below = (scores[None] < scores[:, None]).sum(1) + ((scores[None] == scores[:, None]).sum(1) - 1) / 2
-    return [int((below[i] + 0.5) / len(values) * count) for i in range(len(values))]
+    mean_rank = (scores[None] < scores[:, None]).sum(1) + ((scores[None] == scores[:, None]).sum(1) - 1) / 2
+    return [int((mean_rank[i] + 0.5) / len(values) * count) for i in range(len(values))]
 
 
 class AttributeFeedback(NamedTuple):
@@ -158,10 +161,10 @@ def fit_named(settings: LevelSettings, feedback: AttributeFeedback) -> LevelSche
         raise ConfigError(
             f"{_option(feedback.name)}.scheme: the feedback is scores, not named levels; expected {schemes}"
         )
-    known = {*map(str, values)}
-    for usual in (("bad", "good"), ("false", "true")):
-        if not settings.names and known <= {*usual}:
-            return LevelScheme(Attribute(feedback.name, usual, settings.is_ordered is not False))
+    known = set(map(str, values))
+    for pair in (("bad", "good"), ("false", "true")):
+        if not settings.names and known <= set(pair):
+            return LevelScheme(Attribute(feedback.name, pair, settings.is_ordered is not False))
     names = settings.names or tuple(sorted(known))
     is_ordered = bool(settings.names) if settings.is_ordered is None else settings.is_ordered
     if is_ordered and not settings.names:
@@ -219,7 +222,7 @@ def fit_within_prompt(settings: LevelSettings, feedback: AttributeFeedback) -> L
 
 @SCHEMES.register("auto")
 def fit_auto(settings: LevelSettings, feedback: AttributeFeedback) -> LevelScheme:
-    """Return the scheme that fits the values."""
+    """Return the scheme that the kind of feedback and the settings call for."""
     values = feedback.values
     if all(isinstance(value, str) for value in values):
         scheme = "named"
@@ -253,5 +256,5 @@ def _refuse_constant(feedback: AttributeFeedback, numbers: Sequence[float]) -> N
 
 
 def _option(name: str) -> str:
-    """Return the option of the settings of an attribute's levels."""
+    """Return the option that sets the levels of an attribute."""
     return f"--data.attribute_levels.{name}" if name else "--data.levels"

@@ -1,7 +1,7 @@
-"""The formats of preference data, by name, and the functions that read their rows.
+"""The formats of preference data (``--data.source``), by name, and functions that read data in them.
 
-A format is a pure function from a row to an example; ``rows`` and ``places`` read files, folders and the hub. A new
-format is one new file and one line here.
+A format is a pure function from a row to an example; ``rows`` and ``locations`` read files, folders and the hub. To
+add a format, write its module and register it here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Literal, TypeVar
 from meetlm.config.errors import DataError
 from meetlm.config.registry import Registry
 from meetlm.data import feedback, hh, pairs, summarize
-from meetlm.data.example import Example, Prompt, Read, Turn
-from meetlm.data.places import find_rows
+from meetlm.data.example import Example, Prompt, Turn, UnfilteredRows
+from meetlm.data.locations import find_rows
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 
@@ -41,7 +41,7 @@ class Source:
         parse: Turns one row into an example, or raises a ``DataError`` that names file and line.
         fields: Fields of a row with replies; a row without any of them has only a prompt.
         stop: Strings at which a generated completion ends, besides the end-of-text token.
-        belongs: Whether a row is part of the named split, for formats whose rows name their split.
+        in_split: Whether a row is part of the named split, for formats whose rows name their split.
         format_prompt: Formats a prompt that a user types in the same way as the prompts of the data.
         to_turns: Turns a text prompt into a conversation, for ``data.as_chat``.
         task: What a response is: a reply in a ``dialogue`` or a ``summary``; ``None`` if it is unknown.
@@ -50,7 +50,7 @@ class Source:
     parse: Callable[[Row], Example]
     fields: tuple[str, ...] = ("chosen", "rejected")
     stop: tuple[str, ...] = ()
-    belongs: Callable[[Row, str], bool] = _always
+    in_split: Callable[[Row, str], bool] = _always
     format_prompt: Callable[[Prompt], Prompt] = _unchanged
     to_turns: Callable[[Prompt], tuple[Turn, ...]] = _turns
     task: Literal["dialogue", "summary"] | None = None
@@ -61,7 +61,7 @@ SOURCES.register("hh")(
     Source(hh.parse, stop=hh.STOP, format_prompt=hh.as_transcript, to_turns=hh.to_turns, task="dialogue")
 )
 SOURCES.register("summarize")(
-    Source(summarize.parse, fields=("info", "summaries"), belongs=summarize.belongs, task="summary")
+    Source(summarize.parse, fields=("info", "summaries"), in_split=summarize.in_split, task="summary")
 )
 SOURCES.register("pairs")(Source(pairs.parse))
 SOURCES.register("feedback")(Source(feedback.parse))
@@ -73,37 +73,37 @@ def read_rows(
     parse: Callable[[Row, Source], T],
     *,
     every_split: bool = False,
-) -> Read[T]:
+) -> UnfilteredRows[T]:
     """Read every row of a split.
 
     Args:
         settings: Location and format of the data.
         split: The split to read.
-        parse: Reads a row of this format.
-        every_split: Read every row, whatever its split.
+        parse: Called with each row and its format.
+        every_split: Whether to read rows of other splits too.
 
     Raises:
         ConfigError: ``settings.source`` is not a known format.
-        DataError: The data cannot be found or read, ``parse`` raised the error, or no row is part of the split.
+        DataError: The data cannot be found or read, ``parse`` refuses a row, or no row is part of the split.
     """
     source = SOURCES[settings.source]
-    part = find_rows(settings, split)
-    result: Read[T] = Read([], [])
-    for row in part.rows:
-        if every_split or source.belongs(row, part.split):
+    split_rows = find_rows(settings, split)
+    result: UnfilteredRows[T] = UnfilteredRows([], [])
+    for row in split_rows.rows:
+        if every_split or source.in_split(row, split_rows.split):
             result.rows.append(parse(row, source))
         else:
             result.other_split_rows.append(row.origin)
     if not result.rows:
-        raise DataError(f"no row is part of the split {part.split!r}", file=part.file)
+        raise DataError(f"no row is part of the split {split_rows.split!r}", file=split_rows.file)
     return result
 
 
-def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> Read[Example]:
+def read_examples(settings: DataSettings, split: Literal["train", "eval"]) -> UnfilteredRows[Example]:
     """Read every example of a split.
 
     Raises:
-        MeetError: As of :func:`read_rows`.
+        MeetError: As in :func:`read_rows`.
     """
 
     def parse(row: Row, source: Source) -> Example:

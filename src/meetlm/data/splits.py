@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from meetlm.config.errors import DataError
-from meetlm.data.example import Example, Read
+from meetlm.data.example import Example, UnfilteredRows
 from meetlm.data.settings import DataSettings
 from meetlm.data.sources import read_examples
 
 
-def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
+def read_splits(settings: DataSettings) -> tuple[UnfilteredRows[Example], UnfilteredRows[Example]]:
     """Return the rows to train on and the rows to evaluate on.
 
     With ``settings.holdout`` = N, the rows to evaluate on are all rows of N prompts of the training split: those
@@ -33,7 +33,7 @@ def read_splits(settings: DataSettings) -> tuple[Read[Example], Read[Example]]:
         )
     held_out = set(groups[: settings.holdout])
     training_rows = [example for example in rows if example.group not in held_out]
-    return Read(training_rows, train.other_split_rows), Read(
+    return UnfilteredRows(training_rows, train.other_split_rows), UnfilteredRows(
         [example for example in rows if example.group in held_out], []
     )
 

@@ -45,7 +45,7 @@ def parse(row: Row) -> Example:
     )
 
 
-def belongs(row: Row, split: str) -> bool:
+def in_split(row: Row, split: str) -> bool:
     """Whether the field ``split`` of a row (train, valid1, valid2) is part of ``split``; true without that field."""
     named = row.fields.get("split")
     return named is None or (named == "train") == split.startswith("train")

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.data.encoding import Encoded, Placement, example_lengths
-from meetlm.data.example import Completion, Example, Origin, Read, Turn
+from meetlm.data.example import Completion, Example, Origin, Turn, UnfilteredRows
 from meetlm.data.filters import ExampleTokens, FilterReport, Tally, filter_eval, filter_train, prompt_overlap
 from meetlm.data.fitted_levels import FittedLevels, fit_levels, merge_prompts, num_replies, without_level_lines
 from meetlm.data.prompt_format import PromptFormat
@@ -191,12 +191,12 @@ def report_data(
     )
 
 
-def _first(read: Read[Example], limit: int | None) -> Read[Example]:
+def _first(read: UnfilteredRows[Example], limit: int | None) -> UnfilteredRows[Example]:
     """Return the first ``limit`` rows, and the rows of another split among the lines that hold them."""
     if limit is None or limit >= len(read.rows):
         return read
     end = read.rows[limit].origin.line
-    return Read(read.rows[:limit], [row for row in read.other_split_rows if row.line < end])
+    return UnfilteredRows(read.rows[:limit], [row for row in read.other_split_rows if row.line < end])
 
 
 @dataclass(frozen=True, slots=True)

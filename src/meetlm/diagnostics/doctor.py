@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from meetlm.config.reporter import SILENT, Reporter
-from meetlm.data.example import Example, Read
+from meetlm.data.example import Example, UnfilteredRows
 from meetlm.data.filters import filter_eval, filter_train
 from meetlm.data.fitted_levels import fit_levels, merge_prompts
 from meetlm.data.levels import LevelSpace
@@ -54,7 +54,7 @@ def diagnose(
         DataError: The data cannot be read, or no row can be used.
     """
     reporter.message("reading the data")
-    read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), Read([], []))
+    read, held_out = read_splits(settings) if with_eval else (read_examples(settings, "train"), UnfilteredRows([], []))
     is_chat = read.rows[0].prompt.is_chat
     fitted = fit_levels(settings, merge_prompts(read.rows))
     reporter.message("checking the model")

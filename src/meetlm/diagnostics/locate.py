@@ -10,7 +10,7 @@ from meetlm.config.errors import ConfigError, DataError, nearest
 from meetlm.config.overrides import KeyPath
 from meetlm.config.yaml_files import validate
 from meetlm.data.hh import HUMAN, is_transcript
-from meetlm.data.places import find_rows
+from meetlm.data.locations import find_rows
 from meetlm.data.rows import Row
 from meetlm.data.settings import DataSettings
 

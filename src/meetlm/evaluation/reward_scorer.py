@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meetlm.config.journal import Journal, stored_results
+from meetlm.config.journal import Journal, stored_or_computed
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.example import Prompt
 from meetlm.evaluation.outcomes import Column
@@ -82,7 +82,7 @@ class RewardScorer:
         by_key = {_key(row): row for row in rows if isinstance(row, TokenizedRow)}
         by_length = dict(sorted(by_key.items(), key=lambda entry: (len(entry[1].ids), entry[0])))
         with Journal(self.file) as journal:
-            scores = stored_results(journal, by_length, partial(self.model.score, reporter=reporter), CHUNK)
+            scores = stored_or_computed(journal, by_length, partial(self.model.score, reporter=reporter), CHUNK)
         rewards = [scores[_key(row)] if isinstance(row, TokenizedRow) else None for row in rows]
         return rewards, self.model.problems(rows, rewards, names)
 

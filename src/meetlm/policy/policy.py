@@ -22,7 +22,7 @@ from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.world import World
 from meetlm.controls.base import Control
 from meetlm.controls.kernels.fused_linear import use_fast_products
-from meetlm.data.batch import IGNORE, Block, Layout, budget, collate
+from meetlm.data.batch import IGNORE, Block, Layout, collate, split_by_tokens
 from meetlm.data.encoding import Encoded
 from meetlm.policy.head import LogProbHead, is_linear_head
 from meetlm.policy.loading import checkpoint_activations, checkpoints_activations
@@ -200,7 +200,7 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         sums, world = torch.zeros(len(sequences), dtype=torch.float64), World.current()
-        groups = world.share(list(budget(sequences, max_tokens, share=self.shares_prompts))).values()
+        groups = world.share(list(split_by_tokens(sequences, max_tokens, share=self.shares_prompts))).values()
         with reporter.progress("score", total=sum(map(len, groups))) as progress:
             for indices in groups:
                 batch = collate([sequences[i] for i in indices], self.layout, share=self.shares_prompts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meetlm.config.errors import ConfigError
-from meetlm.config.journal import Journal, stored_results
+from meetlm.config.journal import Journal, stored_or_computed
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.data.encoding import Encoded
 from meetlm.data.example import Prompt, as_reply
@@ -358,7 +358,7 @@ class _BaseModel:
         keys = [hashlib.sha256(repr(row).encode()).hexdigest()[:24] for row in rows]
         by_key = {key: row for key, row in zip(keys, rows, strict=True) if row is not None}
         with Journal(self.file, {"model": self.settings.name}) as journal:
-            nlls = stored_results(journal, by_key, self._score, CHUNK)
+            nlls = stored_or_computed(journal, by_key, self._score, CHUNK)
         return [None if row is None else nlls[key] for key, row in zip(keys, rows, strict=True)]
 
     def _score(self, rows: Sequence[EncodedReply]) -> list[float]:

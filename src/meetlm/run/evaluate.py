@@ -18,8 +18,8 @@ from meetlm.evaluation.record import Evaluation
 from meetlm.evaluation.settings import EvaluationSettings, JudgeSettings, RewardSettings
 from meetlm.generation.settings import Sampling
 from meetlm.report.write import write_report
-from meetlm.run.compared import HeldOutReplies, chosen_replies, data_of_runs, named_paths, read_systems
 from meetlm.run.levels import Level
+from meetlm.run.systems import HeldOutReplies, chosen_replies, data_of_runs, named_paths, read_systems
 
 Paths = str | Path | Sequence[str | Path]
 S = TypeVar("S", bound=Settings)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from meetlm.config.reporter import Reporter
 from meetlm.controls.build import build_control
-from meetlm.data.batch import Layout, budget, size_of
+from meetlm.data.batch import Layout, size_of, split_by_tokens
 from meetlm.data.encoding import Encoded
 from meetlm.data.formats import Item
 from meetlm.objectives.base import OBJECTIVES
@@ -213,7 +213,7 @@ def measure_scoring(policy: Policy, sequences: Sequence[Encoded]) -> Cost:
 def scored_positions(layout: Layout, sequences: Sequence[Encoded]) -> int:
     """Return the positions that :meth:`Policy.score` computes for ``sequences``."""
     share = layout == "packed"
-    groups = ([sequences[index] for index in group] for group in budget(sequences, SCORED_TOKENS, share=share))
+    groups = ([sequences[index] for index in group] for group in split_by_tokens(sequences, SCORED_TOKENS, share=share))
     return sum(size_of(group, layout, share=share).positions for group in groups)
 
 

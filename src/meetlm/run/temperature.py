@@ -19,11 +19,11 @@ from meetlm.evaluation.record import Evaluation
 from meetlm.evaluation.settings import EvaluationSettings
 from meetlm.generation.settings import Sampling
 from meetlm.report.write import folder_of
-from meetlm.run.compared import chosen_replies
 from meetlm.run.completions import completions_file, write_completions
 from meetlm.run.evaluate import compare
 from meetlm.run.folder import read_data_settings, read_meet
 from meetlm.run.levels import Level
+from meetlm.run.systems import chosen_replies
 
 
 def sweep_temperature(

@@ -1,4 +1,4 @@
-"""The completions that an evaluation compares: files, or those of `meet generate` in a run's folder."""
+"""The systems that an evaluation compares: files of completions, or runs with completions of `meet generate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meetlm.run.folder import CONFIG, MEET, read_data_settings, read_meet
 from meetlm.run.levels import Level, level_text
 
 NamedPaths = tuple[str, Sequence[Path]]
-"""The name of a system, and its runs' folders and files of completions."""
+"""The name of a system, and its paths: folders of runs, or files of completions."""
 
 
 def read_systems(
@@ -36,23 +36,25 @@ def read_systems(
 
     Args:
         systems: Names and paths; several paths of a system are replicates.
-        level: Level of the completions to use of a run; its default level where ``None``.
-        sampling: Sampling of the completions to select from a run; files with other sampling are refused.
-        held_out: Ids of the prompts to compare.
-        data: The data that these prompts are from, for messages; ``None`` if they are the run's own.
+        level: Level of the completions to select from a run; ``None`` for the run's default level.
+        sampling: Sampling of the completions to select from a run; files sampled with other settings are refused.
+        held_out: Ids of the held-out prompts to compare.
+        data: The data with these prompts, for messages; ``None`` for the run's own held-out data.
 
     Raises:
-        ConfigError: Two systems have the same name, a path is neither a run nor a file, or a file has other
-            sampling.
-        RunError: A run has no such completions; the message has the command that writes them.
+        ConfigError: Two systems have the same name, a path is neither a run nor a file, or a file was
+            sampled with other settings.
+        RunError: A run has no such completions; the message contains the command that generates them.
         DataError: A row to compare cannot be used.
     """
     result: list[SystemCompletions] = []
     for name, paths in systems:
         if name in [completions.system.name for completions in result]:
             raise ConfigError(f"two systems have the name {name!r}: give each a name of its own with NAME={paths[0]}")
-        completions = read_completions(name, [_files(path, level, sampling, held_out, data) for path in paths])
-        _compare_stated(completions, level, sampling)
+        completions = read_completions(
+            name, [_completion_files(path, level, sampling, held_out, data) for path in paths]
+        )
+        _check_level_and_sampling(completions, level, sampling)
         result.append(completions)
     return result
 
@@ -60,7 +62,7 @@ def read_systems(
 def named_paths(arg: str) -> tuple[str, list[Path]]:
     """Return the name and the paths of ``PATH``, ``NAME=PATH`` or ``NAME=PATH,PATH``.
 
-    An existing path is a path, whatever characters it contains.
+    The name of an existing file or folder is never split at ``=`` or ``,``.
     """
     name, equals, paths_text = arg.partition("=")
     if not equals or Path(arg).exists():
@@ -70,10 +72,10 @@ def named_paths(arg: str) -> tuple[str, list[Path]]:
 
 
 def data_of_runs(systems: Sequence[NamedPaths]) -> DataSettings:
-    """Return the data settings of the first run among systems.
+    """Return the data settings of the first run among the paths of the systems.
 
     Raises:
-        ConfigError: No system is a run, or a path before the first run does not exist.
+        ConfigError: No path is a run, or a path before the first run does not exist.
     """
     for path in [path for _, paths in systems for path in paths]:
         if (path / CONFIG).is_file():
@@ -85,11 +87,11 @@ def data_of_runs(systems: Sequence[NamedPaths]) -> DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutReplies:
-    """The held-out data as an evaluation needs them.
+    """The held-out prompts and their preferred replies.
 
     Attributes:
         chosen: The preferred reply of each distinct prompt by its id, in order; ``None`` if its rows have none.
-        problems: Rows that were not taken, or that lack something.
+        problems: Rows that were left out, and prompts without a preferred reply.
         sha256: Hash of these prompts and replies.
     """
 
@@ -121,11 +123,11 @@ def chosen_replies(settings: DataSettings) -> HeldOutReplies:
     )
 
 
-def _compare_stated(completions: SystemCompletions, level: Level | None, sampling: Sampling) -> None:
-    """Refuse completions with sampling other than ``sampling``; report completions at another level.
+def _check_level_and_sampling(completions: SystemCompletions, level: Level | None, sampling: Sampling) -> None:
+    """Raise an error if the completions state other sampling; record a problem if they state another level.
 
     Raises:
-        ConfigError: Their sampling differs.
+        ConfigError: The sampling differs.
     """
     system = completions.system
     for name, expected in sampling.model_dump().items():
@@ -136,7 +138,8 @@ def _compare_stated(completions: SystemCompletions, level: Level | None, samplin
                 f"{system.name} was sampled with {name} {value:g}, not {expected:g} ({system.files[0]}): pass "
                 f"--{option} {value:g} to compare these completions"
             )
-    if isinstance(level, int | float) or level is None or system.level is None:  # a number is a level of runs only
+    # A file states its level as a name or as weights: a number cannot be compared with it.
+    if isinstance(level, int | float) or level is None or system.level is None:
         return
     if level_text(system.level) != level_text(level):
         problem = (
@@ -145,10 +148,10 @@ def _compare_stated(completions: SystemCompletions, level: Level | None, samplin
         completions.problems.append(Problem(problem, system.files))
 
 
-def _files(
+def _completion_files(
     path: Path, level: Level | None, sampling: Sampling, held_out: Container[str], data: DataSettings | None
 ) -> list[Path]:
-    """Return a file, or the files of a run with completions of held-out prompts at this level and sampling."""
+    """Return ``path`` if it is a file, else the run's files with completions of held-out prompts at this level."""
     if path.is_file():
         return [path]
     if not (path / CONFIG).is_file() and not (path / MEET).is_file():

@@ -17,7 +17,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 
 
 class SplitRows(NamedTuple):
-    """The rows of a split, the name of the split, and the file or hub name."""
+    """The rows of a split, the name of the split, and the file, folder or hub name that they come from."""
 
     rows: Iterator[Row]
     split: str
@@ -25,38 +25,41 @@ class SplitRows(NamedTuple):
 
 
 def find_rows(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
-    """Return the rows of a split, with columns renamed by ``settings.columns``; rows are read as they are iterated.
+    """Return the rows of a split; they are read lazily.
+
+    ``settings.columns`` renames their columns, and ``settings.attributes`` selects their feedback.
 
     Raises:
-        DataError: The data do not exist; the message lists the paths that were tried.
+        DataError: The data does not exist; the message says where it was looked for.
     """
-    part = _locate(settings, split)
-    rows = part.rows
+    split_rows = _locate(settings, split)
+    rows = split_rows.rows
     if settings.columns:
         rows = (row.rename(settings.columns) for row in rows)
     if settings.attributes:
         rows = (row.gather(settings.attributes) for row in rows)
-    return part._replace(rows=rows)
+    return split_rows._replace(rows=rows)
 
 
 def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRows:
     explicit = settings.train_file if split == "train" else settings.eval_file
     name = settings.train_split if split == "train" else settings.eval_split
     base = None if settings.path is None else Path(settings.path).expanduser()
+    has_folder = base is not None and base.is_dir()
     if explicit is not None:
         file = Path(explicit).expanduser()
-        file = base / file if base is not None and base.is_dir() else file
+        file = base / file if base is not None and has_folder else file
         return SplitRows(read_file(file), name, str(file))
-    has_train_only = split == "eval" and settings.train_file is not None and not (base is not None and base.is_dir())
-    if base is None or base.is_file() or has_train_only:
-        if base is None or split == "eval":
-            file_name = settings.path or settings.train_file or settings.eval_file or ""
-            remedy = "--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data"
-            raise DataError(
-                f"no {'held-out' if split == 'eval' else 'training'} data",
-                file=file_name,
-                expected=remedy if split == "eval" else "--data.train_file FILE",
-            )
+    # A file given for the training data contains no held-out data.
+    if split == "eval" and not has_folder and (base is None or base.is_file() or settings.train_file is not None):
+        raise DataError(
+            "no held-out data",
+            file=settings.path or settings.train_file or "",
+            expected="--data.eval_file FILE, or --data.holdout N to hold out N prompts of the training data",
+        )
+    if base is None:
+        raise DataError("no training data", file=settings.eval_file or "", expected="--data.train_file FILE")
+    if base.is_file():
         return SplitRows(read_file(base), name, str(base))
     if base.is_dir():
         return _in_folder(base, settings.subset, name)
@@ -66,7 +69,7 @@ def _locate(settings: DataSettings, split: Literal["train", "eval"]) -> SplitRow
             file=str(base),
             expected=f"a file ({', '.join(READERS)}), a folder, or a hub name such as Anthropic/hh-rlhf",
         )
-    return _through_datasets(str(settings.path), settings.subset, name, note="")
+    return _load_with_datasets(str(settings.path), settings.subset, name, note="")
 
 
 def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
@@ -74,14 +77,14 @@ def _in_folder(folder: Path, subset: str | None, split: str) -> SplitRows:
     subset_folder = _subset_folder(folder, subset)
     searched = subset_folder or folder
     if (searched / "dataset_dict.json").is_file() or (searched / "dataset_info.json").is_file():
-        return _from_rows(str(searched), None, split, lambda: _saved(searched, split))
-    for ending in READERS:
-        file = searched / f"{split}{ending}"
+        return _lazy_rows(str(searched), None, split, lambda: _load_saved(searched, split))
+    for extension in READERS:
+        file = searched / f"{split}{extension}"
         if file.is_file():
             return SplitRows(read_file(file), split, str(file))
     files = f"{searched / split}{{{','.join(READERS)}}}"
     note = f" (also looked for {files})"
-    return _through_datasets(str(folder), subset if subset_folder else None, split, note=note)
+    return _load_with_datasets(str(folder), subset if subset_folder else None, split, note=note)
 
 
 def _subset_folder(folder: Path, subset: str | None) -> Path | None:
@@ -89,7 +92,7 @@ def _subset_folder(folder: Path, subset: str | None) -> Path | None:
 
     A missing subset is an error: a misspelt name would silently select every row.
     """
-    if subset is None or folder.resolve().name == subset and not (folder / subset).is_dir():
+    if subset is None or (folder.resolve().name == subset and not (folder / subset).is_dir()):
         return None
     if not (folder / subset).is_dir():
         names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -103,12 +106,12 @@ def _is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith(tuple(READERS))
 
 
-def _through_datasets(path: str, subset: str | None, split: str, note: str) -> SplitRows:
-    return _from_rows(path, subset, split, lambda: _load(path, subset, split, note))
+def _load_with_datasets(path: str, subset: str | None, split: str, note: str) -> SplitRows:
+    return _lazy_rows(path, subset, split, lambda: _load_dataset(path, subset, split, note))
 
 
-def _from_rows(path: str, subset: str | None, split: str, load: Callable[[], Any]) -> SplitRows:
-    """Return rows of the ``datasets`` library, with row numbers in place of line numbers."""
+def _lazy_rows(path: str, subset: str | None, split: str, load: Callable[[], Any]) -> SplitRows:
+    """Return the rows of the table that ``load`` returns, numbered from 1; it is called when the first row is read."""
     file = f"{path}/{subset} [{split}]" if subset else f"{path} [{split}]"
 
     def rows() -> Iterator[Row]:
@@ -122,7 +125,7 @@ def _from_rows(path: str, subset: str | None, split: str, load: Callable[[], Any
     return SplitRows(non_empty(rows(), file), split, file)
 
 
-def _saved(folder: Path, split: str) -> Any:
+def _load_saved(folder: Path, split: str) -> Any:
     """Return a split of a data set written by ``save_to_disk``."""
     from datasets import DatasetDict, load_from_disk
 
@@ -134,7 +137,7 @@ def _saved(folder: Path, split: str) -> Any:
     return table[split]
 
 
-def _load(path: str, subset: str | None, split: str, note: str) -> Any:
+def _load_dataset(path: str, subset: str | None, split: str, note: str) -> Any:
     import datasets  # takes two seconds to import, and local files do not need it
     import huggingface_hub.constants
 
