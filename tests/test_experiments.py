@@ -110,8 +110,9 @@ def test_the_page_states_differences_and_where_fluency_breaks(
             file.write_text(json.dumps({"settings": settings_by_arm[arm], "metrics": metrics}))
     report.main()
     page = (tmp_path / "experiments.md").read_text(encoding="utf-8")
-    assert "MEET, level chosen on validation is ahead of DPO." in page
-    assert "DPO is ahead of MEET." in page
+    differences = next(line for line in page.splitlines() if line.startswith("| DPO | ") and "**" in line)
+    meet, by_level = differences.split(" | ")[1:3]
+    assert meet.startswith("**−0.") and by_level.startswith("**1.")  # 0.4 and, at level 2, 1.6, against 0.5
     row = next(line for line in page.splitlines() if line.startswith("| level 3 "))
     assert "repeated 4-grams +0.20" in row
     assert "The reward rises with the level" in page

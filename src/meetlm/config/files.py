@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -61,7 +61,7 @@ def explain_write_errors(path: Path, remedy: str = "run the same command again t
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is created, for this process alone.
+    """Hold a folder for this process alone; it is created, and removed again if nothing is written to it.
 
     The lock is the operating system's, on the open folder: it ends with the process, however that ends. File systems
     without locks, and systems other than POSIX, have no such protection.
@@ -69,16 +69,19 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: Another process holds the folder.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    if os.name != "posix":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     try:
-        lock(descriptor, folder)
+        if descriptor is not None:
+            lock(descriptor, folder)
         yield
     finally:
-        os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def lock(descriptor: int, path: Path) -> None:
