@@ -39,7 +39,7 @@ def feedback(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(aligned: Aligned, feedback: Path) -> Iterator[str]:
-    with serving(aligned, feedback) as address:
+    with serving(aligned, feedback, scorers=("words",)) as address:
         yield address
 
 
@@ -131,7 +131,9 @@ def test_the_page(aligned: Aligned, address: str, feedback: Path, phone: bool) -
         replies = [column.locator(".text").inner_text() for column in columns.all()]
         expected = [aligned.generate(["Hi <b>there</b>"], level, max_new_tokens=12)[0] for level in (0, 1, 1.3)]
         assert [" ".join(reply.split()) for reply in replies] == [" ".join(text.split()) for text in expected]
-        assert all("bad – good" in text for text in columns.locator(".scores").all_inner_texts())
+        scores = [text.split() for text in columns.locator(".scores").all_inner_texts()]
+        assert [text[:3] for text in scores] == [["bad", "–", "good"]] * 3
+        assert [text[-2:] for text in scores] == [["words", str(len(text.split()))] for text in expected]
         assert page.evaluate(FITS) and page.locator("article b").count() == 0
 
         rated = columns.nth(2)

@@ -42,11 +42,13 @@ def retain_freed_memory() -> None:
             mallopt(number, value)
 
 
-def use_one_arena() -> None:
-    """Set glibc to serve all threads from one arena, unless the user has set ``MALLOC_ARENA_MAX``.
+def prepare_server() -> None:
+    """Bound the memory of a process that computes sequences of all lengths for days; call this before a model runs.
 
-    A thread's own arena grows in parts of 64 MB, each of which stays as long as anything in it is in use.
+    oneDNN remembers how it computes each shape, up to 1024 of them: SmolLM2's took hundreds of megabytes. A thread's
+    own arena in glibc grows in parts of 64 MB, each of which stays as long as anything in it is in use.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_ARENA_MAX, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from meetlm.config.errors import ConfigError
-from meetlm.config.process import use_one_arena
+from meetlm.config.process import prepare_server
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.run.aligned import load
 from meetlm.run.levels import levels_text
@@ -31,7 +31,7 @@ def serve(run: Path, settings: ServingSettings, *, reporter: Reporter = SILENT) 
         RunError: The folder holds no finished run.
         ConfigError: The address cannot be used, or the API key is not set.
     """
-    use_one_arena()
+    prepare_server()
     aligned = load(run)
     name = settings.name or run.resolve().name
     app = build_app(aligned, name, settings, run / FEEDBACK)

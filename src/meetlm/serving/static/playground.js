@@ -56,7 +56,8 @@ class Slider {
     const last = Math.max(attribute.levels.length - 1, 1);
     const margin = isScale(attribute) ? BEYOND : 0;
     this.element.querySelector("legend").textContent = name;
-    this.element.querySelector(".use").hidden = info.attributes.length === 1;
+    const isAlone = info.attributes.length === 1; // the heading of the column has its name and level
+    for (const part of ["legend", ".use", "output"]) this.element.querySelector(part).hidden = isAlone;
     this.input.setAttribute("aria-label", name);
     Object.assign(this.input, { min: -margin, max: 1 + margin, step: isScale(attribute) ? 0.05 : 1 / last, value: place });
     this.checkbox.checked = isUsed;
@@ -364,6 +365,7 @@ async function start() {
   byId("model").textContent = info.model;
   document.title = `Playground: ${info.model}`;
   byId("dial-note").hidden = !info.attributes.some((attribute) => info.dial[attribute.name]);
+  byId("score-note").hidden = !info.attributes.some((attribute) => attribute.is_ordered && attribute.levels.length > 1);
   byId("feedback").textContent = info.feedback;
   byId("max-tokens").max = info.max_tokens;
   byId("max-tokens").value = Math.min(100, info.max_tokens);
