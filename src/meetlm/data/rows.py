@@ -307,8 +307,9 @@ def _parquet(file: Path) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(fields, Origin(str(file), number))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"cannot be read as Parquet: {error}", file=str(file)) from None
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot be read as Parquet: {reason}", file=str(file)) from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
