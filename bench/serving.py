@@ -155,7 +155,7 @@ def markdown(measured: list[Load], others: list[float], args: argparse.Namespace
             f"- A run of SmolLM2-135M-Instruct, two levels (LoRA of rank 4); {args.threads} threads per server. "
             "meet serve and transformers serve compute in f32; llama.cpp has weights, keys and values in f32, or all "
             "of them in f16. transformers serve has one level merged into the weights and answers one request after "
-            "another (on a CPU it closes the connection with --continuous-batching). llama.cpp has 8 slots; it "
+            "another (without --continuous-batching, whose cache took all memory of 24 GiB). llama.cpp has 8 slots; it "
             "batches requests of equal LoRA scales only, so requests at mixed levels wait for each other.",
             f"- {REQUESTS} streamed requests sent at once, greedy, up to {MAX_TOKENS} tokens. Prompts are the same "
             "for all servers in a round and new in each round. Mixed levels: good, bad, 1.3·good − 0.3·bad, "
