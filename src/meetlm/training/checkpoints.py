@@ -53,13 +53,18 @@ def check_checkpoint(checkpoint: Path, names: Sequence[str] = ()) -> None:
         )
 
 
-def load_trained(policy: Policy, checkpoint: Path) -> None:
+def load_trained(policy: Policy, checkpoint: Path, names: Sequence[str] = (WEIGHTS,)) -> None:
     """Load the trained parameters of a checkpoint into ``policy``, whose ``requires_grad`` selects them.
 
+    Args:
+        policy: The policy.
+        checkpoint: The checkpoint.
+        names: The files to check before, as in :func:`check_checkpoint`.
+
     Raises:
-        RunError: The checkpoint holds other tensors, or its weights are truncated or altered.
+        RunError: The checkpoint holds other tensors, or one of the files is truncated or altered.
     """
-    check_checkpoint(checkpoint, [WEIGHTS])
+    check_checkpoint(checkpoint, names)
     state = load_file(checkpoint / WEIGHTS)
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     differing = sorted(trained.symmetric_difference(state))

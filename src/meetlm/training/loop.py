@@ -34,7 +34,6 @@ from meetlm.training.callbacks import UseCurrentIntervals
 from meetlm.training.checkpoints import (
     PARTIAL_FOLDER,
     WEIGHTS,
-    check_checkpoint,
     checkpoints,
     load_trained,
     remove_leftovers,
@@ -272,8 +271,7 @@ class StageTrainer(Trainer):
         """Load what :meth:`_save` wrote; every trained parameter must be there."""
         del model
         self._resumed = Path(resume_from_checkpoint)
-        check_checkpoint(self._resumed)
-        load_trained(self._policy, self._resumed)
+        load_trained(self._policy, self._resumed, names=())  # all files are read from here on
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint under a temporary name, rename it, and remove the one before.
