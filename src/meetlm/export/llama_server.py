@@ -23,6 +23,27 @@ ERRORS_ONLY = 1
 """llama.cpp's verbosity that reports errors alone."""
 
 
+def server_params(model: Path, adapters: Sequence[Path], num_positions: int, num_threads: int) -> Any:
+    """Return xllamacpp's parameters of a server on the CPU, on which no adapter acts unless a request says so.
+
+    Args:
+        model: GGUF file of the model.
+        adapters: GGUF files of the adapters, in the order of their ids.
+        num_positions: Size of the context, over all slots.
+        num_threads: Number of threads.
+    """
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 0.0) for file in adapters]
+    params.n_ctx, params.n_gpu_layers = num_positions, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads
+    params.use_jinja, params.verbosity = True, ERRORS_ONLY
+    params.cache_ram_mib = 0  # this cache ignores the scales of adapters
+    return params
+
+
 class LlamaServer:
     """A running server; it ends when nothing refers to it.
 
@@ -39,13 +60,8 @@ class LlamaServer:
         require_extra("xllamacpp", "llama-cpp", "reading GGUF files with llama.cpp")
         import xllamacpp
 
-        params = xllamacpp.CommonParams()
-        params.model.path = str(model)
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 0.0) for file in adapters]
-        params.n_ctx, params.n_parallel, params.n_gpu_layers = num_positions, 1, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-        params.warmup, params.use_jinja, params.verbosity = False, True, ERRORS_ONLY
-        params.cache_ram_mib = 0  # this cache ignores the scales of adapters
+        params = server_params(model, adapters, num_positions, torch.get_num_threads())
+        params.n_parallel, params.warmup = 1, False
         self._server = xllamacpp.Server(params)
         self.url = str(self._server.listening_address)
 
