@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from meetlm.config.errors import RunError
-from meetlm.config.files import sync, write_atomic
+from meetlm.config.files import PARTIAL, sync, write_atomic
 from meetlm.config.overrides import flatten
 from meetlm.config.reporter import SILENT, Reporter
 from meetlm.config.versions import git_hash, versions
@@ -317,22 +317,22 @@ def write_result(
         tokenizer: Tokenizer of the model.
         base: Hub name of the model for the PEFT folders, where training has not changed it; by default the run's model.
     """
-    partial = folder / f"{MODEL}.partial"
+    partial = folder / f"result{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     if policy.lm.generation_config is not None:  # so that other tools stop where replies end
         policy.lm.generation_config.eos_token_id = sorted(end_tokens(policy.lm, tokenizer))
-    policy.lm.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    sync(partial)
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    partial.rename(folder / MODEL)
+    policy.lm.save_pretrained(partial / MODEL)
+    tokenizer.save_pretrained(partial / MODEL)
     state = {name: tensor.detach().contiguous() for name, tensor in policy.control.state_dict().items()}
     if state:
-        save_file(state, folder / CONTROL)
-        sync(folder / CONTROL)
+        save_file(state, partial / CONTROL)
     if peft_failure_reason(policy.control) is None:
-        export_levels(policy.control, folder / LEVELS, base or (folder / MODEL).resolve())
-        sync(folder / LEVELS)
+        export_levels(policy.control, partial / LEVELS, base or (folder / MODEL).resolve())
+    sync(partial)
+    for path in sorted(partial.iterdir()):
+        shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    partial.rmdir()
     sync(folder, deep=False)
     write_atomic(folder / MEET, json.dumps(meet.to_dict(), indent=2) + "\n")
     sync(folder, deep=False)  # from here on the checkpoints may be removed
