@@ -31,7 +31,7 @@ test-distributed: $(READY)
 
 # Killed processes, full disks, damaged files. Up to 12 minutes; MEETLM_KILLS=20 for the record in docs/reliability.md.
 test-faults: $(READY)
-	$(PYTEST) -m faults tests/faults
+	$(PYTEST) --dist worksteal -m faults tests/faults
 
 # Whether the tests notice deliberate breaks of the code.
 mutations: $(READY)

@@ -10,7 +10,9 @@ import ctypes
 import importlib
 import multiprocessing
 import os
+import random
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +103,23 @@ def run(
         in_phase = event
     assert process.exitcode is not None
     return Ending(process.exitcode, seconds, in_phase, (folder / "messages").read_text())
+
+
+def kill_after_first_checkpoint(args: Sequence[object], folder: Path, seconds: float) -> Ending:
+    """Run ``meet`` until it is killed in step 2 when the first checkpoint is the only one; return how that run ended.
+
+    Args:
+        args: The arguments, which write to ``folder / FOLDER``.
+        folder: Folder of the process, emptied before each run.
+        seconds: How long step 2 takes.
+    """
+    draw = random.Random(0)
+    for _ in range(100):
+        shutil.rmtree(folder)
+        killed = run(args, folder, phase="step 2", kill_at=draw.uniform(0, seconds))
+        if [path.name for path in (folder / FOLDER / "step2").glob("checkpoint-*")] == ["checkpoint-2"]:
+            return killed
+    raise AssertionError("no kill came between the first checkpoint and the second")
 
 
 def _receive(receiver: Connection) -> bool | None:

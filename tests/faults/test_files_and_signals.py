@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from killing import FOLDER, Ending, run, succeed
+from killing import FOLDER, Ending, kill_after_first_checkpoint, run, succeed
 
 from meetlm.config.files import locked, manifest_failure_reason
 from meetlm.config.journal import Journal
@@ -35,12 +35,10 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 @pytest.fixture(scope="module")
 def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder whose run was killed in step 2, after its first checkpoint and before its last."""
+    """Return a folder whose run was killed in step 2, after its first checkpoint and before its second."""
     folder = tmp_path_factory.mktemp("killed")
     seconds = succeed(run(train(inputs, folder), folder, phase="step 2")).seconds
-    while not list((folder / FOLDER / "step2").glob("checkpoint-2")):
-        shutil.rmtree(folder)
-        run(train(inputs, folder), folder, phase="step 2", kill_at=0.6 * seconds)
+    kill_after_first_checkpoint(train(inputs, folder), folder, seconds)
     return folder
 
 

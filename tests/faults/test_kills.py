@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from killing import BREAKS, FOLDER, run, succeed
+from killing import BREAKS, FOLDER, kill_after_first_checkpoint, run, succeed
 
 from meetlm.run.verify_resume import file_hashes
 from reward_models import folder_of
@@ -91,11 +91,7 @@ def test_a_broken_restore_is_noticed(broken: str, inputs: Path, tmp_path: Path, 
     succeed(run([*command, whole / FOLDER], whole))
     seconds = succeed(run([*command, parts / FOLDER], parts, phase="step 2")).seconds
     assert file_hashes(whole / FOLDER) == file_hashes(parts / FOLDER)
-    while True:  # until it is killed between the first checkpoint and the last step
-        shutil.rmtree(parts)
-        killed = run([*command, parts / FOLDER], parts, phase="step 2", kill_at=0.7 * seconds)
-        if list((parts / FOLDER / "step2").glob("checkpoint-[24]")):
-            break
+    killed = kill_after_first_checkpoint([*command, parts / FOLDER], parts, seconds)
     succeed(run([*command, parts / FOLDER], parts, broken=broken))
     expected, found = file_hashes(whole / FOLDER), file_hashes(parts / FOLDER)
     differing = [name for name in expected if expected[name] != found.get(name)]
